@@ -1,0 +1,50 @@
+"""Errors that a user can cause and can mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: `message` names the thing, `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  {self.hint}"
+
+    def __reduce__(self):
+        # a worker process hands its errors over by pickling
+        return type(self), (self.message, self.hint)
+
+
+class UserErrors(UserError):
+    """Several user errors found together, reported together."""
+
+    def __init__(self, errors: Iterable[UserError]):
+        self.errors = tuple(errors)
+        super().__init__("\n".join(str(error) for error in self.errors))
+
+    def __reduce__(self):
+        return type(self), (self.errors,)
+
+
+def raise_together(errors: Iterable[UserError]) -> None:
+    """Raises all of `errors` as one exception; does nothing when there are none."""
+    flat: list[UserError] = []
+    for error in errors:
+        flat.extend(error.errors if isinstance(error, UserErrors) else [error])
+    if len(flat) == 1:
+        raise flat[0]
+    if flat:
+        raise UserErrors(flat)
+
+
+def nearest_name(name: str, valid_names: Iterable[str]) -> str | None:
+    """The valid name that `name` is most likely a misspelling of, if any comes close."""
+    matches = difflib.get_close_matches(name, list(valid_names), n=1, cutoff=0.6)
+    return matches[0] if matches else None

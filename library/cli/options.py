@@ -1,0 +1,135 @@
+"""Options declared once: a frozen dataclass per concern becomes flags, help, config keys and checks.
+
+A field is declared with `option(...)`. Its annotation gives the type: `bool` (a flag without value), `int`, `float`,
+`str`, `tuple[str, ...]` (one or more values), each possibly `| None`. A dataclass has a `GROUP` class variable, the
+title under which its flags stand in `--help`, and may have a method `problems()` that yields a `UserError` for each
+contradiction between its fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from library.cli.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionSpec:
+    """What is known of one option beside its name, type and default."""
+
+    help: str
+    choices: tuple[str, ...] | None = None
+    minimum: float | None = None
+    above: float | None = None
+    aliases: tuple[str, ...] = ()
+    metavar: str | None = None
+    required: bool = False
+    parse: Callable[[Any], Any] | None = None
+    toml_level: str | None = None
+    toml_key: str | None = None
+
+
+def option(default: Any = None, *, help: str, **details: Any) -> Any:
+    """Declares a dataclass field as an option.
+
+    `minimum` is inclusive, `above` exclusive. `parse` turns the value given (a string from the command line, any TOML
+    value from a file) into the field's value and raises `ValueError` saying what was expected. `toml_level` is
+    "dataset" or "subset" for an option that is the default of a dataset-TOML key, `toml_key` that key where it is
+    spelled differently.
+    """
+    spec = OptionSpec(help=help, **details)
+    return dataclasses.field(default=default, metadata={"option": spec})
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionField:
+    """One declared option: where it is, its type and its specification."""
+
+    name: str
+    owner: type
+    kind: type  # bool, int, float or str
+    is_list: bool
+    is_optional: bool
+    default: Any
+    spec: OptionSpec
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name}"
+
+
+def option_fields(owner: type) -> list[OptionField]:
+    """The options that a dataclass declares, in order."""
+    hints = typing.get_type_hints(owner)
+    fields = []
+    for field in dataclasses.fields(owner):
+        spec = field.metadata.get("option")
+        if spec is None:
+            continue
+        kind, is_list, is_optional = _unwrap(hints[field.name])
+        fields.append(OptionField(field.name, owner, kind, is_list, is_optional, field.default, spec))
+    return fields
+
+
+def _unwrap(annotation: Any) -> tuple[type, bool, bool]:
+    is_optional = False
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        inner = [item for item in typing.get_args(annotation) if item is not type(None)]
+        is_optional = len(inner) < len(typing.get_args(annotation))
+        annotation = inner[0]
+    if typing.get_origin(annotation) is tuple:
+        return typing.get_args(annotation)[0], True, is_optional
+    return annotation, False, is_optional
+
+
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def convert(field: OptionField, value: Any, *, from_text: bool) -> Any:
+    """Checks and converts one given value.
+
+    `from_text`: the value comes from a command line, where all is text; otherwise it is a TOML value, whose type must
+    be right. Raises `ValueError` with what was expected.
+    """
+    if field.spec.parse is not None:
+        return field.spec.parse(value)
+    if field.is_list:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert_one(field, item, from_text) for item in items)
+    return _convert_one(field, value, from_text)
+
+
+def _convert_one(field: OptionField, value: Any, from_text: bool) -> Any:
+    converted = _typed(field.kind, value, from_text)
+    spec = field.spec
+    if spec.choices is not None and converted not in spec.choices:
+        raise ValueError(f"one of {', '.join(spec.choices)}")
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise ValueError("a finite number")
+    if spec.minimum is not None and converted < spec.minimum:
+        raise ValueError(f"{spec.minimum} or more")
+    if spec.above is not None and converted <= spec.above:
+        raise ValueError(f"more than {spec.above}")
+    return converted
+
+
+def _typed(kind: type, value: Any, from_text: bool) -> Any:
+    expected = ValueError(TYPE_NAMES[kind])
+    if from_text and kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            raise expected from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise expected
+    return value
+
+
+Problems = Iterable[UserError]

@@ -1,0 +1,57 @@
+"""The noise schedule: how much of a picture is left at each timestep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """`alphas_cumprod` (T,) float32: the share of the signal's variance that is left at timestep t.
+
+    Notation of "Denoising Diffusion Probabilistic Models" (Ho et al., 2006.11239).
+    """
+
+    alphas_cumprod: torch.Tensor
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def to(self, device: torch.device) -> NoiseSchedule:
+        return NoiseSchedule(self.alphas_cumprod.to(device))
+
+    def signal_and_noise(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The factors of picture and noise, sqrt(a_t) and sqrt(1 - a_t), each (B, 1, 1, 1)."""
+        alphas = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return alphas.sqrt(), (1 - alphas).sqrt()
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise; all (B, C, h, w)."""
+        signal, sigma = self.signal_and_noise(timesteps)
+        return signal * latents + sigma * noise
+
+    def velocity(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 ("Progressive Distillation", Salimans and Ho, 2202.00512)."""
+        signal, sigma = self.signal_and_noise(timesteps)
+        return signal * noise - sigma * latents
+
+    def snr(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Signal-to-noise ratio a_t / (1 - a_t) of each timestep, (B,)."""
+        alphas = self.alphas_cumprod[timesteps]
+        return alphas / (1 - alphas)
+
+
+def target_of(
+    prediction_type: str,
+    schedule: NoiseSchedule,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+) -> torch.Tensor:
+    """What the denoiser should say: the noise ("epsilon") or the velocity ("v_prediction")."""
+    if prediction_type == "v_prediction":
+        return schedule.velocity(latents, noise, timesteps)
+    return noise

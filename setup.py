@@ -1,0 +1,32 @@
+"""Metadata and extras; running it does nothing else."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def requirements(name: str) -> list[str]:
+    """The requirement lines of a file beside this one."""
+    lines = (HERE / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith(("#", "-r"))]
+
+
+setup(
+    name="stable-diffusion-training-toolkit",
+    version="0.1.0",
+    description="LoRA training for Stable Diffusion from the command line",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["library", "library.*", "networks", "networks.*"]),
+    py_modules=["train_network"],
+    package_data={"library.models": ["clip_vocabulary/*"]},
+    install_requires=requirements("requirements.txt"),
+    extras_require={
+        "xformers": ["xformers"],
+        "wandb": ["wandb"],
+        "lycoris": ["lycoris-lora"],
+        "dev": requirements("requirements-dev.txt"),
+    },
+)

@@ -1,0 +1,134 @@
+"""A user who mistypes an option or a value learns all of it at once, with the way out."""
+
+import dataclasses
+from typing import ClassVar
+
+import pytest
+
+from library.cli.errors import UserError, UserErrors
+from library.cli.options import option
+from library.cli.parser import OutputConfigWritten, parse_options
+from library.cli.toml_files import read_toml
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    GROUP: ClassVar[str] = "Rates"
+
+    rate: float = option(0.5, help="a rate", minimum=0)
+    steps: int | None = option(help="how many", above=0)
+    names: tuple[str, ...] = option((), help="names")
+    verbose: bool = option(False, help="say more")
+    kind: str = option("a", help="which", choices=("a", "b"))
+    extension: str = option(".x", help="ending", aliases=("extention",))
+
+    def problems(self):
+        if self.kind == "b" and not self.verbose:
+            yield UserError("--kind b needs --verbose", hint="add --verbose")
+
+
+@dataclasses.dataclass(frozen=True)
+class Needed:
+    GROUP: ClassVar[str] = "Needed"
+
+    folder: str | None = option(help="a folder", required=True)
+
+
+def parse(*argv, checks=(), groups=(Rates,)):
+    return parse_options(argv, groups, program="x", description="d", checks=checks)
+
+
+def messages(error):
+    return [(e.message, e.hint) for e in (error.errors if isinstance(error, UserErrors) else [error])]
+
+
+def test_command_line_values_are_typed():
+    rates = parse("--rate", "1e-3", "--steps=7", "--names", "p", "q", "--verbose", "--extention", ".y")[Rates]
+    assert rates == Rates(rate=0.001, steps=7, names=("p", "q"), verbose=True, kind="a", extension=".y")
+
+
+def test_command_line_wins_over_file_and_file_over_default(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('rate = 2\n[section.deeper]\nsteps = 3\nverbose = true\nnames = ["a"]\nextention = ".z"\n')
+    rates = parse("--config_file", str(file), "--rate", "9")[Rates]
+    assert rates == Rates(rate=9.0, steps=3, names=("a",), verbose=True, extension=".z")
+    # the ending may be left out
+    assert parse("--config_file", str(tmp_path / "c"))[Rates].rate == 2.0
+
+
+def test_all_problems_are_reported_together(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('steps = "many"\nrat = 1\nverbose = 1\n')
+    with pytest.raises(UserErrors) as caught:
+        parse("--config_file", str(file), "--kind", "c", "--verbos", "--rate", "nan", groups=(Rates, Needed))
+    found = messages(caught.value)
+    assert ("unknown option --verbos", "did you mean --verbose?") in found
+    assert (f"{file}: unknown option rat", "did you mean rate?") in found
+    assert (f"{file}: steps = 'many' is not valid", "give a whole number") in found
+    assert (f"{file}: verbose = 1 is not valid", "give true or false") in found
+    assert ("--kind c is not valid", "give one of a, b") in found
+    assert ("--rate nan is not valid", "give a finite number") in found
+    assert ("--folder is missing", "it is required: a folder") in found
+    assert len(found) == 7
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["--rate", "-1"], "give 0 or more"),
+        (["--steps", "0"], "give more than 0"),
+        (["--steps", "1.5"], "give a whole number"),
+        (["--steps"], "x --help lists the options"),
+        (["stray"], "every value follows its --option"),
+        (["--kind", "b"], "add --verbose"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_right(argv, hint):
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    assert messages(caught.value)[0][1] == hint
+
+
+def test_checks_run_beside_other_problems_but_not_on_broken_groups():
+    def check_rates(options):
+        yield UserError(f"rate {options[Rates].rate} is bad")
+
+    def check_needed(options):
+        yield UserError(f"folder {options[Needed].folder} is bad")
+
+    with pytest.raises(UserErrors) as caught:
+        parse("--rate", "x", "--folder", "f", checks=[check_rates, check_needed], groups=(Rates, Needed))
+    assert [message for message, _ in messages(caught.value)] == ["--rate x is not valid", "folder f is bad"]
+
+
+def test_output_config_writes_a_file_that_reads_back_the_same(tmp_path):
+    file = tmp_path / "sub" / "out.toml"
+    with pytest.raises(OutputConfigWritten):
+        parse("--config_file", str(file), "--output_config", "--rate", "0.25", "--names", "p", groups=(Rates, Needed))
+    with pytest.raises(UserError, match="--folder is missing"):
+        parse("--config_file", str(file), groups=(Rates, Needed))
+    assert parse("--config_file", str(file), "--folder", "f", groups=(Rates, Needed))[Rates] == Rates(
+        rate=0.25, names=("p",)
+    )
+    with pytest.raises(UserError, match="exists already"):
+        parse("--config_file", str(file), "--output_config")
+    with pytest.raises(UserError, match="needs --config_file"):
+        parse("--output_config")
+
+
+def test_toml_errors_say_line_and_column(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('a = 1\nb = "C:\\pictures"\n')
+    with pytest.raises(UserError) as caught:
+        read_toml(file, "--dataset_config")
+    assert "line 2, column" in caught.value.message and "--dataset_config" in caught.value.message
+    assert "single quotes" in caught.value.hint
+    with pytest.raises(UserError, match="is a folder"):
+        read_toml(tmp_path, "--config_file")
+    with pytest.raises(UserError, match="does not exist"):
+        read_toml(tmp_path / "none.toml", "--config_file")
+    file.write_bytes(b"a = '\xff'")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_toml(file, "--config_file")
+
+
