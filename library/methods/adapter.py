@@ -1,0 +1,141 @@
+"""The training method of `train_network.py`: an adapter network learns, the model stays as it is."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from library.cli.errors import UserError
+from library.data.randomness import derive_seed
+from library.methods.options import NetworkOptions
+from library.models.family import ModelFamily
+from library.training.method import ParamGroup
+
+
+class AdapterNetwork:
+    """A network of `--network_module`, through the plug-in contract that such modules share.
+
+    Implements `library.training.method.TrainingMethod`.
+    """
+
+    architecture_suffix = "/lora"
+
+    def __init__(self, options: NetworkOptions):
+        self._options = options
+        self._trains_unet = not options.network_train_text_encoder_only
+        self.trains_text_encoders = not options.network_train_unet_only
+        self._network: Any = None
+        self._groups: list[ParamGroup] = []
+        self._text_encoder: Any = None
+        self._unet: Any = None
+
+    def prepare(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
+        """Creates the network and attaches it to the model. Raises `UserError` for arguments it does not take."""
+        module = _import_module(self._options.network_module)
+        roots = family.adapter_roots()
+        self._unet = roots.unet
+        self._text_encoder = roots.text_encoders[0] if len(roots.text_encoders) == 1 else list(roots.text_encoders)
+        torch.manual_seed(derive_seed("network init", seed))
+        self._network = module.create_network(
+            1.0,
+            self._options.network_dim,
+            self._options.network_alpha,
+            family.vae,
+            self._text_encoder,
+            self._unet,
+            neuron_dropout=self._options.network_dropout,
+            **self._options.keyword_arguments(),
+        )
+        self._network.apply_to(self._text_encoder, self._unet, self.trains_text_encoders, self._trains_unet)
+        if self._options.network_weights is not None:
+            self._network.load_weights(self._options.network_weights)
+        if checkpointing:
+            self._network.enable_gradient_checkpointing()
+        self._network.to(torch.float32)
+        self._network.prepare_grad_etc(self._text_encoder, self._unet)
+        self._groups = self._make_groups(default_learning_rate)
+
+    def _make_groups(self, default_learning_rate: float) -> list[ParamGroup]:
+        options = self._options
+        found = self._network.prepare_optimizer_params(
+            options.text_encoder_lr, options.unet_lr, default_learning_rate
+        )
+        groups, names = found if isinstance(found, tuple) else (found, None)
+        named = []
+        for index, group in enumerate(groups):
+            name = names[index] if names else group.get("name", f"group{index}")
+            params = list(group["params"])
+            named.append(ParamGroup(name, params, group.get("lr", default_learning_rate)))
+        if not any(group.params for group in named):
+            raise UserError(
+                "nothing would be trained: every part of the network has learning rate 0 or no layer",
+                hint="check --unet_lr, --text_encoder_lr and --network_args",
+            )
+        return named
+
+    def param_groups(self) -> list[ParamGroup]:
+        return self._groups
+
+    def trainable_modules(self) -> list[nn.Module]:
+        return [self._network]
+
+    def on_epoch_start(self, epoch: int) -> None:
+        self._network.on_epoch_start(self._text_encoder, self._unet)
+
+    def on_step_start(self) -> None:
+        if hasattr(self._network, "on_step_start"):
+            self._network.on_step_start()
+
+    def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
+        self._network.save_weights(str(path), dtype, metadata)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return dict(self._network.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Raises `UserError` when the state is that of another network."""
+        try:
+            self._network.load_state_dict(state)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise UserError(
+                f"the state to resume from is that of another network: {reason}",
+                hint="give the same --network_dim, --network_module and --network_args as the run that saved it",
+            ) from None
+
+    def metadata(self) -> dict[str, str]:
+        options = self._options
+        entries = {
+            "ss_network_module": options.network_module,
+            "ss_network_dim": str(options.network_dim),
+            "ss_network_alpha": str(options.network_alpha),
+            "ss_network_dropout": str(options.network_dropout),
+            "ss_unet_lr": str(options.unet_lr),
+            "ss_text_encoder_lr": str(options.text_encoder_lr),
+        }
+        if options.network_args:
+            entries["ss_network_args"] = json.dumps(options.keyword_arguments())
+        return entries
+
+    def usage_hint(self, path: Path) -> str:
+        return f"load it in your image program as a LoRA, or in Diffusers: pipe.load_lora_weights({str(path)!r})"
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"--network_module {name} cannot be imported: {error}", hint="install what it needs") from None
+    if not inspect.isfunction(getattr(module, "create_network", None)):
+        raise UserError(
+            f"--network_module {name} has no function create_network", hint="name a network module: networks.lora"
+        )
+    return module

@@ -1,0 +1,89 @@
+"""What is looked at before anything is loaded: files that options name, the data, the state to resume from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.cli.errors import UserError
+from library.cli.options import Problems
+from library.cli.parser import Options
+from library.data.options import DatasetOptions
+from library.models.options import ModelOptions
+from library.models.path_checks import model_problems
+from library.training.options import LoggingOptions, OutputOptions, SampleOptions, TrainingOptions
+from library.training.prompts import SamplePrompt, read_prompt_file
+from library.training.states import StateHeader, read_state_header
+
+if TYPE_CHECKING:
+    from library.data.plan import TrainingData
+
+
+@dataclass(frozen=True)
+class PreflightResult:
+    """What the checks have read already."""
+
+    data: TrainingData
+    prompts: list[SamplePrompt]
+    state: StateHeader | None
+
+
+class Preflight:
+    """Checks for `parse_options`; keeps what they read. Nothing here imports torch."""
+
+    def __init__(self) -> None:
+        self._data: TrainingData | None = None
+        self._prompts: list[SamplePrompt] = []
+        self._state: StateHeader | None = None
+
+    def checks(self) -> list[Callable[[Options], Problems]]:
+        return [self._check_model, self._check_folders, self._check_prompts, self._check_state, self._check_data]
+
+    def result(self) -> PreflightResult:
+        assert self._data is not None, "parse_options runs the checks"
+        return PreflightResult(self._data, self._prompts, self._state)
+
+    def _check_model(self, options: Options) -> Problems:
+        return model_problems(options[ModelOptions])
+
+    def _check_data(self, options: Options) -> Problems:
+        from library.data.prepare import load_training_data  # NumPy and Pillow are not for --help
+
+        self._data = load_training_data(options[DatasetOptions])
+        return ()
+
+    def _check_prompts(self, options: Options) -> Problems:
+        path = options[SampleOptions].sample_prompts
+        if path is not None:
+            self._prompts = read_prompt_file(path)
+        return ()
+
+    def _check_folders(self, options: Options) -> Problems:
+        yield from folder_problems("--output_dir", options[OutputOptions].output_dir)
+        yield from folder_problems("--logging_dir", options[LoggingOptions].logging_dir)
+
+    def _check_state(self, options: Options) -> Problems:
+        folder, seed = options[OutputOptions].resume, options[TrainingOptions].seed
+        if folder is None:
+            return
+        self._state = read_state_header(folder)
+        if seed is not None and seed != self._state.seed:
+            yield UserError(
+                f"--seed {seed} is not the seed of {folder}, which is {self._state.seed}",
+                hint="leave --seed out to continue that run",
+            )
+
+
+def folder_problems(flag: str, folder: str | None) -> Problems:
+    """Says beforehand when a folder could not be created or written to."""
+    if folder is None:
+        return
+    path = Path(folder).absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir():
+        yield UserError(f"{flag} {folder}: {existing} is a file", hint="give the path of a folder")
+    elif not os.access(existing, os.W_OK):
+        yield UserError(f"{flag} {folder} cannot be written to", hint="choose another, or change its permissions")

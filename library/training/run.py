@@ -1,0 +1,199 @@
+"""A training run, from options to the last line: puts the parts together and lets the trainer work."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from library.cli.errors import UserError
+from library.cli.parser import Options
+from library.data.dataset import BatchDataset, BatchLoader
+from library.data.options import CachingOptions
+from library.data.plan import TrainingData
+from library.diffusion.options import NoiseOptions
+from library.models.family import ModelFamily
+from library.models.options import ModelOptions
+from library.models.registry import load_family
+from library.training.latents import LatentSource
+from library.training.lr_schedules import make_lr_schedule
+from library.training.metadata import Metadata
+from library.training.method import TrainingMethod
+from library.training.optimizers import make_optimizer
+from library.training.options import (
+    LoggingOptions,
+    OptimizerOptions,
+    OutputOptions,
+    SampleOptions,
+    TrainingOptions,
+)
+from library.training.precision import DTYPES, make_accelerator
+from library.training.preflight import PreflightResult
+from library.training.samples import Sampler
+from library.training.saves import Saver
+from library.training.states import StateHeader
+from library.training.trackers import make_tracker
+from library.training.train_plan import Position, TrainPlan, make_train_plan
+from library.training.trainer import Trainer, TrainerOptions, TrainerParts
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(options: Options, preflight: PreflightResult, method: TrainingMethod) -> None:
+    """Trains `method` on the model that the options name. Raises `UserError` for what the user can mend."""
+    training = options[TrainingOptions]
+    accelerator = make_accelerator(training.mixed_precision)
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.WARNING)
+    for line in preflight.data.bucket_table():
+        logger.info("%s", line)
+    plan = make_train_plan(
+        training,
+        seed=_choose_seed(training, preflight.state, accelerator),
+        num_micro_batches=preflight.data.num_micro_batches,
+        num_processes=accelerator.num_processes,
+    )
+    _check_state_fits(preflight.state, plan)
+    logger.info("%s", _arithmetic(preflight.data, plan))
+
+    family = load_family(options[ModelOptions])
+    method.prepare(
+        family,
+        seed=plan.seed,
+        default_learning_rate=options[OptimizerOptions].learning_rate,
+        checkpointing=training.gradient_checkpointing,
+    )
+    _place(family, method, accelerator, training)
+    trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, plan)
+    if preflight.state is not None and options[OutputOptions].resume is not None:
+        state = preflight.state
+        trainer.resume(options[OutputOptions].resume, Position(state.epoch, state.step_in_epoch, state.global_step))
+    trainer.run()
+    if parts.tracker is not None:
+        parts.tracker.close()
+    if accelerator.is_main_process:
+        _say_what_was_written(parts, options, method, log_folder)
+    accelerator.end_training()
+
+
+def _choose_seed(training: TrainingOptions, state: StateHeader | None, accelerator: Accelerator) -> int:
+    """The seed given, or the resumed state's, or one drawn by the first process and logged."""
+    if state is not None:
+        return state.seed
+    if training.seed is not None:
+        return training.seed
+    drawn = torch.tensor(random.SystemRandom().randrange(2**31), device=accelerator.device)
+    if accelerator.num_processes > 1:
+        drawn = accelerator.reduce(drawn if accelerator.is_main_process else torch.zeros_like(drawn), reduction="sum")
+    logger.info("seed %d (give --seed to repeat this run)", int(drawn))
+    return int(drawn)
+
+
+def _check_state_fits(state: StateHeader | None, plan: TrainPlan) -> None:
+    """A position inside an epoch means something only in the same plan."""
+    if state is None:
+        return
+    now = (plan.num_micro_batches, plan.group_size)
+    then = (state.num_micro_batches, state.group_size)
+    if state.step_in_epoch and now != then:
+        raise UserError(
+            f"--resume: an epoch of the saved run had {then[0]} batches, {then[1]} to a step; now {now[0]}, {now[1]}",
+            hint="resume with the same data, batch size, accumulation and processes, or from a state saved"
+            " at the end of an epoch",
+        )
+    if state.global_step >= plan.num_steps:
+        raise UserError(
+            f"--resume: the saved run has done {state.global_step} steps, and {plan.num_steps} are asked for",
+            hint="raise --max_train_steps or --max_train_epochs",
+        )
+
+
+def _arithmetic(data: TrainingData, plan: TrainPlan) -> str:
+    return (
+        f"{data.num_items} pictures with repeats in {plan.num_micro_batches} batches / accumulation {plan.accumulation}"
+        f" / processes {plan.num_processes} = {plan.steps_per_epoch} steps per epoch; {plan.num_steps} steps in"
+        f" {plan.num_epochs} epochs"
+    )
+
+
+def _place(
+    family: ModelFamily, method: TrainingMethod, accelerator: Accelerator, training: TrainingOptions
+) -> None:
+    """Frozen weights in the precision of the computation, the VAE and what learns in float32."""
+    dtype = DTYPES[training.mixed_precision]
+    family.place(accelerator.device, unet=dtype, text_encoder=dtype, vae=torch.float32)
+    if training.gradient_checkpointing:
+        family.enable_gradient_checkpointing()
+    for module in method.trainable_modules():
+        module.to(accelerator.device)
+
+
+def _assemble(
+    options: Options,
+    preflight: PreflightResult,
+    method: TrainingMethod,
+    family: ModelFamily,
+    accelerator: Accelerator,
+    plan: TrainPlan,
+) -> tuple[Trainer, TrainerParts, Path | None]:
+    caching, noise, output = options[CachingOptions], options[NoiseOptions], options[OutputOptions]
+    data = preflight.data
+    latents = LatentSource(family, caching, accelerator)
+    latents.fill_caches(data)
+    dataset = BatchDataset(
+        data,
+        seed=plan.seed,
+        latent_source=latents.kind,
+        fingerprint=family.vae_fingerprint() if caching.cache_latents_to_disk else "",
+        prior_loss_weight=noise.prior_loss_weight,
+    )
+    groups = method.param_groups()
+    optimizer = accelerator.prepare(make_optimizer(options[OptimizerOptions], groups))
+    tracker = make_tracker(options[LoggingOptions]) if accelerator.is_main_process else None
+    sampler = Sampler(
+        family,
+        preflight.prompts,
+        folder=Path(output.output_dir) / "sample",
+        name=output.output_name,
+        sampler=options[SampleOptions].sample_sampler,
+        seed=plan.seed,
+    )
+    parts = TrainerParts(
+        accelerator=accelerator,
+        family=family,
+        method=method,
+        data=data,
+        loader=BatchLoader(dataset, caching.max_data_loader_n_workers, caching.persistent_data_loader_workers),
+        latents=latents,
+        plan=plan,
+        groups=groups,
+        optimizer=optimizer,
+        lr_schedule=make_lr_schedule(optimizer.optimizer, options[OptimizerOptions], plan.num_steps),
+        saver=Saver(output, method),
+        sampler=sampler if preflight.prompts else None,
+        tracker=tracker[0] if tracker else None,
+        metadata=Metadata(options, data, family, method, plan, optimizer.optimizer),
+    )
+    trainer = Trainer(parts, TrainerOptions(options[TrainingOptions], noise, output, options[SampleOptions]))
+    return trainer, parts, tracker[1] if tracker else None
+
+
+def _say_what_was_written(
+    parts: TrainerParts, options: Options, method: TrainingMethod, log_folder: Path | None
+) -> None:
+    output = options[OutputOptions]
+    lines = ["", "Written:", *(f"  {path}" for path in parts.saver.written)]
+    if parts.sampler is not None:
+        lines.append(f"  {Path(output.output_dir) / 'sample'} (sample pictures)")
+    if log_folder is not None:
+        lines.append(f"  {log_folder} (curves; tensorboard --logdir {options[LoggingOptions].logging_dir} shows them)")
+    last = next(path for path in reversed(parts.saver.written) if path.suffix == ".safetensors")
+    lines += ["Next:", f"  {method.usage_hint(last)}"]
+    if output.save_state:
+        state = parts.saver.written[-1]
+        lines.append(f"  or go on: the same command with --resume {state} and more --max_train_steps")
+    for line in lines:
+        logger.info("%s", line)

@@ -1,0 +1,125 @@
+"""Sample pictures: drawn from the model as it is now, without a trace in the run's randomness."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, SchedulerMixin
+from PIL import Image
+
+from library.cli.atomic_files import atomic_path
+from library.data.randomness import derive_seed
+from library.models.family import Conditioning, ModelFamily
+from library.training.prompts import SamplePrompt
+
+logger = logging.getLogger(__name__)
+
+
+def _betas(alphas_cumprod: torch.Tensor) -> np.ndarray:
+    alphas = alphas_cumprod.double().cpu().numpy()
+    return 1 - alphas / np.concatenate([[1.0], alphas[:-1]])
+
+
+def _ddim(family: ModelFamily) -> SchedulerMixin:
+    return DDIMScheduler(
+        trained_betas=_betas(family.alphas_cumprod()),
+        prediction_type=family.prediction_type,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def _euler_a(family: ModelFamily) -> SchedulerMixin:
+    return EulerAncestralDiscreteScheduler(
+        trained_betas=_betas(family.alphas_cumprod()),
+        prediction_type=family.prediction_type,
+        steps_offset=1,
+    )
+
+
+SAMPLERS: dict[str, Callable[[ModelFamily], SchedulerMixin]] = {"ddim": _ddim, "euler_a": _euler_a}
+
+
+@torch.no_grad()
+def draw_sample(family: ModelFamily, prompt: SamplePrompt, *, sampler: str, seed: int) -> Image.Image:
+    """Draws one picture with classifier-free guidance ("Classifier-Free Diffusion Guidance", Ho, 2207.12598).
+
+    All randomness comes from a generator of its own, seeded with `seed`.
+    """
+    device = next(family.unet.parameters()).device
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shape = (1, family.latent_channels, prompt.height // family.vae_scale, prompt.width // family.vae_scale)
+    scheduler = SAMPLERS[sampler](family)
+    scheduler.set_timesteps(prompt.sample_steps, device=device)
+    latents = torch.randn(shape, generator=generator).to(device) * scheduler.init_noise_sigma
+    conditioning = family.encode_prompts([prompt.negative_prompt, prompt.prompt])
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(latents, timestep)
+        guided = _guided(family, scaled, timestep, conditioning, prompt.scale)
+        latents = _advance(scheduler, guided, timestep, latents, generator)
+    pixels = family.decode_latents(latents)[0].clamp(-1, 1)
+    array = ((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array)
+
+
+def _guided(
+    family: ModelFamily, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning, scale: float
+) -> torch.Tensor:
+    timesteps = timestep.expand(2).to(latents.device)
+    without, with_prompt = family.predict(torch.cat([latents, latents]), timesteps, conditioning).float().chunk(2)
+    return without + scale * (with_prompt - without)
+
+
+def _advance(
+    scheduler: SchedulerMixin,
+    prediction: torch.Tensor,
+    timestep: torch.Tensor,
+    latents: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    return scheduler.step(prediction, timestep, latents, generator=generator).prev_sample
+
+
+class Sampler:
+    """Draws the prompts of a run into `<output_dir>/sample`."""
+
+    def __init__(
+        self, family: ModelFamily, prompts: Sequence[SamplePrompt], *, folder: Path, name: str, sampler: str, seed: int
+    ):
+        self._family = family
+        self._prompts = prompts
+        self._folder = folder
+        self._name = name
+        self._sampler = sampler
+        self._seed = seed
+
+    def draw(self, when: str) -> list[tuple[str, Image.Image]]:
+        """Draws and writes every prompt; `when` is the step or epoch in the file names.
+
+        Returns (name, picture) for the trackers. The model's training mode is as before afterwards.
+        """
+        modules = [self._family.unet, *self._family.text_encoders, self._family.vae]
+        was_training = [module.training for module in modules]
+        for module in modules:
+            module.eval()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        stamp = time.strftime("%Y%m%d%H%M%S")
+        drawn = []
+        for index, prompt in enumerate(self._prompts):
+            seed = derive_seed("sample", self._seed, index) if prompt.seed is None else prompt.seed
+            picture = draw_sample(self._family, prompt, sampler=prompt.sampler or self._sampler, seed=seed)
+            suffix = "" if prompt.seed is None else f"_{prompt.seed}"
+            path = self._folder / f"{self._name}_{when}_{index:02d}_{stamp}{suffix}.png"
+            with atomic_path(path) as temporary:
+                picture.save(temporary, format="PNG")
+            drawn.append((f"sample/{index:02d}", picture))
+        for module, training in zip(modules, was_training, strict=True):
+            module.train(training)
+        logger.info("%d sample pictures (%s) in %s", len(drawn), when, self._folder)
+        return drawn

@@ -1,0 +1,56 @@
+"""Saved weights and states: their names, and the one place that writes them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from library.cli.atomic_files import atomic_path
+from library.cli.errors import UserError
+from library.training.method import TrainingMethod
+from library.training.options import OutputOptions
+from library.training.precision import DTYPES
+
+logger = logging.getLogger(__name__)
+
+
+def epoch_suffix(epoch: int) -> str:
+    """`epoch` counted from 1: "-000004"."""
+    return f"-{epoch:06d}"
+
+
+def step_suffix(step: int) -> str:
+    return f"-step{step:08d}"
+
+
+class Saver:
+    """Writes weights, and with `--save_state` the state beside them, and remembers what it wrote."""
+
+    def __init__(self, options: OutputOptions, method: TrainingMethod):
+        self._options = options
+        self._method = method
+        self._folder = Path(options.output_dir or ".")
+        self.written: list[Path] = []
+
+    def save(self, suffix: str, metadata: dict[str, str], state: Callable[[Path], None]) -> None:
+        """Writes `<name><suffix>.safetensors`, and lets `state` write `<name><suffix>-state`.
+
+        Raises `UserError` when the folder cannot be written to.
+        """
+        path = self._folder / f"{self._options.output_name}{suffix}.safetensors"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                self._method.save(Path(temporary), DTYPES[self._options.save_precision], metadata)
+            self.written.append(path)
+            logger.info("saved %s", path)
+            if self._options.save_state:
+                folder = self._folder / f"{self._options.output_name}{suffix}-state"
+                state(folder)
+                self.written.append(folder)
+                logger.info("saved %s", folder)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written: {error.strerror or error}", hint="check --output_dir and the space left"
+            ) from None

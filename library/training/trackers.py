@@ -1,0 +1,54 @@
+"""Curves. A new tracker is a row of `TRACKERS`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from library.cli.errors import UserError
+from library.training.options import LoggingOptions
+
+
+class Tracker(Protocol):
+    def scalars(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def picture(self, name: str, picture: Image.Image, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardTracker:
+    """Writes TensorBoard event files."""
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(f"--log_with tensorboard: {error}", hint="pip install tensorboard") from None
+        self._writer = SummaryWriter(str(folder))
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, name: str, picture: Image.Image, step: int) -> None:
+        self._writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+TRACKERS: dict[str, Callable[[Path], Tracker]] = {"tensorboard": TensorBoardTracker}
+
+
+def make_tracker(options: LoggingOptions) -> tuple[Tracker, Path] | None:
+    """The tracker that the options ask for and its folder, `<logging_dir>/<prefix><time>`; None without one."""
+    if options.logging_dir is None:
+        return None
+    folder = Path(options.logging_dir) / f"{options.log_prefix}{time.strftime('%Y%m%d%H%M%S')}"
+    return TRACKERS[options.log_with](folder), folder

@@ -1,0 +1,74 @@
+"""The arithmetic of a run: micro-batches, steps, epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from library.training.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place between two optimizer steps. `epoch` counts from 0, `step_in_epoch` and `global_step` are steps done."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    global_step: int = 0
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """How the micro-batches of an epoch become optimizer steps.
+
+    A step takes the next `num_processes` x `accumulation` micro-batches; the last one of an epoch takes what is left.
+    """
+
+    seed: int
+    num_micro_batches: int  # per epoch, of all processes together
+    accumulation: int
+    num_processes: int
+    num_steps: int
+    num_epochs: int
+
+    @property
+    def group_size(self) -> int:
+        return self.accumulation * self.num_processes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.num_micro_batches / self.group_size)
+
+    def after_step(self, position: Position) -> Position:
+        """The position after one more step; the end of an epoch is the start of the next."""
+        step = position.step_in_epoch + 1
+        if step == self.steps_per_epoch:
+            return Position(position.epoch + 1, 0, position.global_step + 1)
+        return Position(position.epoch, step, position.global_step + 1)
+
+    def groups(self, first_step: int) -> Iterator[range]:
+        """The micro-batches of each step of an epoch, from step `first_step` on, as indices into the epoch's plan."""
+        for start in range(first_step * self.group_size, self.num_micro_batches, self.group_size):
+            yield range(start, min(start + self.group_size, self.num_micro_batches))
+
+
+def make_train_plan(
+    options: TrainingOptions, *, seed: int, num_micro_batches: int, num_processes: int
+) -> TrainPlan:
+    """The plan that the options ask for; `--max_train_epochs` wins over `--max_train_steps`."""
+    steps_per_epoch = math.ceil(num_micro_batches / (options.gradient_accumulation_steps * num_processes))
+    if options.max_train_epochs is not None:
+        num_epochs = options.max_train_epochs
+        num_steps = num_epochs * steps_per_epoch
+    else:
+        num_steps = options.max_train_steps
+        num_epochs = math.ceil(num_steps / steps_per_epoch)
+    return TrainPlan(
+        seed=seed,
+        num_micro_batches=num_micro_batches,
+        accumulation=options.gradient_accumulation_steps,
+        num_processes=num_processes,
+        num_steps=num_steps,
+        num_epochs=num_epochs,
+    )

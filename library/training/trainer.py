@@ -1,0 +1,243 @@
+"""The one loop. It knows a model family and a training method, never which."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from library.data.dataset import BatchLoader
+from library.data.plan import TrainingData
+from library.data.randomness import derive_seed
+from library.data.records import Batch
+from library.diffusion.loss import weighted_loss
+from library.diffusion.noise import make_noise, sample_timesteps
+from library.diffusion.options import NoiseOptions
+from library.diffusion.schedule import NoiseSchedule, target_of
+from library.models.family import ModelFamily
+from library.training.latents import LatentSource
+from library.training.losses import LossHistory
+from library.training.metadata import Metadata
+from library.training.method import ParamGroup, TrainingMethod
+from library.training.options import OutputOptions, SampleOptions, TrainingOptions
+from library.training.precision import reduce_gradients
+from library.training.progress import progress_bar
+from library.training.samples import Sampler
+from library.training.saves import Saver, epoch_suffix, step_suffix
+from library.training.states import header_at, read_state, write_state
+from library.training.trackers import Tracker
+from library.training.train_plan import Position, TrainPlan
+
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL = 10  # steps between two waits for the device, to fetch losses
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """The options that the loop itself reads."""
+
+    training: TrainingOptions
+    noise: NoiseOptions
+    output: OutputOptions
+    sample: SampleOptions
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """What a trainer works with; `run.py` puts it together."""
+
+    accelerator: Accelerator
+    family: ModelFamily
+    method: TrainingMethod
+    data: TrainingData
+    loader: BatchLoader
+    latents: LatentSource
+    plan: TrainPlan
+    groups: list[ParamGroup]
+    optimizer: torch.optim.Optimizer
+    lr_schedule: torch.optim.lr_scheduler.LRScheduler
+    saver: Saver
+    sampler: Sampler | None
+    tracker: Tracker | None
+    metadata: Metadata
+
+
+class Trainer:
+    """Runs the plan from a position to its end."""
+
+    def __init__(self, parts: TrainerParts, options: TrainerOptions):
+        self._parts = parts
+        self._options = options
+        self._accelerator = parts.accelerator
+        self._family = parts.family
+        self._method = parts.method
+        self._plan = parts.plan
+        self._schedule = NoiseSchedule(parts.family.alphas_cumprod()).to(parts.accelerator.device)
+        self._params = [param for group in parts.groups for param in group.params]
+        self._losses = LossHistory(parts.plan.steps_per_epoch)
+        self._position = Position()
+
+    def run(self) -> None:
+        """Trains to the end of the plan and saves."""
+        self._set_training_mode()
+        done, is_quiet = self._position.global_step, not self._accelerator.is_local_main_process
+        bar = progress_bar(self._plan.num_steps, "steps", initial=done, is_quiet=is_quiet)
+        with logging_redirect_tqdm(), bar as self._progress:
+            if self._options.sample.sample_at_first and self._position.global_step == 0:
+                self._draw_samples("000000")
+            while self._position.global_step < self._plan.num_steps:
+                self._run_epoch()
+            self._log()
+        self._save("")
+
+    def _run_epoch(self) -> None:
+        epoch = self._position.epoch
+        self._method.on_epoch_start(epoch)
+        for batches, num_in_step in self._steps_of_epoch():
+            self._train_step(batches, num_in_step)
+            self._position = self._plan.after_step(self._position)
+            self._after_step()
+            if self._position.global_step == self._plan.num_steps:
+                break
+        if self._position.epoch > epoch:
+            self._after_epoch(epoch + 1)
+
+    def _steps_of_epoch(self) -> Iterator[tuple[list[Batch], int]]:
+        """For each step left in the epoch, this process's batches and the number of all processes' together."""
+        position = self._position
+        micro_batches = self._parts.data.plan(self._plan.seed, position.epoch)
+        groups = list(self._plan.groups(position.step_in_epoch))[: self._plan.num_steps - position.global_step]
+        rank, num_processes = self._accelerator.process_index, self._accelerator.num_processes
+        mine = [list(group)[rank::num_processes] for group in groups]
+        batches = self._parts.loader.batches([micro_batches[index] for indices in mine for index in indices])
+        for group, indices in zip(groups, mine, strict=True):
+            yield [next(batches) for _ in indices], len(group)
+
+    def _train_step(self, batches: list[Batch], num_in_step: int) -> None:
+        """One optimizer step on the mean loss of the step's micro-batches, those of other processes included."""
+        self._method.on_step_start()
+        total = torch.zeros((), device=self._accelerator.device)
+        for batch in batches:
+            loss = self._loss_of(batch) / num_in_step
+            self._accelerator.backward(loss)
+            total += loss.detach()
+        reduce_gradients(self._accelerator, self._params)
+        if self._options.training.max_grad_norm:
+            self._accelerator.clip_grad_norm_(self._params, self._options.training.max_grad_norm)
+        self._parts.optimizer.step()
+        self._parts.lr_schedule.step()
+        self._parts.optimizer.zero_grad(set_to_none=True)
+        if self._accelerator.num_processes > 1:
+            total = self._accelerator.reduce(total, reduction="sum")
+        self._losses.add(self._position.global_step + 1, total)
+
+    def _loss_of(self, batch: Batch) -> torch.Tensor:
+        """The loss of one micro-batch. Its randomness is a function of (seed, epoch, index in the plan)."""
+        key = (self._plan.seed, batch.micro_batch.epoch, batch.micro_batch.index)
+        generator = torch.Generator(self._accelerator.device).manual_seed(derive_seed("noise", *key))
+        torch.manual_seed(derive_seed("network", *key))  # dropout draws from the global generators
+        latents = self._parts.latents.latents_of(batch)
+        noise = make_noise(latents, self._options.noise, generator)
+        timesteps = sample_timesteps(len(latents), self._schedule.num_timesteps, generator)
+        noisy = self._schedule.add_noise(latents, noise, timesteps)
+        with self._accelerator.autocast():
+            with torch.set_grad_enabled(self._method.trains_text_encoders):
+                conditioning = self._family.encode_prompts(batch.captions)
+            prediction = self._family.predict(noisy, timesteps, conditioning)
+        return weighted_loss(
+            prediction,
+            target_of(self._family.prediction_type, self._schedule, latents, noise, timesteps),
+            loss_weights=batch.loss_weights.to(latents.device),
+            timesteps=timesteps,
+            schedule=self._schedule,
+            prediction_type=self._family.prediction_type,
+            options=self._options.noise,
+        )
+
+    def _after_step(self) -> None:
+        step = self._position.global_step
+        self._progress.update(1)
+        if step % LOG_INTERVAL == 0:
+            self._log()
+        every = self._options.sample.sample_every_n_steps
+        if every and not self._options.sample.sample_every_n_epochs and step % every == 0:
+            self._draw_samples(f"{step:06d}")
+        if self._options.output.save_every_n_steps and step % self._options.output.save_every_n_steps == 0:
+            self._save(step_suffix(step))
+
+    def _after_epoch(self, epoch: int) -> None:
+        """`epoch` counts from 1."""
+        self._log()
+        every = self._options.sample.sample_every_n_epochs
+        if every and epoch % every == 0:
+            self._draw_samples(f"e{epoch:06d}")
+        every = self._options.output.save_every_n_epochs
+        if every and epoch % every == 0 and epoch < self._plan.num_epochs:
+            self._save(epoch_suffix(epoch))
+
+    def _log(self) -> None:
+        """Hands the losses and rates since the last call to the tracker and the progress bar."""
+        rates = self._parts.lr_schedule.base_lrs
+        for step, loss, average in self._losses.fetch():
+            self._progress.set_postfix(avr_loss=f"{average:.4f}", refresh=False)
+            if self._parts.tracker is None:
+                continue
+            values = {"loss/current": loss, "loss/average": average}
+            for group, base, factor in zip(self._parts.groups, rates, self._parts.lr_schedule.lr_lambdas, strict=True):
+                values[f"lr/{group.name}"] = base * factor(step - 1)
+            self._parts.tracker.scalars(values, step)
+
+    def _draw_samples(self, when: str) -> None:
+        if self._parts.sampler is not None and self._accelerator.is_main_process:
+            self._log()
+            with self._accelerator.autocast():
+                pictures = self._parts.sampler.draw(when)
+            if self._parts.tracker is not None:
+                for name, picture in pictures:
+                    self._parts.tracker.picture(name, picture, self._position.global_step)
+        self._accelerator.wait_for_everyone()
+
+    def _save(self, suffix: str) -> None:
+        self._log()
+        if self._accelerator.is_main_process:
+            self._parts.saver.save(suffix, self._parts.metadata.at(self._position), self._write_state)
+        self._accelerator.wait_for_everyone()
+
+    def _set_training_mode(self) -> None:
+        for module in [self._family.unet, *self._family.text_encoders, *self._method.trainable_modules()]:
+            module.train()
+
+    def _write_state(self, folder: Path) -> None:
+        header = header_at(
+            self._position,
+            seed=self._plan.seed,
+            num_micro_batches=self._plan.num_micro_batches,
+            group_size=self._plan.group_size,
+        )
+        scaler = self._accelerator.scaler
+        training: dict[str, Any] = {
+            "optimizer": self._parts.optimizer.state_dict(),
+            "lr_schedule": self._parts.lr_schedule.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "losses": self._losses.state(),
+        }
+        write_state(folder, header, self._method.state_dict(), training)
+
+    def resume(self, folder: str, position: Position) -> None:
+        """Goes to `position` with the weights and the training state of a state folder."""
+        weights, training = read_state(folder)
+        self._method.load_state_dict(weights)
+        self._parts.optimizer.load_state_dict(training["optimizer"])
+        self._parts.lr_schedule.load_state_dict(training["lr_schedule"])
+        if self._accelerator.scaler is not None and training["scaler"] is not None:
+            self._accelerator.scaler.load_state_dict(training["scaler"])
+        self._losses = LossHistory(self._plan.steps_per_epoch, training["losses"])
+        self._position = position
+        logger.info("resumed at step %d (epoch %d)", position.global_step, position.epoch + 1)

@@ -1,0 +1,50 @@
+"""Trains a LoRA, or another adapter network, on a Stable Diffusion model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from library.cli.entry import run_entry
+from library.cli.parser import parse_options
+from library.data.options import CachingOptions, DatasetOptions
+from library.diffusion.options import NoiseOptions
+from library.methods.options import NetworkOptions
+from library.models.options import ModelOptions
+from library.training.options import (
+    LoggingOptions,
+    OptimizerOptions,
+    OutputOptions,
+    SampleOptions,
+    TrainingOptions,
+)
+from library.training.preflight import Preflight
+
+OPTION_GROUPS = (
+    ModelOptions,
+    DatasetOptions,
+    CachingOptions,
+    OutputOptions,
+    NetworkOptions,
+    TrainingOptions,
+    OptimizerOptions,
+    NoiseOptions,
+    SampleOptions,
+    LoggingOptions,
+)
+
+
+def train(argv: Sequence[str]) -> None:
+    preflight = Preflight()
+    options = parse_options(
+        argv, OPTION_GROUPS, program="train_network.py", description=__doc__, checks=preflight.checks()
+    )
+    # heavy imports only now: --help and mistakes are answered without them
+    from library.methods.adapter import AdapterNetwork
+    from library.training.run import run_training
+
+    run_training(options, preflight.result(), AdapterNetwork(options[NetworkOptions]))
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry(lambda: train(sys.argv[1:])))
