@@ -1,0 +1,222 @@
+"""Buckets: at which size a picture is trained. Pure functions of sizes, all (width, height) in pixels."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from library.cli.errors import UserError
+from library.data.records import Placement, Size
+
+PIXELS_PER_LATENT = 8  # the VAE's scale: sides of training pictures are multiples of this
+LONGEST_SIDE = 2**15  # of a bucket: no model is trained near it, and tables of buckets stay short
+CropLTRB = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class BucketSettings:
+    """What decides the bucket of every picture of a dataset."""
+
+    resolution: Size
+    enable_bucket: bool = True
+    min_bucket_reso: int = 256
+    max_bucket_reso: int = 1024
+    bucket_reso_steps: int = 64
+    bucket_no_upscale: bool = False
+
+    @property
+    def max_area(self) -> int:
+        return self.resolution[0] * self.resolution[1]
+
+    @property
+    def side_limits(self) -> tuple[int, int]:
+        """Shortest and longest side of a bucket, moved outwards to multiples of the step."""
+        steps = self.bucket_reso_steps
+        return self.min_bucket_reso // steps * steps, math.ceil(self.max_bucket_reso / steps) * steps
+
+    def problems(self, place: str) -> Iterator[UserError]:
+        """What is wrong with the settings; `place` is the key path, such as "datasets[0].", or the flags' "--"."""
+        limit = f"give {LONGEST_SIDE} or less"
+        if max(self.resolution) > LONGEST_SIDE:
+            yield UserError(f"{place}resolution {_text(self.resolution)} is too large", hint=limit)
+        if not self.enable_bucket:
+            if any(side % PIXELS_PER_LATENT for side in self.resolution):
+                yield UserError(
+                    f"{place}resolution {_text(self.resolution)} is not a multiple of {PIXELS_PER_LATENT}",
+                    hint=f"without enable_bucket both sides must be multiples of {PIXELS_PER_LATENT}",
+                )
+            return
+        if self.max_bucket_reso > LONGEST_SIDE:
+            yield UserError(f"{place}max_bucket_reso {self.max_bucket_reso} is too large", hint=limit)
+        steps = self.bucket_reso_steps
+        if steps % PIXELS_PER_LATENT:
+            yield UserError(
+                f"{place}bucket_reso_steps {steps} is not a multiple of {PIXELS_PER_LATENT}",
+                hint="give 64, 32, 16 or 8",
+            )
+        if self.min_bucket_reso > self.max_bucket_reso:
+            yield UserError(
+                f"{place}min_bucket_reso {self.min_bucket_reso} is larger than max_bucket_reso {self.max_bucket_reso}",
+                hint="exchange the two, or lower min_bucket_reso",
+            )
+            return
+        yield from self._limits_against_resolution(place)
+
+    def _limits_against_resolution(self, place: str) -> Iterator[UserError]:
+        shortest, longest = self.side_limits
+        resolution, steps = _text(self.resolution), self.bucket_reso_steps
+        if shortest == 0:
+            yield UserError(
+                f"{place}min_bucket_reso {self.min_bucket_reso} is smaller than bucket_reso_steps {steps}",
+                hint="raise min_bucket_reso or lower bucket_reso_steps",
+            )
+        if shortest > min(self.resolution):
+            yield UserError(
+                f"{place}min_bucket_reso {self.min_bucket_reso} is larger than resolution {resolution}",
+                hint=f"set min_bucket_reso to {min(self.resolution)} or less, or raise the resolution",
+            )
+        elif max(self.resolution) > longest:
+            yield UserError(
+                f"{place}max_bucket_reso {self.max_bucket_reso} is smaller than resolution {resolution}",
+                hint=f"set max_bucket_reso to {max(self.resolution)} or more, or lower the resolution",
+            )
+        elif shortest and min(self.resolution) < steps:
+            yield UserError(
+                f"{place}resolution {resolution} is smaller than bucket_reso_steps {steps}",
+                hint="raise the resolution or lower bucket_reso_steps",
+            )
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def bucket_resolutions(settings: BucketSettings) -> list[Size]:
+    """All buckets of a dataset, sorted by width, then height.
+
+    Empty where buckets come from the pictures' sizes (`bucket_no_upscale`).
+    """
+    if not settings.enable_bucket:
+        return [settings.resolution]
+    if settings.bucket_no_upscale:
+        return []
+    steps = settings.bucket_reso_steps
+    shortest, longest = settings.side_limits
+    square = math.isqrt(settings.max_area) // steps * steps
+    found = {(square, square)}
+    for width in range(shortest, longest + 1, steps):
+        height = min(longest, settings.max_area // width // steps * steps)
+        if height >= shortest:
+            found |= {(width, height), (height, width)}
+    return sorted(found)
+
+
+class BucketChooser:
+    """Chooses the bucket of a picture. Holds the table of buckets, so that it is made once per dataset."""
+
+    def __init__(self, settings: BucketSettings):
+        self._settings = settings
+        self._resolutions = bucket_resolutions(settings)
+        self._known = frozenset(self._resolutions)
+        # sizes of the same aspect ratio: the first in the table counts
+        self._by_ratio: dict[float, Size] = {}
+        for size in self._resolutions:
+            self._by_ratio.setdefault(size[0] / size[1], size)
+        self._ratios = sorted(self._by_ratio)
+
+    def place(self, image_size: Size) -> Placement:
+        """Bucket, resized size and centre crop of a picture of this size."""
+        if self._settings.enable_bucket and self._settings.bucket_no_upscale:
+            bucket, resized = _own_size_bucket(image_size, self._settings)
+        else:
+            bucket = self._nearest(image_size)
+            resized = covering_size(image_size, bucket)
+        return Placement(bucket, resized, centre_crop(resized, bucket))
+
+    def _nearest(self, image_size: Size) -> Size:
+        if image_size in self._known:
+            return image_size
+        ratio = image_size[0] / image_size[1]
+        after = bisect.bisect_left(self._ratios, ratio)
+        candidates = [self._by_ratio[each] for each in self._ratios[max(0, after - 1) : after + 1]]
+        return min(candidates, key=lambda size: (abs(size[0] / size[1] - ratio), size))
+
+
+def _own_size_bucket(image_size: Size, settings: BucketSettings) -> tuple[Size, Size]:
+    """Bucket and resized size where no picture is enlarged: its own size, shrunk to the area, cut to steps."""
+    steps, max_area = settings.bucket_reso_steps, settings.max_area
+    width, height = image_size
+    resized = image_size
+    if width * height > max_area:
+        shrunk = _shrunk_to_steps(width / height, max_area, steps)
+        if shrunk is None:
+            return _smallest_bucket(image_size, settings)
+        resized = shrunk
+    bucket = (_cut(resized[0], steps), _cut(resized[1], steps))
+    if 0 in bucket:
+        return _smallest_bucket(image_size, settings)
+    return bucket, resized
+
+
+def _shrunk_to_steps(ratio: float, max_area: int, steps: int) -> Size | None:
+    """The size of the given ratio and area with one side, whichever distorts less, on a multiple of `steps`.
+
+    None where a side would be shorter than one step.
+    """
+    exact_width = math.sqrt(max_area * ratio)
+    by_width = _cut(_rounded(exact_width), steps)
+    by_height = _cut(_rounded(max_area / exact_width), steps)
+    height_for_width = _cut(_rounded(by_width / ratio), steps)
+    width_for_height = _cut(_rounded(by_height * ratio), steps)
+    if height_for_width == 0 or by_height == 0:
+        return None
+    if abs(by_width / height_for_width - ratio) < abs(width_for_height / by_height - ratio):
+        return by_width, _rounded(by_width / ratio)
+    return _rounded(by_height * ratio), by_height
+
+
+def _smallest_bucket(image_size: Size, settings: BucketSettings) -> tuple[Size, Size]:
+    """For pictures that are thinner than a step: one step by the multiple that is nearest to their aspect ratio."""
+    steps = settings.bucket_reso_steps
+    width, height = image_size
+    ratio = max(width, height) / min(width, height)
+    longest = settings.max_area // steps // steps
+    long_side = min(max(1, _rounded(ratio)), longest) * steps
+    bucket = (long_side, steps) if width > height else (steps, long_side)
+    return bucket, covering_size(image_size, bucket)
+
+
+def _rounded(value: float) -> int:
+    return int(value + 0.5)
+
+
+def _cut(side: int, steps: int) -> int:
+    return side - side % steps
+
+
+def covering_size(image_size: Size, bucket: Size) -> Size:
+    """The smallest size of the picture's aspect ratio that covers the bucket."""
+    width, height = image_size
+    scale = bucket[1] / height if width / height > bucket[0] / bucket[1] else bucket[0] / width
+    return _rounded(width * scale), _rounded(height * scale)
+
+
+def centre_crop(resized: Size, bucket: Size) -> tuple[int, int]:
+    """Left and top of the window of bucket size in the middle of the resized picture."""
+    return (resized[0] - bucket[0]) // 2, (resized[1] - bucket[1]) // 2
+
+
+def aspect_error(image_size: Size, bucket: Size) -> float:
+    """Aspect ratio of the bucket less that of the picture."""
+    return bucket[0] / bucket[1] - image_size[0] / image_size[1]
+
+
+def crop_ltrb(bucket: Size, image_size: Size) -> CropLTRB:
+    """Left, top, right and bottom of the whole picture when it is fitted into the bucket, as cache files hold it."""
+    bucket_ratio, ratio = bucket[0] / bucket[1], image_size[0] / image_size[1]
+    width = bucket[1] * ratio if bucket_ratio > ratio else float(bucket[0])
+    height = float(bucket[1]) if bucket_ratio > ratio else bucket[0] / ratio
+    left, top = (bucket[0] - width) // 2, (bucket[1] - height) // 2
+    return left, top, left + width, top + height

@@ -1,0 +1,41 @@
+"""Folders of pictures and dataset files for the tests of the data room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from picture_files import save_picture
+
+from library.data.options import DatasetOptions
+from library.data.plan import TrainingData
+from library.data.prepare import load_training_data
+
+MakePictures = Callable[..., list[Path]]
+
+
+@pytest.fixture
+def make_pictures(tmp_path: Path) -> MakePictures:
+    """`make_pictures("folder", 3, size=(64, 64), caption="a cat")` -> paths of 0.png, 1.png, 2.png with captions."""
+
+    def make(folder: str, count: int, *, size=(64, 64), caption: str | None = None) -> list[Path]:
+        paths = [save_picture(tmp_path / folder / f"{number}.png", size, number) for number in range(count)]
+        for path in paths:
+            if caption is not None:
+                path.with_suffix(".caption").write_text(f"{caption} {path.stem}", encoding="utf-8")
+        return paths
+
+    return make
+
+
+@pytest.fixture
+def load_toml(tmp_path: Path) -> Callable[..., TrainingData]:
+    """Loads the training data that a TOML text describes; {dir} in it stands for the test's folder."""
+
+    def load(text: str, **options) -> TrainingData:
+        file = tmp_path / "data.toml"
+        file.write_text(text.replace("{dir}", tmp_path.as_posix()), encoding="utf-8")
+        return load_training_data(DatasetOptions(dataset_config=str(file), **options))
+
+    return load

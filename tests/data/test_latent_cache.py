@@ -1,0 +1,173 @@
+"""Without these a run trains on latents of another picture, crop or VAE, or other programs cannot read the files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from picture_files import save_picture
+
+from library.cli.errors import UserError
+from library.data.latent_cache import cache_path, latent_seed, latents_to_make, read_latents, write_latents
+from library.data.records import LatentKey, Placement
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> LatentKey:
+    path = save_picture(tmp_path / "a.png", (100, 80))
+    placement = Placement((72, 56), (72, 58), (0, 1))
+    return LatentKey(str(path), "a.png", (100, 80), path.stat().st_mtime_ns, placement, False)
+
+
+def _latents(key: LatentKey, value: float = 0) -> np.ndarray:
+    width, height = key.placement.bucket
+    rng = np.random.default_rng(int(value))
+    return rng.standard_normal((4, height // 8, width // 8)).astype(np.float32)
+
+
+def test_what_is_written_is_read_back_exactly(key: LatentKey) -> None:
+    flipped = dataclasses.replace(key, flipped=True)
+    assert read_latents(key, "vae") is None
+    write_latents({key: _latents(key, 1), flipped: _latents(key, 2)}, "vae")
+    np.testing.assert_array_equal(read_latents(key, "vae"), _latents(key, 1))
+    np.testing.assert_array_equal(read_latents(flipped, "vae"), _latents(key, 2))
+
+
+def test_another_reader_sees_the_documented_file(key: LatentKey, tmp_path: Path) -> None:
+    write_latents({key: _latents(key), dataclasses.replace(key, flipped=True): _latents(key, 1)}, "vae")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a_0100x0080_sd.npz"]
+    with np.load(tmp_path / "a_0100x0080_sd.npz") as file:
+        names = {"latents_7x9", "latents_flipped_7x9", "original_size_7x9", "crop_ltrb_7x9", "made_from_7x9"}
+        assert set(file.files) == names
+        assert file["latents_7x9"].shape == file["latents_flipped_7x9"].shape == (4, 7, 9)
+        assert file["latents_7x9"].dtype == np.float32
+        assert file["original_size_7x9"].tolist() == [100, 80]
+        assert file["crop_ltrb_7x9"].tolist() == [1.0, 0.0, 71.0, 56.0]
+
+
+def test_sizes_and_orientations_are_added_to_what_is_there(key: LatentKey) -> None:
+    flipped = dataclasses.replace(key, flipped=True)
+    larger = dataclasses.replace(key, placement=Placement((128, 128), (160, 128), (16, 0)))
+    for number, each in enumerate((key, flipped, larger)):
+        write_latents({each: _latents(each, number)}, "vae")
+    for number, each in enumerate((key, flipped, larger)):
+        np.testing.assert_array_equal(read_latents(each, "vae"), _latents(each, number))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mtime_ns": 1},
+        {"placement": Placement((72, 56), (72, 58), (0, 0))},
+        {"placement": Placement((72, 56), (73, 58), (0, 1))},
+    ],
+)
+def test_latents_made_from_something_else_are_not_used(key: LatentKey, change: dict) -> None:
+    write_latents({key: _latents(key), dataclasses.replace(key, flipped=True): _latents(key)}, "vae")
+    changed = dataclasses.replace(key, **change)
+    assert read_latents(changed, "vae") is None
+    assert read_latents(key, "another vae") is None
+    write_latents({changed: _latents(key, 3)}, "vae")
+    np.testing.assert_array_equal(read_latents(changed, "vae"), _latents(key, 3))
+    # the other orientation was of the old picture
+    assert read_latents(dataclasses.replace(changed, flipped=True), "vae") is None
+
+
+def test_a_file_of_another_program_is_made_anew(key: LatentKey) -> None:
+    np.savez(cache_path(key), latents_7x9=_latents(key), original_size_7x9=[100, 80], crop_ltrb_7x9=[0, 0, 9, 7])
+    assert read_latents(key, "vae") is None
+    write_latents({key: _latents(key, 1)}, "vae")
+    assert read_latents(key, "vae") is not None
+
+
+def test_a_damaged_file_counts_as_none_and_is_replaced(key: LatentKey, caplog) -> None:
+    write_latents({key: _latents(key)}, "vae")
+    whole = cache_path(key).read_bytes()
+    flipped_bit = bytearray(whole)
+    flipped_bit[len(whole) // 3] ^= 255
+    for content in (b"", b"not a zip", whole[: len(whole) // 2], bytes(flipped_bit)):
+        cache_path(key).write_bytes(content)
+        assert read_latents(key, "vae") is None
+    assert caplog.text.count("damaged") >= 3
+    write_latents({key: _latents(key, 4)}, "vae")
+    np.testing.assert_array_equal(read_latents(key, "vae"), _latents(key, 4))
+
+
+def test_latents_that_are_no_numbers_or_of_another_size_are_not_used(key: LatentKey) -> None:
+    for latents in (np.full((4, 7, 9), np.nan, np.float32), np.zeros((4, 9, 7), np.float32)):
+        write_latents({key: latents}, "vae")
+        assert read_latents(key, "vae") is None
+
+
+def test_pickles_are_not_loaded(key: LatentKey) -> None:
+    np.savez(cache_path(key), latents_7x9=np.array([{"a": 1}], dtype=object), made_from_7x9=np.array(["x"], object))
+    assert read_latents(key, "vae") is None
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(key: LatentKey, monkeypatch, tmp_path: Path) -> None:
+    write_latents({key: _latents(key)}, "vae")
+
+    def full_disk(file, **arrays) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full_disk)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        write_latents({key: _latents(key, 1)}, "vae")
+    np.testing.assert_array_equal(read_latents(key, "vae"), _latents(key))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pictures_of_one_stem_do_not_share_a_file(key: LatentKey, tmp_path: Path) -> None:
+    path = save_picture(tmp_path / "a.jpg", (100, 80))
+    other = dataclasses.replace(key, path=str(path), image_key="a.jpg", mtime_ns=path.stat().st_mtime_ns)
+    assert cache_path(key).name == "a.png_0100x0080_sd.npz"
+    assert cache_path(other).name == "a.jpg_0100x0080_sd.npz"
+    write_latents({key: _latents(key, 1), other: _latents(key, 2)}, "vae")
+    np.testing.assert_array_equal(read_latents(key, "vae"), _latents(key, 1))
+    np.testing.assert_array_equal(read_latents(other, "vae"), _latents(key, 2))
+
+
+def test_the_seed_of_a_latent_is_the_same_wherever_the_folder_lies(key: LatentKey) -> None:
+    moved = dataclasses.replace(key, path="/elsewhere/a.png", mtime_ns=5)
+    assert latent_seed(moved) == latent_seed(key)
+    others = [
+        dataclasses.replace(key, flipped=True),
+        dataclasses.replace(key, image_key="b.png"),
+        dataclasses.replace(key, image_size=(101, 80)),
+        dataclasses.replace(key, placement=Placement((72, 56), (72, 58), (0, 2))),
+    ]
+    assert len({latent_seed(each) for each in (key, *others)}) == 5
+
+
+TEXT = """
+[[datasets]]
+resolution = 64
+[[datasets.subsets]]
+image_dir = "{dir}/a"
+flip_aug = true
+"""
+
+
+def test_only_missing_latents_are_made(load_toml, make_pictures) -> None:
+    paths = make_pictures("a", 3, caption="x")
+    data = load_toml(TEXT)
+    keys = data.latent_keys()
+    assert latents_to_make(data, "vae") == keys and len(keys) == 6
+    write_latents({key: np.zeros((4, 8, 8)) for key in keys}, "vae")
+    assert latents_to_make(load_toml(TEXT), "vae") == []
+    assert len(latents_to_make(data, "other")) == 6
+    os.utime(paths[1], ns=(0, 10**18))
+    assert [Path(key.path).name for key in latents_to_make(load_toml(TEXT), "vae")] == ["1.png", "1.png"]
+
+
+def test_two_crops_that_would_replace_each_other_are_refused(load_toml, make_pictures) -> None:
+    make_pictures("a", 1, size=(100, 100), caption="x")
+    text = TEXT + "[[datasets]]\nresolution = 96\nenable_bucket = true\nbucket_no_upscale = true\n"
+    text += "min_bucket_reso = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'\n"
+    data = load_toml(text.replace("resolution = 96", "resolution = 100"))
+    with pytest.raises(UserError, match="0.png differently in buckets of one size"):
+        latents_to_make(data, "vae")

@@ -1,0 +1,202 @@
+"""Without these pictures or captions are lost, or a wrong folder is found out only in the middle of training."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from picture_files import save_picture
+from PIL import Image
+
+from library.cli.errors import UserError
+from library.data.config import SubsetConfig
+from library.data.options import DatasetOptions
+from library.data.prepare import load_training_data
+from library.data.sources import find_concept_folders, scan_folder
+
+
+def _scan(folder: Path, **settings):
+    return scan_folder(SubsetConfig("datasets[0].subsets[0]", str(folder), **settings), 0)
+
+
+def _problem(folder: Path, **settings) -> str:
+    with pytest.raises(UserError) as caught:
+        _scan(folder, **settings)
+    return str(caught.value)
+
+
+def test_pictures_of_all_endings_are_found_in_order_and_caches_are_not(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "c.jpeg", "d.WebP", "e.bmp", "猫.png"):
+        save_picture(tmp_path / name, (40, 24))
+    for name in ("a_0040x0024_sd.npz", "note.txt", "._a.png", "a.caption"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder.png").mkdir()
+    records = _scan(tmp_path, class_tokens="cat", num_repeats=3)
+    assert [record.key for record in records] == ["a.png", "b.JPG", "c.jpeg", "d.WebP", "e.bmp", "猫.png"]
+    assert {record.size for record in records} == {(40, 24)}
+    assert [record.caption for record in records] == ["x"] + ["cat"] * 5
+    assert records[0].num_repeats == 3
+    assert records[0].mtime_ns == os.stat(tmp_path / "a.png").st_mtime_ns
+
+
+def test_the_size_is_the_one_after_exif_orientation(tmp_path: Path) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for ending in ("jpg", "png", "webp"):
+            save_picture(tmp_path / f"{orientation}.{ending}", (40, 24), exif=exif.tobytes())
+    for record in _scan(tmp_path, class_tokens="x"):
+        assert record.size == ((24, 40) if int(record.key[0]) >= 5 else (40, 24)), record.key
+
+
+def test_captions_come_from_the_file_or_else_from_class_tokens(tmp_path: Path, caplog) -> None:
+    for name in ("a", "b", "c", "d"):
+        save_picture(tmp_path / f"{name}.png", (8, 8))
+    (tmp_path / "a.caption").write_bytes("\ufeff 猫, one \r\ntwo".encode())
+    (tmp_path / "b.txt").write_text("other ending")
+    (tmp_path / "c.caption").write_text("")
+    (tmp_path / "d.caption").write_text("\n\nthird line")
+    with caplog.at_level(logging.WARNING):
+        records = _scan(tmp_path, class_tokens="cls")
+    assert [record.caption for record in records] == ["猫, one", "cls", "", ""]
+    assert "2 empty captions: c.caption, d.caption" in caplog.text
+    with pytest.raises(UserError, match="3 pictures .* neither a .txt file nor class tokens: a.png, c.png, d.png"):
+        _scan(tmp_path, caption_extension=".txt")
+
+
+def test_everything_wrong_in_a_folder_is_reported_together(tmp_path: Path) -> None:
+    save_picture(tmp_path / "good.png", (8, 8))
+    (tmp_path / "good.caption").write_text("x")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_bytes(b"hello")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:20])
+    save_picture(tmp_path / "latin.png", (8, 8))
+    (tmp_path / "latin.caption").write_bytes(b"caf\xe9")
+    os.symlink(tmp_path / "gone.png", tmp_path / "link.png")
+    text = _problem(tmp_path)
+    expected = ["empty.png is empty (0 bytes)", "text.jpg cannot be read", "cut.png cannot be read"]
+    expected += ["latin.caption is not UTF-8", "link.png cannot be read", "4 pictures"]
+    for part in expected:
+        assert text.count(part) == 1, part
+    assert "good.png" not in text
+
+
+def test_wrong_folders_are_told_apart(tmp_path: Path) -> None:
+    assert "does not exist" in _problem(tmp_path / "missing")
+    save_picture(tmp_path / "inner" / "a.png", (8, 8))
+    assert "is a file" in _problem(tmp_path / "inner" / "a.png")
+    (tmp_path / "bare").mkdir()
+    assert "holds no pictures" in _problem(tmp_path / "bare")
+    assert "its folder inner holds pictures" in _problem(tmp_path)
+
+
+def test_concept_folders_are_those_of_the_reference(tmp_path: Path, caplog) -> None:
+    names = [" 4_x", "-1_cat", "03_x", "0_cat", "10_cat", "10_日本", "1_", "1e2_x", "2__x", "3.5_x", "3_a_b_c", "5"]
+    for name in [*names, "_3_x", "cat"]:
+        (tmp_path / name).mkdir()
+    (tmp_path / "7_file").write_text("")
+    with caplog.at_level(logging.WARNING):
+        found = find_concept_folders(str(tmp_path), "--train_data_dir")
+    assert [(Path(each.path).name, each.num_repeats, each.class_tokens) for each in found] == [
+        (" 4_x", 4, "x"),
+        ("03_x", 3, "x"),
+        ("10_cat", 10, "cat"),
+        ("10_日本", 10, "日本"),
+        ("1_", 1, ""),
+        ("2__x", 2, "_x"),
+        ("3_a_b_c", 3, "a_b_c"),
+        ("5", 5, ""),
+    ]
+    assert "left out: -1_cat, 0_cat, 1e2_x, 3.5_x, _3_x, cat" in caplog.text
+
+
+def _folder_problem(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        find_concept_folders(str(folder), "--train_data_dir")
+    return str(caught.value)
+
+
+def test_a_folder_one_level_off_is_recognised(tmp_path: Path) -> None:
+    save_picture(tmp_path / "project" / "img" / "10_dog" / "a.png", (8, 8))
+    (tmp_path / "project" / "log").mkdir()
+    assert f"did you mean --train_data_dir {tmp_path / 'project' / 'img'}?" in _folder_problem(tmp_path / "project")
+    child = _folder_problem(tmp_path / "project" / "img" / "10_dog")
+    assert f"give the folder around it, --train_data_dir {tmp_path / 'project' / 'img'}" in child
+    save_picture(tmp_path / "flat" / "a.png", (8, 8))
+    assert "it holds pictures itself" in _folder_problem(tmp_path / "flat")
+    (tmp_path / "other" / "dogs").mkdir(parents=True)
+    assert "found dogs; expected folders such as 10_sks dog" in _folder_problem(tmp_path / "other")
+    assert "does not exist" in _folder_problem(tmp_path / "nowhere")
+    assert "is a file" in _folder_problem(tmp_path / "flat" / "a.png")
+
+
+def test_folders_of_concepts_become_one_dataset(tmp_path: Path) -> None:
+    for number in range(3):
+        save_picture(tmp_path / "train" / "2_sks dog" / f"{number}.png", (64, 64))
+    save_picture(tmp_path / "train" / "1_cat" / "0.png", (64, 64))
+    save_picture(tmp_path / "reg" / "1_dog" / "0.png", (64, 64))
+    data = load_training_data(
+        DatasetOptions(
+            train_data_dir=str(tmp_path / "train"),
+            reg_data_dir=str(tmp_path / "reg"),
+            resolution=(64, 64),
+            flip_aug=True,
+        )
+    )
+    (dataset,) = data.datasets
+    summaries = dataset.subset_summaries
+    assert [(each.config.folder_name, each.img_count, each.config.num_repeats) for each in summaries] == [
+        ("1_cat", 1, 1),
+        ("2_sks dog", 3, 2),
+        ("1_dog", 1, 1),
+    ]
+    assert [each.config.is_reg for each in summaries] == [False, False, True]
+    assert (data.num_train_images, data.num_reg_images, data.num_items) == (7, 1, 14)
+    assert summaries[1].tag_frequency == {"sks dog": 3}
+    assert all(each.config.flip_aug for each in summaries)
+
+
+def test_mistakes_in_the_file_and_in_the_folders_come_together(load_toml, make_pictures, tmp_path: Path) -> None:
+    make_pictures("good", 1, caption="x")
+    (tmp_path / "good" / "bad.png").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        load_toml(
+            """
+            [[datasets]]
+            resolution = 64
+            batchsize = 2
+            [[datasets.subsets]]
+            image_dir = "{dir}/good"
+            class_tokens = "x"
+            [[datasets.subsets]]
+            image_dir = "{dir}/missing"
+            """
+        )
+    text = str(caught.value)
+    assert "did you mean batch_size?" in text
+    assert "bad.png is empty" in text
+    assert "datasets[0].subsets[1]: image_dir" in text and "missing does not exist" in text
+
+
+def test_data_that_cannot_be_trained_on_is_refused(load_toml, make_pictures, tmp_path: Path) -> None:
+    make_pictures("reg", 1, caption="x")
+    text = "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/reg'\n"
+    with pytest.raises(UserError, match=r"datasets\[0\] has regularisation pictures only"):
+        load_toml(text + "is_reg = true")
+    with pytest.raises(UserError, match="has 60000000 items an epoch"):
+        load_toml(text + "num_repeats = 60000000")
+    save_picture(tmp_path / "reg" / "thin.png", (65000, 1))
+    with pytest.raises(UserError, match=r"thin.png is too thin to train on: 65000x1"):
+        load_toml(text + "class_tokens = 'x'")
+
+
+def test_folders_beside_a_dataset_config_are_ignored_with_a_warning(load_toml, make_pictures, caplog) -> None:
+    make_pictures("a", 1, caption="x")
+    with caplog.at_level(logging.WARNING):
+        data = load_toml(
+            "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'", train_data_dir="elsewhere"
+        )
+    assert data.num_items == 1
+    assert "--train_data_dir is ignored" in caplog.text
