@@ -1,0 +1,24 @@
+"""Hashes by which image programs know model files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+LEGACY_BLOCK = slice(0x100000, 0x110000)  # 64 KiB at 1 MiB of a file
+
+
+def model_hash(path: str | os.PathLike[str]) -> str:
+    """The short, old hash of a model file: SHA-256 of its 64 KiB at 1 MiB, first 8 hexadecimal digits."""
+    with open(path, "rb") as file:
+        file.seek(LEGACY_BLOCK.start)
+        return hashlib.sha256(file.read(LEGACY_BLOCK.stop - LEGACY_BLOCK.start)).hexdigest()[:8]
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a whole file, read in blocks of 1 MiB; hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

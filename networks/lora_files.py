@@ -1,0 +1,107 @@
+"""Adapter weight files: one reader, one writer, and the hashes by which other programs know a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from library.cli.atomic_files import atomic_path
+from library.cli.errors import UserError
+from library.cli.file_hashes import LEGACY_BLOCK
+
+_PICKLE_SUFFIXES = (".pt", ".ckpt", ".bin")
+# what safetensors and the restricted unpickler raise on bytes that are not theirs
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
+
+
+def save_adapter(
+    path: str | os.PathLike[str],
+    state_dict: Mapping[str, torch.Tensor],
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes adapter weights, all or nothing.
+
+    `.safetensors` gets `metadata` plus `sshs_model_hash` and `sshs_legacy_hash`; `.pt`, `.ckpt` and `.bin` have no
+    place for metadata. `dtype` None keeps each tensor's own. Raises UserError for any other suffix.
+    """
+    path = Path(path)
+    tensors = {name: _storable(tensor, dtype) for name, tensor in state_dict.items()}
+    if path.suffix == ".safetensors":
+        metadata = dict(metadata or {})
+        content = safetensors.torch.save(tensors, metadata | adapter_hashes(tensors, metadata))
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+    else:
+        _check_pickle_suffix(path)
+        with atomic_path(path) as temporary:
+            torch.save(tensors, temporary)
+
+
+def _storable(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+
+
+def adapter_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """`sshs_model_hash` and `sshs_legacy_hash` of a `.safetensors` adapter, as web UIs compute them for their index.
+
+    The first is the SHA-256 of the tensor data, which no metadata changes. The second hashes 64 KiB at 1 MiB of the
+    file as it would be with the `ss_*` metadata alone, because users edit the rest of it.
+    """
+    training_metadata = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    content = memoryview(safetensors.torch.save(dict(tensors), training_metadata))
+    data_start = 8 + int.from_bytes(content[:8], "little")
+    return {
+        "sshs_model_hash": hashlib.sha256(content[data_start:]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(content[LEGACY_BLOCK]).hexdigest()[:8],
+    }
+
+
+def load_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Reads adapter weights onto the CPU; a pickle only with `weights_only=True`.
+
+    Raises UserError if the file is missing, damaged, of another kind, or holds something else than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"adapter weights not found: {path}", hint="Check the path given to --network_weights.")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path, device="cpu")
+        _check_pickle_suffix(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot read adapter weights from {path}: {reason}", hint=_DAMAGED_HINT) from error
+    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+        raise UserError(f"{path} holds something else than adapter weights", hint="Give a file made by this trainer.")
+    return content
+
+
+_DAMAGED_HINT = "The file is damaged or incomplete, or not what its name says: copy or download it again."
+
+
+def _check_pickle_suffix(path: Path) -> None:
+    if path.suffix not in _PICKLE_SUFFIXES:
+        raise UserError(
+            f"{path}: adapter weights cannot have the file type {path.suffix!r}",
+            hint=f"Use .safetensors, or one of {', '.join(_PICKLE_SUFFIXES)}.",
+        )

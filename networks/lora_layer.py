@@ -1,0 +1,106 @@
+"""One low-rank update beside one layer of the base model."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class LoRALayer(nn.Module):
+    """y = W x + multiplier * alpha / rank * up(down(x)), beside a Linear or Conv2d that stays as it is.
+
+    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", with alpha as a saved buffer. A convolution's
+    `down` takes over kernel, stride, padding and dilation; its `up` is 1x1. Weights are float32 unless moved.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base: nn.Linear | nn.Conv2d,
+        *,
+        rank: int,
+        alpha: float | None,
+        multiplier: float = 1.0,
+        neuron_dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.name = name
+        self.rank = rank
+        self.multiplier = float(multiplier)
+        self.neuron_dropout = neuron_dropout
+        alpha = float(alpha or rank)
+        self.scale = alpha / rank  # a Python number, so that a step never waits for the device
+        self.register_buffer("alpha", torch.tensor(alpha))
+        self.lora_down, self.lora_up = _make_projections(base, rank)
+        nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_up.weight)
+        self._base = (base,)  # in a tuple, so that it is not registered as part of the adapter
+        self._base_forward = None
+        self.register_load_state_dict_post_hook(_take_loaded_alpha)
+
+    @property
+    def base(self) -> nn.Linear | nn.Conv2d:
+        return self._base[0]
+
+    def attach(self) -> None:
+        """Puts the update into the base layer's forward; the layer's hooks and attributes stay as they are."""
+        assert self._base_forward is None, f"{self.name} is attached already"
+        self._base_forward = self.base.forward
+        self.base.forward = self.forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output = self._base_forward(x)
+        if self.multiplier == 0:
+            return output
+        return output + self.update(x).to(output.dtype)
+
+    def update(self, x: torch.Tensor) -> torch.Tensor:
+        """What is added to the base layer's output for input `x`, in the adapter's or autocast's data type."""
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.lora_down.weight.dtype)
+        hidden = self.lora_down(x)
+        if self.neuron_dropout:
+            hidden = functional.dropout(hidden, self.neuron_dropout, self.training)
+        return self.lora_up(hidden * (self.multiplier * self.scale))  # scaled where it is small
+
+    @torch.no_grad()
+    def weight_update(self) -> torch.Tensor:
+        """What to add to the base layer's weight instead, in its shape, float32."""
+        down, up = self.lora_down.weight.float(), self.lora_up.weight.float()
+        product = (up.flatten(1) @ down.flatten(1)).reshape(self.base.weight.shape)
+        return product * (self.multiplier * self.scale)
+
+    @torch.no_grad()
+    def merge(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
+        """Adds the update to the base layer's weight, computed in float32 on `device` and rounded to `dtype`.
+
+        The weight keeps its own device and data type.
+        """
+        assert self._base_forward is None, f"{self.name} is attached: merged too, it would count twice"
+        weight = self.base.weight
+        merged = weight.to(device=device, dtype=torch.float32) + self.weight_update().to(device or weight.device)
+        weight.copy_(merged if dtype is None else merged.to(dtype))
+
+
+def _make_projections(base: nn.Linear | nn.Conv2d, rank: int) -> tuple[nn.Module, nn.Module]:
+    if isinstance(base, nn.Linear):
+        return nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
+    down = nn.Conv2d(
+        base.in_channels,
+        rank,
+        base.kernel_size,
+        stride=base.stride,
+        padding=base.padding,
+        dilation=base.dilation,
+        padding_mode=base.padding_mode,
+        bias=False,
+    )
+    return down, nn.Conv2d(rank, base.out_channels, 1, bias=False)
+
+
+def _take_loaded_alpha(layer: LoRALayer, _incompatible_keys) -> None:
+    if layer.alpha.device.type != "meta":
+        layer.scale = float(layer.alpha) / layer.rank

@@ -1,0 +1,87 @@
+"""What the `--network_*` flags and `--network_args` may say to `networks.lora`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from library.cli.errors import UserError, nearest_name, raise_together
+
+_DEFAULT_DIM = 4
+_DEFAULT_CONV_ALPHA = 1.0
+
+
+@dataclass(frozen=True)
+class LoRAOptions:
+    """Ranks, alphas and dropout of a new adapter. Alpha None is the rank; `conv_dim` None: no 3x3 convolutions."""
+
+    dim: int
+    alpha: float | None
+    conv_dim: int | None
+    conv_alpha: float | None
+    neuron_dropout: float
+
+
+def parse_network_args(
+    network_dim: int | None,
+    network_alpha: float | None,
+    neuron_dropout: float | None,
+    network_args: Mapping[str, Any],
+) -> LoRAOptions:
+    """Checks all values together; those of `network_args` may be strings. Raises UserError."""
+    errors: list[UserError] = [_unknown(name) for name in network_args if name not in _NETWORK_ARGS]
+
+    def read(flag: str, value: Any, parse: Callable[[Any], Any], default: Any) -> Any:
+        if value is None:
+            return default
+        try:
+            return parse(value)
+        except ValueError as error:
+            errors.append(UserError(f"{flag} is {value!r}, but must be {error}", hint="Give such a number."))
+            return default
+
+    dim = read("--network_dim", network_dim, _rank, _DEFAULT_DIM)
+    alpha = read("--network_alpha", network_alpha, _alpha, None)
+    dropout = read("--network_dropout", neuron_dropout, _probability, 0.0)
+    values = {
+        name: read(f"{name} of --network_args", network_args.get(name), parse, None)
+        for name, parse in _NETWORK_ARGS.items()
+    }
+    conv_dim, conv_alpha = values["conv_dim"], values["conv_alpha"]
+    if network_args.get("conv_alpha") is not None and network_args.get("conv_dim") is None:
+        errors.append(UserError("conv_alpha of --network_args does nothing alone", hint="Give conv_dim as well."))
+    raise_together(errors)
+    return LoRAOptions(dim, alpha, conv_dim, _DEFAULT_CONV_ALPHA if conv_alpha is None else conv_alpha, dropout)
+
+
+def _unknown(name: str) -> UserError:
+    nearest = nearest_name(name, _NETWORK_ARGS)
+    hint = f"Did you mean {nearest}?" if nearest else f"networks.lora knows {', '.join(_NETWORK_ARGS)}."
+    return UserError(f"--network_args: networks.lora has no argument {name!r}", hint=hint)
+
+
+def _number(value: Any, description: str, accepts: Callable[[float], bool]) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(description) from None
+    if not math.isfinite(number) or not accepts(number):
+        raise ValueError(description)
+    return number
+
+
+def _rank(value: Any) -> int:
+    return int(_number(value, "a whole number from 1", lambda number: number >= 1 and number == int(number)))
+
+
+def _alpha(value: Any) -> float | None:
+    return _number(value, "a number above 0, or 0 for the rank", lambda number: number >= 0) or None
+
+
+def _probability(value: Any) -> float:
+    return _number(value, "a number from 0 to below 1", lambda number: 0 <= number < 1)
+
+
+_NETWORK_ARGS: dict[str, Callable[[Any], Any]] = {"conv_dim": _rank, "conv_alpha": _alpha}

@@ -1,0 +1,74 @@
+"""Which layers of a model an adapter goes beside, and what its keys call them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+_UNET_BLOCKS = ("Transformer2DModel",)
+_UNET_CONV_BLOCKS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+_TEXT_ENCODER_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPFlashAttention2", "CLIPMLP")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer of the base model and the name of its update in adapter files."""
+
+    name: str
+    module: nn.Linear | nn.Conv2d
+
+
+def unet_layers(unet: nn.Module, convolutions: bool) -> list[Target]:
+    """Linear and 1x1 convolution layers of the transformer blocks; with `convolutions` also all layers of the
+    residual, down- and upsampling blocks."""
+    if convolutions:
+        return list(_layers_in_blocks("lora_unet", unet, _UNET_BLOCKS + _UNET_CONV_BLOCKS))
+    targets = _layers_in_blocks("lora_unet", unet, _UNET_BLOCKS)
+    return [target for target in targets if not is_spatial(target.module)]
+
+
+def text_encoder_layers(text_encoder: nn.Module | Sequence[nn.Module]) -> list[Target]:
+    """Linear layers of attention and MLP blocks, of one text encoder or several."""
+    return [
+        target
+        for prefix, encoder in _named_text_encoders(text_encoder)
+        for target in _layers_in_blocks(prefix, encoder, _TEXT_ENCODER_BLOCKS)
+        if isinstance(target.module, nn.Linear)
+    ]
+
+
+def all_layers(text_encoder: nn.Module | Sequence[nn.Module], unet: nn.Module) -> Iterator[Target]:
+    """Every layer that an adapter file could have an update for."""
+    for prefix, encoder in _named_text_encoders(text_encoder):
+        yield from _layers(prefix, encoder)
+    yield from _layers("lora_unet", unet)
+
+
+def is_spatial(module: nn.Module) -> bool:
+    """Whether a layer is a convolution that sees more than one pixel."""
+    return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
+
+
+def _named_text_encoders(text_encoder: nn.Module | Sequence[nn.Module]) -> list[tuple[str, nn.Module]]:
+    encoders = [text_encoder] if isinstance(text_encoder, nn.Module) else list(text_encoder or ())
+    single = len(encoders) == 1
+    prefixes = ["lora_te" if single else f"lora_te{number}" for number in range(1, len(encoders) + 1)]
+    # recent transformers have no inner text_model; adapter keys say it always
+    return [
+        (prefix if hasattr(encoder, "text_model") else f"{prefix}_text_model", encoder)
+        for prefix, encoder in zip(prefixes, encoders, strict=True)
+    ]
+
+
+def _layers_in_blocks(prefix: str, root: nn.Module, block_classes: Sequence[str]) -> Iterator[Target]:
+    for path, block in root.named_modules():
+        if type(block).__name__ in block_classes:
+            yield from _layers(f"{prefix}_{path}", block)
+
+
+def _layers(prefix: str, root: nn.Module) -> Iterator[Target]:
+    for path, module in root.named_modules():
+        if path and isinstance(module, (nn.Linear, nn.Conv2d)):
+            yield Target(f"{prefix}_{path}".replace(".", "_"), module)

@@ -1,0 +1,99 @@
+"""Trained and merged adapters must act as they do in other programs: numbers measured there, kept in a file here."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from networks.lora_layer import LoRALayer
+
+CASES = json.loads(Path(__file__).with_name("lora_arithmetic.json").read_text())
+MAKE_BASE = {
+    "linear": lambda: nn.Linear(6, 5),
+    "conv3x3": lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1),
+    "conv1x1": lambda: nn.Conv2d(3, 4, 1),
+}
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case["module"])
+def case(request):
+    return {key: torch.tensor(value) if isinstance(value, list) else value for key, value in request.param.items()}
+
+
+@pytest.fixture
+def layer(case):
+    base = MAKE_BASE[case["module"]]()
+    base.load_state_dict({"weight": case["W"], "bias": case["b"]})
+    layer = LoRALayer("lora", base, rank=case["rank"], alpha=case["alpha"], multiplier=case["multiplier"])
+    layer.load_state_dict({"lora_down.weight": case["down"], "lora_up.weight": case["up"], "alpha": layer.alpha})
+    return layer
+
+
+def test_output_beside_the_layer(case, layer):
+    torch.testing.assert_close(layer.base(case["x"]), case["y_base"], rtol=0, atol=1e-6)
+    layer.attach()
+    torch.testing.assert_close(layer.base(case["x"]), case["y_lora"], rtol=1e-6, atol=2e-6)
+
+
+def test_output_merged_into_the_layer(case, layer):
+    layer.merge()
+    torch.testing.assert_close(layer.base.weight, case["W_merged"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(layer.base(case["x"]), case["y_lora"], rtol=1e-6, atol=2e-6)
+
+
+def test_an_attached_layer_is_neither_attached_nor_merged_again(layer):
+    layer.attach()
+    with pytest.raises(AssertionError, match="attached already"):
+        layer.attach()
+    with pytest.raises(AssertionError, match="count twice"):
+        layer.merge()
+
+
+@pytest.mark.parametrize("alpha", [None, 0])
+def test_without_alpha_the_update_is_not_scaled(alpha):
+    layer = LoRALayer("lora", nn.Linear(3, 3), rank=8, alpha=alpha)
+    assert layer.scale == 1.0
+    assert layer.alpha == 8
+
+
+def test_alpha_of_loaded_weights_is_used(case, layer):
+    """A file's alpha that is shown but not used would give another picture than the file's maker saw."""
+    layer.load_state_dict({**layer.state_dict(), "alpha": torch.tensor(1.0)})
+    assert layer.scale == 1.0 / case["rank"]
+
+
+def test_a_half_precision_base_computes_the_update_in_the_adapters_precision():
+    base = nn.Linear(6, 5).to(torch.bfloat16)
+    layer = LoRALayer("lora", base, rank=2, alpha=1)
+    nn.init.normal_(layer.lora_up.weight)
+    x = torch.randn(3, 6, dtype=torch.bfloat16)
+    exact = x.double() @ layer.weight_update().double().T
+    torch.testing.assert_close(layer.update(x).double(), exact, rtol=0, atol=1e-6)
+    layer.attach()
+    assert base(x).dtype == torch.bfloat16
+    base(x).float().sum().backward()
+    assert layer.lora_down.weight.grad.dtype == torch.float32
+
+
+def test_under_autocast_the_update_follows_it():
+    base = nn.Linear(6, 5)
+    layer = LoRALayer("lora", base, rank=2, alpha=1)
+    layer.attach()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.update(torch.randn(3, 6)).dtype == torch.bfloat16
+        assert base(torch.randn(3, 6)).dtype == torch.bfloat16
+
+
+def test_neuron_dropout_acts_in_training_alone():
+    layer = LoRALayer("lora", nn.Linear(6, 64), rank=32, alpha=32, neuron_dropout=0.5)
+    with torch.no_grad():
+        layer.lora_down.weight.fill_(1.0)
+        layer.lora_up.weight.copy_(torch.eye(64, 32))
+    x = torch.ones(200, 6)
+    hidden = layer.update(x)[:, :32]  # each of the 32 is 6, or dropped, or 12
+    assert set(hidden.unique().tolist()) == {0.0, 12.0}
+    assert 0.45 < (hidden == 0).float().mean() < 0.55
+    layer.eval()
+    assert set(layer.update(x)[:, :32].unique().tolist()) == {6.0}

@@ -1,0 +1,52 @@
+"""A misspelt or impossible network argument must stop the run, not train something else."""
+
+import pytest
+
+from library.cli.errors import UserError
+from networks.lora import create_network
+from networks.lora_options import parse_network_args
+
+
+def test_defaults():
+    options = parse_network_args(None, None, None, {})
+    assert (options.dim, options.alpha, options.conv_dim, options.neuron_dropout) == (4, None, None, 0.0)
+
+
+def test_strings_are_converted():
+    options = parse_network_args(8, 4, 0.1, {"conv_dim": "2", "conv_alpha": "0.5"})
+    assert (options.dim, options.alpha, options.conv_dim, options.conv_alpha) == (8, 4.0, 2, 0.5)
+    assert options.neuron_dropout == 0.1
+
+
+def test_conv_alpha_is_1_unless_given():
+    assert parse_network_args(8, 4, None, {"conv_dim": "2"}).conv_alpha == 1.0
+
+
+@pytest.mark.parametrize(
+    ("dim", "alpha", "dropout", "network_args", "message"),
+    [
+        (0, 1, None, {}, "--network_dim is 0, but must be a whole number from 1"),
+        (4, -1, None, {}, "--network_alpha is -1"),
+        (4, float("nan"), None, {}, "--network_alpha is nan"),
+        (4, 1, 1.0, {}, "--network_dropout is 1.0"),
+        (4, 1, None, {"conv_dim": "two"}, "conv_dim of --network_args is 'two', but must be a whole number"),
+        (4, 1, None, {"conv_dim": "2.5"}, "conv_dim of --network_args is '2.5'"),
+        (4, 1, None, {"conv_dim": "2", "conv_alpha": "x"}, "conv_alpha of --network_args is 'x'"),
+        (4, 1, None, {"conv_alpha": "1"}, "conv_alpha of --network_args does nothing alone"),
+        (4, 1, None, {"unet_rank": "4"}, "networks.lora has no argument 'unet_rank'"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_by_name(dim, alpha, dropout, network_args, message):
+    with pytest.raises(UserError) as caught:
+        parse_network_args(dim, alpha, dropout, network_args)
+    assert message in caught.value.message
+    assert caught.value.hint
+
+
+def test_all_problems_are_reported_together(text_encoder, unet):
+    with pytest.raises(UserError) as caught:
+        create_network(1.0, 4, 1, None, text_encoder, unet, neuron_dropout=2, conv_dmi="2", conv_alpha="1")
+    text = str(caught.value)
+    assert "--network_dropout" in text
+    assert "'conv_dmi'" in text
+    assert "Did you mean conv_dim?" in text
