@@ -44,16 +44,7 @@ class AdapterNetwork:
         self._unet = roots.unet
         self._text_encoder = roots.text_encoders[0] if len(roots.text_encoders) == 1 else list(roots.text_encoders)
         torch.manual_seed(derive_seed("network init", seed))
-        self._network = module.create_network(
-            1.0,
-            self._options.network_dim,
-            self._options.network_alpha,
-            family.vae,
-            self._text_encoder,
-            self._unet,
-            neuron_dropout=self._options.network_dropout,
-            **self._options.keyword_arguments(),
-        )
+        self._network = self._create(module, family)
         self._network.apply_to(self._text_encoder, self._unet, self.trains_text_encoders, self._trains_unet)
         if self._options.network_weights is not None:
             self._network.load_weights(self._options.network_weights)
@@ -62,6 +53,25 @@ class AdapterNetwork:
         self._network.to(torch.float32)
         self._network.prepare_grad_etc(self._text_encoder, self._unet)
         self._groups = self._make_groups(default_learning_rate)
+
+    def _create(self, module: ModuleType, family: ModelFamily) -> Any:
+        try:
+            return module.create_network(
+                1.0,
+                self._options.network_dim,
+                self._options.network_alpha,
+                family.vae,
+                self._text_encoder,
+                self._unet,
+                neuron_dropout=self._options.network_dropout,
+                **self._options.keyword_arguments(),
+            )
+        except (AssertionError, TypeError, ValueError, KeyError) as error:
+            # third-party modules have no errors for users
+            raise UserError(
+                f"--network_module {self._options.network_module} does not take these arguments: {error}",
+                hint="check --network_args; with lycoris.kohya, preset=attn-mlp fits these models",
+            ) from error
 
     def _make_groups(self, default_learning_rate: float) -> list[ParamGroup]:
         options = self._options
@@ -95,7 +105,7 @@ class AdapterNetwork:
             self._network.on_step_start()
 
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
-        self._network.save_weights(str(path), dtype, metadata)
+        self._network.save_weights(str(path), dtype, dict(metadata))  # some add to what they are given
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return dict(self._network.state_dict())

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from library.cli.file_hashes import file_sha256, model_hash
 from library.cli.parser import Options
 from library.data.options import CachingOptions, DatasetOptions
 from library.data.plan import PlannedDataset, TrainingData
@@ -47,15 +49,22 @@ class Metadata:
         plan: TrainPlan,
         optimizer: torch.optim.Optimizer,
     ):
-        self._options = options
-        self._fixed = {
-            **_model_entries(options[ModelOptions], family),
-            **_option_entries(options, plan, optimizer),
-            **_data_entries(options, data),
-            **_plan_entries(data, plan),
-            **method.metadata(),
+        self._options, self._data, self._family, self._method = options, data, family, method
+        self._plan, self._optimizer = plan, optimizer
+        self._started_at = time.time()
+
+    @cached_property
+    def _fixed(self) -> dict[str, str]:
+        # made when the first file is saved: it hashes the whole model
+        options = self._options
+        return {
+            **_model_entries(options, self._family),
+            **_option_entries(options, self._plan, self._optimizer),
+            **_data_entries(options, self._data),
+            **_plan_entries(self._data, self._plan),
+            **self._method.metadata(),
+            "ss_training_started_at": str(self._started_at),
         }
-        self._specification = _specification_entries(options, data, family, method)
 
     def at(self, position: Position) -> dict[str, str]:
         """The entries of a file saved at `position`."""
@@ -67,17 +76,23 @@ class Metadata:
         }
         if self._options[OutputOptions].no_metadata:
             entries = {key: value for key, value in entries.items() if key in MINIMUM}
-        return {**entries, **self._specification, "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        specification = _specification_entries(self._options, self._data, self._family, self._method)
+        return {**entries, **specification, "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S")}
 
 
 def _texts(entries: dict[str, Any]) -> dict[str, str]:
     return {key: json.dumps(value) if isinstance(value, (dict, list)) else str(value) for key, value in entries.items()}
 
 
-def _model_entries(options: ModelOptions, family: ModelFamily) -> dict[str, str]:
+def _model_entries(options: Options, family: ModelFamily) -> dict[str, str]:
+    path = Path(options[ModelOptions].pretrained_model_name_or_path or "")
+    hashes = {}
+    if path.is_file() and not options[OutputOptions].no_metadata:
+        hashes = {"ss_sd_model_hash": model_hash(path), "ss_new_sd_model_hash": file_sha256(path)}
     return _texts(
         {
-            "ss_sd_model_name": Path(options.pretrained_model_name_or_path or "").name,
+            "ss_sd_model_name": path.name,
+            **hashes,
             "ss_v2": family.version.startswith("sd_v2"),
             "ss_base_model_version": family.version,
         }
@@ -91,7 +106,6 @@ def _option_entries(options: Options, plan: TrainPlan, optimizer: torch.optim.Op
     return _texts(
         {
             "ss_session_id": plan.seed ^ int(time.time()),
-            "ss_training_started_at": time.time(),
             "ss_output_name": output.output_name,
             "ss_training_comment": output.training_comment,
             "ss_learning_rate": rates.learning_rate,

@@ -155,6 +155,7 @@ def _assemble(
     tracker = make_tracker(options[LoggingOptions]) if accelerator.is_main_process else None
     sampler = Sampler(
         family,
+        method.trainable_modules(),
         preflight.prompts,
         folder=Path(output.output_dir) / "sample",
         name=output.output_name,

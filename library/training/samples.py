@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, SchedulerMixin
 from PIL import Image
+from torch import nn
 
 from library.cli.atomic_files import atomic_path
 from library.data.randomness import derive_seed
@@ -90,9 +91,18 @@ class Sampler:
     """Draws the prompts of a run into `<output_dir>/sample`."""
 
     def __init__(
-        self, family: ModelFamily, prompts: Sequence[SamplePrompt], *, folder: Path, name: str, sampler: str, seed: int
+        self,
+        family: ModelFamily,
+        trainable_modules: Sequence[nn.Module],
+        prompts: Sequence[SamplePrompt],
+        *,
+        folder: Path,
+        name: str,
+        sampler: str,
+        seed: int,
     ):
         self._family = family
+        self._modules = [family.unet, *family.text_encoders, family.vae, *trainable_modules]
         self._prompts = prompts
         self._folder = folder
         self._name = name
@@ -102,11 +112,10 @@ class Sampler:
     def draw(self, when: str) -> list[tuple[str, Image.Image]]:
         """Draws and writes every prompt; `when` is the step or epoch in the file names.
 
-        Returns (name, picture) for the trackers. The model's training mode is as before afterwards.
+        Returns (name, picture) for the trackers. Nothing is dropped out of the model; afterwards it trains on.
         """
-        modules = [self._family.unet, *self._family.text_encoders, self._family.vae]
-        was_training = [module.training for module in modules]
-        for module in modules:
+        was_training = [module.training for module in self._modules]
+        for module in self._modules:
             module.eval()
         self._folder.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%d%H%M%S")
@@ -119,7 +128,7 @@ class Sampler:
             with atomic_path(path) as temporary:
                 picture.save(temporary, format="PNG")
             drawn.append((f"sample/{index:02d}", picture))
-        for module, training in zip(modules, was_training, strict=True):
+        for module, training in zip(self._modules, was_training, strict=True):
             module.train(training)
         logger.info("%d sample pictures (%s) in %s", len(drawn), when, self._folder)
         return drawn

@@ -65,7 +65,7 @@ def arguments(data: Path, output: Path, **overrides) -> list[str]:
     for name, value in options.items():
         if value is True:
             argv.append(f"--{name}")
-        elif value not in (None, False):
+        elif value is not None and value is not False:
             argv += [f"--{name}", str(value)]
     return argv
 

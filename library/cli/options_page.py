@@ -1,0 +1,40 @@
+"""The page of all options, made from their declarations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from library.cli.options import OptionField, option_fields
+
+
+def options_page(program: str, groups: Sequence[type]) -> str:
+    """A Markdown page with one table for each group of options."""
+    parts = [
+        f"# Options of {program}",
+        "Made from the declarations in the code; `docs/make_options.py` writes it. Every option can stand in a"
+        " `--config_file` under its name without dashes.",
+    ]
+    for owner in groups:
+        rows = "\n".join(_row(field) for field in option_fields(owner))
+        parts.append(f"## {owner.GROUP}\n\n| option | value | default | what it does |\n|---|---|---|---|\n{rows}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(field: OptionField) -> str:
+    names = "<br>".join(f"`--{name}`" for name in (field.name, *field.spec.aliases))
+    if field.spec.choices:
+        value = ", ".join(f"`{choice}`" for choice in field.spec.choices)
+    elif field.spec.parse is not None:
+        value = (field.spec.metavar or "text").lower()
+    else:
+        value = {bool: "", int: "whole number", float: "number", str: "text"}[field.kind]
+        value += ", one or more" if field.is_list else ""
+    default = "required" if field.spec.required else _default(field)
+    cells = (names, value, default, field.spec.help.replace("|", "\\|").replace("<", "&lt;"))
+    return "| " + " | ".join(cells) + " |"
+
+
+def _default(field: OptionField) -> str:
+    if field.kind is bool or field.default in (None, ()):
+        return ""
+    return f"`{field.default}`"
