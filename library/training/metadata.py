@@ -7,6 +7,7 @@ Keys and the form of their values are those that image programs know: all values
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from functools import cached_property
 from pathlib import Path
@@ -105,7 +106,7 @@ def _option_entries(options: Options, plan: TrainPlan, optimizer: torch.optim.Op
     kind = type(optimizer)
     return _texts(
         {
-            "ss_session_id": plan.seed ^ int(time.time()),
+            "ss_session_id": secrets.randbelow(2**32),
             "ss_output_name": output.output_name,
             "ss_training_comment": output.training_comment,
             "ss_learning_rate": rates.learning_rate,
