@@ -15,7 +15,9 @@ def source_files():
 
 
 def test_files_stay_readable():
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in source_files()}
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in source_files()
+    }
     assert len(lengths) > 30
     assert {name: count for name, count in lengths.items() if count > 500} == {}
     assert {path.name for path in ENTRY_SCRIPTS if lengths[path.name] > 100} == set()

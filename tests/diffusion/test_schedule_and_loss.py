@@ -48,7 +48,8 @@ def test_min_snr_weights(prediction_type, expected):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("gamma", [None, 5.0])
 def test_weighted_loss_is_the_mean_of_weighted_picture_errors(prediction_type, gamma):
-    p, y, w, t = draws(2, 4, 4, 3, 5), draws(3, 4, 4, 3, 5), np.array([1.0, 0.5, 1.0, 0.0]), np.array([3, 100, 500, 900])
+    p, y = draws(2, 4, 4, 3, 5), draws(3, 4, 4, 3, 5)
+    w, t = np.array([1.0, 0.5, 1.0, 0.0]), np.array([3, 100, 500, 900])
     snr = ALPHAS[t] / (1 - ALPHAS[t])
     weight = w.copy()
     if gamma is not None:

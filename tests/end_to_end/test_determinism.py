@@ -88,23 +88,14 @@ def test_resuming_in_the_middle_of_an_epoch_is_exact(plain, tmp_path):
     ids=["8bit", "accumulation", "bf16", "unet-only"],
 )
 def test_three_resumes_in_a_row_are_exact(data_dir, tmp_path, options):
-    through = train(data_dir, tmp_path / "through", save_every_n_steps=1, save_state=True, max_train_steps=5, **options)
-    for done, name in ((1, "first"), (2, "second"), (4, "third")):
-        source = tmp_path / "through" if done == 1 else tmp_path / previous
-        state = source / f"run-step{done:08d}-state"
-        resumed = train(
-            data_dir,
-            tmp_path / name,
-            resume=state,
-            save_every_n_steps=1,
-            save_state=True,
-            max_train_steps=5,
-            **options,
-        )
-        previous = name
+    options = {"save_every_n_steps": 1, "save_state": True, "max_train_steps": 5, **options}
+    through = train(data_dir, tmp_path / "run0", **options)
+    for source, done in enumerate((1, 2, 4)):  # each resumes what the one before has saved
+        state = tmp_path / f"run{source}" / f"run-step{done:08d}-state"
+        resumed = train(data_dir, tmp_path / f"run{source + 1}", resume=state, **options)
     assert_same(through, resumed)
     if "optimizer_type" in options:  # and the state really was kept in 8 bits
-        _, training = read_state(str(tmp_path / previous / "run-state"))
+        _, training = read_state(str(tmp_path / "run3" / "run-state"))
         states = [entry["__bnb_optimizer_quant_state__"] for entry in training["optimizer"]["state"].values()]
         assert any(state["state1"].dtype == torch.uint8 for state in states)
 

@@ -1,0 +1,106 @@
+"""Reads a Diffusers model folder: configurations and weights of its parts, never anything but local files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from library.cli.errors import UserError, raise_together
+from library.models.checkpoint_files import open_weights
+from library.models.model_parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
+from library.models.module_weights import fill_module
+from library.models.path_checks import WEIGHT_FILES, find_weights
+from library.models.text_encoder import TextEncoder
+
+# names that Diffusers gave the attention of a VAE before version 0.17
+_OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class DiffusersFolder:
+    """A folder with `model_index.json`, `unet/`, `vae/`, `text_encoder/` and so on."""
+
+    path: Path
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file or folder of that name."""
+        return (self.path / name).exists()
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The contents of a JSON file; raises `UserError` for one that is missing or damaged."""
+        path = self.path / name
+        try:
+            contents = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}", "the model folder is incomplete") from error
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON: {error}", "copy or download it again") from error
+        if not isinstance(contents, dict):
+            raise UserError(f"{path} holds no JSON object", "copy or download it again")
+        return contents
+
+    def tensors(self, part: str) -> tuple[Path, Mapping[str, torch.Tensor]]:
+        """The file of weights of one part ("unet", "vae", "text_encoder") and its tensors, under today's names."""
+        path = find_weights(self.path, part)
+        if path is None:
+            hint = f"looked for {', '.join(WEIGHT_FILES[part])}"
+            raise UserError(f"{self.path / part} holds no weights", hint)
+        tensors = open_weights(path).tensors
+        return path, _RENAMINGS[part](tensors)
+
+
+def load_folder(folder: DiffusersFolder) -> ModelParts:
+    """Builds U-Net, VAE and text encoder of a folder, float32, frozen, in eval mode.
+
+    Raises `UserError` that names, all parts together, what is missing or does not fit its config.json.
+    """
+    parts: list[nn.Module] = []
+    errors: list[UserError] = []
+    for part, title, build_empty in _PARTS:
+        try:
+            parts.append(_load_part(folder, part, title, build_empty))
+        except UserError as error:
+            errors.append(error)
+    raise_together(errors)
+    return ModelParts(*parts)
+
+
+def _load_part(folder: DiffusersFolder, part: str, title: str, build_empty: Callable[..., nn.Module]) -> nn.Module:
+    config_name = f"{part}/config.json"
+    module = build_empty(folder.read_json(config_name), str(folder.path / config_name))
+    path, tensors = folder.tensors(part)
+    network = module.text_model if isinstance(module, TextEncoder) else module
+    fill_module(network, tensors, source=str(path), part=title)
+    return module
+
+
+def _text_encoder_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the level `text_model`, which depends on the version of `transformers`, and what other models add."""
+    renamed = {key.removeprefix("text_model."): value for key, value in tensors.items()}
+    kept = ("embeddings.", "encoder.", "final_layer_norm.")
+    return {key: value for key, value in renamed.items() if key.startswith(kept) and not key.endswith(".position_ids")}
+
+
+def _vae_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {_today(key): value for key, value in tensors.items()}
+
+
+def _today(key: str) -> str:
+    if ".attentions." not in key:
+        return key
+    module, layer, kind = key.rsplit(".", 2)
+    return f"{module}.{_OLD_ATTENTION_NAMES.get(layer, layer)}.{kind}"
+
+
+_RENAMINGS = {"unet": dict, "vae": _vae_tensors, "text_encoder": _text_encoder_tensors}
+_PARTS = (
+    ("unet", "U-Net", empty_unet),
+    ("vae", "VAE", empty_vae),
+    ("text_encoder", "text encoder", empty_text_encoder),
+)

@@ -1,0 +1,67 @@
+"""The first seam: what is being trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass
+class Conditioning:
+    """What prompts say to the denoiser: hidden states of the text encoder, (B, tokens, width)."""
+
+    hidden_states: torch.Tensor
+
+
+@dataclass(frozen=True)
+class AdapterRoots:
+    """The modules whose layers an adapter network may wrap."""
+
+    unet: nn.Module
+    text_encoders: tuple[nn.Module, ...]
+
+
+class ModelFamily(Protocol):
+    """A kind of diffusion model, loaded. The loop, samples and methods know models only through this."""
+
+    version: str  # as written to metadata: "sd_v1", "sd_v2"
+    architecture: str  # of SAI ModelSpec: "stable-diffusion-v1"
+    prediction_type: str  # "epsilon" or "v_prediction"
+    latent_channels: int
+    vae_scale: int  # pixels per latent, along one side
+    unet: nn.Module
+    text_encoders: tuple[nn.Module, ...]
+    vae: nn.Module
+
+    def alphas_cumprod(self) -> torch.Tensor:
+        """The noise schedule, (num_train_timesteps,) float32."""
+
+    def adapter_roots(self) -> AdapterRoots: ...
+
+    def place(self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype) -> None:
+        """Moves all parts to a device, each in its data type."""
+
+    def enable_gradient_checkpointing(self) -> None: ...
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Tokenizes and encodes; gradients flow unless the caller forbids them."""
+
+    def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), picture i sampled with seeds[i]."""
+
+    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the VAE gives them -> latents as the denoiser takes them."""
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents -> pixels (B, 3, H, W) in [-1, 1], float32."""
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """The denoiser's output for noisy scaled latents (B, 4, h, w) and timesteps (B,)."""
+
+    def vae_fingerprint(self) -> str:
+        """Names the VAE's weights and precision, so that a cache can tell whether it was made with them."""

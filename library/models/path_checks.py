@@ -1,0 +1,147 @@
+"""What can be said of a model's path without reading its weights. Standard library only, so that it answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+
+from library.cli.errors import UserError
+from library.models.options import ModelOptions
+
+SAFETENSORS_ENDING = ".safetensors"
+PICKLE_ENDINGS = (".ckpt", ".pt", ".bin")
+SINGLE_FILE_ENDINGS = (SAFETENSORS_ENDING, *PICKLE_ENDINGS)
+
+# file names in each part of a Diffusers folder, the best first
+_DIFFUSERS_WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.bin",
+)
+_TRANSFORMERS_WEIGHTS = (
+    "model.safetensors",
+    "model.fp16.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.fp16.bin",
+)
+WEIGHT_FILES = {"unet": _DIFFUSERS_WEIGHTS, "vae": _DIFFUSERS_WEIGHTS, "text_encoder": _TRANSFORMERS_WEIGHTS}
+
+FLAG = "--pretrained_model_name_or_path"
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_DOWNLOAD_AGAIN = "copy or download it again"
+
+
+def model_problems(options: ModelOptions) -> list[UserError]:
+    """All that is visibly wrong with the path of the model.
+
+    Looks at names, sizes and the headers of .safetensors files. An absent option is left to the parser, which knows
+    that it is required.
+    """
+    if options.pretrained_model_name_or_path is None:
+        return []
+    path = Path(options.pretrained_model_name_or_path)
+    if path.is_dir():
+        return _folder_problems(path)
+    if path.is_file():
+        return _file_problems(path)
+    return [
+        UserError(
+            f"{FLAG} {path}: there is no such file or folder",
+            "give the path of a local model; nothing is downloaded by name",
+        )
+    ]
+
+
+def find_weights(folder: Path, part: str) -> Path | None:
+    """The file of weights of one part ("unet", "vae", "text_encoder") of a Diffusers folder, if there is one."""
+    for name in WEIGHT_FILES[part]:
+        if (folder / part / name).is_file():
+            return folder / part / name
+    return None
+
+
+def safetensors_problem(path: Path) -> str | None:
+    """What the header and size of a .safetensors file show to be wrong with it: a phrase, None when all is well."""
+    size = path.stat().st_size
+    if size == 0:
+        return "is empty (0 bytes)"
+    if size < 8:
+        return f"is cut off: {size} bytes, not even the length of its header"
+    with open(path, "rb") as file:
+        (header_size,) = struct.unpack("<Q", file.read(8))
+        if header_size > _MAX_HEADER_BYTES:
+            return "is not a safetensors file: its first 8 bytes are not the length of a header"
+        if header_size > size - 8:
+            return f"is cut off within its header: {size} bytes, the header alone takes {8 + header_size}"
+        header = file.read(header_size)
+    try:
+        end = _end_of_data(json.loads(header))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return "is not a safetensors file: its header cannot be read"
+    expected = 8 + header_size + end
+    if size < expected:
+        return f"is cut off: {size} bytes where its header speaks of {expected}"
+    if size > expected:
+        return f"is damaged: {size} bytes where its header speaks of {expected}"
+    return None
+
+
+def _end_of_data(header: dict) -> int:
+    ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+    return max(ends, default=0)
+
+
+def _file_problems(path: Path) -> list[UserError]:
+    ending = path.suffix.lower()
+    if ending not in SINGLE_FILE_ENDINGS:
+        return [
+            UserError(
+                f"{FLAG} {path}: unknown kind of file {path.suffix or '(no ending)'!r}",
+                f"a model is a Diffusers folder or a file ending in {', '.join(SINGLE_FILE_ENDINGS)}",
+            )
+        ]
+    problem = weight_file_problem(path)
+    return [] if problem is None else [UserError(f"{FLAG} {path} {problem}", _DOWNLOAD_AGAIN)]
+
+
+def weight_file_problem(path: Path) -> str | None:
+    """What is visibly wrong with a file of weights of either kind: a phrase, None when all is well."""
+    if not os.access(path, os.R_OK):
+        return "may not be read"
+    if path.suffix.lower() == SAFETENSORS_ENDING:
+        return safetensors_problem(path)
+    return "is empty (0 bytes)" if path.stat().st_size == 0 else None
+
+
+def _folder_problems(folder: Path) -> list[UserError]:
+    if not (folder / "model_index.json").is_file() and not (folder / "unet").is_dir():
+        return [
+            UserError(
+                f"{FLAG} {folder}: not a Diffusers model, it has neither model_index.json nor unet/",
+                "give the folder that holds model_index.json, or a single .safetensors or .ckpt file",
+            )
+        ]
+    problems = []
+    for part in WEIGHT_FILES:
+        problems.extend(_part_problems(folder, part))
+    return problems
+
+
+def _part_problems(folder: Path, part: str) -> list[UserError]:
+    if not (folder / part).is_dir():
+        return [UserError(f"{FLAG} {folder}: lacks the folder {part}/", "a Stable Diffusion 1.x or 2.x model has one")]
+    problems = []
+    if not (folder / part / "config.json").is_file():
+        problems.append(UserError(f"{FLAG} {folder}: lacks {part}/config.json", _DOWNLOAD_AGAIN))
+    weights = find_weights(folder, part)
+    if weights is None:
+        hint = f"looked for {', '.join(WEIGHT_FILES[part])}"
+        problems.append(UserError(f"{FLAG} {folder}: no weights in {part}/", hint))
+    else:
+        problem = weight_file_problem(weights)
+        if problem is not None:
+            problems.append(UserError(f"{FLAG}: {weights} {problem}", _DOWNLOAD_AGAIN))
+    return problems

@@ -1,0 +1,72 @@
+"""The model families there are, and loading of whichever a path holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.cli.errors import UserError, raise_together
+from library.models import stable_diffusion
+from library.models.checkpoint_files import WeightFile, open_weights
+from library.models.diffusers_folder import DiffusersFolder
+from library.models.family import ModelFamily
+from library.models.options import ModelOptions
+from library.models.path_checks import FLAG, model_problems
+
+ModelSource = DiffusersFolder | WeightFile
+
+
+@dataclass(frozen=True)
+class FamilyEntry:
+    """One family: how to tell its models from others, and how to load one."""
+
+    title: str
+    detect: Callable[[ModelSource], bool]
+    load: Callable[[ModelSource, ModelOptions], ModelFamily]
+
+
+FAMILIES = (FamilyEntry("Stable Diffusion 1.x and 2.x", stable_diffusion.detect, stable_diffusion.load),)
+
+# beginnings of keys in single files that are something else, and what
+_OTHER_KINDS = (
+    ("conditioner.embedders.", "Stable Diffusion XL"),
+    ("model.diffusion_model.joint_blocks.", "Stable Diffusion 3"),
+    ("model.diffusion_model.double_blocks.", "FLUX"),
+    ("double_blocks.", "FLUX"),
+    ("lora_", "an adapter (LoRA), not a whole model"),
+    ("control_model.", "a ControlNet"),
+    ("model.diffusion_model.", "a U-Net without a text encoder"),
+    ("first_stage_model.", "a VAE alone"),
+    ("encoder.down.", "a VAE alone"),
+    ("text_model.", "a text encoder alone"),
+    ("emb_params", "a textual inversion embedding"),
+)
+
+
+def load_family(options: ModelOptions) -> ModelFamily:
+    """Loads the model at `options.pretrained_model_name_or_path`, float32 on the CPU, from local files alone.
+
+    Raises `UserError` when there is no model, when it is damaged or of a kind that is not known, and when flags
+    contradict it.
+    """
+    if options.pretrained_model_name_or_path is None:
+        raise UserError(f"{FLAG} is missing", "give the path of the model to train on")
+    raise_together(model_problems(options))
+    path = Path(options.pretrained_model_name_or_path)
+    source = DiffusersFolder(path) if path.is_dir() else open_weights(path)
+    for family in FAMILIES:
+        if family.detect(source):
+            return family.load(source, options)
+    raise UserError(f"{FLAG} {path}: {_what_else(source)}", f"known are {', '.join(entry.title for entry in FAMILIES)}")
+
+
+def _what_else(source: ModelSource) -> str:
+    if isinstance(source, WeightFile):
+        for beginning, kind in _OTHER_KINDS:
+            if any(key.startswith(beginning) for key in source.tensors):
+                return f"the file is {kind}"
+        keys = ", ".join(list(source.tensors)[:3])
+        return f"not a model of a known family; it lacks the keys model.diffusion_model.*, and has {keys}, ..."
+    pipeline = source.read_json("model_index.json").get("_class_name") if source.has("model_index.json") else None
+    return f"a model for {pipeline}, which is not known" if pipeline else "not a model of a known family"

@@ -1,0 +1,223 @@
+"""Stable Diffusion 1.x and 2.x: one family, whose members differ in values."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from library.cli.errors import UserError
+from library.models import ldm_layout
+from library.models.checkpoint_files import WeightFile
+from library.models.diffusers_folder import DiffusersFolder, load_folder
+from library.models.family import AdapterRoots, Conditioning
+from library.models.model_parts import ModelParts
+from library.models.options import ModelOptions
+from library.models.stable_diffusion_facts import (
+    V_PREDICTION,
+    ModelFacts,
+    check_flags,
+    choose_prediction_type,
+    facts_of_file,
+    facts_of_folder,
+    make_alphas_cumprod,
+)
+from library.models.tokenizer import PromptTokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+ModelSource = DiffusersFolder | WeightFile
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """How a generation is called, by what it predicts, and how it pads prompts."""
+
+    versions: Mapping[str, str]
+    architectures: Mapping[str, str]
+    pads_with_end: bool
+
+
+_GENERATIONS = {
+    False: _Generation(
+        versions={"epsilon": "sd_v1", V_PREDICTION: "sd_v1_v"},
+        architectures={"epsilon": "stable-diffusion-v1", V_PREDICTION: "stable-diffusion-v1"},
+        pads_with_end=True,
+    ),
+    True: _Generation(
+        versions={"epsilon": "sd_v2", V_PREDICTION: "sd_v2_v"},
+        architectures={"epsilon": "stable-diffusion-v2-512", V_PREDICTION: "stable-diffusion-v2-768-v"},
+        pads_with_end=False,
+    ),
+}
+
+
+class StableDiffusion:
+    """A loaded Stable Diffusion 1.x or 2.x model; implements `ModelFamily`."""
+
+    def __init__(self, parts: ModelParts, tokenizer: PromptTokenizer, facts: ModelFacts, prediction_type: str):
+        generation = _GENERATIONS[facts.is_v2]
+        self.version = generation.versions[prediction_type]
+        self.architecture = generation.architectures[prediction_type]
+        self.prediction_type = prediction_type
+        self.is_v2 = facts.is_v2
+        self.unet = parts.unet
+        self.vae = parts.vae
+        self.text_encoders: tuple[nn.Module, ...] = (parts.text_encoder,)
+        self.tokenizer = tokenizer
+        self.latent_channels: int = parts.vae.config.latent_channels
+        self.vae_scale: int = 2 ** (len(parts.vae.config.block_out_channels) - 1)
+        self._scaling_factor: float = parts.vae.config.scaling_factor
+        self._alphas_cumprod = make_alphas_cumprod(facts.scheduler, facts.source)
+        self._fingerprints: dict[torch.dtype, str] = {}
+
+    def alphas_cumprod(self) -> torch.Tensor:
+        """The noise schedule, (num_train_timesteps,) float32; a copy, which may be changed."""
+        return self._alphas_cumprod.clone()
+
+    def adapter_roots(self) -> AdapterRoots:
+        """The U-Net and the text encoder."""
+        return AdapterRoots(self.unet, self.text_encoders)
+
+    def place(self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype) -> None:
+        """Moves all parts to a device, each in its data type."""
+        # Diffusers' own `to` warns of parts to be kept in float32 even where there are none
+        nn.Module.to(self.unet, device, unet)
+        for encoder in self.text_encoders:
+            encoder.to(device, text_encoder)
+        nn.Module.to(self.vae, device, vae)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes activations of U-Net and text encoder in the backward pass.
+
+        Puts both in train mode, without which text encoders (and U-Nets of older versions of Diffusers) do not do
+        so; the models have no dropout, so that nothing else changes.
+        """
+        self.unet.enable_gradient_checkpointing()
+        self.unet.train()
+        for encoder in self.text_encoders:
+            encoder.gradient_checkpointing_enable()
+            encoder.train()
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Prompts -> hidden states (B, 77, D); longer ones lose what is beyond 75 tokens. Gradients flow."""
+        (encoder,) = self.text_encoders
+        input_ids = self.tokenizer.encode(prompts).to(next(encoder.parameters()).device)
+        return Conditioning(encoder(input_ids))
+
+    @torch.no_grad()
+    def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), picture i sampled with seeds[i].
+
+        The sample's noise is drawn on the CPU, so that it is the same on every device. All pictures go through the
+        VAE at once.
+        """
+        weight = self.vae.encoder.conv_in.weight
+        posterior = self.vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
+        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+        noise = torch.stack([_keyed_noise(mean.shape[1:], seed) for seed in _one_each(seeds, mean)])
+        return mean + torch.exp(0.5 * log_variance) * noise.to(mean.device)
+
+    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the VAE gives them -> latents as the U-Net takes them, about of unit variance."""
+        return latents * self._scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), about in [-1, 1], float32."""
+        weight = self.vae.decoder.conv_in.weight
+        unscaled = (latents / self._scaling_factor).to(weight.device, weight.dtype)
+        return self.vae.decode(unscaled).sample.float()
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """The U-Net's output (B, 4, h, w) for noisy scaled latents (B, 4, h, w) and timesteps (B,).
+
+        Inputs are brought to the U-Net's precision, which that of the text encoder need not be.
+        """
+        dtype = next(self.unet.parameters()).dtype
+        hidden_states = conditioning.hidden_states.to(dtype)
+        return self.unet(latents.to(dtype), timesteps, encoder_hidden_states=hidden_states).sample
+
+    def vae_fingerprint(self) -> str:
+        """16 hexadecimal digits that name the VAE's weights in their present precision."""
+        dtype = self.vae.encoder.conv_in.weight.dtype
+        if dtype not in self._fingerprints:
+            self._fingerprints[dtype] = _fingerprint(self.vae)
+        return self._fingerprints[dtype]
+
+
+def _one_each(seeds: Sequence[int], pictures: torch.Tensor) -> Sequence[int]:
+    if len(seeds) != len(pictures):
+        raise ValueError(f"{len(seeds)} seeds for {len(pictures)} pictures")
+    return seeds
+
+
+def _keyed_noise(shape: torch.Size, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
+
+
+def _fingerprint(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def detect(source: ModelSource) -> bool:
+    """Whether a folder or file is a Stable Diffusion 1.x or 2.x model, or the larger part of one."""
+    if isinstance(source, WeightFile):
+        return ldm_layout.is_v1(source.tensors) or ldm_layout.is_v2(source.tensors)
+    others = ("text_encoder_2", "transformer", "prior", "image_encoder")
+    return all(source.has(part) for part in ("unet", "vae", "text_encoder")) and not any(map(source.has, others))
+
+
+def load(source: ModelSource, options: ModelOptions) -> StableDiffusion:
+    """Loads a model in float32 on the CPU, frozen and in eval mode; reads nothing but local files.
+
+    Raises `UserError` for flags that contradict the model, and for files that are incomplete or do not fit together.
+    """
+    is_file = isinstance(source, WeightFile)
+    facts = facts_of_file(source) if is_file else facts_of_folder(source)
+    check_flags(facts, options)
+    prediction_type = choose_prediction_type(facts, options)
+    parts = ldm_layout.load_single_file(source) if is_file else load_folder(source)
+    _check_fit(parts, facts.source)
+    tokenizer_folder = None if is_file or not source.has("tokenizer") else source.path / "tokenizer"
+    tokenizer = load_tokenizer(tokenizer_folder, pads_with_end=_GENERATIONS[facts.is_v2].pads_with_end)
+    num_tokens, vocab_size = len(tokenizer.tokenizer), parts.text_encoder.config.vocab_size
+    if num_tokens > vocab_size:
+        message = f"{facts.source}: the tokenizer has {num_tokens} tokens, the text encoder knows {vocab_size}"
+        raise UserError(message, "tokenizer and text_encoder are of different models")
+    family = StableDiffusion(parts, tokenizer, facts, prediction_type)
+    logger.info(
+        "loaded %s: Stable Diffusion %s, predicts %s",
+        Path(facts.source).name,
+        "2.x" if facts.is_v2 else "1.x",
+        "v" if prediction_type == V_PREDICTION else "noise",
+    )
+    return family
+
+
+def _check_fit(parts: ModelParts, source: str) -> None:
+    """Raises `UserError` for parts that do not belong together, and for variants with inputs of their own."""
+    latents, unet = parts.vae.config.latent_channels, parts.unet.config
+    if unet.in_channels != latents or unet.out_channels != latents:
+        raise UserError(
+            f"{source}: the U-Net takes {unet.in_channels} channels and gives {unet.out_channels}, "
+            f"the VAE's latents have {latents}",
+            "inpainting and depth variants cannot be trained; give a text-to-image model",
+        )
+    if unet.class_embed_type is not None or unet.num_class_embeds is not None:
+        raise UserError(f"{source}: the U-Net takes class labels or noise levels", "give a text-to-image model")
+    width = parts.text_encoder.config.hidden_size
+    if unet.cross_attention_dim != width:
+        raise UserError(
+            f"{source}: the U-Net expects text of width {unet.cross_attention_dim}, the text encoder gives {width}",
+            "unet and text_encoder are of different models",
+        )

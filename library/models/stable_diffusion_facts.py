@@ -1,0 +1,113 @@
+"""What a model says of itself: Stable Diffusion 1.x or 2.x, what it predicts, its noise schedule."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from library.cli.errors import UserError, raise_together
+from library.models import ldm_layout
+from library.models.checkpoint_files import WeightFile
+from library.models.diffusers_folder import DiffusersFolder
+from library.models.options import ModelOptions
+
+logger = logging.getLogger(__name__)
+
+EPSILON, V_PREDICTION = "epsilon", "v_prediction"
+_PREDICTION_NAMES = {"epsilon": EPSILON, "eps": EPSILON, "v": V_PREDICTION, "v_prediction": V_PREDICTION}
+_SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+_WIDTH_SD2 = 1024
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model shows. `prediction_type` is None where it says nothing of it."""
+
+    source: str
+    is_v2: bool
+    prediction_type: str | None
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+
+
+def facts_of_folder(folder: DiffusersFolder) -> ModelFacts:
+    """What the configurations in a Diffusers folder say. Raises `UserError`."""
+    text = folder.read_json("text_encoder/config.json")
+    unet = folder.read_json("unet/config.json")
+    is_v2 = (
+        text.get("hidden_act") == "gelu"
+        or text.get("hidden_size") == _WIDTH_SD2
+        or unet.get("use_linear_projection") is True
+        or isinstance(unet.get("attention_head_dim"), list)
+    )
+    scheduler = folder.read_json(_SCHEDULER_CONFIG) if folder.has(_SCHEDULER_CONFIG) else {}
+    shown = scheduler.get("prediction_type")
+    if shown is not None and shown not in _PREDICTION_NAMES:
+        raise UserError(
+            f"{folder.path / _SCHEDULER_CONFIG}: prediction_type is {shown!r}", "known are epsilon and v_prediction"
+        )
+    return ModelFacts(str(folder.path), is_v2, _PREDICTION_NAMES.get(shown), scheduler)
+
+
+def facts_of_file(file: WeightFile) -> ModelFacts:
+    """What the keys and the metadata of a single file say."""
+    shown = V_PREDICTION if "v_pred" in file.tensors else None
+    shown = _PREDICTION_NAMES.get(file.metadata.get("modelspec.prediction_type", ""), shown)
+    return ModelFacts(str(file.path), ldm_layout.is_v2(file.tensors), shown)
+
+
+def check_flags(facts: ModelFacts, options: ModelOptions) -> None:
+    """Raises `UserError` for --v2 and --v_parameterization that contradict what the model shows."""
+    problems = []
+    if options.v2 and not facts.is_v2:
+        problems.append(UserError(f"--v2 was given, but {facts.source} is Stable Diffusion 1.x", "leave out --v2"))
+    if options.v_parameterization and facts.prediction_type == EPSILON:
+        problems.append(
+            UserError(
+                f"--v_parameterization was given, but {facts.source} says that it predicts noise (epsilon)",
+                "leave out --v_parameterization, or mend the model's prediction_type where it is wrong",
+            )
+        )
+    raise_together(problems)
+
+
+def choose_prediction_type(facts: ModelFacts, options: ModelOptions) -> str:
+    """What the model predicts: as it says, else as the flag says, else noise; logs where that could surprise."""
+    if facts.prediction_type is not None:
+        if facts.prediction_type == V_PREDICTION and not options.v_parameterization:
+            logger.info("%s says that it predicts v: trained so, as with --v_parameterization", facts.source)
+        return facts.prediction_type
+    if options.v_parameterization:
+        return V_PREDICTION
+    if facts.is_v2:
+        logger.warning(
+            "%s does not say what it predicts, noise is assumed; SD 2.x for 768 pixels needs --v_parameterization",
+            facts.source,
+        )
+    return EPSILON
+
+
+def make_alphas_cumprod(scheduler: Mapping[str, Any], source: str) -> torch.Tensor:
+    """The noise schedule (num_train_timesteps,) float32 that a scheduler's configuration describes.
+
+    What is absent has Stable Diffusion's value: scaled linear, 0.00085 to 0.012, 1000 steps; computed in float32 as
+    Diffusers does. Raises `UserError` for other kinds of schedule.
+    """
+    if scheduler.get("trained_betas") is not None:
+        betas = torch.tensor(scheduler["trained_betas"], dtype=torch.float32)
+        return torch.cumprod(1.0 - betas, dim=0)
+    start, end = scheduler.get("beta_start", 0.00085), scheduler.get("beta_end", 0.012)
+    num_steps = scheduler.get("num_train_timesteps", 1000)
+    kind = scheduler.get("beta_schedule", "scaled_linear")
+    if kind == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, num_steps, dtype=torch.float32) ** 2
+    elif kind == "linear":
+        betas = torch.linspace(start, end, num_steps, dtype=torch.float32)
+    else:
+        raise UserError(f"{source}: beta_schedule {kind!r} is not known", "known are scaled_linear and linear")
+    if scheduler.get("rescale_betas_zero_snr"):
+        logger.warning("%s was made with zero terminal SNR; it is trained on the schedule without that", source)
+    return torch.cumprod(1.0 - betas, dim=0)

@@ -1,0 +1,79 @@
+"""CLIP's text transformer, always reachable as `text_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import CLIPTextConfig, CLIPTextModel
+
+
+class TextEncoder(nn.Module):
+    """Wraps CLIP's text transformer, so that its layers have the same names under every version of `transformers`.
+
+    Older versions keep the transformer in `CLIPTextModel.text_model`, newer ones made it the model itself. Names that
+    others read, such as those of adapter weights, contain that level.
+    """
+
+    def __init__(self, model: CLIPTextModel):
+        super().__init__()
+        self.config = model.config
+        self.text_model: nn.Module = getattr(model, "text_model", model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_model.final_layer_norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.text_model.final_layer_norm.weight.dtype
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, 77) -> hidden states of the last layer after the final norm (B, 77, D)."""
+        return self.text_model(input_ids=input_ids).last_hidden_state
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recomputes each layer in the backward pass, in train mode only.
+
+        Not reentrant: a reentrant checkpoint gives no gradients to adapters inside a layer when its input, coming from
+        frozen embeddings, needs none.
+        """
+        for module in self.text_model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+                module.gradient_checkpointing = True
+
+
+# of the many entries of a config.json, those that shape this model
+_CONFIG_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "attention_dropout",
+    "projection_dim",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+
+
+def build_text_encoder(config: Mapping[str, Any]) -> TextEncoder:
+    """An untrained text encoder for the entries of a config.json; under `torch.device("meta")` one without memory."""
+    known = {key: config[key] for key in _CONFIG_KEYS if key in config}
+    return TextEncoder(CLIPTextModel(CLIPTextConfig(**known)))
+
+
+def restore_position_ids(encoder: TextEncoder) -> None:
+    """Fills the one buffer that no file holds, after the encoder was built without memory."""
+    embeddings = encoder.text_model.embeddings
+    num_positions = embeddings.position_embedding.num_embeddings
+    embeddings.register_buffer("position_ids", torch.arange(num_positions).unsqueeze(0), persistent=False)

@@ -1,0 +1,106 @@
+"""Files of weights: read without running them, refused with a reason when they are not whole."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from library.cli.errors import UserError
+from library.models.checkpoint_files import open_weights
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
+
+
+def assert_holds_tensors(tensors):
+    assert set(tensors) == set(TENSORS) and len(tensors) == 2
+    for key, expected in TENSORS.items():
+        assert tensors[key].dtype == expected.dtype
+        assert torch.equal(tensors[key], expected)
+
+
+def test_safetensors_gives_tensors_and_metadata(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(TENSORS, path, metadata={"modelspec.title": "x"})
+    file = open_weights(path)
+    assert_holds_tensors(file.tensors)
+    assert file.metadata == {"modelspec.title": "x"}
+    assert "missing" not in file.tensors
+    with pytest.raises(KeyError):
+        file.tensors["missing"]
+
+
+@pytest.mark.parametrize("ending", [".ckpt", ".pt", ".bin", ".CKPT"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
+def test_pickles_are_read_and_unwrapped(tmp_path, ending, zipped):
+    path = tmp_path / f"w{ending}"
+    contents = {"state_dict": {**TENSORS, "note": "text"}, "epoch": 3, "global_step": 7}
+    torch.save(contents, path, _use_new_zipfile_serialization=zipped)
+    assert_holds_tensors(open_weights(path).tensors)
+
+
+def test_a_pickle_without_the_wrapping_is_read_too(tmp_path):
+    torch.save(TENSORS, tmp_path / "w.pt")
+    assert_holds_tensors(open_weights(tmp_path / "w.pt").tensors)
+
+
+class Malice:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
+def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(tmp_path, zipped):
+    path, marker = tmp_path / "w.ckpt", tmp_path / "executed"
+    torch.save({"state_dict": TENSORS, "x": Malice(marker)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError) as caught:
+        open_weights(path)
+    assert not marker.exists()
+    assert "w.ckpt is refused" in caught.value.message and "system" in caught.value.message
+    assert "\n" not in caught.value.message and ".safetensors" in caught.value.hint
+
+
+def test_a_bare_malicious_pickle_is_refused_too(tmp_path):
+    path, marker = tmp_path / "w.ckpt", tmp_path / "executed"
+    path.write_bytes(pickle.dumps(Malice(marker), protocol=2))
+    with pytest.raises(UserError):
+        open_weights(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.01, 0.3, 0.9, 0.9999])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
+def test_a_cut_off_file_is_a_user_error_of_one_line(tmp_path, ending, kept, zipped):
+    path = tmp_path / f"w{ending}"
+    tensors = {f"t{index}": torch.randn(50, 50) for index in range(5)}
+    if ending == ".ckpt":
+        torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    else:
+        save_file(tensors, path)
+    contents = path.read_bytes()
+    path.write_bytes(contents[: int(len(contents) * kept)])
+    with pytest.raises(UserError) as caught:
+        open_weights(path)
+    assert path.name in caught.value.message and "\n" not in caught.value.message
+    assert "refused" not in caught.value.message
+
+
+@pytest.mark.parametrize("contents", [[1, 2], {"epoch": 1}, {"state_dict": {}}])
+def test_a_file_without_tensors_is_called_so(tmp_path, contents):
+    torch.save(contents, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="holds no tensors"):
+        open_weights(tmp_path / "w.pt")
+
+
+def test_another_format_under_the_ending_of_a_pickle_is_a_user_error(tmp_path):
+    path = tmp_path / "w.ckpt"
+    path.write_bytes(b"<html>404</html>" * 10)
+    with pytest.raises(UserError, match="cannot be read"):
+        open_weights(path)
