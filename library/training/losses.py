@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 
 
@@ -9,7 +11,10 @@ class LossHistory:
     """The losses of the steps done, and their average over the last epoch's worth of steps."""
 
     def __init__(self, steps_per_epoch: int, past: torch.Tensor | None = None):
-        self._window: list[float] = [] if past is None else past.tolist()
+        """`past`: the `state` of the run that is resumed."""
+        total, *window = [0.0] if past is None else past.tolist()
+        self._total: float = total
+        self._window: deque[float] = deque(window)
         self._steps_per_epoch = steps_per_epoch
         self._waiting: list[tuple[int, torch.Tensor]] = []
 
@@ -23,11 +28,14 @@ class LossHistory:
         values = torch.stack([loss for _, loss in self._waiting]).tolist()
         rows = []
         for (step, _), value in zip(self._waiting, values, strict=True):
-            self._window = [*self._window, value][-self._steps_per_epoch :]
-            rows.append((step, value, sum(self._window) / len(self._window)))
+            self._window.append(value)
+            self._total += value
+            while len(self._window) > self._steps_per_epoch:
+                self._total -= self._window.popleft()
+            rows.append((step, value, self._total / len(self._window)))
         self._waiting.clear()
         return rows
 
     def state(self) -> torch.Tensor:
-        """What a resumed run needs to go on with the average; call `fetch` before."""
-        return torch.tensor(self._window, dtype=torch.float64)
+        """The running total and the losses it is of, float64; call `fetch` before."""
+        return torch.tensor([self._total, *self._window], dtype=torch.float64)
