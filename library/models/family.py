@@ -29,8 +29,8 @@ class AdapterRoots:
 class ModelFamily(Protocol):
     """A kind of diffusion model, loaded. The loop, samples and methods know models only through this."""
 
-    version: str  # as written to metadata: "sd_v1", "sd_v2"
-    architecture: str  # of SAI ModelSpec: "stable-diffusion-v1"
+    version: str  # as written to metadata: "sd_v1", "sd_v2", "sd_v2_v", ...
+    architecture: str  # of SAI ModelSpec: "stable-diffusion-v1", "stable-diffusion-v2-768-v", ...
     prediction_type: str  # "epsilon" or "v_prediction"
     latent_channels: int
     vae_scale: int  # pixels per latent, along one side

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.end_to_end.conftest import ROOT, arguments, assert_same, run_command, train
+from tests.end_to_end.runs import ROOT, arguments, assert_same, run_command, train
 
 
 def launch(argv, *options, **environment):

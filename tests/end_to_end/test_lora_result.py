@@ -14,7 +14,7 @@ from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.training.prompts import SamplePrompt
 from library.training.samples import draw_sample
-from tests.end_to_end.conftest import BASE, PICTURES, REGULARISATION, logged, train
+from tests.end_to_end.runs import BASE, PICTURES, REGULARISATION, logged, train
 
 DATASET = f"""
 [general]

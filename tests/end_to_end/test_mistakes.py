@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from library.cli.entry import run_entry
-from tests.end_to_end.conftest import BASE, PICTURES, ROOT, arguments, copy_pictures
+from tests.end_to_end.runs import BASE, PICTURES, ROOT, arguments, copy_pictures, train
 
 # says whether an answer needed one of the heavy libraries
 PROBE = """
@@ -128,9 +129,15 @@ def test_the_dataset_file_is_checked_with_the_rest(tmp_path, capsys):
     assert len(errors) >= 4
 
 
-def test_a_state_of_another_run_is_refused(data_dir, tmp_path, capsys):
-    from tests.end_to_end.conftest import train
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+def test_a_precision_that_the_device_lacks_is_refused_before_loading(data_dir, tmp_path, capsys):
+    argv = arguments(data_dir, tmp_path / "out", mixed_precision="fp16")
+    errors, said = lines_of(argv, capsys)
+    assert errors == ["error: --mixed_precision fp16 needs a GPU, and none was found"] and "bf16" in said
+    assert "loaded base" not in said
 
+
+def test_a_state_of_another_run_is_refused(data_dir, tmp_path, capsys):
     train(data_dir, tmp_path / "first", save_state=True, save_every_n_steps=1, max_train_steps=2)
     state = tmp_path / "first" / "run-step00000001-state"
     cases = [

@@ -5,14 +5,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.end_to_end.conftest import logged, train
-from tests.models.conftest import _make_tiny, to_stability_layout
+from tests.end_to_end.runs import logged, train
+from tests.tiny_models import make_tiny, to_stability_layout
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
 def test_sd2_v_prediction_trains_from_a_single_file(ending, data_dir, tmp_path):
     path = tmp_path / f"model{ending}"
-    tensors = to_stability_layout(_make_tiny(True))
+    tensors = to_stability_layout(make_tiny(True))
     if ending == ".ckpt":
         torch.save({"state_dict": tensors, "global_step": 1}, path)
     else:
@@ -36,7 +36,7 @@ def test_sd2_v_prediction_trains_from_a_single_file(ending, data_dir, tmp_path):
 
 def test_the_objective_changes_with_the_prediction_type(data_dir, tmp_path):
     path = tmp_path / "model.safetensors"
-    save_file(to_stability_layout(_make_tiny(False)), path)
+    save_file(to_stability_layout(make_tiny(False)), path)
     options = {"pretrained_model_name_or_path": path, "learning_rate": 0, "max_train_steps": 2}
     train(data_dir, tmp_path / "noise", **options)
     train(data_dir, tmp_path / "v", v_parameterization=True, **options)

@@ -1,0 +1,108 @@
+"""Tiny Stable Diffusion models with random weights, and the files they can come in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from library.models import ldm_text, ldm_unet, ldm_vae
+from library.models.ldm_keys import rename_key
+from library.models.tokenizer import SHIPPED_VOCABULARY
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """The networks as Diffusers and transformers built them, to compare with."""
+
+    is_v2: bool
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+
+
+def make_tiny(is_v2: bool) -> TinyModel:
+    torch.manual_seed(7)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=[1, 1] if is_v2 else 8,
+        use_linear_projection=is_v2,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            hidden_act="gelu" if is_v2 else "quick_gelu",
+        )
+    )
+    for module in (unet, vae, text_encoder):
+        module.eval().requires_grad_(False)
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)  # norms too, so that a swapped one shows
+    return TinyModel(is_v2, unet, vae, text_encoder)
+
+
+def to_stability_layout(model: TinyModel) -> dict[str, torch.Tensor]:
+    """The tensors of a single file, made by reading the tables of names backwards."""
+    tensors = {}
+    unet_modules = ldm_unet.module_names(model.unet.config)
+    for name, tensor in model.unet.state_dict().items():
+        tensors[ldm_unet.PREFIX + rename_key(name, unet_modules)] = tensor.clone()
+    vae_modules = ldm_vae.module_names(model.vae.config)
+    for name, tensor in model.vae.state_dict().items():
+        if tensor.dim() == 2:  # attention: 1x1 convolutions in the layout
+            tensor = tensor[:, :, None, None]
+        tensors[ldm_vae.PREFIX + rename_key(name, vae_modules)] = tensor.clone()
+    text = {key.removeprefix("text_model."): tensor for key, tensor in model.text_encoder.state_dict().items()}
+    text.pop("embeddings.position_ids", None)
+    tensors.update(_open_clip(text) if model.is_v2 else _open_ai(text))
+    return tensors
+
+
+def _open_ai(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"cond_stage_model.transformer.text_model.{name}": tensor.clone() for name, tensor in text.items()}
+
+
+def _open_clip(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    thirds: dict[str, dict[int, torch.Tensor]] = {}
+    for name, place in ldm_text.places_v2(text).items():
+        thirds.setdefault(place.key, {})[place.third or 0] = text[name]
+    tensors = {key: torch.cat([parts[index] for index in sorted(parts)]) for key, parts in thirds.items()}
+    for key in [key for key in tensors if ".resblocks.1." in key]:  # the last layer, which SD 2.x does not use
+        tensors[key.replace(".resblocks.1.", ".resblocks.2.")] = torch.randn_like(tensors[key])
+    tensors["text_projection"] = torch.randn(64, 64)
+    tensors["logit_scale"] = torch.tensor(4.6)
+    return {ldm_text.PREFIX_V2 + key: tensor for key, tensor in tensors.items()}
+
+
+def write_folder(model: TinyModel, folder: Path, *, prediction_type: str = "epsilon", **saving) -> Path:
+    """A Diffusers folder, written by Diffusers and transformers themselves; `saving` goes to save_pretrained."""
+    model.unet.save_pretrained(folder / "unet", **saving)
+    model.vae.save_pretrained(folder / "vae", **saving)
+    saving.pop("safe_serialization", None)  # which transformers no longer knows
+    model.text_encoder.save_pretrained(folder / "text_encoder", **saving)
+    DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
+    ).save_pretrained(folder / "scheduler")
+    shutil.copytree(SHIPPED_VOCABULARY, folder / "tokenizer")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    return folder
