@@ -19,6 +19,7 @@ from library.data.config import DatasetConfig, SubsetConfig
 from library.data.options import DatasetOptions
 
 _FLAG = "--dataset_config"
+_ANY_RESOLUTION = (512, 512)  # stands in for one that is wrong, so that pictures are looked at too; nothing is placed
 Path = tuple[Any, ...]  # keys and list indices from the top of the document
 
 
@@ -208,15 +209,17 @@ class _Builder:
         if not inner and not self._is_wrong("datasets", index, "subsets"):
             self._add(f"{place} has no [[datasets.subsets]]", "give at least one, with image_dir")
         subsets = [self._subset(general, table, each, (index, number)) for number, each in enumerate(inner)]
+        if self._was_wrong("caption_extension"):
+            return None  # every caption would seem to be missing
         if values["resolution"] is None:
             if not self._was_wrong("resolution"):
                 self._add(
                     f"{place}.resolution is missing", "set resolution there or in [general], or give --resolution"
                 )
-            return None
+            values["resolution"] = _ANY_RESOLUTION
         config = DatasetConfig(place=place, subsets=tuple(each for each in subsets if each is not None), **values)
         bucket_keys = [field.name for field in dataclasses.fields(BucketSettings)]
-        if not any(map(self._was_wrong, bucket_keys)):
+        if values["resolution"] is not _ANY_RESOLUTION and not any(map(self._was_wrong, bucket_keys)):
             self.problems += config.bucket_settings.problems(f"{place}.")
         return config
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, UserErrors
 from library.data.config import SubsetConfig
 from library.data.options import DatasetOptions
 from library.data.schema import read_dataset_config
@@ -196,3 +196,20 @@ def test_a_wrong_dataset_is_reported_before_torch_is_imported(tmp_path: Path) ->
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout == "reported\n", done.stderr
+
+
+@pytest.mark.parametrize("resolution", ["resolution = '64x64'\n", ""], ids=["wrong", "missing"])
+def test_pictures_are_looked_at_beside_a_resolution_that_is_no_use(load_toml, resolution: str) -> None:
+    text = f"[[datasets]]\n{resolution}[[datasets.subsets]]\nimage_dir = '{{dir}}/nowhere'\n"
+    with pytest.raises(UserErrors) as caught:
+        load_toml(text)
+    first, second = caught.value.errors
+    assert "datasets[0].resolution" in first.message and "nowhere does not exist" in second.message
+
+
+def test_a_wrong_caption_extension_is_not_reported_as_missing_captions(load_toml, make_pictures) -> None:
+    make_pictures("a", 2, caption="a cat")
+    text = "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'\ncaption_extension = 'txt'\n"
+    with pytest.raises(UserError) as caught:
+        load_toml(text)
+    assert not isinstance(caught.value, UserErrors) and "caption_extension = 'txt'" in caught.value.message
