@@ -10,6 +10,7 @@ No generator is stored: randomness is keyed by position (see library/data/random
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -44,6 +45,7 @@ class StateHeader:
 def read_state_header(folder: str) -> StateHeader:
     """Reads `state.json`. Raises `UserError` for a folder that is no complete state. Imports no torch."""
     path = Path(folder)
+    _put_back(path)
     if not path.is_dir():
         raise UserError(f"--resume {folder} is not a folder", hint="give a state folder, such as <name>-000004-state")
     try:
@@ -70,9 +72,10 @@ def write_state(
     import torch
     from safetensors.torch import save_file
 
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    _put_back(folder)
     for left_by_a_kill in folder.parent.glob(f".{folder.name}.*.tmp"):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(on_cpu, temporary / "weights.safetensors")
@@ -81,11 +84,25 @@ def write_state(
     for file in temporary.iterdir():
         with open(file, "rb+") as handle:
             os.fsync(handle.fileno())
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    old = _old(folder)
     if folder.exists():
         os.replace(folder, old)
     os.replace(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _put_back(folder: Path) -> None:
+    """A folder cannot be replaced in one go: after a kill between the two renames the state before is put back."""
+    old = _old(folder)
+    if old.is_dir() and folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.is_dir():
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.replace(old, folder)
 
 
 def read_state(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
