@@ -69,7 +69,7 @@ def command(argv: list[str]) -> list[str]:
     return [sys.executable, str(ROOT / "train_network.py"), *argv]
 
 
-def run_command(argv: list[str], timeout: float = 120) -> subprocess.CompletedProcess:
+def run_command(argv: list[str], timeout: float = 300) -> subprocess.CompletedProcess:
     return subprocess.run(command(argv), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
 
 
