@@ -71,9 +71,11 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     if preflight.state is not None and options[OutputOptions].resume is not None:
         state = preflight.state
         trainer.resume(options[OutputOptions].resume, Position(state.epoch, state.step_in_epoch, state.global_step))
-    trainer.run()
-    if parts.tracker is not None:
-        parts.tracker.close()
+    try:
+        trainer.run()
+    finally:  # the curve of a run that ends early is wanted most
+        if parts.tracker is not None:
+            parts.tracker.close()
     if accelerator.is_main_process:
         _say_what_was_written(parts, options, method, log_folder)
     accelerator.end_training()

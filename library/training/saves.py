@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from library.cli.atomic_files import atomic_path
 from library.cli.errors import UserError
 from library.training.method import TrainingMethod
@@ -38,19 +40,23 @@ class Saver:
 
         Raises `UserError` when the folder cannot be written to.
         """
-        path = self._folder / f"{self._options.output_name}{suffix}.safetensors"
+        name = f"{self._options.output_name}{suffix}"
+        self._write(self._folder / f"{name}.safetensors", lambda path: self._write_weights(path, metadata))
+        if self._options.save_state:
+            self._write(self._folder / f"{name}-state", state)
+
+    def _write(self, path: Path, write: Callable[[Path], None]) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as temporary:
-                self._method.save(Path(temporary), DTYPES[self._options.save_precision], metadata)
-            self.written.append(path)
-            logger.info("saved %s", path)
-            if self._options.save_state:
-                folder = self._folder / f"{self._options.output_name}{suffix}-state"
-                state(folder)
-                self.written.append(folder)
-                logger.info("saved %s", folder)
-        except OSError as error:
+            write(path)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"{path} cannot be written: {error.strerror or error}", hint="check --output_dir and the space left"
+                f"{path} cannot be written: {reason}", hint="check --output_dir and the space left"
             ) from None
+        self.written.append(path)
+        logger.info("saved %s", path)
+
+    def _write_weights(self, path: Path, metadata: dict[str, str]) -> None:
+        with atomic_path(path) as temporary:
+            self._method.save(temporary, DTYPES[self._options.save_precision], metadata)

@@ -68,27 +68,44 @@ def read_state_header(folder: str) -> StateHeader:
 def write_state(
     folder: Path, header: StateHeader, weights: dict[str, torch.Tensor], training: dict[str, Any]
 ) -> None:
-    """Writes a state under a temporary name and renames it whole; an older one of the same name is replaced."""
-    import torch
-    from safetensors.torch import save_file
+    """Writes a state under a temporary name and renames it whole; an older one of the same name is replaced.
 
+    Raises `OSError` when it cannot be written, and leaves nothing of it then.
+    """
     _put_back(folder)
     for left_by_a_kill in folder.parent.glob(f".{folder.name}.*.tmp"):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
+    try:
+        _write_files(temporary, header, weights, training)
+        old = _old(folder)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+    except Exception:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_files(
+    folder: Path, header: StateHeader, weights: dict[str, torch.Tensor], training: dict[str, Any]
+) -> None:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(on_cpu, temporary / "weights.safetensors")
-    torch.save(training, temporary / "training.pt")
-    (temporary / "state.json").write_text(json.dumps(asdict(header), indent=2), encoding="utf-8")
-    for file in temporary.iterdir():
+    try:
+        save_file(on_cpu, folder / "weights.safetensors")
+        torch.save(training, folder / "training.pt")
+    except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
+        raise OSError(str(error).splitlines()[0]) from error
+    (folder / "state.json").write_text(json.dumps(asdict(header), indent=2), encoding="utf-8")
+    for file in folder.iterdir():
         with open(file, "rb+") as handle:
             os.fsync(handle.fileno())
-    old = _old(folder)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _old(folder: Path) -> Path:

@@ -1,6 +1,8 @@
 """If these fail, a run that was killed while it saved has lost what it had."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,35 @@ def test_a_kill_at_any_rename_or_flush_leaves_the_state_before_or_the_new_one(tm
     assert step_of(folder) in ({(2, 2.0)} if finished else {(1, 1.0), (2, 2.0)})
     save(folder, 3)
     assert step_of(folder) == (3, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"run-state"}
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from library.training.states import header_at, write_state
+from library.training.train_plan import Position
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+header = header_at(Position(), seed=1, num_micro_batches=1, group_size=1)
+weights, training = int(sys.argv[2]), int(sys.argv[3])
+try:
+    write_state(Path(sys.argv[1]), header, {"w": torch.zeros(weights)}, {"losses": torch.zeros(training)})
+except OSError:
+    sys.exit(28)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system has no limit of this kind")
+@pytest.mark.parametrize("sizes", [("200000", "10"), ("10", "200000")], ids=["weights", "training"])
+def test_a_file_that_the_system_refuses_leaves_the_state_before_and_no_rest(tmp_path, sizes):
+    folder = tmp_path / "run-state"
+    save(folder, 1)
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(folder), *sizes], cwd=root, timeout=120)
+    assert done.returncode == 28
+    assert step_of(folder) == (1, 1)
     assert {path.name for path in tmp_path.iterdir()} == {"run-state"}
 
 
