@@ -1,14 +1,19 @@
-"""Learning-rate schedules: a factor for each optimizer step. A new one is a row of `SCHEDULES`."""
+"""Learning-rate schedules: a factor for each optimizer step. A new one is a row of `SCHEDULES`.
+
+Imports no torch: the options take their choices from the table.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch.optim.lr_scheduler import LambdaLR
+if TYPE_CHECKING:
+    import torch
+    from torch.optim.lr_scheduler import LambdaLR
 
-from library.training.options import OptimizerOptions
+    from library.training.options import OptimizerOptions
 
 
 def _constant(step: int, num_steps: int) -> float:
@@ -53,4 +58,6 @@ def lr_factor(options: OptimizerOptions, num_steps: int) -> Callable[[int], floa
 
 def make_lr_schedule(optimizer: torch.optim.Optimizer, options: OptimizerOptions, num_steps: int) -> LambdaLR:
     """A schedule that is stepped once per optimizer step, whatever the accumulation or number of processes."""
+    from torch.optim.lr_scheduler import LambdaLR
+
     return LambdaLR(optimizer, lr_factor(options, num_steps))

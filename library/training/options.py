@@ -9,6 +9,10 @@ from typing import Any, ClassVar
 
 from library.cli.errors import UserError
 from library.cli.options import option
+from library.training.lr_schedules import SCHEDULES
+from library.training.optimizers import OPTIMIZERS, find_optimizer
+from library.training.samplers import SAMPLERS
+from library.training.trackers import TRACKERS
 
 
 @dataclass(frozen=True)
@@ -49,30 +53,27 @@ class OptimizerOptions:
 
     GROUP: ClassVar[str] = "Optimizer and learning rate"
 
-    optimizer_type: str = option("AdamW", help="AdamW or AdamW8bit, in any case of letters", metavar="NAME")
+    optimizer_type: str = option("AdamW", help=f"{' or '.join(OPTIMIZERS)}, in any case of letters", metavar="NAME")
     learning_rate: float = option(2e-6, help="learning rate of what has none of its own", minimum=0)
     lr_scheduler: str = option(
         "constant",
         help="course of the learning rate",
-        choices=("constant", "constant_with_warmup", "linear", "cosine"),
+        choices=tuple(SCHEDULES),
     )
     lr_warmup_steps: float = option(
         0, help="steps in which the rate rises from 0; below 1 a share of all steps", parse=_warmup, metavar="STEPS"
     )
 
     def problems(self) -> Iterator[UserError]:
-        if self.optimizer_type.lower() not in OPTIMIZER_NAMES:
+        if find_optimizer(self.optimizer_type) is None:
             yield UserError(
-                f"--optimizer_type {self.optimizer_type} is not known", hint="give one of AdamW, AdamW8bit"
+                f"--optimizer_type {self.optimizer_type} is not known", hint=f"give one of {', '.join(OPTIMIZERS)}"
             )
         if self.lr_scheduler == "constant" and self.lr_warmup_steps:
             yield UserError(
                 f"--lr_scheduler constant has no warm-up, but --lr_warmup_steps is {self.lr_warmup_steps}",
                 hint="use --lr_scheduler constant_with_warmup",
             )
-
-
-OPTIMIZER_NAMES = ("adamw", "adamw8bit")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class SampleOptions:
     sample_every_n_steps: int | None = option(help="draw samples every so many steps", minimum=1)
     sample_every_n_epochs: int | None = option(help="draw samples every so many epochs; wins over steps", minimum=1)
     sample_at_first: bool = option(False, help="draw samples before training too")
-    sample_sampler: str = option("ddim", help="sampler", choices=("ddim", "euler_a"))
+    sample_sampler: str = option("ddim", help="sampler", choices=tuple(SAMPLERS))
 
     def problems(self) -> Iterator[UserError]:
         wanted = self.sample_every_n_steps or self.sample_every_n_epochs or self.sample_at_first
@@ -123,5 +124,5 @@ class LoggingOptions:
     GROUP: ClassVar[str] = "Logging"
 
     logging_dir: str | None = option(help="folder for logs; switches them on", metavar="FOLDER")
-    log_with: str = option("tensorboard", help="tracker", choices=("tensorboard",))
+    log_with: str = option("tensorboard", help="tracker", choices=tuple(TRACKERS))
     log_prefix: str = option("", help="start of the name of the log's sub-folder", metavar="TEXT")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.cli.errors import UserError, raise_together
+from library.training.samplers import SAMPLERS
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def _seed(text: str) -> int | None:
 
 
 def _sampler(text: str) -> str:
-    if text not in ("ddim", "euler_a"):
+    if text not in SAMPLERS:
         raise ValueError(text)
     return text
 
@@ -52,7 +53,7 @@ PROMPT_OPTIONS: dict[str, tuple[str, Callable[[str], object], str]] = {
     "d": ("seed", _seed, "a whole number"),
     "s": ("sample_steps", _steps, "a whole number"),
     "l": ("scale", float, "a number"),
-    "ss": ("sampler", _sampler, "ddim or euler_a"),
+    "ss": ("sampler", _sampler, " or ".join(SAMPLERS)),
 }
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 from PIL import Image
 from torch import nn
 
@@ -17,34 +16,9 @@ from library.cli.atomic_files import atomic_path
 from library.data.randomness import derive_seed
 from library.models.family import Conditioning, ModelFamily
 from library.training.prompts import SamplePrompt
+from library.training.samplers import SAMPLERS
 
 logger = logging.getLogger(__name__)
-
-
-def _betas(alphas_cumprod: torch.Tensor) -> np.ndarray:
-    alphas = alphas_cumprod.double().cpu().numpy()
-    return 1 - alphas / np.concatenate([[1.0], alphas[:-1]])
-
-
-def _ddim(family: ModelFamily) -> SchedulerMixin:
-    return DDIMScheduler(
-        trained_betas=_betas(family.alphas_cumprod()),
-        prediction_type=family.prediction_type,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-def _euler_a(family: ModelFamily) -> SchedulerMixin:
-    return EulerAncestralDiscreteScheduler(
-        trained_betas=_betas(family.alphas_cumprod()),
-        prediction_type=family.prediction_type,
-        steps_offset=1,
-    )
-
-
-SAMPLERS: dict[str, Callable[[ModelFamily], SchedulerMixin]] = {"ddim": _ddim, "euler_a": _euler_a}
 
 
 @torch.no_grad()

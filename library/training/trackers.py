@@ -1,17 +1,21 @@
-"""Curves. A new tracker is a row of `TRACKERS`."""
+"""Curves. A new tracker is a row of `TRACKERS`.
+
+Imports nothing heavy: the options take their choices from the table.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING, Protocol
 
 from library.cli.errors import UserError
-from library.training.options import LoggingOptions
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from library.training.options import LoggingOptions
 
 
 class Tracker(Protocol):
@@ -37,6 +41,8 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, step)
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
+        import numpy as np
+
         self._writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
     def close(self) -> None:
