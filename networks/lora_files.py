@@ -82,7 +82,7 @@ def load_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"adapter weights not found: {path}", hint="Check the path given to --network_weights.")
+        raise UserError(f"adapter weights not found: {path}", hint="check the path given to --network_weights")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path, device="cpu")
@@ -92,16 +92,16 @@ def load_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot read adapter weights from {path}: {reason}", hint=_DAMAGED_HINT) from error
     if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise UserError(f"{path} holds something else than adapter weights", hint="Give a file made by this trainer.")
+        raise UserError(f"{path} holds something else than adapter weights", hint="give a LoRA file")
     return content
 
 
-_DAMAGED_HINT = "The file is damaged or incomplete, or not what its name says: copy or download it again."
+_DAMAGED_HINT = "the file is damaged or incomplete, or not what its name says: copy or download it again"
 
 
 def _check_pickle_suffix(path: Path) -> None:
     if path.suffix not in _PICKLE_SUFFIXES:
         raise UserError(
             f"{path}: adapter weights cannot have the file type {path.suffix!r}",
-            hint=f"Use .safetensors, or one of {', '.join(_PICKLE_SUFFIXES)}.",
+            hint=f"use .safetensors, or one of {', '.join(_PICKLE_SUFFIXES)}",
         )

@@ -39,7 +39,7 @@ def parse_network_args(
         try:
             return parse(value)
         except ValueError as error:
-            errors.append(UserError(f"{flag} is {value!r}, but must be {error}", hint="Give such a number."))
+            errors.append(UserError(f"{flag} is {value!r}, but must be {error}", hint="give such a number"))
             return default
 
     dim = read("--network_dim", network_dim, _rank, _DEFAULT_DIM)
@@ -51,14 +51,14 @@ def parse_network_args(
     }
     conv_dim, conv_alpha = values["conv_dim"], values["conv_alpha"]
     if network_args.get("conv_alpha") is not None and network_args.get("conv_dim") is None:
-        errors.append(UserError("conv_alpha of --network_args does nothing alone", hint="Give conv_dim as well."))
+        errors.append(UserError("conv_alpha of --network_args does nothing alone", hint="give conv_dim as well"))
     raise_together(errors)
     return LoRAOptions(dim, alpha, conv_dim, _DEFAULT_CONV_ALPHA if conv_alpha is None else conv_alpha, dropout)
 
 
 def _unknown(name: str) -> UserError:
     nearest = nearest_name(name, _NETWORK_ARGS)
-    hint = f"Did you mean {nearest}?" if nearest else f"networks.lora knows {', '.join(_NETWORK_ARGS)}."
+    hint = f"did you mean {nearest}?" if nearest else f"networks.lora knows {', '.join(_NETWORK_ARGS)}"
     return UserError(f"--network_args: networks.lora has no argument {name!r}", hint=hint)
 
 

@@ -41,7 +41,7 @@ def ranks_and_alphas(weights: Mapping[str, torch.Tensor], source: str) -> dict[s
     }
 
 
-_KIND_HINT = "Give a LoRA file with lora_down, lora_up and alpha for each layer, and the module that made it."
+_KIND_HINT = "give a LoRA file with lora_down, lora_up and alpha for each layer, and the module that made it"
 
 
 def fit_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -85,5 +85,5 @@ def _refuse(keys: Iterable[str], source: str, problem: str) -> None:
 
 
 _OTHER_NETWORK_HINT = (
-    "Use the base model, network arguments and trained parts (U-Net, text encoder) that the weights were made with."
+    "use the base model, network arguments and trained parts (U-Net, text encoder) that the weights were made with"
 )

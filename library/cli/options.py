@@ -17,6 +17,8 @@ from typing import Any
 
 from library.cli.errors import UserError
 
+Problems = Iterable[UserError]  # what a check finds
+
 
 @dataclasses.dataclass(frozen=True)
 class OptionSpec:
@@ -130,6 +132,3 @@ def _typed(kind: type, value: Any, from_text: bool) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise expected
     return value
-
-
-Problems = Iterable[UserError]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from library.data.buckets import BucketSettings
@@ -46,11 +46,4 @@ class DatasetConfig:
 
     @property
     def bucket_settings(self) -> BucketSettings:
-        return BucketSettings(
-            resolution=self.resolution,
-            enable_bucket=self.enable_bucket,
-            min_bucket_reso=self.min_bucket_reso,
-            max_bucket_reso=self.max_bucket_reso,
-            bucket_reso_steps=self.bucket_reso_steps,
-            bucket_no_upscale=self.bucket_no_upscale,
-        )
+        return BucketSettings(**{field.name: getattr(self, field.name) for field in fields(BucketSettings)})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from library.cli.errors import UserError
-from library.cli.options import option
+from library.cli.options import option, option_fields
 
 
 def parse_resolution(value: Any) -> tuple[int, int]:
@@ -105,6 +105,15 @@ class DatasetOptions:
             yield UserError("no training data is given", hint="give --dataset_config FILE or --train_data_dir FOLDER")
         elif self.resolution is None:
             yield UserError("--resolution is missing", hint="give the training size, such as --resolution 512")
+
+
+def flag_values(options: DatasetOptions, level: str) -> dict[str, Any]:
+    """What the flags say of the TOML keys of a level ("dataset" or "subset"), under the names of the keys."""
+    return {
+        field.spec.toml_key or field.name: getattr(options, field.name)
+        for field in option_fields(DatasetOptions)
+        if field.spec.toml_level == level
+    }
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from library.cli.errors import UserError, raise_together
 from library.data.buckets import BucketChooser
 from library.data.config import DatasetConfig, SubsetConfig
-from library.data.options import DatasetOptions
+from library.data.options import DatasetOptions, flag_values
 from library.data.records import ImageRecord
 from library.data.schema import read_dataset_config
 from library.data.sources import find_concept_folders, scan_folder
@@ -63,17 +63,7 @@ def _from_folders(options: DatasetOptions, problems: list[UserError]) -> list[Da
     subsets = _folder_subsets(options, options.train_data_dir, "--train_data_dir", False, problems)
     if options.reg_data_dir is not None:
         subsets += _folder_subsets(options, options.reg_data_dir, "--reg_data_dir", True, problems)
-    config = DatasetConfig(
-        place="--train_data_dir",
-        resolution=options.resolution,
-        batch_size=options.train_batch_size,
-        enable_bucket=options.enable_bucket,
-        min_bucket_reso=options.min_bucket_reso,
-        max_bucket_reso=options.max_bucket_reso,
-        bucket_reso_steps=options.bucket_reso_steps,
-        bucket_no_upscale=options.bucket_no_upscale,
-        subsets=tuple(subsets),
-    )
+    config = DatasetConfig(place="--train_data_dir", subsets=tuple(subsets), **flag_values(options, "dataset"))
     problems += config.bucket_settings.problems("--")
     return [config]
 
@@ -93,11 +83,7 @@ def _folder_subsets(
             num_repeats=folder.num_repeats,
             class_tokens=folder.class_tokens,
             is_reg=is_reg,
-            caption_extension=options.caption_extension,
-            shuffle_caption=options.shuffle_caption,
-            caption_separator=options.caption_separator,
-            keep_tokens=options.keep_tokens,
-            flip_aug=options.flip_aug,
+            **flag_values(options, "subset"),
         )
         for folder in folders
     ]

@@ -49,4 +49,4 @@ def test_all_problems_are_reported_together(text_encoder, unet):
     text = str(caught.value)
     assert "--network_dropout" in text
     assert "'conv_dmi'" in text
-    assert "Did you mean conv_dim?" in text
+    assert "did you mean conv_dim?" in text
