@@ -32,8 +32,13 @@ def first_line(text: str) -> str:
     return text.replace("\r", "\n").split("\n", 1)[0]
 
 
-def final_caption(caption: str, subset: SubsetConfig, rng: random.Random) -> str:
-    """The caption as it is trained once: shuffled, where the subset says so, behind the first `keep_tokens` tags."""
+def final_caption(
+    caption: str, subset: SubsetConfig, rng: random.Random, *, epoch: int = 1, step: int = 0, num_steps: int = 1
+) -> str:
+    """The caption as it is trained once: shuffled, where the subset says so, behind the first `keep_tokens` tags.
+
+    epoch: counts from 1. step: optimizer steps done, of the `num_steps` of the run.
+    """
     caption = first_line(caption)
     if not subset.shuffle_caption:
         return caption

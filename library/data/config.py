@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from library.data.buckets import BucketSettings
 from library.data.records import Size
@@ -11,10 +12,11 @@ from library.data.records import Size
 
 @dataclass(frozen=True)
 class SubsetConfig:
-    """One folder of pictures and how its pictures and captions are used."""
+    """One folder of pictures, or one metadata file, and how its pictures and captions are used."""
 
     place: str  # where the user described it: "datasets[0].subsets[1]" or "--train_data_dir"
-    image_dir: str
+    image_dir: str | None = None  # None with a metadata file whose keys are full paths
+    metadata_file: str | None = None
     num_repeats: int = 1
     class_tokens: str | None = None
     is_reg: bool = False
@@ -22,12 +24,35 @@ class SubsetConfig:
     shuffle_caption: bool = False
     caption_separator: str = ","
     keep_tokens: int = 0
+    keep_tokens_separator: str = ""
+    secondary_separator: str | None = None
+    enable_wildcard: bool = False
+    caption_prefix: str | None = None
+    caption_suffix: str | None = None
+    caption_dropout_rate: float = 0.0
+    caption_dropout_every_n_epochs: int = 0
+    caption_tag_dropout_rate: float = 0.0
+    token_warmup_min: int = 1
+    token_warmup_step: float = 0.0
+    color_aug: bool = False
     flip_aug: bool = False
+    face_crop_aug_range: tuple[float, float] | None = None
+    random_crop: bool = False
+    resize_interpolation: str | None = None
+    alpha_mask: bool = False
+    cache_info: bool = False
+    custom_attributes: dict[str, Any] | None = None
 
     @property
     def folder_name(self) -> str:
-        """The last part of `image_dir`, as metadata names the folder."""
-        return Path(self.image_dir).name or Path(self.image_dir).resolve().name
+        """The last part of `image_dir`, or of the metadata file, as metadata names the subset."""
+        path = Path(self.metadata_file or self.image_dir or "")
+        return path.name or path.resolve().name
+
+    @property
+    def has_random_placement(self) -> bool:
+        """Whether its pictures are cropped differently each time."""
+        return self.random_crop or self.face_crop_aug_range is not None
 
 
 @dataclass(frozen=True)

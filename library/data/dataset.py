@@ -13,30 +13,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from library.cli.errors import UserError
-from library.data.captions import final_caption
-from library.data.images import decode_image, place_image, to_pixels
+from library.data.images import load_image
+from library.data.items import draw_items
 from library.data.latent_cache import read_latents
 from library.data.plan import TrainingData
-from library.data.randomness import keyed_random
-from library.data.records import Batch, LatentKey, MicroBatch
+from library.data.records import Batch, LatentKey, MicroBatch, StepClock
 
 # where a batch's latents come from: encoded by the caller from pixels, read from files, or kept by the caller
 LatentSource = Literal["pixels", "disk", "memory"]
-
-
-def load_pixels(key: LatentKey) -> np.ndarray:
-    """The picture as it is trained: float32 (3, H, W) in [-1, 1].
-
-    Raises `UserError` naming the file if it cannot be decoded or is not the one that was scanned.
-    """
-    image = decode_image(key.path)
-    if (image.shape[1], image.shape[0]) != key.image_size:
-        raise UserError(
-            f"picture {key.path} has changed: it was {key.image_size[0]}x{key.image_size[1]} at the start and is "
-            f"{image.shape[1]}x{image.shape[0]} now",
-            hint="start again",
-        )
-    return to_pixels(place_image(image, key.placement, key.flipped))
 
 
 class BatchDataset(Dataset):
@@ -47,6 +31,7 @@ class BatchDataset(Dataset):
         data: TrainingData,
         *,
         seed: int,
+        clock: StepClock,
         latent_source: LatentSource,
         fingerprint: str = "",
         prior_loss_weight: float = 1.0,
@@ -54,6 +39,7 @@ class BatchDataset(Dataset):
         """`fingerprint`: of the VAE that cached latents must have been made with, for `latent_source` "disk"."""
         self._data = data
         self._seed = seed
+        self._clock = clock
         self._latent_source = latent_source
         self._fingerprint = fingerprint
         self._prior_loss_weight = prior_loss_weight
@@ -67,20 +53,13 @@ class BatchDataset(Dataset):
 
     def _make_batch(self, micro_batch: MicroBatch) -> Batch:
         dataset = self._data.datasets[micro_batch.dataset_index]
-        captions, keys, weights = [], [], []
-        for offset, item in enumerate(micro_batch.item_indices):
-            place = (self._seed, micro_batch.epoch, micro_batch.first_position + offset)
-            record = dataset.record_of(item)
-            subset = dataset.subset_of(record)
-            # a generator for each purpose, so that one option does not change what another one draws
-            captions.append(final_caption(record.caption, subset, keyed_random("caption", *place)))
-            flipped = subset.flip_aug and keyed_random("flip", *place).random() < 0.5
-            keys.append(dataset.latent_key(int(dataset.items[item]), flipped))
-            weights.append(self._prior_loss_weight if record.is_reg else 1.0)
+        items = draw_items(dataset, micro_batch, self._seed, self._clock)
+        keys = [item.latent_key for item in items]
+        weights = [self._prior_loss_weight if item.is_reg else 1.0 for item in items]
         load = _LOADERS[self._latent_source]
         return Batch(
             micro_batch=micro_batch,
-            captions=captions,
+            captions=[item.caption for item in items],
             latent_keys=keys,
             loss_weights=torch.tensor(weights, dtype=torch.float32),
             **load(keys, self._fingerprint),
@@ -88,7 +67,7 @@ class BatchDataset(Dataset):
 
 
 def _pixels(keys: list[LatentKey], fingerprint: str) -> dict[str, torch.Tensor]:
-    return {"pixels": torch.from_numpy(np.stack([load_pixels(key) for key in keys]))}
+    return {"pixels": torch.from_numpy(np.stack([load_image(key).pixels for key in keys]))}
 
 
 def _latents_from_disk(keys: list[LatentKey], fingerprint: str) -> dict[str, torch.Tensor]:
@@ -99,7 +78,7 @@ def _latents_from_disk(keys: list[LatentKey], fingerprint: str) -> dict[str, tor
                 f"the cached latents of {key.path} are gone or were changed during training",
                 hint="start again, they are made anew",
             )
-    return {"latents": torch.from_numpy(np.stack([each for each in latents if each is not None]))}
+    return {"latents": torch.from_numpy(np.stack([each.latents for each in latents if each is not None]))}
 
 
 def _nothing(keys: list[LatentKey], fingerprint: str) -> dict[str, torch.Tensor]:

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from library.cli.errors import UserError
 from library.data.pictures import exif_transpose, opened_picture
-from library.data.records import Placement
+from library.data.records import ColourShift, LatentKey, Placement, TrainedImage
 
 
 def decode_image(path: str) -> np.ndarray:
@@ -31,6 +32,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     with_alpha = image.convert("RGBA")
     white = Image.new("RGBA", with_alpha.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, with_alpha).convert("RGB")
+
+
+def load_image(key: LatentKey, colour: ColourShift | None = None) -> TrainedImage:
+    """The picture of a latent as it is trained.
+
+    Raises `UserError` naming the file if it cannot be decoded or is not the one that was scanned.
+    """
+    image = decode_image(key.path)
+    if (image.shape[1], image.shape[0]) != key.image_size:
+        raise UserError(
+            f"picture {key.path} has changed: it was {key.image_size[0]}x{key.image_size[1]} at the start and is "
+            f"{image.shape[1]}x{image.shape[0]} now",
+            hint="start again",
+        )
+    return TrainedImage(to_pixels(place_image(image, key.placement, key.flipped)))
 
 
 def place_image(image: np.ndarray, placement: Placement, flipped: bool) -> np.ndarray:

@@ -29,7 +29,7 @@ from library.data.buckets import PIXELS_PER_LATENT, crop_ltrb
 from library.data.pictures import IMAGE_ENDINGS
 from library.data.plan import TrainingData
 from library.data.randomness import derive_seed
-from library.data.records import LatentKey
+from library.data.records import CachedLatents, LatentKey
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +87,8 @@ def _made_from(key: LatentKey, fingerprint: str) -> str:
     return json.dumps(facts, sort_keys=True)
 
 
-def read_latents(key: LatentKey, fingerprint: str) -> np.ndarray | None:
-    """The cached latents, unscaled float32 (C, H/8, W/8); None if there are none that were made from just this.
+def read_latents(key: LatentKey, fingerprint: str) -> CachedLatents | None:
+    """The cached latents; None if there are none that were made from just this.
 
     A damaged file counts as none, with a warning.
     """
@@ -109,7 +109,7 @@ def read_latents(key: LatentKey, fingerprint: str) -> np.ndarray | None:
     if not _is_sound(latents, key):
         logger.warning("the cached latents %s are not valid numbers of the right size and are made anew", path)
         return None
-    return latents.astype(np.float32, copy=False)
+    return CachedLatents(latents.astype(np.float32, copy=False))
 
 
 def _is_sound(latents: np.ndarray, key: LatentKey) -> bool:
@@ -119,8 +119,8 @@ def _is_sound(latents: np.ndarray, key: LatentKey) -> bool:
     return is_number and latents.ndim == 3 and latents.shape[1:] == size and bool(np.isfinite(latents).all())
 
 
-def write_latents(latents: Mapping[LatentKey, np.ndarray], fingerprint: str) -> None:
-    """Writes latents (C, H/8, W/8) beside their pictures, keeping what else the files hold that is not outdated by it.
+def write_latents(latents: Mapping[LatentKey, CachedLatents], fingerprint: str) -> None:
+    """Writes latents beside their pictures, keeping what else the files hold that is not outdated by it.
 
     A file is whole or as it was before. Raises `UserError` if a folder cannot be written to.
     """
@@ -147,13 +147,13 @@ def _held_arrays(path: Path) -> dict[str, np.ndarray]:
     return {}
 
 
-def _replace_entry(arrays: dict[str, Any], key: LatentKey, latents: np.ndarray, fingerprint: str) -> None:
+def _replace_entry(arrays: dict[str, Any], key: LatentKey, latents: CachedLatents, fingerprint: str) -> None:
     suffix, made_from = _suffix(key), _made_from(key, fingerprint)
     if str(arrays.get(f"made_from{suffix}")) != made_from:
         # both orientations share one `made_from`: the other one would pass for new
         for name in ("latents", "latents_flipped"):
             arrays.pop(name + suffix, None)
-    arrays[_latents_name(key)] = np.asarray(latents, dtype=np.float32)
+    arrays[_latents_name(key)] = np.asarray(latents.latents, dtype=np.float32)
     arrays[f"original_size{suffix}"] = np.array(key.image_size)
     arrays[f"crop_ltrb{suffix}"] = np.array(crop_ltrb(key.placement.bucket, key.image_size))
     arrays[f"made_from{suffix}"] = np.array(made_from)

@@ -50,6 +50,37 @@ def parse_separator(value: Any) -> str:
     return value
 
 
+def parse_rate(value: Any) -> float:
+    """A probability. Raises `ValueError` with what was expected."""
+    expected = ValueError("a number from 0 to 1")
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise expected from None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise expected
+    return float(value)
+
+
+def parse_face_range(value: Any) -> tuple[float, float]:
+    """Smallest and largest crop in face sizes, from "2.0,4.0" or [2.0, 4.0]. Raises `ValueError`."""
+    expected = ValueError("two numbers, the smaller first, such as 2.0,4.0")
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or len(parts) != 2 or any(isinstance(part, bool) for part in parts):
+        raise expected
+    try:
+        smallest, largest = (float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise expected from None
+    if not 0 < smallest <= largest < float("inf"):
+        raise expected
+    return smallest, largest
+
+
+INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
+
+
 @dataclass(frozen=True)
 class DatasetOptions:
     """Where pictures and captions come from. Most are defaults of keys of the dataset TOML."""
@@ -60,6 +91,13 @@ class DatasetOptions:
     train_data_dir: str | None = option(
         help="folder of folders <repeats>_<class tokens> with the training pictures", metavar="FOLDER"
     )
+    in_json: str | None = option(
+        help="metadata file of the pictures in --train_data_dir, as the scripts in finetune/ write it", metavar="FILE"
+    )
+    dataset_repeats: int = option(
+        1, help="times each picture of --in_json is used in an epoch", minimum=1, toml_level="subset",
+        toml_key="num_repeats",
+    )  # fmt: skip
     reg_data_dir: str | None = option(
         help="folder of folders <repeats>_<class tokens> with the regularisation pictures", metavar="FOLDER"
     )
@@ -96,7 +134,55 @@ class DatasetOptions:
     keep_tokens: int = option(
         0, help="tags at the start of a caption that shuffling leaves in place", minimum=0, toml_level="subset"
     )
+    keep_tokens_separator: str = option(
+        "", help="text in a caption, such as |||, before which tags stay in place", toml_level="subset"
+    )
+    secondary_separator: str | None = option(
+        help="what joins tags into one that is shuffled and dropped as a whole, such as ;;;",
+        parse=parse_separator,
+        toml_level="subset",
+    )
+    enable_wildcard: bool = option(
+        False, help="draw one line of a caption file and one text of each {a|b} each time", toml_level="subset"
+    )
+    caption_prefix: str | None = option(help="text put in front of each caption", toml_level="subset")
+    caption_suffix: str | None = option(help="text put behind each caption", toml_level="subset")
+    caption_dropout_rate: float = option(
+        0.0, help="share of the times that a caption is empty", parse=parse_rate, toml_level="subset"
+    )
+    caption_dropout_every_n_epochs: int = option(
+        0, help="captions are empty in every so manyeth epoch; 0: never", minimum=0, toml_level="subset"
+    )
+    caption_tag_dropout_rate: float = option(
+        0.0, help="share of the times that a tag is left out", parse=parse_rate, toml_level="subset"
+    )
+    token_warmup_min: int = option(1, help="tags of a caption in the first step", minimum=1, toml_level="subset")
+    token_warmup_step: float = option(
+        0.0, help="step from which captions have all their tags; below 1: a share of all steps", minimum=0,
+        toml_level="subset",
+    )  # fmt: skip
+    color_aug: bool = option(False, help="shift colours a little, differently each time", toml_level="subset")
     flip_aug: bool = option(False, help="mirror each picture half of the times", toml_level="subset")
+    face_crop_aug_range: tuple[float, float] | None = option(
+        help="crop around the face that file names give (..._<x>_<y>_<width>_<height>): "
+        "side of the crop in face sizes, smallest and largest",
+        parse=parse_face_range,
+        toml_level="subset",
+        metavar="MIN,MAX",
+    )
+    random_crop: bool = option(False, help="crop at a random place instead of the middle", toml_level="subset")
+    resize_interpolation: str | None = option(
+        help="how pictures are resized; unless given, area for smaller and lanczos for larger",
+        choices=INTERPOLATIONS,
+        toml_level="subset",
+    )
+    alpha_mask: bool = option(
+        False, help="use the transparency of pictures as the mask of the loss", toml_level="subset"
+    )
+    cache_info: bool = option(
+        False, help="keep sizes and captions in a file in the folder, for a quicker next start", toml_level="subset"
+    )
+    skip_bad_images: bool = option(False, help="go on without pictures that cannot be read")
 
     def problems(self) -> Iterator[UserError]:
         if self.dataset_config is not None:
@@ -125,6 +211,9 @@ class CachingOptions:
     cache_latents: bool = option(False, help="encode each picture once, before training, and keep it in memory")
     cache_latents_to_disk: bool = option(
         False, help="keep the encoded pictures in files beside the pictures; implies --cache_latents"
+    )
+    skip_cache_check: bool = option(
+        False, help="trust cached latents by the names of their files, for a quicker start"
     )
     vae_batch_size: int = option(1, help="pictures encoded at once", minimum=1)
     max_data_loader_n_workers: int = option(

@@ -69,6 +69,7 @@ class PlannedDataset:
 
     def latent_key(self, record_index: int, flipped: bool) -> LatentKey:
         record = self.records[record_index]
+        subset = self.subset_of(record)
         return LatentKey(
             path=record.path,
             image_key=record.key,
@@ -76,6 +77,9 @@ class PlannedDataset:
             mtime_ns=record.mtime_ns,
             placement=self.placements[record_index],
             flipped=flipped,
+            interpolation=subset.resize_interpolation,
+            alpha_is_mask=subset.alpha_mask,
+            prepared_path=record.prepared.path if record.prepared else None,
         )
 
     @property

@@ -80,10 +80,9 @@ def _folder_subsets(
         SubsetConfig(
             place=flag,
             image_dir=folder.path,
-            num_repeats=folder.num_repeats,
             class_tokens=folder.class_tokens,
             is_reg=is_reg,
-            **flag_values(options, "subset"),
+            **{**flag_values(options, "subset"), "num_repeats": folder.num_repeats},
         )
         for folder in folders
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Size = tuple[int, int]  # (width, height)
@@ -23,6 +24,15 @@ class ImageRecord:
     num_repeats: int
     subset_index: int
     is_reg: bool
+    prepared: PreparedLatents | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedLatents:
+    """Latents that were made before, by `prepare_buckets_latents.py`, and are used as they are."""
+
+    path: str  # <stem>.npz
+    bucket: Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class LatentKey:
-    """What one latent is made from. Its random sample is keyed by this and nothing else."""
+    """What one latent is made from. Its random sample is keyed by the picture and the placement alone."""
 
     path: str
     image_key: str
@@ -44,6 +54,44 @@ class LatentKey:
     mtime_ns: int
     placement: Placement
     flipped: bool
+    interpolation: str | None = None  # `resize_interpolation`
+    alpha_is_mask: bool = False  # transparency weighs the loss, instead of lying over white
+    prepared_path: str | None = None  # of `PreparedLatents`: the picture is not looked at
+
+
+@dataclass(frozen=True, slots=True)
+class ColourShift:
+    """What `color_aug` does to a picture once."""
+
+    hue: int = 0  # degrees / 2, as OpenCV counts them
+    gamma: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One use of a picture, with everything random about it decided."""
+
+    record_index: int
+    caption: str
+    latent_key: LatentKey
+    colour: ColourShift | None
+    is_reg: bool
+
+
+@dataclass
+class TrainedImage:
+    """A picture as it is trained."""
+
+    pixels: np.ndarray  # float32 (3, H, W) in [-1, 1]
+    mask: np.ndarray | None = None  # float32 (H/8, W/8) in [0, 1]: what each latent counts in the loss
+
+
+@dataclass
+class CachedLatents:
+    """A picture as the VAE sees it, with the mask of its loss."""
+
+    latents: np.ndarray  # float32 (C, H/8, W/8), unscaled
+    mask: np.ndarray | None = None  # float32 (H/8, W/8) in [0, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +105,19 @@ class MicroBatch:
     first_position: int  # position of its first item in the plan, counted in items
 
 
+@dataclass(frozen=True)
+class StepClock:
+    """To which optimizer step a micro-batch belongs."""
+
+    group_size: int  # micro-batches in a step
+    steps_per_epoch: int
+    num_steps: int  # of the whole run
+
+    def step_of(self, micro_batch: MicroBatch) -> int:
+        """Steps done before the one of this micro-batch."""
+        return micro_batch.epoch * self.steps_per_epoch + micro_batch.index // self.group_size
+
+
 @dataclass
 class Batch:
     """What the loop learns from in one micro-batch of B pictures."""
@@ -66,4 +127,5 @@ class Batch:
     latent_keys: list[LatentKey]
     loss_weights: torch.Tensor  # (B,)
     pixels: torch.Tensor | None = None  # (B, 3, H, W) in [-1, 1], where latents are not cached
-    latents: torch.Tensor | None = None  # (B, 4, H/8, W/8) unscaled, where they are cached
+    latents: torch.Tensor | None = None  # (B, 4, H/8, W/8) unscaled, where they come from files
+    masks: torch.Tensor | None = None  # (B, 1, H/8, W/8) in [0, 1], where a picture has one; not with latents in memory

@@ -29,7 +29,7 @@ class _InheritedKeys:
 
     GROUP: ClassVar[str] = "Dataset TOML"
 
-    num_repeats: int = option(1, help="times each picture is used in an epoch", minimum=1, toml_level="subset")
+    class_tokens: str | None = option(help="caption of pictures without caption file", toml_level="subset")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _SubsetOnlyKeys:
     GROUP: ClassVar[str] = "Dataset TOML"
 
     image_dir: str | None = option(help="folder of pictures", toml_level="subset")
-    class_tokens: str | None = option(help="caption of pictures without caption file", toml_level="subset")
+    metadata_file: str | None = option(help="JSON file that describes pictures", toml_level="subset")
     is_reg: bool = option(False, help="the pictures are regularisation pictures", toml_level="subset")
 
 

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-from library.data.dataset import load_pixels
+from library.data.images import load_image
 from library.data.latent_cache import latent_seed, latents_to_make, write_latents
 from library.data.options import CachingOptions
 from library.data.plan import TrainingData
-from library.data.records import Batch, LatentKey
+from library.data.records import Batch, CachedLatents, LatentKey
 from library.models.family import ModelFamily
 from library.training.progress import progress_bar
 
@@ -52,7 +52,7 @@ class LatentSource:
         mine = [key for key in missing if rank_of[key.path] % num_processes == self._accelerator.process_index]
         self._accelerator.wait_for_everyone()  # all have looked at the files before one changes them
         for key, latents in self._encode_all(mine):
-            write_latents({key: latents.cpu().numpy()}, fingerprint)
+            write_latents({key: CachedLatents(latents.cpu().numpy())}, fingerprint)
         self._accelerator.wait_for_everyone()
 
     def latents_of(self, batch: Batch) -> torch.Tensor:
@@ -70,7 +70,7 @@ class LatentSource:
         is_quiet = not self._accelerator.is_main_process
         with progress_bar(len(keys), "caching latents", is_quiet=is_quiet or not keys) as progress:
             for chunk in self._chunks(keys):
-                pixels = torch.stack([torch.from_numpy(load_pixels(key)) for key in chunk])
+                pixels = torch.stack([torch.from_numpy(load_image(key).pixels) for key in chunk])
                 yield from zip(chunk, self._encode(pixels, chunk), strict=True)
                 progress.update(len(chunk))
 

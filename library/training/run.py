@@ -148,6 +148,7 @@ def _assemble(
     dataset = BatchDataset(
         data,
         seed=plan.seed,
+        clock=plan.clock,
         latent_source=latents.kind,
         fingerprint=family.vae_fingerprint() if caching.cache_latents_to_disk else "",
         prior_loss_weight=noise.prior_loss_weight,

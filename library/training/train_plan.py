@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from library.data.records import StepClock
 from library.training.options import TrainingOptions
 
 
@@ -39,6 +40,11 @@ class TrainPlan:
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(self.num_micro_batches / self.group_size)
+
+    @property
+    def clock(self) -> StepClock:
+        """What the data room has to know of steps."""
+        return StepClock(self.group_size, self.steps_per_epoch, self.num_steps)
 
     def after_step(self, position: Position) -> Position:
         """The position after one more step; the end of an epoch is the start of the next."""

@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
-from library.data.dataset import BatchDataset, load_pixels, make_loader
+from library.data.dataset import BatchDataset, make_loader
+from library.data.images import load_image
 from library.data.latent_cache import write_latents
 from library.data.plan import TrainingData
-from library.data.records import Batch, MicroBatch
+from library.data.records import Batch, CachedLatents, MicroBatch, StepClock
+
+CLOCK = StepClock(group_size=1, steps_per_epoch=20, num_steps=60)
 
 TEXT = """
 [[datasets]]
@@ -40,7 +43,8 @@ def data(load_toml, make_pictures) -> TrainingData:
 
 
 def _dataset(data: TrainingData, **settings) -> BatchDataset:
-    return BatchDataset(data, **{"seed": 5, "latent_source": "pixels", "prior_loss_weight": 0.25, **settings})
+    defaults = {"seed": 5, "clock": CLOCK, "latent_source": "pixels", "prior_loss_weight": 0.25}
+    return BatchDataset(data, **{**defaults, **settings})
 
 
 def _assert_same(batches: list[Batch], others: list[Batch]) -> None:
@@ -119,7 +123,7 @@ def test_flips_and_captions_vary_from_use_to_use_and_epoch_to_epoch(data: Traini
 def test_a_batch_holds_the_pictures_that_its_keys_name(data: TrainingData) -> None:
     for micro_batch in data.plan(5, 0):
         batch = _dataset(data)[micro_batch]
-        expected = np.stack([load_pixels(key) for key in batch.latent_keys])
+        expected = np.stack([load_image(key).pixels for key in batch.latent_keys])
         assert batch.pixels.shape == (len(batch.captions), 3, 64, 64)
         assert np.array_equal(batch.pixels.numpy(), expected)
         assert batch.latents is None
@@ -130,7 +134,7 @@ def test_a_batch_holds_the_pictures_that_its_keys_name(data: TrainingData) -> No
 
 def test_a_flipped_picture_is_mirrored(data: TrainingData) -> None:
     dataset = data.datasets[0]
-    plain, mirrored = (load_pixels(dataset.latent_key(0, flipped)) for flipped in (False, True))
+    plain, mirrored = (load_image(dataset.latent_key(0, flipped)).pixels for flipped in (False, True))
     assert np.array_equal(mirrored, plain[:, :, ::-1])
     assert not np.array_equal(mirrored, plain)
 
@@ -140,7 +144,7 @@ def test_cached_latents_stand_in_for_pixels(data: TrainingData) -> None:
     memory = _dataset(data, latent_source="memory")[plan[0]]
     assert memory.pixels is None and memory.latents is None
     stored = {key: np.full((4, 8, 8), number, np.float32) for number, key in enumerate(data.latent_keys())}
-    write_latents(stored, "vae")
+    write_latents({key: CachedLatents(latents) for key, latents in stored.items()}, "vae")
     for micro_batch in plan:
         batch = _dataset(data, latent_source="disk", fingerprint="vae")[micro_batch]
         reference = _dataset(data)[micro_batch]

@@ -58,7 +58,10 @@ def test_every_key_is_read_where_it_stands(tmp_path: Path) -> None:
     assert values == ((512, 768), 3, True, 128)
     assert (dataset.max_bucket_reso, dataset.bucket_reso_steps, dataset.bucket_no_upscale) == (2048, 32, True)
     assert dataset.subsets == (
-        SubsetConfig("datasets[0].subsets[0]", "a", 7, "sks dog", True, ".txt", True, ";", 2, True),
+        SubsetConfig(
+            "datasets[0].subsets[0]", "a", num_repeats=7, class_tokens="sks dog", is_reg=True, caption_extension=".txt",
+            shuffle_caption=True, caption_separator=";", keep_tokens=2, flip_aug=True,
+        ),
     )
 
 
@@ -105,7 +108,7 @@ def test_the_resolution_can_come_from_the_command_line(tmp_path: Path) -> None:
     ("text", "named", "hint"),
     [
         (SUBSET + "num_repeat = 2", "unknown key datasets[0].subsets[0].num_repeat", "did you mean num_repeats?"),
-        (SUBSET + "color_aug = true", "unknown key datasets[0].subsets[0].color_aug", ""),
+        (SUBSET + "colour_aug = true", "unknown key datasets[0].subsets[0].colour_aug", ""),
         ("[generall]\n" + SUBSET, "unknown key generall", "did you mean general?"),
         (SUBSET + "num_repeats = 'ten'", "datasets[0].subsets[0].num_repeats = 'ten'", "a whole number"),
         (SUBSET + "num_repeats = true", "datasets[0].subsets[0].num_repeats = True", "a whole number"),

@@ -12,7 +12,7 @@ from picture_files import save_picture
 
 from library.cli.errors import UserError
 from library.data.latent_cache import cache_path, latent_seed, latents_to_make, read_latents, write_latents
-from library.data.records import LatentKey, Placement
+from library.data.records import CachedLatents, LatentKey, Placement
 
 
 @pytest.fixture
@@ -20,6 +20,10 @@ def key(tmp_path: Path) -> LatentKey:
     path = save_picture(tmp_path / "a.png", (100, 80))
     placement = Placement((72, 56), (72, 58), (0, 1))
     return LatentKey(str(path), "a.png", (100, 80), path.stat().st_mtime_ns, placement, False)
+
+
+def _cached(key: LatentKey, value: float = 0) -> CachedLatents:
+    return CachedLatents(_latents(key, value))
 
 
 def _latents(key: LatentKey, value: float = 0) -> np.ndarray:
@@ -31,13 +35,13 @@ def _latents(key: LatentKey, value: float = 0) -> np.ndarray:
 def test_what_is_written_is_read_back_exactly(key: LatentKey) -> None:
     flipped = dataclasses.replace(key, flipped=True)
     assert read_latents(key, "vae") is None
-    write_latents({key: _latents(key, 1), flipped: _latents(key, 2)}, "vae")
-    np.testing.assert_array_equal(read_latents(key, "vae"), _latents(key, 1))
-    np.testing.assert_array_equal(read_latents(flipped, "vae"), _latents(key, 2))
+    write_latents({key: _cached(key, 1), flipped: _cached(key, 2)}, "vae")
+    np.testing.assert_array_equal(read_latents(key, "vae").latents, _latents(key, 1))
+    np.testing.assert_array_equal(read_latents(flipped, "vae").latents, _latents(key, 2))
 
 
 def test_another_reader_sees_the_documented_file(key: LatentKey, tmp_path: Path) -> None:
-    write_latents({key: _latents(key), dataclasses.replace(key, flipped=True): _latents(key, 1)}, "vae")
+    write_latents({key: _cached(key), dataclasses.replace(key, flipped=True): _cached(key, 1)}, "vae")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a_0100x0080_sd.npz"]
     with np.load(tmp_path / "a_0100x0080_sd.npz") as file:
         names = {"latents_7x9", "latents_flipped_7x9", "original_size_7x9", "crop_ltrb_7x9", "made_from_7x9"}
@@ -52,9 +56,9 @@ def test_sizes_and_orientations_are_added_to_what_is_there(key: LatentKey) -> No
     flipped = dataclasses.replace(key, flipped=True)
     larger = dataclasses.replace(key, placement=Placement((128, 128), (160, 128), (16, 0)))
     for number, each in enumerate((key, flipped, larger)):
-        write_latents({each: _latents(each, number)}, "vae")
+        write_latents({each: _cached(each, number)}, "vae")
     for number, each in enumerate((key, flipped, larger)):
-        np.testing.assert_array_equal(read_latents(each, "vae"), _latents(each, number))
+        np.testing.assert_array_equal(read_latents(each, "vae").latents, _latents(each, number))
 
 
 @pytest.mark.parametrize(
@@ -66,12 +70,12 @@ def test_sizes_and_orientations_are_added_to_what_is_there(key: LatentKey) -> No
     ],
 )
 def test_latents_made_from_something_else_are_not_used(key: LatentKey, change: dict) -> None:
-    write_latents({key: _latents(key), dataclasses.replace(key, flipped=True): _latents(key)}, "vae")
+    write_latents({key: _cached(key), dataclasses.replace(key, flipped=True): _cached(key)}, "vae")
     changed = dataclasses.replace(key, **change)
     assert read_latents(changed, "vae") is None
     assert read_latents(key, "another vae") is None
-    write_latents({changed: _latents(key, 3)}, "vae")
-    np.testing.assert_array_equal(read_latents(changed, "vae"), _latents(key, 3))
+    write_latents({changed: _cached(key, 3)}, "vae")
+    np.testing.assert_array_equal(read_latents(changed, "vae").latents, _latents(key, 3))
     # the other orientation was of the old picture
     assert read_latents(dataclasses.replace(changed, flipped=True), "vae") is None
 
@@ -79,12 +83,12 @@ def test_latents_made_from_something_else_are_not_used(key: LatentKey, change: d
 def test_a_file_of_another_program_is_made_anew(key: LatentKey) -> None:
     np.savez(cache_path(key), latents_7x9=_latents(key), original_size_7x9=[100, 80], crop_ltrb_7x9=[0, 0, 9, 7])
     assert read_latents(key, "vae") is None
-    write_latents({key: _latents(key, 1)}, "vae")
+    write_latents({key: _cached(key, 1)}, "vae")
     assert read_latents(key, "vae") is not None
 
 
 def test_a_damaged_file_counts_as_none_and_is_replaced(key: LatentKey, caplog) -> None:
-    write_latents({key: _latents(key)}, "vae")
+    write_latents({key: _cached(key)}, "vae")
     whole = cache_path(key).read_bytes()
     flipped_bit = bytearray(whole)
     flipped_bit[len(whole) // 3] ^= 255
@@ -92,13 +96,13 @@ def test_a_damaged_file_counts_as_none_and_is_replaced(key: LatentKey, caplog) -
         cache_path(key).write_bytes(content)
         assert read_latents(key, "vae") is None
     assert caplog.text.count("damaged") >= 3
-    write_latents({key: _latents(key, 4)}, "vae")
-    np.testing.assert_array_equal(read_latents(key, "vae"), _latents(key, 4))
+    write_latents({key: _cached(key, 4)}, "vae")
+    np.testing.assert_array_equal(read_latents(key, "vae").latents, _latents(key, 4))
 
 
 def test_latents_that_are_no_numbers_or_of_another_size_are_not_used(key: LatentKey) -> None:
     for latents in (np.full((4, 7, 9), np.nan, np.float32), np.zeros((4, 9, 7), np.float32)):
-        write_latents({key: latents}, "vae")
+        write_latents({key: CachedLatents(latents)}, "vae")
         assert read_latents(key, "vae") is None
 
 
@@ -108,7 +112,7 @@ def test_pickles_are_not_loaded(key: LatentKey) -> None:
 
 
 def test_a_failed_write_leaves_the_file_as_it_was(key: LatentKey, monkeypatch, tmp_path: Path) -> None:
-    write_latents({key: _latents(key)}, "vae")
+    write_latents({key: _cached(key)}, "vae")
 
     def full_disk(file, **arrays) -> None:
         file.write(b"half")
@@ -116,8 +120,8 @@ def test_a_failed_write_leaves_the_file_as_it_was(key: LatentKey, monkeypatch, t
 
     monkeypatch.setattr(np, "savez", full_disk)
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
-        write_latents({key: _latents(key, 1)}, "vae")
-    np.testing.assert_array_equal(read_latents(key, "vae"), _latents(key))
+        write_latents({key: _cached(key, 1)}, "vae")
+    np.testing.assert_array_equal(read_latents(key, "vae").latents, _latents(key))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -126,9 +130,9 @@ def test_pictures_of_one_stem_do_not_share_a_file(key: LatentKey, tmp_path: Path
     other = dataclasses.replace(key, path=str(path), image_key="a.jpg", mtime_ns=path.stat().st_mtime_ns)
     assert cache_path(key).name == "a.png_0100x0080_sd.npz"
     assert cache_path(other).name == "a.jpg_0100x0080_sd.npz"
-    write_latents({key: _latents(key, 1), other: _latents(key, 2)}, "vae")
-    np.testing.assert_array_equal(read_latents(key, "vae"), _latents(key, 1))
-    np.testing.assert_array_equal(read_latents(other, "vae"), _latents(key, 2))
+    write_latents({key: _cached(key, 1), other: _cached(key, 2)}, "vae")
+    np.testing.assert_array_equal(read_latents(key, "vae").latents, _latents(key, 1))
+    np.testing.assert_array_equal(read_latents(other, "vae").latents, _latents(key, 2))
 
 
 def test_the_seed_of_a_latent_is_the_same_wherever_the_folder_lies(key: LatentKey) -> None:
@@ -157,7 +161,7 @@ def test_only_missing_latents_are_made(load_toml, make_pictures) -> None:
     data = load_toml(TEXT)
     keys = data.latent_keys()
     assert latents_to_make(data, "vae") == keys and len(keys) == 6
-    write_latents({key: np.zeros((4, 8, 8)) for key in keys}, "vae")
+    write_latents({key: CachedLatents(np.zeros((4, 8, 8))) for key in keys}, "vae")
     assert latents_to_make(load_toml(TEXT), "vae") == []
     assert len(latents_to_make(data, "other")) == 6
     os.utime(paths[1], ns=(0, 10**18))

@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch.nn import functional
 
-from library.data.dataset import load_pixels
+from library.data.images import load_image
 from library.data.latent_cache import latent_seed
 from library.data.options import DatasetOptions
 from library.data.prepare import load_training_data
@@ -58,7 +58,7 @@ def loss_of(pipe, data, micro_batch):
     latents = []
     for index in indices:
         key = dataset.latent_key(index, False)
-        posterior = pipe.vae.encode(torch.from_numpy(load_pixels(key))[None]).latent_dist
+        posterior = pipe.vae.encode(torch.from_numpy(load_image(key).pixels)[None]).latent_dist
         noise = torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(latent_seed(key)))
         latents.append((posterior.mean + posterior.std * noise) * pipe.vae.config.scaling_factor)
     latents = torch.cat(latents).detach()
