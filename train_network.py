@@ -10,7 +10,7 @@ from library.cli.parser import parse_options
 from library.data.options import CachingOptions, DatasetOptions
 from library.diffusion.options import NoiseOptions
 from library.methods.options import NetworkOptions
-from library.models.options import ModelOptions
+from library.models.options import ModelOptions, PromptOptions
 from library.training.options import (
     LoggingOptions,
     OptimizerOptions,
@@ -22,6 +22,7 @@ from library.training.preflight import Preflight
 
 OPTION_GROUPS = (
     ModelOptions,
+    PromptOptions,
     DatasetOptions,
     CachingOptions,
     OutputOptions,

@@ -48,8 +48,11 @@ class ModelFamily(Protocol):
 
     def enable_gradient_checkpointing(self) -> None: ...
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Tokenizes and encodes; gradients flow unless the caller forbids them."""
+    def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Conditioning:
+        """Tokenizes and encodes; gradients flow unless the caller forbids them.
+
+        `weighted`: whether brackets in the prompts weigh their parts; None as `--weighted_captions` says.
+        """
 
     def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), picture i sampled with seeds[i]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from library.cli.options import option
 
@@ -27,3 +27,37 @@ class ModelOptions:
         False,
         help="the model predicts v, not noise (needed for single files such as SD 2.x 768, which do not say so)",
     )
+
+
+_TOKEN_LENGTHS = (75, 150, 225)
+
+
+def parse_token_length(value: Any) -> int:
+    """75, 150 or 225, as a number or a text. Raises `ValueError` with what was expected."""
+    expected = ValueError(f"one of {', '.join(map(str, _TOKEN_LENGTHS))}")
+    try:
+        length = int(value)
+    except (TypeError, ValueError):
+        raise expected from None
+    if isinstance(value, (bool, float)) or length not in _TOKEN_LENGTHS:
+        raise expected
+    return length
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """How captions and prompts reach the model."""
+
+    GROUP: ClassVar[str] = "Prompts"
+
+    clip_skip: int | None = option(
+        None, help="take the text encoder's output at the n-th layer from its end; 1 is the last", minimum=1
+    )
+    max_token_length: int = option(
+        75, help="tokens of a caption that are read, 75, 150 or 225, in pieces of 75", parse=parse_token_length,
+        metavar="N",
+    )  # fmt: skip
+    weighted_captions: bool = option(
+        False, help="brackets weigh parts of captions: (more), (much:1.3), [less]; \\( and \\[ are plain brackets"
+    )
+    no_token_padding: bool = False  # of train_db.py: captions are padded to the longest of their batch

@@ -11,7 +11,7 @@ from library.models import stable_diffusion
 from library.models.checkpoint_files import WeightFile, open_weights
 from library.models.diffusers_folder import DiffusersFolder
 from library.models.family import ModelFamily
-from library.models.options import ModelOptions
+from library.models.options import ModelOptions, PromptOptions
 from library.models.path_checks import FLAG, model_problems
 
 ModelSource = DiffusersFolder | WeightFile
@@ -23,7 +23,7 @@ class FamilyEntry:
 
     title: str
     detect: Callable[[ModelSource], bool]
-    load: Callable[[ModelSource, ModelOptions], ModelFamily]
+    load: Callable[[ModelSource, ModelOptions, PromptOptions], ModelFamily]
 
 
 FAMILIES = (FamilyEntry("Stable Diffusion 1.x and 2.x", stable_diffusion.detect, stable_diffusion.load),)
@@ -44,7 +44,7 @@ _OTHER_KINDS = (
 )
 
 
-def load_family(options: ModelOptions) -> ModelFamily:
+def load_family(options: ModelOptions, prompt_options: PromptOptions | None = None) -> ModelFamily:
     """Loads the model at `options.pretrained_model_name_or_path`, float32 on the CPU, from local files alone.
 
     Raises `UserError` when there is no model, when it is damaged or of a kind that is not known, and when flags
@@ -57,7 +57,7 @@ def load_family(options: ModelOptions) -> ModelFamily:
     source = DiffusersFolder(path) if path.is_dir() else open_weights(path)
     for family in FAMILIES:
         if family.detect(source):
-            return family.load(source, options)
+            return family.load(source, options, prompt_options or PromptOptions())
     raise UserError(f"{FLAG} {path}: {_what_else(source)}", f"known are {', '.join(entry.title for entry in FAMILIES)}")
 
 

@@ -17,7 +17,7 @@ from library.models.checkpoint_files import WeightFile
 from library.models.diffusers_folder import DiffusersFolder, load_folder
 from library.models.family import AdapterRoots, Conditioning
 from library.models.model_parts import ModelParts
-from library.models.options import ModelOptions
+from library.models.options import ModelOptions, PromptOptions
 from library.models.stable_diffusion_facts import (
     V_PREDICTION,
     ModelFacts,
@@ -60,7 +60,14 @@ _GENERATIONS = {
 class StableDiffusion:
     """A loaded Stable Diffusion 1.x or 2.x model; implements `ModelFamily`."""
 
-    def __init__(self, parts: ModelParts, tokenizer: PromptTokenizer, facts: ModelFacts, prediction_type: str):
+    def __init__(
+        self,
+        parts: ModelParts,
+        tokenizer: PromptTokenizer,
+        facts: ModelFacts,
+        prediction_type: str,
+        prompt_options: PromptOptions,
+    ):
         generation = _GENERATIONS[facts.is_v2]
         self.version = generation.versions[prediction_type]
         self.architecture = generation.architectures[prediction_type]
@@ -70,6 +77,7 @@ class StableDiffusion:
         self.vae = parts.vae
         self.text_encoders: tuple[nn.Module, ...] = (parts.text_encoder,)
         self.tokenizer = tokenizer
+        self._prompt_options = prompt_options
         self.latent_channels: int = parts.vae.config.latent_channels
         self.vae_scale: int = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         self._scaling_factor: float = parts.vae.config.scaling_factor
@@ -104,11 +112,23 @@ class StableDiffusion:
             encoder.gradient_checkpointing_enable()
             encoder.train()
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Prompts -> hidden states (B, 77, D); longer ones lose what is beyond 75 tokens. Gradients flow."""
+    def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Conditioning:
+        """Prompts -> hidden states (B, 2 + 75 n, D); what is beyond `max_token_length` = 75 n is lost. Gradients flow.
+
+        The n pieces are encoded one by one; of their start and end tokens, the first and the last are kept.
+        """
         (encoder,) = self.text_encoders
-        input_ids = self.tokenizer.encode(prompts).to(next(encoder.parameters()).device)
-        return Conditioning(encoder(input_ids))
+        options = self._prompt_options
+        tokens = self.tokenizer.encode(prompts, options, options.weighted_captions if weighted is None else weighted)
+        device = next(encoder.parameters()).device
+        pieces = [
+            encoder(tokens.ids[:, piece].to(device), options.clip_skip or 1) for piece in range(tokens.ids.shape[1])
+        ]
+        if tokens.weights is not None:
+            weights = tokens.weights.to(device, pieces[0].dtype).unsqueeze(-1)
+            pieces = [states * weights[:, piece] for piece, states in enumerate(pieces)]
+        inner = [states[:, 1:-1] for states in pieces]
+        return Conditioning(torch.cat([pieces[0][:, :1], *inner, pieces[-1][:, -1:]], dim=1))
 
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
@@ -177,7 +197,7 @@ def detect(source: ModelSource) -> bool:
     return all(source.has(part) for part in ("unet", "vae", "text_encoder")) and not any(map(source.has, others))
 
 
-def load(source: ModelSource, options: ModelOptions) -> StableDiffusion:
+def load(source: ModelSource, options: ModelOptions, prompt_options: PromptOptions) -> StableDiffusion:
     """Loads a model in float32 on the CPU, frozen and in eval mode; reads nothing but local files.
 
     Raises `UserError` for flags that contradict the model, and for files that are incomplete or do not fit together.
@@ -194,7 +214,8 @@ def load(source: ModelSource, options: ModelOptions) -> StableDiffusion:
     if num_tokens > vocab_size:
         message = f"{facts.source}: the tokenizer has {num_tokens} tokens, the text encoder knows {vocab_size}"
         raise UserError(message, "tokenizer and text_encoder are of different models")
-    family = StableDiffusion(parts, tokenizer, facts, prediction_type)
+    _check_clip_skip(parts, facts, prompt_options)
+    family = StableDiffusion(parts, tokenizer, facts, prediction_type, prompt_options)
     logger.info(
         "loaded %s: Stable Diffusion %s, predicts %s",
         Path(facts.source).name,
@@ -202,6 +223,21 @@ def load(source: ModelSource, options: ModelOptions) -> StableDiffusion:
         "v" if prediction_type == V_PREDICTION else "noise",
     )
     return family
+
+
+def _check_clip_skip(parts: ModelParts, facts: ModelFacts, options: PromptOptions) -> None:
+    num_layers = parts.text_encoder.config.num_hidden_layers
+    if options.clip_skip is not None and options.clip_skip > num_layers:
+        raise UserError(
+            f"--clip_skip {options.clip_skip}: the text encoder of {facts.source} has {num_layers} layers",
+            f"give {num_layers} or less",
+        )
+    if facts.is_v2 and options.clip_skip is not None and options.clip_skip > 1:
+        logger.warning(
+            "--clip_skip %d is counted from the layer that SD 2.x takes anyway, the last but one; such models are "
+            "used without it",
+            options.clip_skip,
+        )
 
 
 def _check_fit(parts: ModelParts, source: str) -> None:

@@ -32,9 +32,12 @@ class TextEncoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.text_model.final_layer_norm.weight.dtype
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Token ids (B, 77) -> hidden states of the last layer after the final norm (B, 77, D)."""
-        return self.text_model(input_ids=input_ids).last_hidden_state
+    def forward(self, input_ids: torch.Tensor, clip_skip: int = 1) -> torch.Tensor:
+        """Token ids (B, 77) -> hidden states of the layer `clip_skip` from the end, after the final norm (B, 77, D)."""
+        if clip_skip == 1:
+            return self.text_model(input_ids=input_ids).last_hidden_state
+        states = self.text_model(input_ids=input_ids, output_hidden_states=True).hidden_states
+        return self.text_model.final_layer_norm(states[-clip_skip])
 
     def gradient_checkpointing_enable(self) -> None:
         """Recomputes each layer in the backward pass, in train mode only.

@@ -10,12 +10,22 @@ import torch
 from transformers import CLIPTokenizer
 
 from library.cli.errors import UserError
+from library.models.options import PromptOptions
+from library.models.prompt_weights import parse_prompt_weights
 
-NUM_TOKENS = 77  # positions of CLIP's text encoders, first and last taken by the start and end tokens
+PIECE_LENGTH = 75  # of the 77 positions of CLIP's text encoders; start and end token take the others
 SHIPPED_VOCABULARY = Path(__file__).parent / "clip_vocabulary"
 _VOCABULARY_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 _HINT = "copy or download it again, or remove the folder: the usual vocabulary is then taken"
 _OPEN_CLIP_PADDING = "!"  # token 0 of the vocabulary
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Token ids of B prompts in n pieces of 77: start, 75 tokens, end. Weights are None where all are 1."""
+
+    ids: torch.Tensor  # (B, n, 77) int64; one piece can be shorter
+    weights: torch.Tensor | None = None  # (B, n, 77) float32, 1 at start, end and padding
 
 
 @dataclass(frozen=True)
@@ -25,13 +35,40 @@ class PromptTokenizer:
     tokenizer: CLIPTokenizer
     pad_id: int
 
-    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Token ids (B, 77) int64: start, tokens (75 at most, the rest is dropped), end, padding."""
-        input_ids = torch.full((len(prompts), NUM_TOKENS), self.pad_id, dtype=torch.int64)
-        for row, prompt in zip(input_ids, prompts, strict=True):
-            tokens = self.tokenizer(prompt, truncation=True, max_length=NUM_TOKENS).input_ids
-            row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
-        return input_ids
+    def encode(
+        self, prompts: Sequence[str], options: PromptOptions | None = None, weighted: bool = False
+    ) -> PromptTokens:
+        """Token ids and, with `weighted`, the weights that the brackets in the prompts give them.
+
+        Tokens beyond `max_token_length` are dropped. A prompt that is shorter than the others has pieces of padding.
+        """
+        options = options or PromptOptions()
+        parsed = [self._tokens(prompt, weighted) for prompt in prompts]
+        num_pieces = options.max_token_length // PIECE_LENGTH
+        length = PIECE_LENGTH
+        if options.no_token_padding and num_pieces == 1:
+            length = min(PIECE_LENGTH, max(len(ids) for ids, _ in parsed))
+        ids = torch.full((len(prompts), num_pieces, length + 2), self.pad_id, dtype=torch.int64)
+        weights = torch.ones(ids.shape)
+        for row, (tokens, factors) in enumerate(parsed):
+            for piece in range(num_pieces):
+                part = slice(piece * PIECE_LENGTH, (piece + 1) * PIECE_LENGTH)
+                here = [self.tokenizer.bos_token_id, *tokens[part], self.tokenizer.eos_token_id]
+                ids[row, piece, : len(here)] = torch.tensor(here)
+                weights[row, piece, 1 : len(here) - 1] = torch.tensor(factors[part])
+        return PromptTokens(ids, weights if weighted else None)
+
+    def count(self, prompt: str) -> int:
+        """Tokens of a prompt without start and end, however long it is."""
+        return len(self._tokens(prompt, weighted=False)[0])
+
+    def _tokens(self, prompt: str, weighted: bool) -> tuple[list[int], list[float]]:
+        ids, factors = [], []
+        for text, weight in parse_prompt_weights(prompt) if weighted else [(prompt, 1.0)]:
+            part = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            ids += part
+            factors += [weight] * len(part)
+        return ids, factors
 
 
 def load_tokenizer(folder: Path | None, *, pads_with_end: bool) -> PromptTokenizer:

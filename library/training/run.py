@@ -16,7 +16,7 @@ from library.data.options import CachingOptions
 from library.data.plan import TrainingData
 from library.diffusion.options import NoiseOptions
 from library.models.family import ModelFamily
-from library.models.options import ModelOptions
+from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
 from library.training.latents import LatentSource
 from library.training.lr_schedules import make_lr_schedule
@@ -59,7 +59,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     _check_state_fits(preflight.state, plan)
     logger.info("%s", _arithmetic(preflight.data, plan))
 
-    family = load_family(options[ModelOptions])
+    family = load_family(options[ModelOptions], options[PromptOptions])
     method.prepare(
         family,
         seed=plan.seed,

@@ -33,7 +33,7 @@ def draw_sample(family: ModelFamily, prompt: SamplePrompt, *, sampler: str, seed
     scheduler = SAMPLERS[sampler](family)
     scheduler.set_timesteps(prompt.sample_steps, device=device)
     latents = torch.randn(shape, generator=generator).to(device) * scheduler.init_noise_sigma
-    conditioning = family.encode_prompts([prompt.negative_prompt, prompt.prompt])
+    conditioning = family.encode_prompts([prompt.negative_prompt, prompt.prompt], weighted=True)
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latents, timestep)
         guided = _guided(family, scaled, timestep, conditioning, prompt.scale)

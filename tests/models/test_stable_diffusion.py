@@ -37,7 +37,7 @@ def assert_like_original(family, original, *, atol=1e-5):
     timesteps = torch.tensor([3, 900])
     with torch.no_grad():
         conditioning = family.encode_prompts(["a cat", "! a dog"])
-        text = original.text_encoder(family.tokenizer.encode(["a cat", "! a dog"])).last_hidden_state
+        text = original.text_encoder(family.tokenizer.encode(["a cat", "! a dog"]).ids[:, 0]).last_hidden_state
         torch.testing.assert_close(conditioning.hidden_states, text, atol=atol, rtol=0)
         expected = original.unet(latents, timesteps, text).sample
         torch.testing.assert_close(family.predict(latents, timesteps, conditioning), expected, atol=atol, rtol=0)
@@ -55,7 +55,7 @@ def test_a_diffusers_folder_gives_the_original_outputs(tiny, folder):
     assert family.architecture == ("stable-diffusion-v2-512" if tiny.is_v2 else "stable-diffusion-v1")
     assert (family.latent_channels, family.vae_scale, family.prediction_type) == (4, 2, "epsilon")
     assert family.encode_prompts(["x"]).hidden_states.shape == (1, 77, 64)
-    assert family.tokenizer.encode([""])[0, -1] == (0 if tiny.is_v2 else 49407)
+    assert family.tokenizer.encode([""]).ids[0, 0, -1] == (0 if tiny.is_v2 else 49407)
     for module in (family.unet, family.vae, *family.text_encoders):
         assert not any(part.training for part in module.modules())
         assert not any(parameter.requires_grad for parameter in module.parameters())
@@ -287,7 +287,7 @@ def test_a_tokenizer_with_more_words_than_the_text_encoder_is_refused(folder_v1,
 def test_a_folder_without_a_tokenizer_uses_the_shipped_one(folder_v1, tmp_path):
     folder = Path(shutil.copytree(folder_v1, tmp_path / "model"))
     shutil.rmtree(folder / "tokenizer")
-    assert load(folder).tokenizer.encode(["a cat"])[0, :4].tolist() == [49406, 320, 2368, 49407]
+    assert load(folder).tokenizer.encode(["a cat"]).ids[0, 0, :4].tolist() == [49406, 320, 2368, 49407]
 
 
 def test_a_config_that_is_nonsense_is_a_user_error(folder_v1, tmp_path):

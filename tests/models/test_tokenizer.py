@@ -38,21 +38,21 @@ def tokenizers(request):
 def test_token_ids_and_padding_of_both_generations(tokenizers, prompt, ids_v1, ids_v2):
     for tokenizer, ids, padding in ((tokenizers[0], ids_v1, END), (tokenizers[1], ids_v2 or ids_v1, 0)):
         expected = [START, *ids, END] + [padding] * (75 - len(ids))
-        assert tokenizer.encode([prompt]).tolist() == [expected]
+        assert tokenizer.encode([prompt]).ids.tolist() == [[expected]]
 
 
 def test_a_long_prompt_keeps_its_first_75_tokens_and_the_end(tokenizers):
     for tokenizer in tokenizers:
-        (ids,) = tokenizer.encode(["cat " * 100]).tolist()
+        ((ids,),) = tokenizer.encode(["cat " * 100]).ids.tolist()
         assert ids == [START, *[2368] * 75, END]
 
 
 def test_prompts_of_a_batch_do_not_change_each_other(tokenizers):
     prompts = ["a cat", "a", "", "cat " * 100]
     for tokenizer in tokenizers:
-        together = tokenizer.encode(prompts)
-        assert together.shape == (4, 77)
-        assert together.tolist() == [tokenizer.encode([prompt])[0].tolist() for prompt in prompts]
+        together = tokenizer.encode(prompts).ids
+        assert together.shape == (4, 1, 77)
+        assert together.tolist() == [tokenizer.encode([prompt]).ids[0].tolist() for prompt in prompts]
 
 
 @pytest.mark.parametrize(
