@@ -5,17 +5,26 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from library.cli.errors import UserError
+from library.models.lazy_tensors import LazyTensors
 from library.models.path_checks import PICKLE_ENDINGS, SAFETENSORS_ENDING, weight_file_problem
+from library.models.safetensors_header import HeaderError, TensorEntry, read_header
 
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 _DOWNLOAD_AGAIN = "copy or download it again"
 
 
@@ -26,28 +35,6 @@ class WeightFile:
     path: Path
     tensors: Mapping[str, torch.Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-class _MappedTensors(Mapping[str, torch.Tensor]):
-    """The tensors of a .safetensors file, mapped when asked for."""
-
-    def __init__(self, handle: Any):
-        self._handle = handle
-        self._keys = dict.fromkeys(handle.keys())
-
-    def __getitem__(self, key: str) -> torch.Tensor:
-        if key not in self._keys:
-            raise KeyError(key)
-        return self._handle.get_tensor(key)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
 
 def open_weights(path: Path) -> WeightFile:
@@ -71,10 +58,30 @@ def open_weights(path: Path) -> WeightFile:
 
 def _open_safetensors(path: Path) -> WeightFile:
     try:
-        handle = safe_open(path, framework="pt", device="cpu")
-        return WeightFile(path, _MappedTensors(handle), dict(handle.metadata() or {}))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {error}", _DOWNLOAD_AGAIN) from error
+        header = read_header(path)
+    except (HeaderError, OSError) as error:
+        raise UserError(f"{path} {error}", _DOWNLOAD_AGAIN) from error
+    return WeightFile(
+        path,
+        LazyTensors({name: partial(_map_tensor, path, entry) for name, entry in header.tensors.items()}),
+        header.metadata,
+    )
+
+
+def _map_tensor(path: Path, entry: TensorEntry) -> torch.Tensor:
+    """A view of the tensor's bytes in the file; what is mapped goes when the view goes.
+
+    (The library for this format maps the file as a whole, and so in time holds all that was read.)
+    """
+    dtype = _DTYPES[entry.dtype]
+    if entry.start == entry.end:
+        return torch.empty(entry.shape, dtype=dtype)
+    try:
+        # copy-on-write: torch wants memory that can be written to
+        mapped = np.memmap(path, dtype=np.uint8, mode="c", offset=entry.start, shape=(entry.end - entry.start,))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} was changed or removed while it was read: {error}", "start again") from error
+    return torch.from_numpy(mapped).view(dtype).reshape(entry.shape)
 
 
 def _open_pickle(path: Path) -> WeightFile:
@@ -103,8 +110,9 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> UserError:
 
 
 def _tensors_in(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    for wrapping in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapping), Mapping):
+            loaded = loaded[wrapping]
     tensors = {}
     if isinstance(loaded, Mapping):
         tensors = {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}

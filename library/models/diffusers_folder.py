@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 from library.cli.errors import UserError, raise_together
 from library.models.checkpoint_files import open_weights
+from library.models.lazy_tensors import renamed
 from library.models.model_parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
 from library.models.module_weights import fill_module
 from library.models.path_checks import WEIGHT_FILES, find_weights
@@ -52,7 +53,7 @@ class DiffusersFolder:
             hint = f"looked for {', '.join(WEIGHT_FILES[part])}"
             raise UserError(f"{self.path / part} holds no weights", hint)
         tensors = open_weights(path).tensors
-        return path, _RENAMINGS[part](tensors)
+        return path, renamed(tensors, _NAMES[part](tensors))
 
 
 def load_folder(folder: DiffusersFolder) -> ModelParts:
@@ -80,15 +81,19 @@ def _load_part(folder: DiffusersFolder, part: str, title: str, build_empty: Call
     return module
 
 
-def _text_encoder_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _unet_names(keys: Iterable[str]) -> dict[str, str]:
+    return {key: key for key in keys}
+
+
+def _text_encoder_names(keys: Iterable[str]) -> dict[str, str]:
     """Without the level `text_model`, which depends on the version of `transformers`, and what other models add."""
-    renamed = {key.removeprefix("text_model."): value for key, value in tensors.items()}
+    names = {key.removeprefix("text_model."): key for key in keys}
     kept = ("embeddings.", "encoder.", "final_layer_norm.")
-    return {key: value for key, value in renamed.items() if key.startswith(kept) and not key.endswith(".position_ids")}
+    return {new: old for new, old in names.items() if new.startswith(kept) and not new.endswith(".position_ids")}
 
 
-def _vae_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {_today(key): value for key, value in tensors.items()}
+def _vae_names(keys: Iterable[str]) -> dict[str, str]:
+    return {_today(key): key for key in keys}
 
 
 def _today(key: str) -> str:
@@ -98,7 +103,8 @@ def _today(key: str) -> str:
     return f"{module}.{_OLD_ATTENTION_NAMES.get(layer, layer)}.{kind}"
 
 
-_RENAMINGS = {"unet": dict, "vae": _vae_tensors, "text_encoder": _text_encoder_tensors}
+# today's names of a part's tensors -> those in its file
+_NAMES = {"unet": _unet_names, "vae": _vae_names, "text_encoder": _text_encoder_names}
 _PARTS = (
     ("unet", "U-Net", empty_unet),
     ("vae", "VAE", empty_vae),

@@ -9,6 +9,7 @@ from math import gcd
 import torch
 
 from library.cli.errors import UserError
+from library.models.lazy_tensors import renamed
 from library.models.module_weights import lacking_keys_error
 
 _USUAL_NORM_GROUPS = 32
@@ -46,8 +47,8 @@ def section_of(
 ) -> Section:
     """The part of a file below `prefix`, without what begins with one of `ignored` after it."""
     names = [key[len(prefix) :] for key in tensors if key.startswith(prefix)]
-    kept = {name: tensors[prefix + name] for name in names if not name.startswith(ignored)}
-    return Section(source, part, prefix, kept)
+    kept = {name: prefix + name for name in names if not name.startswith(ignored)}
+    return Section(source, part, prefix, renamed(tensors, kept))
 
 
 @dataclass(frozen=True)

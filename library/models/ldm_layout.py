@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from library.cli.errors import UserError, raise_together
 from library.models import ldm_text, ldm_unet, ldm_vae
 from library.models.checkpoint_files import WeightFile
+from library.models.lazy_tensors import LazyTensors, renamed
 from library.models.ldm_keys import Place, Section, rename_key, section_of
 from library.models.model_parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
 from library.models.module_weights import fill_module, lacking_keys_error, surplus_keys_error
@@ -81,7 +83,7 @@ def _load_text_encoder_v2(file: WeightFile) -> nn.Module:
     )
     config = ldm_text.infer_config_v2(section)
     unread = f"{ldm_text.BLOCKS}{config['num_hidden_layers']}."
-    kept = {key: tensor for key, tensor in section.tensors.items() if not key.startswith(unread)}
+    kept = renamed(section.tensors, {key: key for key in section.tensors if not key.startswith(unread)})
     encoder = empty_text_encoder(config, section.source)
     _fill(encoder.text_model, replace(section, tensors=kept), ldm_text.places_v2(encoder.text_model.state_dict()))
     return encoder
@@ -97,9 +99,13 @@ def _fill(module: nn.Module, section: Section, places: Mapping[str, Place]) -> n
     if surplus:
         raise surplus_keys_error(section.source, section.part, surplus)
     expected = module.state_dict()
-    tensors = {name: _as_linear(place.take(section.tensors), expected[name]) for name, place in places.items()}
-    fill_module(module, tensors, source=section.source, part=section.part)
+    readers = {name: partial(_take, section, place, expected[name]) for name, place in places.items()}
+    fill_module(module, LazyTensors(readers), source=section.source, part=section.part)
     return module
+
+
+def _take(section: Section, place: Place, expected: torch.Tensor) -> torch.Tensor:
+    return _as_linear(place.take(section.tensors), expected)
 
 
 def _as_linear(tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

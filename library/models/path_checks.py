@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from pathlib import Path
 
 from library.cli.errors import UserError
 from library.models.options import ModelOptions
+from library.models.safetensors_header import HeaderError, read_header
 
 SAFETENSORS_ENDING = ".safetensors"
 PICKLE_ENDINGS = (".ckpt", ".pt", ".bin")
@@ -30,7 +29,6 @@ _TRANSFORMERS_WEIGHTS = (
 WEIGHT_FILES = {"unet": _DIFFUSERS_WEIGHTS, "vae": _DIFFUSERS_WEIGHTS, "text_encoder": _TRANSFORMERS_WEIGHTS}
 
 FLAG = "--pretrained_model_name_or_path"
-_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _DOWNLOAD_AGAIN = "copy or download it again"
 
 
@@ -65,33 +63,11 @@ def find_weights(folder: Path, part: str) -> Path | None:
 
 def safetensors_problem(path: Path) -> str | None:
     """What the header and size of a .safetensors file show to be wrong with it: a phrase, None when all is well."""
-    size = path.stat().st_size
-    if size == 0:
-        return "is empty (0 bytes)"
-    if size < 8:
-        return f"is cut off: {size} bytes, not even the length of its header"
-    with open(path, "rb") as file:
-        (header_size,) = struct.unpack("<Q", file.read(8))
-        if header_size > _MAX_HEADER_BYTES:
-            return "is not a safetensors file: its first 8 bytes are not the length of a header"
-        if header_size > size - 8:
-            return f"is cut off within its header: {size} bytes, the header alone takes {8 + header_size}"
-        header = file.read(header_size)
     try:
-        end = _end_of_data(json.loads(header))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return "is not a safetensors file: its header cannot be read"
-    expected = 8 + header_size + end
-    if size < expected:
-        return f"is cut off: {size} bytes where its header speaks of {expected}"
-    if size > expected:
-        return f"is damaged: {size} bytes where its header speaks of {expected}"
+        read_header(path)
+    except HeaderError as error:
+        return str(error)
     return None
-
-
-def _end_of_data(header: dict) -> int:
-    ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-    return max(ends, default=0)
 
 
 def _file_problems(path: Path) -> list[UserError]:
