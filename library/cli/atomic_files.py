@@ -1,9 +1,12 @@
-"""Files that are either whole or not there: written beside their target, flushed, then moved over it."""
+"""Files and folders that are either whole or not there: written beside their target, flushed, then moved over it."""
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +32,50 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary folder beside `path`, to be filled; on leaving, it takes the place of what is at `path`.
+
+    A folder cannot be replaced in one go: `restore_folder` mends what a kill between two renames leaves behind. If the
+    block raises, the temporary folder is removed and a folder that stood at `path` stays as it was.
+    """
+    target = Path(path)
+    restore_folder(target)
+    for left_by_a_kill in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush_to_disk(file)
+        old = _set_aside(target)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+    except (Exception, KeyboardInterrupt):
+        shutil.rmtree(temporary, ignore_errors=True)
+        restore_folder(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(path: str | os.PathLike[str]) -> None:
+    """Puts back the folder at `path` that a kill set aside while it was being replaced; else does nothing."""
+    target = Path(path)
+    old = _set_aside(target)
+    if old.is_dir() and target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.is_dir():
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.replace(old, target)
+
+
+def _set_aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _flush_to_disk(path: Path) -> None:

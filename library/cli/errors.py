@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -42,6 +42,12 @@ def raise_together(errors: Iterable[UserError]) -> None:
         raise flat[0]
     if flat:
         raise UserErrors(flat)
+
+
+def listed(names: Sequence[str], limit: int) -> str:
+    """The first `limit` names, and how many more there are."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 def nearest_name(name: str, valid_names: Iterable[str]) -> str | None:

@@ -27,6 +27,7 @@ class OptionSpec:
     help: str
     choices: tuple[str, ...] | None = None
     minimum: float | None = None
+    maximum: float | None = None
     above: float | None = None
     aliases: tuple[str, ...] = ()
     metavar: str | None = None
@@ -34,15 +35,18 @@ class OptionSpec:
     parse: Callable[[Any], Any] | None = None
     toml_level: str | None = None
     toml_key: str | None = None
+    waives: tuple[str, ...] = ()
+    positional: bool = False
 
 
 def option(default: Any = None, *, help: str, **details: Any) -> Any:
     """Declares a dataclass field as an option.
 
-    `minimum` is inclusive, `above` exclusive. `parse` turns the value given (a string from the command line, any TOML
-    value from a file) into the field's value and raises `ValueError` saying what was expected. `toml_level` is
-    "dataset" or "subset" for an option that is the default of a dataset-TOML key, `toml_key` that key where it is
-    spelled differently.
+    `minimum` and `maximum` are inclusive, `above` exclusive. `parse` turns the value given (a string from the command
+    line, any TOML value from a file) into the field's value and raises `ValueError` saying what was expected.
+    `toml_level` is "dataset" or "subset" for an option that is the default of a dataset-TOML key, `toml_key` that key
+    where it is spelled differently. `waives` names required options that are not needed when this one is given.
+    `positional`: the value stands on the command line without a flag, in the order of declaration.
     """
     spec = OptionSpec(help=help, **details)
     return dataclasses.field(default=default, metadata={"option": spec})
@@ -62,7 +66,7 @@ class OptionField:
 
     @property
     def flag(self) -> str:
-        return f"--{self.name}"
+        return self.name.upper() if self.spec.positional else f"--{self.name}"
 
 
 def option_fields(owner: type) -> list[OptionField]:
@@ -115,6 +119,8 @@ def _convert_one(field: OptionField, value: Any, from_text: bool) -> Any:
         raise ValueError("a finite number")
     if spec.minimum is not None and converted < spec.minimum:
         raise ValueError(f"{spec.minimum} or more")
+    if spec.maximum is not None and converted > spec.maximum:
+        raise ValueError(f"{spec.maximum} or less")
     if spec.above is not None and converted <= spec.above:
         raise ValueError(f"more than {spec.above}")
     return converted
@@ -128,7 +134,10 @@ def _typed(kind: type, value: Any, from_text: bool) -> Any:
         except ValueError:
             raise expected from None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise expected from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise expected
     return value

@@ -44,6 +44,10 @@ class Options:
     def __getitem__(self, owner: type[T]) -> T:
         return self._groups[owner]
 
+    def get(self, owner: type[T]) -> T | None:
+        """A group, or None where a check must do without it because it has problems of its own."""
+        return self._groups[owner]
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self._groups.values())
 
@@ -65,6 +69,9 @@ def build_argument_parser(groups: Sequence[type], program: str, description: str
     for owner in groups:
         section = parser.add_argument_group(owner.GROUP)
         for field in option_fields(owner):
+            if field.spec.positional:
+                section.add_argument(field.name, nargs="?", metavar=field.flag, help=_help_text(field))
+                continue
             flags = [field.flag, *(f"--{alias}" for alias in field.spec.aliases)]
             section.add_argument(*flags, dest=field.name, help=_help_text(field), **_argparse_kind(field))
     return parser
@@ -120,7 +127,9 @@ def parse_options(
 def _from_command_line(
     parser: argparse.ArgumentParser, argv: Sequence[str], fields: dict[str, OptionField], problems: list[UserError]
 ) -> dict[str, Any]:
-    namespace, unknown = parser.parse_known_args(argv)
+    has_positionals = any(field.spec.positional for field in fields.values())
+    parse = parser.parse_known_intermixed_args if has_positionals else parser.parse_known_args
+    namespace, unknown = parse(argv)
     after_flag = False
     for word in unknown:
         if word.startswith("--"):
@@ -192,8 +201,9 @@ def _convert_all(
             bad_names.add(name)
             place = f"{raw.file}: {name} = {value!r}" if in_file else f"--{name} {value}"
             problems.append(UserError(f"{place} is not valid", hint=f"give {error}"))
+    waived = {name for field in fields.values() if values.get(field.name) for name in field.spec.waives}
     for field in fields.values():
-        if check_required and field.spec.required and field.name not in given:
+        if check_required and field.spec.required and field.name not in given and field.name not in waived:
             bad_names.add(field.name)
             problems.append(UserError(f"{field.flag} is missing", hint=f"it is required: {field.spec.help}"))
     built = []
@@ -217,6 +227,9 @@ class _OnlyValid(Options):
         if owner in self._invalid:
             raise self.Invalid
         return super().__getitem__(owner)
+
+    def get(self, owner: type[T]) -> T | None:
+        return None if owner in self._invalid else super().get(owner)
 
 
 def _run_checks(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from library.cli.errors import UserError
+from library.cli.text_files import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,22 +20,24 @@ def read_toml(path: str | Path, named_by: str) -> dict[str, Any]:
 
     Raises `UserError` for a file that is missing, is a folder, is not UTF-8 or is not TOML (with line and column).
     """
-    file = Path(path)
-    if not file.is_file():
-        kind = "is a folder" if file.is_dir() else "does not exist"
-        raise UserError(f"{named_by} {path} {kind}", hint="give the path of a .toml file")
+    return parse_toml(read_text(path, named_by, ".toml"), path, named_by)
+
+
+def parse_toml(text: str, path: str | Path, named_by: str) -> dict[str, Any]:
+    """The tables of a TOML 1.0 text. `path` and `named_by` say whose it is in errors.
+
+    Raises `UserError` with line and column where it is not TOML.
+    """
     try:
-        return tomllib.loads(file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{named_by} {path} is not UTF-8 text: byte {error.start}", hint="save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{named_by} {path} is not valid TOML: {error}", hint=_hint(file)) from None
-    except OSError as error:
-        raise UserError(f"{named_by} {path} cannot be read: {error.strerror}") from None
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        # RecursionError: brackets in brackets without end; ValueError: a number of thousands of digits
+        reason = "its tables or lists are nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{named_by} {path} is not valid TOML: {reason}", hint=_hint(text)) from None
 
 
-def _hint(file: Path) -> str:
-    if b"\\" in file.read_bytes():
+def _hint(text: str) -> str:
+    if "\\" in text:
         return "write Windows paths in single quotes, 'C:\\pictures', or with forward slashes"
     return "mend the file at that place"
 

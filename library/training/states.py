@@ -10,14 +10,12 @@ No generator is stored: randomness is keyed by position (see library/data/random
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.cli.atomic_files import atomic_folder, restore_folder
 from library.cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +43,7 @@ class StateHeader:
 def read_state_header(folder: str) -> StateHeader:
     """Reads `state.json`. Raises `UserError` for a folder that is no complete state. Imports no torch."""
     path = Path(folder)
-    _put_back(path)
+    restore_folder(path)
     if not path.is_dir():
         raise UserError(f"--resume {folder} is not a folder", hint="give a state folder, such as <name>-000004-state")
     try:
@@ -72,21 +70,8 @@ def write_state(
 
     Raises `OSError` when it cannot be written, and leaves nothing of it then.
     """
-    _put_back(folder)
-    for left_by_a_kill in folder.parent.glob(f".{folder.name}.*.tmp"):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as temporary:
         _write_files(temporary, header, weights, training)
-        old = _old(folder)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-    except Exception:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_files(
@@ -103,23 +88,6 @@ def _write_files(
     except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
         raise OSError(str(error).splitlines()[0]) from error
     (folder / "state.json").write_text(json.dumps(asdict(header), indent=2), encoding="utf-8")
-    for file in folder.iterdir():
-        with open(file, "rb+") as handle:
-            os.fsync(handle.fileno())
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def _put_back(folder: Path) -> None:
-    """A folder cannot be replaced in one go: after a kill between the two renames the state before is put back."""
-    old = _old(folder)
-    if old.is_dir() and folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-    elif old.is_dir():
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            os.replace(old, folder)
 
 
 def read_state(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

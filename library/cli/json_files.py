@@ -1,0 +1,61 @@
+"""JSON files that users write or other programs hand over."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from library.cli.errors import UserError
+from library.cli.text_files import read_text
+
+_MEND = "mend the file at that place"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character outside the basic plane
+
+
+class _Refused(ValueError):
+    """What the parser takes and the standard (RFC 8259), or common sense, does not."""
+
+
+def read_json(path: str | Path, named_by: str) -> Any:
+    """Reads a JSON file that the user named with `named_by` (a flag or a key path).
+
+    Raises `UserError` for a file that is missing, is a folder, is not UTF-8 or is not JSON (with line and column), or
+    in which a table has a key twice.
+    """
+    return parse_json(read_text(path, named_by, ".json"), path, named_by)
+
+
+def parse_json(text: str, path: str | Path, named_by: str) -> Any:
+    """The value of a JSON text. `path` and `named_by` say whose it is in errors.
+
+    Raises `UserError` with line and column where it is not JSON, or if a table has a key twice.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except json.JSONDecodeError as error:
+        reason, hint = f"{error.msg} (at line {error.lineno}, column {error.colno})", _MEND
+    except UnicodeEncodeError as error:
+        reason, hint = f"{ascii(error.object[error.start])} is half of a character", "write the character itself"
+    except RecursionError:
+        reason, hint = "its tables or lists are nested too deeply", "make it flatter"
+    except ValueError as error:  # of ours, and a number of thousands of digits
+        reason, hint = str(error), _MEND
+    raise UserError(f"{named_by} {path} is not valid JSON: {reason}", hint)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Refused(f"{json.dumps(twice, ensure_ascii=False)} stands there twice")
+    return table
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _Refused(f"{name} is no number of JSON")
