@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from library.data.buckets import BucketSettings
 from library.data.records import Size
@@ -44,10 +44,21 @@ class SubsetConfig:
     custom_attributes: dict[str, Any] | None = None
 
     @property
+    def source(self) -> Literal["metadata", "folder"]:
+        """What describes its pictures: a metadata file, or the folder they lie in."""
+        return "folder" if self.metadata_file is None else "metadata"
+
+    @property
     def folder_name(self) -> str:
         """The last part of `image_dir`, or of the metadata file, as metadata names the subset."""
         path = Path(self.metadata_file or self.image_dir or "")
         return path.name or path.resolve().name
+
+    @property
+    def random_caption_options(self) -> list[str]:
+        """The options that make captions differ from time to time, other than those that leave them out."""
+        names = ("shuffle_caption", "enable_wildcard", "caption_tag_dropout_rate", "token_warmup_step")
+        return [name for name in names if getattr(self, name)]
 
     @property
     def has_random_placement(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -71,12 +72,31 @@ def parse_face_range(value: Any) -> tuple[float, float]:
         raise expected
     try:
         smallest, largest = (float(part) for part in parts)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise expected from None
     if not 0 < smallest <= largest < float("inf"):
         raise expected
     return smallest, largest
 
+
+def parse_path(value: Any) -> str:
+    """The path of a file or folder. Raises `ValueError` with what was expected."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("a path")
+    return value
+
+
+def parse_custom_attributes(value: Any) -> dict[str, Any]:
+    """A table of anything that JSON can hold, dates as texts. Raises `ValueError` with what was expected."""
+    if not isinstance(value, dict):
+        raise ValueError("a table, such as {artist = 'me'}")
+    try:
+        return json.loads(json.dumps(value, default=str))
+    except RecursionError:
+        raise ValueError("a table that is nested less deeply") from None
+
+
+_MOST = 10**9  # a slip of the keyboard: larger than any size or count
 
 INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 
@@ -87,19 +107,28 @@ class DatasetOptions:
 
     GROUP: ClassVar[str] = "Dataset"
 
-    dataset_config: str | None = option(help="TOML file that describes the datasets", metavar="FILE")
+    dataset_config: str | None = option(
+        help="TOML or JSON file that describes the datasets", parse=parse_path, metavar="FILE"
+    )
     train_data_dir: str | None = option(
-        help="folder of folders <repeats>_<class tokens> with the training pictures", metavar="FOLDER"
+        help="folder of folders <repeats>_<class tokens> with the training pictures; with --in_json the folder of the "
+        "pictures themselves",
+        parse=parse_path,
+        metavar="FOLDER",
     )
     in_json: str | None = option(
-        help="metadata file of the pictures in --train_data_dir, as the scripts in finetune/ write it", metavar="FILE"
+        help="metadata file of the pictures in --train_data_dir, as the scripts in finetune/ write it",
+        parse=parse_path,
+        metavar="FILE",
     )
     dataset_repeats: int = option(
-        1, help="times each picture of --in_json is used in an epoch", minimum=1, toml_level="subset",
+        1, help="times each picture of --in_json is used in an epoch", minimum=1, maximum=_MOST, toml_level="subset",
         toml_key="num_repeats",
     )  # fmt: skip
     reg_data_dir: str | None = option(
-        help="folder of folders <repeats>_<class tokens> with the regularisation pictures", metavar="FOLDER"
+        help="folder of folders <repeats>_<class tokens> with the regularisation pictures",
+        parse=parse_path,
+        metavar="FOLDER",
     )
     resolution: tuple[int, int] | None = option(
         help="training size in pixels: 512, or width and height as 512,768",
@@ -108,14 +137,16 @@ class DatasetOptions:
         metavar="SIZE",
     )
     train_batch_size: int = option(
-        1, help="pictures in a batch", minimum=1, toml_level="dataset", toml_key="batch_size"
+        1, help="pictures in a batch", minimum=1, maximum=_MOST, toml_level="dataset", toml_key="batch_size"
     )
     enable_bucket: bool = option(
         False, help="train at several aspect ratios of the same area, cropping less", toml_level="dataset"
     )
-    min_bucket_reso: int = option(256, help="shortest side of a bucket", minimum=1, toml_level="dataset")
-    max_bucket_reso: int = option(1024, help="longest side of a bucket", minimum=1, toml_level="dataset")
-    bucket_reso_steps: int = option(64, help="sides of buckets are multiples of this", minimum=1, toml_level="dataset")
+    min_bucket_reso: int = option(256, help="shortest side of a bucket", minimum=1, maximum=_MOST, toml_level="dataset")
+    max_bucket_reso: int = option(1024, help="longest side of a bucket", minimum=1, maximum=_MOST, toml_level="dataset")
+    bucket_reso_steps: int = option(
+        64, help="sides of buckets are multiples of this", minimum=1, maximum=_MOST, toml_level="dataset"
+    )
     bucket_no_upscale: bool = option(
         False, help="make buckets from the pictures' own sizes instead of enlarging them", toml_level="dataset"
     )
@@ -132,8 +163,9 @@ class DatasetOptions:
         ",", help="what stands between the tags of a caption", parse=parse_separator, toml_level="subset"
     )
     keep_tokens: int = option(
-        0, help="tags at the start of a caption that shuffling leaves in place", minimum=0, toml_level="subset"
-    )
+        0, help="tags at the start of a caption that shuffling leaves in place", minimum=0, maximum=_MOST,
+        toml_level="subset",
+    )  # fmt: skip
     keep_tokens_separator: str = option(
         "", help="text in a caption, such as |||, before which tags stay in place", toml_level="subset"
     )
@@ -151,12 +183,14 @@ class DatasetOptions:
         0.0, help="share of the times that a caption is empty", parse=parse_rate, toml_level="subset"
     )
     caption_dropout_every_n_epochs: int = option(
-        0, help="captions are empty in every so manyeth epoch; 0: never", minimum=0, toml_level="subset"
+        0, help="captions are empty in every so manyeth epoch; 0: never", minimum=0, maximum=_MOST, toml_level="subset"
     )
     caption_tag_dropout_rate: float = option(
         0.0, help="share of the times that a tag is left out", parse=parse_rate, toml_level="subset"
     )
-    token_warmup_min: int = option(1, help="tags of a caption in the first step", minimum=1, toml_level="subset")
+    token_warmup_min: int = option(
+        1, help="tags of a caption in the first step", minimum=1, maximum=_MOST, toml_level="subset"
+    )
     token_warmup_step: float = option(
         0.0, help="step from which captions have all their tags; below 1: a share of all steps", minimum=0,
         toml_level="subset",
@@ -187,10 +221,15 @@ class DatasetOptions:
     def problems(self) -> Iterator[UserError]:
         if self.dataset_config is not None:
             return
-        if self.train_data_dir is None:
+        if self.train_data_dir is None and self.in_json is None:
             yield UserError("no training data is given", hint="give --dataset_config FILE or --train_data_dir FOLDER")
         elif self.resolution is None:
             yield UserError("--resolution is missing", hint="give the training size, such as --resolution 512")
+        if self.in_json is not None and self.reg_data_dir is not None:
+            yield UserError(
+                "--reg_data_dir cannot be used with --in_json",
+                hint="leave one of the two out, or describe both in a --dataset_config, in two [[datasets]]",
+            )
 
 
 def flag_values(options: DatasetOptions, level: str) -> dict[str, Any]:
@@ -215,6 +254,12 @@ class CachingOptions:
     skip_cache_check: bool = option(
         False, help="trust cached latents by the names of their files, for a quicker start"
     )
+    cache_text_encoder_outputs: bool = option(
+        False, help="encode each caption once, before training, where the text encoder and captions stay as they are"
+    )
+    cache_text_encoder_outputs_to_disk: bool = option(
+        False, help="keep encoded captions in files beside the pictures; implies --cache_text_encoder_outputs"
+    )
     vae_batch_size: int = option(1, help="pictures encoded at once", minimum=1)
     max_data_loader_n_workers: int = option(
         8, help="processes that load pictures, at most one for each CPU core; 0 loads in the main process", minimum=0
@@ -225,3 +270,42 @@ class CachingOptions:
     def caches_latents(self) -> bool:
         """Whether latents are cached, in memory or on disk."""
         return self.cache_latents or self.cache_latents_to_disk
+
+    @property
+    def caches_text_encoder_outputs(self) -> bool:
+        """Whether encoded captions are cached, in memory or on disk."""
+        return self.cache_text_encoder_outputs or self.cache_text_encoder_outputs_to_disk
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Looking at the data instead of training."""
+
+    GROUP: ClassVar[str] = "Looking at the data"
+
+    debug_dataset: bool = option(
+        False,
+        help="instead of training, write an HTML page with every picture, caption and bucket as training sees them; "
+        "needs no model",
+        waives=("pretrained_model_name_or_path", "output_dir"),
+    )
+    debug_dataset_dir: str | None = option(
+        help="folder for the page of --debug_dataset (default: the folder dataset in --output_dir)", metavar="FOLDER"
+    )
+    debug_dataset_window: bool = option(
+        False,
+        help="instead of training, show the pictures in a window: any key for the next one, S for the next batch, "
+        "E for the next epoch, Esc to end",
+        waives=("pretrained_model_name_or_path", "output_dir"),
+    )
+
+    @property
+    def replaces_training(self) -> bool:
+        """Whether the data is looked at and nothing is trained."""
+        return self.debug_dataset or self.debug_dataset_window
+
+    def problems(self) -> Iterator[UserError]:
+        if self.debug_dataset_dir is not None and not self.debug_dataset:
+            yield UserError(
+                "--debug_dataset_dir is given without --debug_dataset", hint="give both to see the data, or neither"
+            )

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from library.cli.errors import UserError, raise_together
 from library.data.buckets import BucketChooser
 from library.data.config import DatasetConfig, SubsetConfig
-from library.data.options import DatasetOptions, flag_values
+from library.data.conflicts import caching_problems, prepared_problems
+from library.data.metadata_source import scan_metadata
+from library.data.options import CachingOptions, DatasetOptions, flag_values
+from library.data.prepared_files import settle_prepared
 from library.data.records import ImageRecord
 from library.data.schema import read_dataset_config
 from library.data.sources import find_concept_folders, scan_folder
@@ -22,16 +25,21 @@ logger = logging.getLogger(__name__)
 _MAX_ITEMS = 50_000_000  # a slip of the keyboard in num_repeats would fill the memory
 _MAX_RESIZED_PIXELS = 2**27  # a picture of extreme aspect ratio would fill the memory when its short side is enlarged
 
+_SCANS = {"folder": scan_folder, "metadata": scan_metadata}  # by `SubsetConfig.source`
 
-def load_training_data(options: DatasetOptions) -> TrainingData:
+
+def load_training_data(options: DatasetOptions, caching: CachingOptions | None = None) -> TrainingData:
     """Reads the description of the data, scans the pictures and places them in buckets.
 
-    Only headers of pictures are read, and what takes long to import (NumPy) is imported when all is well. Raises
-    `UserError` with everything that is wrong.
+    Only headers of pictures are read, and what takes long to import (NumPy) is imported when all is well. `caching`:
+    checked against the data where it is known. Raises `UserError` with everything that is wrong.
     """
     raise_together(options.problems())
     problems: list[UserError] = []
-    scanned = [(config, _scan(config, problems)) for config in _read_configs(options, problems)]
+    configs = _read_configs(options, problems)
+    if caching is not None:
+        problems += caching_problems(configs, options, caching)
+    scanned = [(config, _scan(config, options, problems)) for config in configs]
     for config, records in scanned:
         problems += _planning_problems(config, records)
     raise_together(problems)
@@ -43,8 +51,9 @@ def load_training_data(options: DatasetOptions) -> TrainingData:
 
 def _read_configs(options: DatasetOptions, problems: list[UserError]) -> list[DatasetConfig]:
     if options.dataset_config is None:
-        return _from_folders(options, problems)
-    for name in ("train_data_dir", "reg_data_dir"):
+        describe = _from_folders if options.in_json is None else _from_metadata
+        return describe(options, problems)
+    for name in ("train_data_dir", "reg_data_dir", "in_json"):
         if getattr(options, name) is not None:
             logger.warning("--%s is ignored: --dataset_config says where the pictures are", name)
     try:
@@ -60,10 +69,23 @@ def _from_folders(options: DatasetOptions, problems: list[UserError]) -> list[Da
     """One dataset of the folders in `--train_data_dir` and `--reg_data_dir`."""
     if options.train_data_dir is None or options.resolution is None:
         raise ValueError("DatasetOptions.problems() was not looked at")
+    if options.dataset_repeats != 1:
+        logger.warning(
+            "--dataset_repeats is ignored: the names of the folders in --train_data_dir say how often pictures are used"
+        )
     subsets = _folder_subsets(options, options.train_data_dir, "--train_data_dir", False, problems)
     if options.reg_data_dir is not None:
         subsets += _folder_subsets(options, options.reg_data_dir, "--reg_data_dir", True, problems)
     config = DatasetConfig(place="--train_data_dir", subsets=tuple(subsets), **flag_values(options, "dataset"))
+    problems += config.bucket_settings.problems("--")
+    return [config]
+
+
+def _from_metadata(options: DatasetOptions, problems: list[UserError]) -> list[DatasetConfig]:
+    """One dataset of the pictures in `--in_json`."""
+    flags = flag_values(options, "subset")
+    subset = SubsetConfig(place="--in_json", image_dir=options.train_data_dir, metadata_file=options.in_json, **flags)
+    config = DatasetConfig(place="--in_json", subsets=(subset,), **flag_values(options, "dataset"))
     problems += config.bucket_settings.problems("--")
     return [config]
 
@@ -88,13 +110,19 @@ def _folder_subsets(
     ]
 
 
-def _scan(config: DatasetConfig, problems: list[UserError]) -> list[ImageRecord]:
+def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserError]) -> list[ImageRecord]:
     records: list[ImageRecord] = []
+    is_complete = True
     for index, subset in enumerate(config.subsets):
         try:
-            records += scan_folder(subset, index)
+            records += _SCANS[subset.source](subset, index, skip_bad=options.skip_bad_images)
         except UserError as error:
             problems.append(error)
+            is_complete = False
+    if is_complete:  # otherwise it cannot be told whether all pictures have prepared latents
+        records = settle_prepared(config, records, problems)
+        if any(record.prepared for record in records):
+            problems += prepared_problems(config, options)
     if config.subsets and all(subset.is_reg for subset in config.subsets):
         problems.append(
             UserError(
@@ -111,12 +139,14 @@ def _planning_problems(config: DatasetConfig, records: list[ImageRecord]) -> Ite
         most = max(config.subsets, key=lambda subset: subset.num_repeats)
         yield UserError(
             f"{config.place} has {num_items} items an epoch, pictures times repeats: more than {_MAX_ITEMS}",
-            hint=f"lower the {most.num_repeats} repeats of {most.image_dir}",
+            hint=f"lower the {most.num_repeats} repeats of {most.metadata_file or most.image_dir}",
         )
     if any(config.bucket_settings.problems("")):
         return  # reported already, and without buckets pictures have no place
     chooser = BucketChooser(config.bucket_settings)
     for record in records:
+        if record.prepared is not None:
+            continue  # nothing of it is resized
         width, height = chooser.place(record.size).resized
         if width * height > _MAX_RESIZED_PIXELS:
             yield UserError(

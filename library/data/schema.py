@@ -1,22 +1,29 @@
 """Reads `--dataset_config`: tables [general], [[datasets]] and [[datasets.subsets]] into `DatasetConfig`.
 
-A key that a table leaves out is taken from the table around it: subset, dataset, general, then the flag of that name.
-The keys are those options that say `toml_level`, and the few below that exist in TOML only.
+The file is TOML, or JSON with the same tables. A key that a table leaves out is taken from the table around it: subset,
+dataset, general, then the flag of that name. The keys are those options that say `toml_level`, and the few below that
+exist in the file only.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from library.cli.errors import UserError, nearest_name
+from library.cli.json_files import parse_json
 from library.cli.options import OptionField, convert, option, option_fields
-from library.cli.toml_files import read_toml
+from library.cli.text_files import read_text
+from library.cli.toml_files import parse_toml
 from library.data.buckets import BucketSettings
 from library.data.config import DatasetConfig, SubsetConfig
-from library.data.options import DatasetOptions
+from library.data.options import DatasetOptions, parse_custom_attributes, parse_path
+
+logger = logging.getLogger(__name__)
 
 _FLAG = "--dataset_config"
 _ANY_RESOLUTION = (512, 512)  # stands in for one that is wrong, so that pictures are looked at too; nothing is placed
@@ -30,20 +37,29 @@ class _InheritedKeys:
     GROUP: ClassVar[str] = "Dataset TOML"
 
     class_tokens: str | None = option(help="caption of pictures without caption file", toml_level="subset")
+    custom_attributes: dict | None = option(
+        help="a table of anything, kept in the metadata of what is trained", parse=parse_custom_attributes,
+        toml_level="subset",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _SubsetOnlyKeys:
-    """Keys that describe one folder and stand in [[datasets.subsets]] alone."""
+    """Keys that describe one folder or metadata file and stand in [[datasets.subsets]] alone."""
 
     GROUP: ClassVar[str] = "Dataset TOML"
 
-    image_dir: str | None = option(help="folder of pictures", toml_level="subset")
-    metadata_file: str | None = option(help="JSON file that describes pictures", toml_level="subset")
+    image_dir: str | None = option(help="folder of pictures", parse=parse_path, toml_level="subset")
+    metadata_file: str | None = option(
+        help="JSON file that describes pictures", parse=parse_path, toml_level="subset"
+    )
     is_reg: bool = option(False, help="the pictures are regularisation pictures", toml_level="subset")
 
 
 Keys = dict[str, OptionField]
+
+# what is without meaning beside `metadata_file`: captions stand in that file
+_FOLDER_KEYS = ("class_tokens", "caption_extension")
 
 
 def _keys(level: str, *owners: type) -> Keys:
@@ -63,21 +79,38 @@ def _subset_keys() -> Keys:
     return {**_inherited_keys(), **_keys("subset", _SubsetOnlyKeys)}
 
 
+def all_keys() -> Keys:
+    """Every key that can stand in [[datasets]] or [[datasets.subsets]]."""
+    return {**_dataset_keys(), **_subset_keys()}
+
+
 def read_dataset_config(options: DatasetOptions) -> tuple[list[DatasetConfig], list[UserError]]:
     """The datasets that `--dataset_config` describes, and everything that is wrong with it.
 
     What is wrong is left out of the datasets, so that a caller can go on to look for further problems. Raises
-    `UserError` if the file cannot be read as TOML.
+    `UserError` if the file cannot be read as TOML or JSON.
     """
     if options.dataset_config is None:
         raise ValueError("no --dataset_config to read")
-    document = read_toml(options.dataset_config, _FLAG)
+    document = _read_document(options.dataset_config)
     document, wrong = _validate(document)
     problems = [UserError(f"{_FLAG} {options.dataset_config}: {each.message}", each.hint) for each in wrong.values()]
     builder = _Builder(options, frozenset(wrong))
     datasets = builder.build(document)
     problems += [UserError(f"{_FLAG} {options.dataset_config}: {each.message}", each.hint) for each in builder.problems]
     return datasets, problems
+
+
+def _read_document(path: str) -> dict[str, Any]:
+    """JSON if the file is named so or begins with a brace, which no TOML file does."""
+    text = read_text(path, _FLAG, ".toml")
+    if not path.lower().endswith(".json") and not text.lstrip().startswith("{"):
+        return parse_toml(text, path, _FLAG)
+    document = parse_json(text, path, _FLAG)
+    if not isinstance(document, dict):
+        hint = 'begin it as {"general": {}, "datasets": [...]}'
+        raise UserError(f"{_FLAG} {path} holds {type(document).__name__} {str(document)[:40]!r}, not a table", hint)
+    return document
 
 
 def _validate(document: dict[str, Any]) -> tuple[dict[str, Any], dict[Path, UserError]]:
@@ -207,8 +240,10 @@ class _Builder:
             return None
         inner = table.get("subsets", [])
         if not inner and not self._is_wrong("datasets", index, "subsets"):
-            self._add(f"{place} has no [[datasets.subsets]]", "give at least one, with image_dir")
-        subsets = [self._subset(general, table, each, (index, number)) for number, each in enumerate(inner)]
+            self._add(f"{place} has no [[datasets.subsets]]", "give at least one, with image_dir or metadata_file")
+        found = [self._subset(general, table, each, (index, number)) for number, each in enumerate(inner)]
+        subsets = _without_repeated([subset for subset in found if subset is not None])
+        self._check_one_kind(place, subsets)
         if self._was_wrong("caption_extension"):
             return None  # every caption would seem to be missing
         if values["resolution"] is None:
@@ -217,7 +252,7 @@ class _Builder:
                     f"{place}.resolution is missing", "set resolution there or in [general], or give --resolution"
                 )
             values["resolution"] = _ANY_RESOLUTION
-        config = DatasetConfig(place=place, subsets=tuple(each for each in subsets if each is not None), **values)
+        config = DatasetConfig(place=place, subsets=tuple(subsets), **values)
         bucket_keys = [field.name for field in dataclasses.fields(BucketSettings)]
         if values["resolution"] is not _ANY_RESOLUTION and not any(map(self._was_wrong, bucket_keys)):
             self.problems += config.bucket_settings.problems(f"{place}.")
@@ -228,11 +263,38 @@ class _Builder:
     ) -> SubsetConfig | None:
         path = ("datasets", indices[0], "subsets", indices[1])
         values = {name: self._value(name, field, table, dataset, general) for name, field in _subset_keys().items()}
-        if values["image_dir"] is None:
-            if not self._is_wrong(*path) and not self._is_wrong(*path, "image_dir"):
-                self._add(f"{path_text(path)}.image_dir is missing", "name the folder of pictures")
+        place = path_text(path)
+        if any(self._is_wrong(*path, *key) for key in ((), ("image_dir",), ("metadata_file",))):
+            return None  # what kind of subset it is, and of which pictures, is not known
+        if values["metadata_file"] is not None:
+            self._check_metadata_keys(place, table)
+            values["is_reg"] = False
+        elif values["image_dir"] is None:
+            self._add(f"{place}.image_dir is missing", "name the folder of pictures, or a metadata_file")
             return None
-        return SubsetConfig(place=path_text(path), **values)
+        return SubsetConfig(place=place, **values)
+
+    def _check_metadata_keys(self, place: str, table: dict[str, Any]) -> None:
+        """Refuses what a subset with `metadata_file` cannot have."""
+        if table.get("is_reg"):
+            self._add(
+                f"{place}.is_reg = true cannot be used with {place}.metadata_file",
+                "describe regularisation pictures by image_dir, in a dataset of such subsets",
+            )
+        for name in _FOLDER_KEYS:
+            if name in table:
+                self._add(
+                    f"{place}.{name} has no meaning beside {place}.metadata_file",
+                    f"leave {name} out: captions are those in the metadata file",
+                )
+
+    def _check_one_kind(self, place: str, subsets: list[SubsetConfig]) -> None:
+        first = {subset.source: subset.place for subset in reversed(subsets)}
+        if len(first) > 1:
+            self._add(
+                f"{place} mixes two kinds of subsets: {first['metadata']} has metadata_file, {first['folder']} has not",
+                "put them into two [[datasets]]",
+            )
 
     def _value(self, name: str, field: OptionField, *tables: dict[str, Any]) -> Any:
         """What the first table that has the key says, or else the flag."""
@@ -246,3 +308,22 @@ class _Builder:
 
     def _was_wrong(self, key: str) -> bool:
         return any(path[-1] == key for path in self._wrong)
+
+
+def _without_repeated(subsets: list[SubsetConfig]) -> list[SubsetConfig]:
+    """The subsets of a dataset without those that describe the same pictures once more, about which it warns."""
+    first: dict[tuple[Any, ...], SubsetConfig] = {}
+    for subset in subsets:
+        identity = (_real_path(subset.metadata_file), _real_path(subset.image_dir), subset.is_reg)
+        original = first.setdefault(identity, subset)
+        if original is not subset:
+            what = "metadata_file" if subset.metadata_file is not None else "image_dir"
+            logger.warning(
+                "%s is left out: its %s %s is that of %s already (num_repeats says how often pictures are used)",
+                subset.place, what, getattr(subset, what), original.place,
+            )  # fmt: skip
+    return list(first.values())
+
+
+def _real_path(path: str | None) -> str | None:
+    return None if path is None else os.path.realpath(path)

@@ -18,10 +18,12 @@ import torch
 from library.cli.file_hashes import file_sha256, model_hash
 from library.cli.parser import Options
 from library.data.options import CachingOptions, DatasetOptions
-from library.data.plan import PlannedDataset, TrainingData
+from library.data.plan import TrainingData
 from library.diffusion.options import NoiseOptions
 from library.models.family import ModelFamily
-from library.models.options import ModelOptions
+from library.models.model_metadata import SpecifiedModel, specification_entries
+from library.models.options import MetadataOptions, ModelOptions, PromptOptions
+from library.training.dataset_metadata import dataset_entries
 from library.training.lr_schedules import warmup_steps
 from library.training.method import TrainingMethod
 from library.training.options import OptimizerOptions, OutputOptions, TrainingOptions
@@ -61,7 +63,11 @@ class Metadata:
         return {
             **_model_entries(options, self._family),
             **_option_entries(options, self._plan, self._optimizer),
-            **_data_entries(options, self._data),
+            **_texts(
+                dataset_entries(
+                    self._data, options[DatasetOptions], options[TrainingOptions].gradient_accumulation_steps
+                )
+            ),
             **_plan_entries(self._data, self._plan),
             **self._method.metadata(),
             "ss_training_started_at": str(self._started_at),
@@ -78,7 +84,7 @@ class Metadata:
         if self._options[OutputOptions].no_metadata:
             entries = {key: value for key, value in entries.items() if key in MINIMUM}
         specification = _specification_entries(self._options, self._data, self._family, self._method)
-        return {**entries, **specification, "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        return {**entries, **specification}
 
 
 def _texts(entries: dict[str, Any]) -> dict[str, str]:
@@ -138,84 +144,16 @@ def _plan_entries(data: TrainingData, plan: TrainPlan) -> dict[str, str]:
     )
 
 
-def _data_entries(options: Options, data: TrainingData) -> dict[str, str]:
-    """Of folders on the command line, one value each; of a dataset TOML, `ss_datasets` with all of them."""
-    dirs, reg_dirs, tags = {}, {}, {}
-    for dataset in data.datasets:
-        for summary in dataset.subset_summaries:
-            target = reg_dirs if summary.config.is_reg else dirs
-            target[summary.config.folder_name] = {
-                "n_repeats": summary.config.num_repeats,
-                "img_count": summary.img_count,
-            }
-            tags.setdefault(summary.config.folder_name, {}).update(summary.tag_frequency)
-    entries: dict[str, Any] = {"ss_dataset_dirs": dirs, "ss_reg_dataset_dirs": reg_dirs, "ss_tag_frequency": tags}
-    if options[DatasetOptions].dataset_config is not None:
-        return _texts({**entries, "ss_datasets": [_dataset_entry(dataset) for dataset in data.datasets]})
-    (dataset,) = data.datasets
-    config, flags = dataset.config, options[DatasetOptions]
-    return _texts(
-        {
-            **entries,
-            "ss_resolution": config.resolution,
-            "ss_batch_size_per_device": config.batch_size,
-            "ss_total_batch_size": config.batch_size * options[TrainingOptions].gradient_accumulation_steps,
-            "ss_enable_bucket": config.enable_bucket,
-            "ss_bucket_no_upscale": config.bucket_no_upscale,
-            "ss_min_bucket_reso": config.min_bucket_reso,
-            "ss_max_bucket_reso": config.max_bucket_reso,
-            "ss_bucket_info": _bucket_info(dataset),
-            "ss_shuffle_caption": flags.shuffle_caption,
-            "ss_keep_tokens": flags.keep_tokens,
-            "ss_flip_aug": flags.flip_aug,
-        }
-    )
-
-
-def _dataset_entry(dataset: PlannedDataset) -> dict[str, Any]:
-    config, summaries = dataset.config, dataset.subset_summaries
-    return {
-        "is_dreambooth": True,
-        "batch_size_per_device": config.batch_size,
-        "num_train_images": dataset.num_train_images,
-        "num_reg_images": dataset.num_reg_images,
-        "resolution": list(config.resolution),
-        "enable_bucket": config.enable_bucket,
-        "min_bucket_reso": config.min_bucket_reso,
-        "max_bucket_reso": config.max_bucket_reso,
-        "tag_frequency": {summary.config.folder_name: summary.tag_frequency for summary in summaries},
-        "bucket_info": _bucket_info(dataset),
-        "subsets": [
-            {
-                "img_count": summary.img_count,
-                "num_repeats": summary.config.num_repeats,
-                "flip_aug": summary.config.flip_aug,
-                "shuffle_caption": summary.config.shuffle_caption,
-                "keep_tokens": summary.config.keep_tokens,
-                "image_dir": summary.config.folder_name,
-                "class_tokens": summary.config.class_tokens,
-                "is_reg": summary.config.is_reg,
-            }
-            for summary in summaries
-        ],
-    }
-
-
-def _bucket_info(dataset: PlannedDataset) -> dict[str, Any]:
-    counts = dataset.bucket_counts.items()
-    buckets = {str(index): {"resolution": list(size), "count": count} for index, (size, count) in enumerate(counts)}
-    return {"buckets": buckets, "mean_img_ar_error": dataset.mean_aspect_error}
-
-
 def _specification_entries(
     options: Options, data: TrainingData, family: ModelFamily, method: TrainingMethod
 ) -> dict[str, str]:
-    width, height = data.datasets[0].config.resolution
-    return {
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": family.architecture + method.architecture_suffix,
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": options[OutputOptions].output_name,
-        "modelspec.resolution": f"{width}x{height}",
-        "modelspec.prediction_type": "v" if family.prediction_type == "v_prediction" else "epsilon",
-    }
+    return specification_entries(
+        SpecifiedModel(
+            architecture=family.architecture + method.architecture_suffix,
+            prediction_type=family.prediction_type,
+            resolution=data.datasets[0].config.resolution,
+            clip_skip=options[PromptOptions].clip_skip,
+        ),
+        options[MetadataOptions],
+        title=options[OutputOptions].output_name,
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
 import os
 import subprocess
 import sys
@@ -10,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from library.cli.errors import UserError, UserErrors
-from library.data.config import SubsetConfig
-from library.data.options import DatasetOptions
-from library.data.schema import read_dataset_config
+from library.cli.options import option_fields
+from library.data.config import DatasetConfig, SubsetConfig
+from library.data.options import CachingOptions, DatasetOptions
+from library.data.prepare import load_training_data
+from library.data.schema import all_keys, read_dataset_config
 
 
 def _read(tmp_path: Path, text: str, **options):
@@ -28,41 +33,116 @@ def _problems(tmp_path: Path, text: str, **options) -> list[str]:
 SUBSET = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n"
 
 
-def test_every_key_is_read_where_it_stands(tmp_path: Path) -> None:
-    datasets, problems = _read(
-        tmp_path,
-        """
-        [[datasets]]
-        resolution = [512, 768]
-        batch_size = 3
-        enable_bucket = true
-        min_bucket_reso = 128
-        max_bucket_reso = 2048
-        bucket_reso_steps = 32
-        bucket_no_upscale = true
-        [[datasets.subsets]]
-        image_dir = "a"
-        num_repeats = 7
-        class_tokens = "sks dog"
-        is_reg = true
-        caption_extension = ".txt"
-        shuffle_caption = true
-        caption_separator = ";"
-        keep_tokens = 2
-        flip_aug = true
-        """,
+# each key: a value as TOML, what it becomes, and one that is not valid
+DATASET_KEYS = {
+    "resolution": ("[512, 768]", (512, 768), "'wide'"),
+    "batch_size": ("3", 3, "0"),
+    "enable_bucket": ("true", True, "1"),
+    "min_bucket_reso": ("128", 128, "'x'"),
+    "max_bucket_reso": ("2048", 2048, "1.5"),
+    "bucket_reso_steps": ("32", 32, "0"),
+    "bucket_no_upscale": ("true", True, "'yes'"),
+}
+SUBSET_KEYS = {
+    "num_repeats": ("7", 7, "0"),
+    "class_tokens": ("'sks dog'", "sks dog", "1"),
+    "caption_extension": ("'.txt'", ".txt", "'txt'"),
+    "shuffle_caption": ("true", True, "0"),
+    "caption_separator": ("';'", ";", "''"),
+    "keep_tokens": ("2", 2, "-1"),
+    "keep_tokens_separator": ("'|||'", "|||", "3"),
+    "secondary_separator": ("';;;'", ";;;", "''"),
+    "enable_wildcard": ("true", True, "'x'"),
+    "caption_prefix": ("'a photo,'", "a photo,", "[]"),
+    "caption_suffix": ("'sharp'", "sharp", "true"),
+    "caption_dropout_rate": ("0.25", 0.25, "1.5"),
+    "caption_dropout_every_n_epochs": ("4", 4, "-1"),
+    "caption_tag_dropout_rate": ("1", 1.0, "nan"),
+    "token_warmup_min": ("3", 3, "0"),
+    "token_warmup_step": ("100", 100.0, "inf"),
+    "color_aug": ("true", True, "2"),
+    "flip_aug": ("true", True, "1"),
+    "face_crop_aug_range": ("[1.5, 3]", (1.5, 3.0), "[3, 1]"),
+    "random_crop": ("true", True, "'no'"),
+    "resize_interpolation": ("'area'", "area", "'best'"),
+    "alpha_mask": ("true", True, "[]"),
+    "cache_info": ("true", True, "1"),
+    "custom_attributes": (
+        "{artist = 'me', year = 2020-01-02, more = {n = [1, 2]}}",
+        {"artist": "me", "year": "2020-01-02", "more": {"n": [1, 2]}},
+        "'me'",
+    ),
+}
+SUBSET_ONLY_KEYS = {
+    "image_dir": ("'a'", "a", "''"),
+    "metadata_file": ("'m.json'", "m.json", "1"),
+    "is_reg": ("true", True, "1"),
+}
+EVERY_KEY = {**DATASET_KEYS, **SUBSET_KEYS, **SUBSET_ONLY_KEYS}
+
+
+def test_every_key_has_a_case_here() -> None:
+    assert set(EVERY_KEY) == set(all_keys())
+    config_fields = {field.name for owner in (DatasetConfig, SubsetConfig) for field in dataclasses.fields(owner)}
+    assert set(EVERY_KEY) == config_fields - {"place", "subsets"}
+
+
+def _line(key: str, value: str) -> str:
+    return f"{key} = {value}\n"
+
+
+@pytest.mark.parametrize("key", EVERY_KEY)
+def test_every_key_is_read_where_it_stands(tmp_path: Path, key: str) -> None:
+    text, value, _ = EVERY_KEY[key]
+    dataset_lines = _line(key, text) if key in DATASET_KEYS else ""
+    subset_lines = _line(key, text) if key not in DATASET_KEYS else ""
+    image_dir = "" if key == "image_dir" else "image_dir = 'a'\n"
+    (dataset,), problems = _read(
+        tmp_path, f"[[datasets]]\n{dataset_lines}[[datasets.subsets]]\n{image_dir}{subset_lines}", resolution=(512, 512)
     )
     assert not problems
-    (dataset,) = datasets
-    values = (dataset.resolution, dataset.batch_size, dataset.enable_bucket, dataset.min_bucket_reso)
-    assert values == ((512, 768), 3, True, 128)
-    assert (dataset.max_bucket_reso, dataset.bucket_reso_steps, dataset.bucket_no_upscale) == (2048, 32, True)
-    assert dataset.subsets == (
-        SubsetConfig(
-            "datasets[0].subsets[0]", "a", num_repeats=7, class_tokens="sks dog", is_reg=True, caption_extension=".txt",
-            shuffle_caption=True, caption_separator=";", keep_tokens=2, flip_aug=True,
-        ),
-    )
+    assert getattr(dataset if key in DATASET_KEYS else dataset.subsets[0], key) == value
+
+
+@pytest.mark.parametrize("key", EVERY_KEY)
+def test_every_key_is_checked(tmp_path: Path, key: str) -> None:
+    *_, wrong = EVERY_KEY[key]
+    if key in DATASET_KEYS:
+        text, path = f"[[datasets]]\n{_line(key, wrong)}[[datasets.subsets]]\nimage_dir = 'a'", f"datasets[0].{key}"
+    else:
+        image_dir = "" if key == "image_dir" else "image_dir = 'a'\n"
+        text = f"[[datasets]]\n[[datasets.subsets]]\n{image_dir}{_line(key, wrong)}"
+        path = f"datasets[0].subsets[0].{key}"
+    (problem,) = _problems(tmp_path, text)
+    assert f"{path} = " in problem and "is not valid" in problem
+
+
+@pytest.mark.parametrize("key", [*DATASET_KEYS, *SUBSET_KEYS])
+def test_every_key_comes_from_the_innermost_place_that_has_it(tmp_path: Path, key: str) -> None:
+    """Subset or dataset, then general, then the flag, then the default."""
+    text, value, _ = EVERY_KEY[key]
+
+    def read(toml: str, **flags):
+        (dataset,), problems = _read(tmp_path, toml, **{"resolution": (512, 512), **flags})
+        assert not problems
+        return getattr(dataset if key in DATASET_KEYS else dataset.subsets[0], key)
+
+    assert read(f"[general]\n{_line(key, text)}{SUBSET}") == value
+    assert read(SUBSET.replace("[[datasets]]\n", f"[[datasets]]\n{_line(key, text)}")) == value
+    flags = {field.spec.toml_key or field.name: field.name for field in option_fields(DatasetOptions)}
+    if key in flags:
+        assert read(SUBSET, **{flags[key]: value}) == value
+    else:
+        assert key in ("class_tokens", "custom_attributes")
+
+
+@pytest.mark.parametrize("key", SUBSET_ONLY_KEYS)
+@pytest.mark.parametrize("table", ["[general]\n", "[[datasets]]\n"])
+def test_what_names_pictures_stands_in_subsets_alone(tmp_path: Path, key: str, table: str) -> None:
+    subset = "[[datasets.subsets]]\nimage_dir = 'a'\n"
+    text = table + _line(key, EVERY_KEY[key][0]) + (subset if table == "[[datasets]]\n" else "[[datasets]]\n" + subset)
+    (problem,) = _problems(tmp_path, text)
+    assert f"{key} stands in the wrong table" in problem and "[[datasets.subsets]]" in problem
 
 
 def test_values_come_from_the_innermost_table_that_has_them(tmp_path: Path) -> None:
@@ -113,6 +193,7 @@ def test_the_resolution_can_come_from_the_command_line(tmp_path: Path) -> None:
         (SUBSET + "num_repeats = 'ten'", "datasets[0].subsets[0].num_repeats = 'ten'", "a whole number"),
         (SUBSET + "num_repeats = true", "datasets[0].subsets[0].num_repeats = True", "a whole number"),
         (SUBSET + "num_repeats = 0", "datasets[0].subsets[0].num_repeats = 0", "1 or more"),
+        (SUBSET + 'metadata_file = "a\\u0000b"', "datasets[0].subsets[0].metadata_file = 'a\\x00b'", "a path"),
         (SUBSET + "flip_aug = 1", "datasets[0].subsets[0].flip_aug = 1", "true or false"),
         (SUBSET + "resolution = 64", "datasets[0].subsets[0].resolution stands in the wrong table", "[[datasets]]"),
         (
@@ -216,3 +297,159 @@ def test_a_wrong_caption_extension_is_not_reported_as_missing_captions(load_toml
     with pytest.raises(UserError) as caught:
         load_toml(text)
     assert not isinstance(caught.value, UserErrors) and "caption_extension = 'txt'" in caught.value.message
+
+
+METADATA = "[[datasets]]\n[[datasets.subsets]]\nmetadata_file = 'm.json'\n"
+
+
+def test_a_metadata_file_needs_no_folder(tmp_path: Path) -> None:
+    (dataset,), problems = _read(tmp_path, METADATA, resolution=(64, 64))
+    assert not problems
+    assert dataset.subsets == (SubsetConfig("datasets[0].subsets[0]", metadata_file="m.json"),)
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("is_reg = true", "subsets[0].is_reg = true cannot be used with datasets[0].subsets[0].metadata_file"),
+        ("class_tokens = 'cat'", "datasets[0].subsets[0].class_tokens has no meaning beside"),
+        ("caption_extension = '.txt'", "datasets[0].subsets[0].caption_extension has no meaning beside"),
+    ],
+)
+def test_what_folders_alone_can_have_is_refused_beside_metadata(tmp_path: Path, line: str, named: str) -> None:
+    (problem,) = _problems(tmp_path, METADATA + line)
+    assert named in problem
+    general = f"[general]\n{line}\n" if "is_reg" not in line else ""
+    assert not _problems(tmp_path, general + METADATA)  # a default of folders elsewhere in the file
+
+
+def test_two_kinds_of_subsets_in_one_dataset_are_refused(tmp_path: Path) -> None:
+    subset = "[[datasets.subsets]]\nimage_dir = 'a'\n"
+    (problem,) = _problems(tmp_path, METADATA + subset)
+    assert "datasets[0] mixes two kinds" in problem
+    assert "datasets[0].subsets[0] has metadata_file, datasets[0].subsets[1] has not" in problem
+    assert not _problems(tmp_path, METADATA + "[[datasets]]\n" + subset)
+
+
+def test_of_subsets_that_are_the_same_the_first_counts(tmp_path: Path, caplog) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    subsets = [
+        f"image_dir = '{tmp_path}/a'\nnum_repeats = 2",
+        f"image_dir = '{tmp_path}/a/'",
+        f"image_dir = '{tmp_path}/link'",
+        f"image_dir = '{tmp_path}/a'\nis_reg = true",
+        f"image_dir = '{tmp_path}/b'",
+    ]
+    with caplog.at_level(logging.WARNING):
+        text = "[[datasets]]\n" + "\n".join(f"[[datasets.subsets]]\n{each}" for each in subsets)
+        (dataset,), problems = _read(tmp_path, text, resolution=(64, 64))
+    assert not problems
+    assert [subset.place[-2] for subset in dataset.subsets] == ["0", "3", "4"]
+    assert dataset.subsets[0].num_repeats == 2
+    assert len(caplog.records) == 2
+    for number in (1, 2):
+        message = caplog.records[number - 1].getMessage()
+        assert f"datasets[0].subsets[{number}] is left out" in message and "of datasets[0].subsets[0]" in message
+
+
+def test_metadata_subsets_are_the_same_where_file_and_folder_are(tmp_path: Path, caplog) -> None:
+    subset = "[[datasets.subsets]]\nmetadata_file = 'm.json'\n"
+    with caplog.at_level(logging.WARNING):
+        (dataset,), _ = _read(tmp_path, METADATA + subset + subset + "image_dir = 'x'\n", resolution=(64, 64))
+    assert [subset.place[-2] for subset in dataset.subsets] == ["0", "2"]
+    assert "datasets[0].subsets[1] is left out: its metadata_file m.json" in caplog.text
+
+
+DOCUMENT = {
+    "general": {"shuffle_caption": True},
+    "datasets": [{"resolution": [64, 96], "subsets": [{"image_dir": "a", "num_repeats": 3}]}],
+}
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.JSON", "data.toml"])
+@pytest.mark.parametrize("start", ["", "\n  ", "\ufeff"])
+def test_json_says_the_same_as_toml(tmp_path: Path, name: str, start: str) -> None:
+    (tmp_path / name).write_text(start + json.dumps(DOCUMENT), encoding="utf-8")
+    (dataset,), problems = read_dataset_config(DatasetOptions(dataset_config=str(tmp_path / name)))
+    assert not problems and dataset.resolution == (64, 96)
+    assert (dataset.subsets[0].num_repeats, dataset.subsets[0].shuffle_caption) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('{\n "datasets": [}\n', "line 2, column 15"),
+        ("[]", "not a table"),
+        ("resolution = 3", "line 1, column 1"),
+        ('{"datasets": [], "datasets": []}', '"datasets" stands there twice'),
+    ],
+)
+def test_a_mistake_in_json_has_line_and_column(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_dataset_config(DatasetOptions(dataset_config=str(tmp_path / "data.json")))
+    assert named in caught.value.message and "--dataset_config" in caught.value.message
+
+
+def test_keys_in_json_are_checked_as_in_toml(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text('{"datasets": [{"resolution": 64, "subsets": [{"image_dri": "a"}]}]}')
+    _, problems = read_dataset_config(DatasetOptions(dataset_config=str(tmp_path / "data.json")))
+    assert "did you mean image_dir?" in str(problems[0])
+
+
+def test_datasets_of_both_kinds_and_several_sizes_are_one_run(load_toml, make_pictures, tmp_path: Path) -> None:
+    make_pictures("a", 3, caption="x")
+    make_pictures("b", 2, size=(128, 128))
+    (tmp_path / "m.json").write_text('{"0": {"caption": "y"}, "1": {"tags": "z"}}')
+    data = load_toml(
+        """
+        [[datasets]]
+        resolution = 64
+        batch_size = 2
+        [[datasets.subsets]]
+        image_dir = '{dir}/a'
+        [[datasets]]
+        resolution = [128, 64]
+        [[datasets.subsets]]
+        metadata_file = '{dir}/m.json'
+        image_dir = '{dir}/b'
+        num_repeats = 5
+        """
+    )
+    assert [set(dataset.bucket_counts.items()) for dataset in data.datasets] == [{((64, 64), 3)}, {((128, 64), 10)}]
+    assert (data.num_items, data.num_micro_batches) == (13, 12)
+
+
+CACHED = "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'\n"
+
+
+@pytest.mark.parametrize("line", ["color_aug = true", "random_crop = true", "face_crop_aug_range = [1, 2]"])
+@pytest.mark.parametrize("flag", ["cache_latents", "cache_latents_to_disk"])
+def test_what_caching_rules_out_is_an_error_that_names_both(make_pictures, tmp_path: Path, line: str, flag) -> None:
+    make_pictures("a", 1, caption="x")
+    make_pictures("b", 1, caption="x")
+    file = tmp_path / "data.toml"
+    text = CACHED + "[[datasets.subsets]]\nimage_dir = '{dir}/b'\n" + line
+    file.write_text(text.replace("{dir}", tmp_path.as_posix()))
+    options, key = DatasetOptions(dataset_config=str(file)), line.split()[0]
+    assert load_training_data(options, CachingOptions()).num_items == 2
+    with pytest.raises(UserError) as caught:
+        load_training_data(options, CachingOptions(**{flag: True}))
+    assert caught.value.message == f"--{flag} cannot be used with datasets[0].subsets[1].{key}"
+
+
+def test_what_caching_rules_out_is_named_as_the_flag_it_was_given_by(make_pictures, tmp_path: Path) -> None:
+    make_pictures("train/2_cat", 1)
+    options = DatasetOptions(train_data_dir=str(tmp_path / "train"), resolution=(64, 64), color_aug=True)
+    with pytest.raises(UserError, match="^--cache_latents cannot be used with --color_aug\n"):
+        load_training_data(options, CachingOptions(cache_latents=True))
+
+
+@pytest.mark.parametrize("line", ["flip_aug = true", "alpha_mask = true", "resize_interpolation = 'box'"])
+def test_caching_goes_with_what_is_the_same_each_time(make_pictures, tmp_path: Path, line: str) -> None:
+    make_pictures("a", 1, caption="x")
+    file = tmp_path / "data.toml"
+    file.write_text((CACHED + line).replace("{dir}", tmp_path.as_posix()))
+    caching = CachingOptions(cache_latents=True)
+    assert load_training_data(DatasetOptions(dataset_config=str(file)), caching).num_items == 1
