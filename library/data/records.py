@@ -129,3 +129,4 @@ class Batch:
     pixels: torch.Tensor | None = None  # (B, 3, H, W) in [-1, 1], where latents are not cached
     latents: torch.Tensor | None = None  # (B, 4, H/8, W/8) unscaled, where they come from files
     masks: torch.Tensor | None = None  # (B, 1, H/8, W/8) in [0, 1], where a picture has one; not with latents in memory
+    skipped: tuple[str, ...] = ()  # what is wrong with pictures that others stand in for

@@ -26,12 +26,18 @@ def weighted_loss(
     schedule: NoiseSchedule,
     prediction_type: str,
     options: NoiseOptions,
+    masks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean squared error per picture, in float32, weighted, then the mean over the B pictures; a scalar.
 
-    prediction, target: (B, C, h, w). loss_weights: (B,), `prior_loss_weight` for regularisation images.
+    prediction, target: (B, C, h, w). loss_weights: (B,), `prior_loss_weight` for regularisation images. masks:
+    (B, 1, h, w), what each square counts; the mean is over all of them, so that a picture of which little counts
+    has a small loss.
     """
-    per_picture = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+    squares = (prediction.float() - target.float()).square()
+    if masks is not None:
+        squares = squares * masks
+    per_picture = squares.mean(dim=(1, 2, 3))
     weights = loss_weights
     if options.min_snr_gamma is not None:
         weights = weights * min_snr_weights(schedule.snr(timesteps), options.min_snr_gamma, prediction_type)

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.dataset import BatchDataset, make_loader
+from library.data.dataset import BatchDataset, BatchLoader, make_loader
 from library.data.images import load_image
+from library.data.items import draw_items
 from library.data.latent_cache import write_latents
 from library.data.plan import TrainingData
 from library.data.records import Batch, CachedLatents, MicroBatch, StepClock
@@ -57,7 +59,7 @@ def _assert_same(batches: list[Batch], others: list[Batch]) -> None:
 
 
 def test_batches_are_the_same_for_any_number_of_workers(data: TrainingData, monkeypatch) -> None:
-    monkeypatch.setattr("library.data.dataset._num_cpus", lambda: 2)  # so that 2 means 2 on any machine
+    monkeypatch.setattr("library.data.dataset.num_cpus", lambda: 2)  # so that 2 means 2 on any machine
     plan = data.plan(5, 0)
     reference = [_dataset(data)[micro_batch] for micro_batch in plan]
     for num_workers in (0, 1, 2):
@@ -170,3 +172,177 @@ def test_a_picture_that_changed_since_the_start_is_named(data: TrainingData, mak
     make_pictures("猫 train", 5, size=(72, 64))
     found = _dataset(data)[data.plan(5, 0)[0]]
     assert isinstance(found, UserError) and "has changed: it was" in found.message
+
+
+AUGMENTED = """
+[general]
+resolution = 64
+batch_size = 3
+enable_bucket = true
+min_bucket_reso = 64
+[[datasets]]
+[[datasets.subsets]]
+image_dir = "{dir}/wide"
+num_repeats = 4
+flip_aug = true
+random_crop = true
+color_aug = true
+shuffle_caption = true
+caption_tag_dropout_rate = 0.3
+token_warmup_step = 15
+caption_prefix = "{x|y}"
+enable_wildcard = true
+[[datasets.subsets]]
+image_dir = "{dir}/faces"
+num_repeats = 4
+face_crop_aug_range = [1.0, 4.0]
+caption_dropout_rate = 0.5
+[[datasets.subsets]]
+image_dir = "{dir}/masked"
+alpha_mask = true
+flip_aug = true
+resize_interpolation = "box"
+"""
+
+
+@pytest.fixture
+def augmented(load_toml, make_pictures) -> TrainingData:
+    make_pictures("wide", 3, size=(150, 100), caption="{one|two}, three, four, five,")
+    for path in make_pictures("faces", 3, size=(140, 100), caption="a face"):
+        path.rename(path.with_name(f"{path.stem}_60_40_30_20.png"))
+        path.with_suffix(".caption").rename(path.with_name(f"{path.stem}_60_40_30_20.caption"))
+    for path in make_pictures("masked", 3, size=(150, 100), caption="a cut-out"):
+        opaque = Image.open(path).convert("RGBA")
+        opaque.putalpha(Image.linear_gradient("L").resize((150, 100)))
+        opaque.save(path)
+    return load_toml(AUGMENTED)
+
+
+def test_augmentations_are_the_same_for_any_number_of_workers(augmented: TrainingData, monkeypatch) -> None:
+    monkeypatch.setattr("library.data.dataset.num_cpus", lambda: 2)
+    plan = augmented.plan(5, 0)
+    reference = [_dataset(augmented)[micro_batch] for micro_batch in plan]
+    drawn = [key.placement for batch in reference for key in batch.latent_keys]
+    assert len(set(drawn)) > len(drawn) / 2
+    for num_workers in (0, 1, 2):
+        batches = list(make_loader(_dataset(augmented), plan, num_workers))
+        _assert_same(batches, reference)
+        for batch, other in zip(batches, reference, strict=True):
+            assert (batch.masks is None) == (other.masks is None)
+            assert batch.masks is None or torch.equal(batch.masks, other.masks)
+
+
+def test_pictures_without_a_mask_count_fully_beside_those_that_have_one(augmented: TrainingData) -> None:
+    seen = set()
+    for micro_batch in augmented.plan(5, 0):
+        batch = _dataset(augmented)[micro_batch]
+        has_mask = [key.alpha_is_mask for key in batch.latent_keys]
+        assert (batch.masks is not None) == any(has_mask)
+        for row, key in enumerate(batch.latent_keys):
+            if batch.masks is None:
+                continue
+            width, height = key.placement.bucket
+            assert batch.masks.shape == (len(batch.captions), 1, height // 8, width // 8)
+            expected = load_image(key).mask if key.alpha_is_mask else np.ones((height // 8, width // 8))
+            np.testing.assert_array_equal(batch.masks[row, 0], expected)
+            seen.add((key.alpha_is_mask, len(set(has_mask))))
+    assert seen >= {(True, 2), (False, 2)}
+
+
+def test_colours_of_a_batch_are_those_that_were_drawn(augmented: TrainingData) -> None:
+    num_shifted = 0
+    for micro_batch in augmented.plan(5, 0):
+        items = draw_items(augmented.datasets[0], micro_batch, 5, CLOCK)
+        for item, pixels in zip(items, _dataset(augmented)[micro_batch].pixels, strict=True):
+            np.testing.assert_array_equal(pixels, load_image(item.latent_key, item.colour).pixels)
+            num_shifted += item.colour is not None
+    assert num_shifted
+
+
+def test_masks_come_from_files_with_their_latents(augmented: TrainingData) -> None:
+    keys = [key for key in augmented.latent_keys() if key.alpha_is_mask]
+    random = np.random.default_rng(0)
+    stored = {}
+    for key in keys:
+        width, height = (side // 8 for side in key.placement.bucket)
+        mask = random.random((height, width), dtype=np.float32)
+        if key.flipped:  # a file holds one mask for both
+            mask = stored[dataclasses.replace(key, flipped=False)].mask[:, ::-1]
+        stored[key] = CachedLatents(np.full((4, height, width), len(stored), np.float32), mask)
+    write_latents(stored, "vae")
+    dataset = _dataset(augmented, latent_source="disk", fingerprint="vae")
+    items = [int(i) for i, record in enumerate(augmented.datasets[0].items) if "masked" in _path(augmented, record)]
+    for position, item in enumerate(items * 3):
+        batch = dataset[MicroBatch(0, 0, 0, (item,), position)]
+        np.testing.assert_array_equal(batch.latents[0], stored[batch.latent_keys[0]].latents)
+        np.testing.assert_array_equal(batch.masks[0, 0], stored[batch.latent_keys[0]].mask)
+
+
+def _path(data: TrainingData, record_index: int) -> str:
+    return data.datasets[0].records[record_index].path
+
+
+def _break(tmp_path: Path, *names: str) -> None:
+    for name in names:
+        path = tmp_path / "猫 train" / f"{name}.png"
+        path.write_bytes(path.read_bytes()[:100])
+
+
+def test_a_bad_picture_is_replaced_by_another_one(data: TrainingData, tmp_path: Path) -> None:
+    plan = data.plan(5, 0)
+    before = [_dataset(data)[micro_batch] for micro_batch in plan]
+    _break(tmp_path, "3", "4")
+    bad = {str(tmp_path / "猫 train" / name) for name in ("3.png", "4.png")}
+    dataset = _dataset(data, skip_bad_images=True)
+    batches = [dataset[micro_batch] for micro_batch in plan]
+    for batch, asked_for in zip(batches, before, strict=True):
+        wanted = [key.path for key in asked_for.latent_keys]
+        assert {message.split(" cannot be read")[0] for message in batch.skipped} >= {
+            f"picture {path}" for path in wanted if path in bad
+        }
+        for row, (key, path) in enumerate(zip(batch.latent_keys, wanted, strict=True)):
+            assert key.path not in bad
+            if path not in bad:  # nothing changes for the others
+                assert (key, batch.captions[row]) == (asked_for.latent_keys[row], asked_for.captions[row])
+                assert torch.equal(batch.pixels[row], asked_for.pixels[row])
+    assert [batch for batch in batches if batch.skipped]
+    _assert_same([dataset[micro_batch] for micro_batch in plan[::-1]][::-1], batches)
+
+
+def test_the_stand_in_is_the_next_good_item_and_is_used_at_the_same_place(data: TrainingData, tmp_path: Path) -> None:
+    _break(tmp_path, "1", "2")
+    dataset = _dataset(data, skip_bad_images=True)
+    records, items = data.datasets[0].records, data.datasets[0].items.tolist()
+    item_of = {Path(records[record].path).stem: items.index(record) for record in reversed(items)}
+    bad = MicroBatch(epoch=1, index=3, dataset_index=0, item_indices=(item_of["1"],), first_position=7)
+    stand_in = dataclasses.replace(bad, item_indices=(item_of["3"],))
+    _assert_same([dataclasses.replace(dataset[bad], micro_batch=stand_in)], [dataset[stand_in]])
+    assert [message for message in dataset[bad].skipped if "1.png" in message]
+    assert not dataset[stand_in].skipped
+
+
+def test_pictures_known_to_be_bad_are_not_asked_for(data: TrainingData, tmp_path: Path) -> None:
+    known = frozenset(str(tmp_path / "猫 train" / f"{name}.png") for name in "03")
+    for source in ("memory", "pixels"):
+        dataset = _dataset(data, latent_source=source, skip_bad_images=True, known_bad=known)
+        batches = [dataset[micro_batch] for micro_batch in data.plan(5, 0)]
+        paths = {key.path for batch in batches for key in batch.latent_keys}
+        assert len(paths) > 3 and not paths & known
+        assert not any(batch.skipped for batch in batches)  # whoever found them has said so
+
+
+def test_each_bad_picture_is_named_once(data: TrainingData, tmp_path: Path, caplog) -> None:
+    _break(tmp_path, "1", "3")
+    loader = BatchLoader(_dataset(data, skip_bad_images=True), 1, persistent=False)
+    for epoch in (0, 1):
+        list(loader.batches(data.plan(5, epoch)))
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(messages) == 2
+    assert all(sum(name in message for message in messages) == 1 for name in ("1.png", "3.png"))
+
+
+def test_a_bucket_without_a_good_picture_ends_the_run(data: TrainingData) -> None:
+    everything = frozenset(record.path for record in data.datasets[0].records)
+    found = _dataset(data, latent_source="memory", skip_bad_images=True, known_bad=everything)[data.plan(5, 0)[0]]
+    assert isinstance(found, UserError)
+    assert "--skip_bad_images: no picture of bucket 64x64" in found.message

@@ -2,60 +2,124 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import random
+import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from library.cli.errors import UserError
-from library.data.captions import final_caption, read_caption_file, tag_frequency
+from library.data.captions import caption_variants, final_caption, read_caption_file, tag_frequency
 from library.data.config import SubsetConfig
+from library.data.face_names import Face, split_face_name
+from library.data.randomness import keyed_random
 
-CASES = json.loads((Path(__file__).parent / "caption_reference.json").read_text(encoding="utf-8"))
-
-
-def _outcomes(caption: str, draws: int = 600, **settings) -> set[str]:
-    subset = SubsetConfig("test", "folder", **settings)
-    rng = random.Random(0)
-    return {final_caption(caption, subset, rng) for _ in range(draws)}
+# captions, settings, and which captions other trainers make of them how often; in so many draws
+CASES = json.loads((Path(__file__).parent / "caption_cases.json").read_text(encoding="utf-8"))
+NUM_DRAWS = 1500
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_outcomes_are_those_of_the_reference(case: dict) -> None:
-    assert _outcomes(case["caption"], **case["subset"]) == set(case["outcomes"])
+def _drawn(case: dict, num_draws: int = NUM_DRAWS, **place) -> Counter[str]:
+    subset = SubsetConfig("test", "folder", **case["subset"])
+    rngs = (keyed_random(case["name"], number) for number in range(num_draws))
+    return Counter(final_caption(case["caption"], subset, rng, **place) for rng in rngs)
 
 
-def test_empty_tags_are_shuffled_along() -> None:
-    outcomes = _outcomes(" a ,b,, c ,", draws=2000, shuffle_caption=True)
-    assert len(outcomes) == 60  # 5 tags of which two are empty
-    assert ", b, a, , c" in outcomes
+def _named(*kinds: str) -> dict:
+    cases = [case for case in CASES if any(kind in case for kind in kinds)]
+    assert cases
+    return {"argvalues": cases, "ids": [case["name"] for case in cases]}
+
+
+def _expected(case: dict) -> dict[str, float]:
+    if "outcomes" in case:
+        return case["outcomes"]
+    orders = [", ".join(order) for order in itertools.permutations(case["orders_of"])]
+    return dict.fromkeys(orders, 1 / len(orders))
+
+
+def _assert_likely(count: int, share: float, draws: int) -> None:
+    """Both are counts of random draws: they may differ by 5 times the deviation of their difference."""
+    deviation = math.sqrt(share * (1 - share) * (1 / NUM_DRAWS + 1 / draws))
+    assert abs(count / NUM_DRAWS - share) <= 5 * deviation + 1e-4  # shares are rounded
+
+
+@pytest.mark.parametrize("case", **_named("outcomes", "orders_of"))
+def test_captions_come_out_as_often_as_in_the_reference(case: dict) -> None:
+    drawn, expected = _drawn(case, **case.get("place", {})), _expected(case)
+    assert set(drawn) == set(expected)
+    for caption, share in expected.items():
+        _assert_likely(drawn[caption], share, case.get("draws", 300))
+
+
+@pytest.mark.parametrize("case", **_named("presence"))
+def test_tags_are_left_out_as_often_as_in_the_reference(case: dict) -> None:
+    drawn = _drawn(case)
+    tags, counts = Counter(), Counter()
+    for caption, count in drawn.items():
+        counts[str(len(caption.split(", ")))] += count
+        for tag in set(caption.split(", ")):
+            tags[tag] += count
+    assert set(tags) <= set(case["presence"])
+    for tag, share in case["presence"].items():
+        _assert_likely(tags[tag], min(share, 1), case["draws"])  # two empty tags are counted twice there
+    for number, share in case["counts"].items():
+        _assert_likely(counts[number], share, case["draws"])
+    if not case["subset"].get("shuffle_caption"):
+        assert all(caption.split(", ") == sorted(caption.split(", ")) for caption in drawn)
+
+
+@pytest.mark.parametrize("case", **_named("at"))
+def test_captions_grow_and_vanish_when_the_reference_says(case: dict) -> None:
+    for place, caption in case["at"]:
+        assert set(_drawn(case, 20, **place)) == {caption}, place
 
 
 def test_all_orders_are_equally_likely() -> None:
-    subset = SubsetConfig("test", "folder", shuffle_caption=True)
-    rng = random.Random(1)
-    firsts = [final_caption("a, b, c, d, e", subset, rng)[0] for _ in range(5000)]
-    assert all(900 < firsts.count(tag) < 1100 for tag in "abcde")
+    case = {"name": "orders", "caption": "a, b, c, d, e", "subset": {"shuffle_caption": True}}
+    firsts = Counter()
+    for caption, count in _drawn(case).items():
+        firsts[caption[0]] += count
+    assert all(abs(firsts[tag] - 300) < 5 * math.sqrt(1500 * 0.2 * 0.8) for tag in "abcde")
+
+
+def test_warm_up_is_exact_where_floating_point_numbers_are_not() -> None:
+    subset = SubsetConfig("test", "folder", token_warmup_min=1, token_warmup_step=22)
+    caption = ", ".join(map(str, range(31)))
+    drawn = final_caption(caption, subset, keyed_random(0), step=11, num_steps=100)
+    assert drawn == ", ".join(map(str, range(1 + 15)))  # half of 30; in floats 11 * (30 / 22) is less than 15
+
+
+def test_braces_and_line_breaks_of_captions_survive() -> None:
+    wild = SubsetConfig("test", "folder", enable_wildcard=True)
+    assert final_caption("a {{smile}} b", wild, keyed_random(0)) == "a {smile} b"
+    plain = SubsetConfig("test", "folder")
+    assert final_caption("a\r\nb", plain, keyed_random(0)) == final_caption("a\rb", plain, keyed_random(0)) == "a"
+    assert final_caption("a\u2028b", plain, keyed_random(0)) == "a\u2028b"
 
 
 @pytest.mark.parametrize(
-    ("content", "caption"),
+    ("content", "caption", "all_lines"),
     [
-        (b"one, two\nthree\n", "one, two"),
-        (b"  spaced  \n", "spaced"),
-        (b"\n\nthird line", ""),
-        (b"\xef\xbb\xbfbom", "bom"),
-        (b"crlf one\r\ntwo\r\n", "crlf one"),
-        (b"old mac\rtwo", "old mac"),
-        ("猫, café\u2028x".encode(), "猫, café\u2028x"),
-        (b"", ""),
+        (b"one, two\nthree\n", "one, two", "one, two\nthree"),
+        (b"  spaced  \n", "spaced", "spaced"),
+        (b"\n\nthird line", "", "third line"),
+        (b"{x|y}\n\n z \n", "{x|y}", "{x|y}\nz"),
+        (b"\xef\xbb\xbfbom", "bom", "bom"),
+        (b"crlf one\r\ntwo\r\n", "crlf one", "crlf one\ntwo"),
+        (b"old mac\rtwo", "old mac", "old mac\ntwo"),
+        ("猫, café\u2028x".encode(), "猫, café\u2028x", "猫, café\u2028x"),
+        (b"\n", "", ""),
+        (b"", "", ""),
     ],
 )
-def test_the_first_line_of_a_caption_file_counts(tmp_path: Path, content: bytes, caption: str) -> None:
+def test_lines_of_caption_files(tmp_path: Path, content: bytes, caption: str, all_lines: str) -> None:
     file = tmp_path / "a.caption"
     file.write_bytes(content)
     assert read_caption_file(str(file)) == caption
+    assert read_caption_file(str(file), all_lines=True) == all_lines
 
 
 def test_a_caption_of_another_encoding_is_named(tmp_path: Path) -> None:
@@ -65,5 +129,34 @@ def test_a_caption_of_another_encoding_is_named(tmp_path: Path) -> None:
         read_caption_file(str(file))
 
 
+def test_variants_show_what_can_be_trained() -> None:
+    subset = SubsetConfig("test", "folder", shuffle_caption=True, token_warmup_step=1000)
+    orders = {", ".join(order) for order in itertools.permutations("abc")}
+    assert set(caption_variants("a, b, c", subset, limit=10)) == orders
+    three = caption_variants("a, b, c", subset, limit=3)
+    assert len(set(three)) == len(three) == 3 and set(three) < orders
+    assert caption_variants("a, b, c", subset, limit=3) == three
+    dropped = SubsetConfig("test", "folder", caption_dropout_every_n_epochs=2)
+    assert set(caption_variants("a", dropped)) == {"a", ""}
+
+
 def test_tags_are_counted_without_spaces_and_empty_ones() -> None:
     assert tag_frequency(["a, b,, c d ", "a,b", ""]) == {"a": 2, "b": 2, "c d": 1}
+
+
+@pytest.mark.parametrize(
+    ("stem", "split"),
+    [
+        ("photo_10_20_30_40", ("photo", Face((10, 20), (30, 40)))),
+        ("my_photo_2_10_20_30_40", ("my_photo_2", Face((10, 20), (30, 40)))),
+        ("photo", None),
+        ("photo_10_20_30", None),
+        ("_10_20_30_40", None),
+        ("photo_10_20_30_40_", None),
+        ("photo_10_-20_30_40", None),
+        ("photo_10_20_0_40", None),
+        ("photo_1_2_3_٤", None),  # a digit, but not of file names that programs write
+    ],
+)
+def test_faces_in_file_names(stem: str, split) -> None:
+    assert split_face_name(stem) == split

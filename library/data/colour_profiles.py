@@ -1,0 +1,62 @@
+"""ICC profiles: the colours of a picture as sRGB, which is what models were trained on."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageCms
+
+_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of pictures, for each colour space of profiles
+_NUM_PROBES = 17  # of each channel
+_INVISIBLE = 1  # of 255: how far a profile may be from sRGB to pass for it
+_PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
+
+
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """A picture in mode RGB, L or CMYK, converted from its ICC profile; in mode RGB.
+
+    A profile that is broken or of another colour space than the picture is ignored, as viewers do.
+    """
+    convert = _converter(profile, image.mode) if profile else None
+    if convert is not None:
+        return convert(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@lru_cache(maxsize=8)  # the pictures of a folder mostly share one
+def _converter(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
+    """What converts pictures of a mode from a profile; None where nothing can or need be converted."""
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        expected = _MODES.get(opened.profile.xcolor_space.strip())
+        if expected == mode == "L":
+            return _grey_converter(opened)
+        if expected != mode and (mode, expected) != ("L", "RGB"):
+            return None
+        transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), expected, "RGB")
+        if expected == "RGB" and _is_identity(transform):
+            return None
+    except _PROFILE_ERRORS:
+        return None
+    return lambda image: ImageCms.applyTransform(image.convert(expected), transform)
+
+
+def _grey_converter(profile: ImageCms.ImageCmsProfile) -> Callable[[Image.Image], Image.Image]:
+    # optimised, darker greys would be off by up to 10 of 255; without that, all pixels would take seconds
+    transform = ImageCms.buildTransform(
+        profile, ImageCms.createProfile("sRGB"), "L", "RGB", flags=ImageCms.Flags.NOOPTIMIZE
+    )
+    greys = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    tables = np.asarray(ImageCms.applyTransform(greys, transform))[0].T.tolist()
+    return lambda image: Image.merge("RGB", [image.point(table) for table in tables])
+
+
+def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether colours stay what they are: most profiles are sRGB under one of many names."""
+    levels = np.linspace(0, 255, _NUM_PROBES).astype(np.uint8)
+    probes = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    converted = np.asarray(ImageCms.applyTransform(Image.fromarray(probes), transform))
+    return bool(np.abs(converted.astype(np.int16) - probes).max() <= _INVISIBLE)
