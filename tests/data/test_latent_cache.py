@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from picture_files import save_picture
 
 from library.cli.errors import UserError
-from library.data.latent_cache import cache_path, latent_seed, latents_to_make, read_latents, write_latents
+from library.data.latent_cache import cache_path, latent_seed, read_latents, write_latents
+from library.data.latent_check import check_caches
 from library.data.records import CachedLatents, LatentKey, Placement
 
 
@@ -64,7 +66,8 @@ def test_sizes_and_orientations_are_added_to_what_is_there(key: LatentKey) -> No
 @pytest.mark.parametrize(
     "change",
     [
-        {"mtime_ns": 1},
+        {"interpolation": "area"},
+        {"alpha_is_mask": True},
         {"placement": Placement((72, 56), (72, 58), (0, 0))},
         {"placement": Placement((72, 56), (73, 58), (0, 1))},
     ],
@@ -87,28 +90,61 @@ def test_a_file_of_another_program_is_made_anew(key: LatentKey) -> None:
     assert read_latents(key, "vae") is not None
 
 
-def test_a_damaged_file_counts_as_none_and_is_replaced(key: LatentKey, caplog) -> None:
+def test_a_damaged_file_is_named_and_never_trained_on(key: LatentKey) -> None:
     write_latents({key: _cached(key)}, "vae")
     whole = cache_path(key).read_bytes()
     flipped_bit = bytearray(whole)
-    flipped_bit[len(whole) // 3] ^= 255
+    flipped_bit[len(whole) // 3] ^= 255  # in the latents
     for content in (b"", b"not a zip", whole[: len(whole) // 2], bytes(flipped_bit)):
         cache_path(key).write_bytes(content)
-        assert read_latents(key, "vae") is None
-    assert caplog.text.count("damaged") >= 3
+        with pytest.raises(UserError, match="a_0100x0080_sd.npz cannot be used: they are damaged") as caught:
+            read_latents(key, "vae")
+        assert "delete this file" in caught.value.hint
     write_latents({key: _cached(key, 4)}, "vae")
     np.testing.assert_array_equal(read_latents(key, "vae").latents, _latents(key, 4))
 
 
-def test_latents_that_are_no_numbers_or_of_another_size_are_not_used(key: LatentKey) -> None:
-    for latents in (np.full((4, 7, 9), np.nan, np.float32), np.zeros((4, 9, 7), np.float32)):
-        write_latents({key: CachedLatents(latents)}, "vae")
-        assert read_latents(key, "vae") is None
+def test_no_damage_of_a_byte_gives_a_traceback_or_other_latents(key: LatentKey) -> None:
+    write_latents({key: _cached(key)}, "vae")
+    whole = cache_path(key).read_bytes()
+    rng = np.random.default_rng(0)
+    for place in [*rng.integers(0, len(whole), 200), *range(len(whole) - 500, len(whole))]:
+        damaged = bytearray(whole)
+        damaged[place] = rng.integers(0, 256)
+        cache_path(key).write_bytes(damaged)
+        check_caches([key], "vae")
+        try:
+            latents = read_latents(key, "vae")
+        except UserError:
+            continue
+        if latents is not None:
+            np.testing.assert_array_equal(latents.latents, _latents(key))
+
+
+@pytest.mark.parametrize(
+    ("latents", "reason"),
+    [
+        (np.full((4, 7, 9), np.nan, np.float32), "infinite or undefined"),
+        (np.zeros((4, 9, 7), np.float32), "4 x 9 x 7, not channels x 7 x 9"),
+        (np.zeros((7, 9), np.float32), "7 x 9, not channels x 7 x 9"),
+        (np.zeros((4, 7, 9), np.int64), "int64"),
+    ],
+)
+def test_latents_that_are_no_numbers_or_of_another_size_are_not_used(key: LatentKey, latents, reason: str) -> None:
+    write_latents({key: _cached(key)}, "vae")
+    with np.load(cache_path(key)) as file:
+        arrays = dict(file)
+    np.savez(cache_path(key), **{**arrays, "latents_7x9": latents})
+    for fingerprint in ("vae", None):
+        with pytest.raises(UserError, match=f"a_0100x0080_sd.npz cannot be used: .*{reason}"):
+            read_latents(key, fingerprint)
 
 
 def test_pickles_are_not_loaded(key: LatentKey) -> None:
     np.savez(cache_path(key), latents_7x9=np.array([{"a": 1}], dtype=object), made_from_7x9=np.array(["x"], object))
-    assert read_latents(key, "vae") is None
+    for fingerprint in ("vae", None):
+        with pytest.raises(UserError, match="damaged"):
+            read_latents(key, fingerprint)
 
 
 def test_a_failed_write_leaves_the_file_as_it_was(key: LatentKey, monkeypatch, tmp_path: Path) -> None:
@@ -147,31 +183,47 @@ def test_the_seed_of_a_latent_is_the_same_wherever_the_folder_lies(key: LatentKe
     assert len({latent_seed(each) for each in (key, *others)}) == 5
 
 
-TEXT = """
-[[datasets]]
-resolution = 64
-[[datasets.subsets]]
-image_dir = "{dir}/a"
-flip_aug = true
-"""
+def test_a_mask_lies_in_the_file_as_documented_and_is_mirrored_with_the_picture(key: LatentKey) -> None:
+    key = dataclasses.replace(key, alpha_is_mask=True)
+    flipped = dataclasses.replace(key, flipped=True)
+    mask = np.linspace(0, 1, 63, dtype=np.float32).reshape(7, 9)
+    write_latents({flipped: CachedLatents(_latents(key, 2), mask[:, ::-1])}, "vae")
+    write_latents({key: CachedLatents(_latents(key, 1), mask)}, "vae")
+    with np.load(cache_path(key)) as file:
+        assert file["alpha_mask_7x9"].dtype == np.float32
+        np.testing.assert_array_equal(file["alpha_mask_7x9"], mask)
+    np.testing.assert_array_equal(read_latents(key, "vae").mask, mask)
+    np.testing.assert_array_equal(read_latents(flipped, "vae").mask, mask[:, ::-1])
 
 
-def test_only_missing_latents_are_made(load_toml, make_pictures) -> None:
-    paths = make_pictures("a", 3, caption="x")
-    data = load_toml(TEXT)
-    keys = data.latent_keys()
-    assert latents_to_make(data, "vae") == keys and len(keys) == 6
-    write_latents({key: CachedLatents(np.zeros((4, 8, 8))) for key in keys}, "vae")
-    assert latents_to_make(load_toml(TEXT), "vae") == []
-    assert len(latents_to_make(data, "other")) == 6
-    os.utime(paths[1], ns=(0, 10**18))
-    assert [Path(key.path).name for key in latents_to_make(load_toml(TEXT), "vae")] == ["1.png", "1.png"]
+def test_a_picture_without_transparency_counts_everywhere(key: LatentKey) -> None:
+    key = dataclasses.replace(key, alpha_is_mask=True)
+    write_latents({key: _cached(key)}, "vae")
+    np.testing.assert_array_equal(read_latents(key, "vae").mask, np.ones((7, 9)))
+    assert read_latents(dataclasses.replace(key, alpha_is_mask=False), "vae") is None
 
 
-def test_two_crops_that_would_replace_each_other_are_refused(load_toml, make_pictures) -> None:
-    make_pictures("a", 1, size=(100, 100), caption="x")
-    text = TEXT + "[[datasets]]\nresolution = 96\nenable_bucket = true\nbucket_no_upscale = true\n"
-    text += "min_bucket_reso = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'\n"
-    data = load_toml(text.replace("resolution = 96", "resolution = 100"))
-    with pytest.raises(UserError, match="0.png differently in buckets of one size"):
-        latents_to_make(data, "vae")
+def test_trusted_latents_of_another_program_are_read(key: LatentKey) -> None:
+    latents = _latents(key)
+    np.savez(cache_path(key), latents_7x9=latents, original_size_7x9=[100, 80], crop_ltrb_7x9=[0, 0, 9, 7])
+    np.testing.assert_array_equal(read_latents(key, None).latents, latents)
+    assert read_latents(dataclasses.replace(key, flipped=True), None) is None
+
+
+def test_a_file_from_before_contents_were_noted_is_still_used(key: LatentKey) -> None:
+    facts = {
+        "picture": "a.png", "image_size": [100, 80], "mtime_ns": key.mtime_ns, "bucket": [72, 56],
+        "resized": [72, 58], "crop": [0, 1], "vae": "vae",
+    }  # fmt: skip
+    np.savez(cache_path(key), latents_7x9=_latents(key), made_from_7x9=np.array(json.dumps(facts)))
+    assert read_latents(key, "vae") is not None
+    assert read_latents(dataclasses.replace(key, mtime_ns=1), "vae") is None
+    assert read_latents(dataclasses.replace(key, interpolation="area"), "vae") is None
+
+
+def test_a_picture_changed_while_it_was_encoded_is_not_taken_for_the_one_encoded(key: LatentKey) -> None:
+    found = key.mtime_ns
+    save_picture(Path(key.path), (100, 80), 1)
+    os.utime(key.path, ns=(0, found + 10**9))
+    write_latents({key: _cached(key)}, "vae")  # latents of the old content, written after the change
+    assert read_latents(dataclasses.replace(key, mtime_ns=found + 10**9), "vae") is None

@@ -1,0 +1,181 @@
+"""How much of the VAE's own speed is left when latents are cached: pictures decoded, encoded and stored.
+
+    python -m benchmarks.caching [--num_images 12] [--size 256] [--batch_size 1] [--threads N]
+
+Makes pictures like photographs and a VAE of random weights, and takes in turns, in one run: the VAE alone on pixels
+that are in memory already; caching to memory; caching to disk; and, to compare, one stage after the other to disk.
+The best of the rounds counts, since a busy machine only ever takes time away. On a CPU the decoders take their time
+from the VAE, so that the share of decoding in all work is the least that can be lost; on a GPU they do not. What the
+CPU computed is counted beside the time on the clock: where other programs run, it says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from library.data.images import load_image
+from library.data.latent_cache import latent_seed, write_latents
+from library.data.options import CachingOptions, DatasetOptions
+from library.data.plan import TrainingData
+from library.data.prepare import load_training_data
+from library.data.records import CachedLatents
+from library.models.family import ModelFamily
+from library.models.options import ModelOptions
+from library.models.registry import load_family
+from library.training.caching import chunks_of
+from library.training.latents import LatentSource
+from tests.tiny_models import TinyModel, make_tiny, write_folder
+
+_CHANNELS = (32, 64, 64, 64)  # a quarter of the real VAE's width: slow enough beside decoding, quick enough to wait for
+
+
+def measure_caching(
+    num_images: int = 12, *, size: int = 256, batch_size: int = 1, num_rounds: int = 3, num_decoders: int = 2
+) -> dict[str, float]:
+    """Pictures a second of the VAE alone (`vae_only`) and the others as shares of it.
+
+    Shares: `memory`, `disk` (the pipeline) and `one_after_the_other`, and the same with `_cpu` of the CPU's time in
+    all threads; `decoding`: seconds to decode a picture as a share of those to encode it. `num_images`: pictures of
+    `size` x `size`, half JPEG and half PNG.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _make_pictures(folder / "pictures", num_images, size)
+        accelerator = Accelerator()
+        family = _load_family(folder / "model", accelerator.device)
+        data = _load_data(folder, size)
+        chunks = chunks_of(data.latent_keys(), batch_size)
+        pixels = [torch.stack([torch.from_numpy(load_image(key).pixels) for key in chunk]) for chunk in chunks]
+
+        def encode_alone() -> None:
+            for chunk, each in zip(chunks, pixels, strict=True):
+                family.encode_images(each.to(accelerator.device), [latent_seed(key) for key in chunk]).cpu()
+
+        def cache(**where: bool) -> None:
+            options = CachingOptions(vae_batch_size=batch_size, max_data_loader_n_workers=num_decoders, **where)
+            LatentSource(family, options, accelerator).fill_caches(data)
+
+        def decode() -> None:
+            for key in data.latent_keys():
+                load_image(key)
+
+        seconds = _best_of({
+            "vae_only": encode_alone,
+            "memory": lambda: cache(cache_latents=True),
+            "disk": lambda: cache(cache_latents_to_disk=True),
+            "one_after_the_other": lambda: _one_after_the_other(family, chunks, accelerator.device),
+            "decoding": decode,
+        }, num_rounds, lambda: _remove_caches(folder / "pictures"))  # fmt: skip
+    alone, alone_cpu = seconds.pop("vae_only")
+    decoding, _ = seconds.pop("decoding")
+    shares = {name: alone / clock for name, (clock, _) in seconds.items()}
+    shares |= {f"{name}_cpu": alone_cpu / cpu for name, (_, cpu) in seconds.items()}
+    return {"vae_only": num_images / alone, **shares, "decoding": decoding / alone}
+
+
+def _make_pictures(folder: Path, count: int, size: int) -> None:
+    """Smooth colours with noise over them, which compress about as photographs do."""
+    folder.mkdir()
+    x, y = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size))
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        colours, slopes = rng.uniform(0, 255, 3), rng.uniform(-200, 200, (2, 3))
+        smooth = colours + x[..., None] * slopes[0] + y[..., None] * slopes[1]
+        noisy = smooth + rng.normal(0, 6, (size, size, 3))
+        ending = ".jpg" if number % 2 else ".png"
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:05d}{ending}")
+
+
+def _load_data(folder: Path, size: int) -> TrainingData:
+    config = folder / "data.toml"
+    pictures = (folder / "pictures").as_posix()
+    config.write_text(
+        f'[[datasets]]\nresolution = {size}\n[[datasets.subsets]]\nimage_dir = "{pictures}"\nclass_tokens = "x"\n',
+        encoding="utf-8",
+    )
+    return load_training_data(DatasetOptions(dataset_config=str(config)))
+
+
+def _load_family(folder: Path, device: torch.device) -> ModelFamily:
+    tiny = make_tiny(is_v2=False)
+    vae = AutoencoderKL(
+        block_out_channels=_CHANNELS,
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    write_folder(TinyModel(tiny.is_v2, tiny.unet, vae, tiny.text_encoder), folder)
+    family = load_family(ModelOptions(pretrained_model_name_or_path=str(folder)))
+    family.place(device, unet=torch.float32, text_encoder=torch.float32, vae=torch.float32)
+    return family
+
+
+def _one_after_the_other(family: ModelFamily, chunks: list, device: torch.device) -> None:
+    fingerprint = family.vae_fingerprint()
+    for chunk in chunks:
+        pixels = torch.stack([torch.from_numpy(load_image(key).pixels) for key in chunk])
+        latents = family.encode_images(pixels.to(device), [latent_seed(key) for key in chunk]).cpu().numpy()
+        for key, each in zip(chunk, latents, strict=True):
+            write_latents({key: CachedLatents(each)}, fingerprint)
+
+
+def _best_of(
+    works: dict[str, Callable[[], None]], num_rounds: int, prepare: Callable[[], None]
+) -> dict[str, tuple[float, float]]:
+    """The least seconds of each work, done in turns: on the clock, and of the CPU in all threads."""
+    seconds = dict.fromkeys(works, (float("inf"), float("inf")))
+    next(iter(works.values()))()  # the first of all is slower
+    for _ in range(num_rounds):
+        for name, work in works.items():
+            prepare()
+            start = time.perf_counter(), time.process_time()
+            work()
+            clock, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
+            seconds[name] = min(seconds[name][0], clock), min(seconds[name][1], cpu)
+    return seconds
+
+
+def _remove_caches(folder: Path) -> None:
+    for path in folder.glob("*_sd.npz"):
+        path.unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num_images", type=int, default=12)
+    parser.add_argument("--size", type=int, default=256, help="width and height of the pictures")
+    parser.add_argument("--batch_size", type=int, default=1, help="--vae_batch_size")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--decoders", type=int, default=2, help="threads that decode, at most one for each core")
+    parser.add_argument("--threads", type=int, help="threads of the VAE on a CPU; else as PyTorch chooses")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    result = measure_caching(
+        args.num_images,
+        size=args.size,
+        batch_size=args.batch_size,
+        num_rounds=args.rounds,
+        num_decoders=args.decoders,
+    )
+    print(f"VAE alone: {result['vae_only']:.2f} pictures/s of {args.size} x {args.size}, batches of {args.batch_size}")
+    print(f"decoding takes {result['decoding']:.1%} of the VAE's time")
+    for name in ("memory", "disk", "one_after_the_other"):
+        share, share_cpu = result[name], result[f"{name}_cpu"]
+        print(f"{name.replace('_', ' ')}: {share:.1%} of the VAE's speed ({share_cpu:.1%} by CPU time)")
+
+
+if __name__ == "__main__":
+    main()
