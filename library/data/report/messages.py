@@ -1,0 +1,39 @@
+"""What reading the data says, kept for the page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+_ROOM = "library.data"
+
+
+@dataclass(frozen=True)
+class Message:
+    """A warning, and what it is about, one by one, where the log only has room for a summary."""
+
+    text: str
+    details: tuple[str, ...] = ()
+
+
+class _Keeper(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[Message] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(Message(record.getMessage(), tuple(getattr(record, "details", ()))))
+
+
+@contextmanager
+def kept_warnings() -> Iterator[list[Message]]:
+    """Gives a list that fills with the warnings of this room while the block runs; they are logged as well."""
+    keeper = _Keeper()
+    logger = logging.getLogger(_ROOM)
+    logger.addHandler(keeper)
+    try:
+        yield keeper.messages
+    finally:
+        logger.removeHandler(keeper)
