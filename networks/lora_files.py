@@ -64,15 +64,16 @@ def adapter_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, s
     """`sshs_model_hash` and `sshs_legacy_hash` of a `.safetensors` adapter, as web UIs compute them for their index.
 
     The first is the SHA-256 of the tensor data, which no metadata changes. The second hashes 64 KiB at 1 MiB of the
-    file as it would be with the `ss_*` metadata alone, because users edit the rest of it.
+    file as it would be with the `ss_*` metadata alone, because users edit the rest of it. With entries of the model
+    specification (SAI ModelSpec) comes its `modelspec.hash_sha256`, the first under another name.
     """
     training_metadata = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     content = memoryview(safetensors.torch.save(dict(tensors), training_metadata))
     data_start = 8 + int.from_bytes(content[:8], "little")
-    return {
-        "sshs_model_hash": hashlib.sha256(content[data_start:]).hexdigest(),
-        "sshs_legacy_hash": hashlib.sha256(content[LEGACY_BLOCK]).hexdigest()[:8],
-    }
+    data_hash = hashlib.sha256(content[data_start:]).hexdigest()
+    legacy_hash = hashlib.sha256(content[LEGACY_BLOCK]).hexdigest()[:8]
+    specified = {"modelspec.hash_sha256": f"0x{data_hash}"} if "modelspec.sai_model_spec" in metadata else {}
+    return {"sshs_model_hash": data_hash, "sshs_legacy_hash": legacy_hash, **specified}
 
 
 def load_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:

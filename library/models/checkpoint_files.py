@@ -6,7 +6,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,19 @@ def open_weights(path: Path) -> WeightFile:
     raise UserError(f"{path}: unknown kind of file {path.suffix or '(no ending)'!r}", f"known endings: {known}")
 
 
+def open_shapes(path: Path) -> WeightFile:
+    """A file of weights for its names, shapes and data types alone: its tensors are on the device "meta".
+
+    Of a .safetensors file nothing but the header is read. Raises `UserError` as `open_weights` does.
+    """
+    file = open_weights(path)
+    if path.suffix.lower() != SAFETENSORS_ENDING:
+        return replace(file, tensors={key: torch.empty_like(file.tensors[key], device="meta") for key in file.tensors})
+    entries = read_header(path).tensors.items()
+    shapes = {key: torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta") for key, entry in entries}
+    return replace(file, tensors=shapes)
+
+
 def _open_safetensors(path: Path) -> WeightFile:
     try:
         header = read_header(path)
@@ -69,19 +82,30 @@ def _open_safetensors(path: Path) -> WeightFile:
 
 
 def _map_tensor(path: Path, entry: TensorEntry) -> torch.Tensor:
-    """A view of the tensor's bytes in the file; what is mapped goes when the view goes.
+    """A view of the tensor's bytes in the file."""
+    return _map_bytes(path, entry.start, entry.end - entry.start).view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
-    (The library for this format maps the file as a whole, and so in time holds all that was read.)
+
+def _map_placed(path: Path, empty: torch.Tensor) -> torch.Tensor:
+    """The same for a tensor of a zip file that was read to a device without memory."""
+    storage = empty.untyped_storage()
+    whole = _map_bytes(path, storage._checkpoint_offset, storage.nbytes()).view(empty.dtype)
+    return whole.as_strided(empty.shape, empty.stride(), empty.storage_offset())
+
+
+def _map_bytes(path: Path, start: int, num_bytes: int) -> torch.Tensor:
+    """Bytes of a file, uint8 (num_bytes,); what is mapped goes when the tensor goes.
+
+    (Libraries map a file as a whole, and so in time hold all that was read of it.)
     """
-    dtype = _DTYPES[entry.dtype]
-    if entry.start == entry.end:
-        return torch.empty(entry.shape, dtype=dtype)
+    if num_bytes == 0:
+        return torch.empty(0, dtype=torch.uint8)
     try:
         # copy-on-write: torch wants memory that can be written to
-        mapped = np.memmap(path, dtype=np.uint8, mode="c", offset=entry.start, shape=(entry.end - entry.start,))
+        mapped = np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(num_bytes,))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} was changed or removed while it was read: {error}", "start again") from error
-    return torch.from_numpy(mapped).view(dtype).reshape(entry.shape)
+    return torch.from_numpy(mapped)
 
 
 def _open_pickle(path: Path) -> WeightFile:
@@ -91,12 +115,26 @@ def _open_pickle(path: Path) -> WeightFile:
             # the list of contents stands at the end of a zip file
             raise UserError(f"{path} is cut off: its list of contents is missing", _DOWNLOAD_AGAIN)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        # of a zip file only the places of tensors in it, each to be mapped by itself when it is asked for
+        is_mappable = is_zip and _is_uncompressed(path)
+        loaded = torch.load(path, map_location="meta" if is_mappable else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}", _DOWNLOAD_AGAIN) from error
-    return WeightFile(path, _tensors_in(path, loaded))
+    tensors: Mapping[str, torch.Tensor] = _tensors_in(path, loaded)
+    if is_mappable:
+        tensors = LazyTensors({key: partial(_map_placed, path, tensor) for key, tensor in tensors.items()})
+    return WeightFile(path, tensors, _metadata_in(loaded))
+
+
+def _is_uncompressed(path: Path) -> bool:
+    """Whether the bytes of tensors stand in the zip file as they are; PyTorch writes no others, but reads them."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return all(entry.compress_type == zipfile.ZIP_STORED for entry in file.infolist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> UserError:
@@ -116,9 +154,27 @@ def _tensors_in(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
     tensors = {}
     if isinstance(loaded, Mapping):
         tensors = {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+        tensors = tensors or _tensors_below(loaded)
     if not tensors:
         raise UserError(f"{path} holds no tensors", "give a file of model weights")
     return tensors
+
+
+def _tensors_below(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Tensors one level down, as in embeddings of textual inversion: `string_to_param.*`."""
+    groups = {key: value for key, value in loaded.items() if isinstance(value, Mapping)}
+    return {
+        f"{key}.{name}": value
+        for key, group in groups.items()
+        for name, value in group.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _metadata_in(loaded: Any) -> dict[str, str]:
+    """What this program writes beside the weights of a .ckpt file where they do not show all of a model."""
+    found = loaded.get("metadata") if isinstance(loaded, Mapping) else None
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, Mapping) else {}
 
 
 def _first_line(error: BaseException) -> str:

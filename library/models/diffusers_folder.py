@@ -46,12 +46,12 @@ class DiffusersFolder:
             raise UserError(f"{path} holds no JSON object", "copy or download it again")
         return contents
 
-    def tensors(self, part: str) -> tuple[Path, Mapping[str, torch.Tensor]]:
+    def tensors(self, part: str, subfolder: str) -> tuple[Path, Mapping[str, torch.Tensor]]:
         """The file of weights of one part ("unet", "vae", "text_encoder") and its tensors, under today's names."""
-        path = find_weights(self.path, part)
+        path = find_weights(self.path / subfolder, part)
         if path is None:
             hint = f"looked for {', '.join(WEIGHT_FILES[part])}"
-            raise UserError(f"{self.path / part} holds no weights", hint)
+            raise UserError(f"{self.path / subfolder} holds no weights", hint)
         tensors = open_weights(path).tensors
         return path, renamed(tensors, _NAMES[part](tensors))
 
@@ -63,19 +63,25 @@ def load_folder(folder: DiffusersFolder) -> ModelParts:
     """
     parts: list[nn.Module] = []
     errors: list[UserError] = []
-    for part, title, build_empty in _PARTS:
+    for part in _PARTS:
         try:
-            parts.append(_load_part(folder, part, title, build_empty))
+            parts.append(load_part(folder, part))
         except UserError as error:
             errors.append(error)
     raise_together(errors)
     return ModelParts(*parts)
 
 
-def _load_part(folder: DiffusersFolder, part: str, title: str, build_empty: Callable[..., nn.Module]) -> nn.Module:
-    config_name = f"{part}/config.json"
+def load_part(folder: DiffusersFolder, part: str, subfolder: str | None = None) -> nn.Module:
+    """Builds one part ("unet", "vae", "text_encoder"), which lies in the folder of its name or in `subfolder`.
+
+    Raises `UserError` for what is missing or does not fit its config.json.
+    """
+    title, build_empty = _PARTS[part]
+    subfolder = part if subfolder is None else subfolder
+    config_name = f"{subfolder}/config.json".removeprefix("/")
     module = build_empty(folder.read_json(config_name), str(folder.path / config_name))
-    path, tensors = folder.tensors(part)
+    path, tensors = folder.tensors(part, subfolder)
     network = module.text_model if isinstance(module, TextEncoder) else module
     fill_module(network, tensors, source=str(path), part=title)
     return module
@@ -92,7 +98,8 @@ def _text_encoder_names(keys: Iterable[str]) -> dict[str, str]:
     return {new: old for new, old in names.items() if new.startswith(kept) and not new.endswith(".position_ids")}
 
 
-def _vae_names(keys: Iterable[str]) -> dict[str, str]:
+def vae_names(keys: Iterable[str]) -> dict[str, str]:
+    """Today's names of a VAE's tensors -> those given, which may be older."""
     return {_today(key): key for key in keys}
 
 
@@ -104,9 +111,9 @@ def _today(key: str) -> str:
 
 
 # today's names of a part's tensors -> those in its file
-_NAMES = {"unet": _unet_names, "vae": _vae_names, "text_encoder": _text_encoder_names}
-_PARTS = (
-    ("unet", "U-Net", empty_unet),
-    ("vae", "VAE", empty_vae),
-    ("text_encoder", "text encoder", empty_text_encoder),
-)
+_NAMES = {"unet": _unet_names, "vae": vae_names, "text_encoder": _text_encoder_names}
+_PARTS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
+    "unet": ("U-Net", empty_unet),
+    "vae": ("VAE", empty_vae),
+    "text_encoder": ("text encoder", empty_text_encoder),
+}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from library.models.options import MemoryOptions
 
 
 @dataclass
@@ -46,6 +49,15 @@ class ModelFamily(Protocol):
     def place(self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype) -> None:
         """Moves all parts to a device, each in its data type."""
 
+    def save_memory(self, options: MemoryOptions, device: torch.device) -> None:
+        """Attention, the VAE and the storage of weights as the options say; after `place` and before adapters."""
+
+    def compile(self, backend: str) -> None:
+        """Compiles the denoiser, with whatever is attached to it."""
+
+    def set_vae_aside(self) -> None:
+        """Frees the device of the VAE; decoding works nevertheless."""
+
     def enable_gradient_checkpointing(self) -> None: ...
 
     def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Conditioning:
@@ -53,6 +65,9 @@ class ModelFamily(Protocol):
 
         `weighted`: whether brackets in the prompts weigh their parts; None as `--weighted_captions` says.
         """
+
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens each prompt has, start and end not counted, however many of them are read."""
 
     def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), picture i sampled with seeds[i]."""
@@ -66,5 +81,23 @@ class ModelFamily(Protocol):
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """The denoiser's output for noisy scaled latents (B, 4, h, w) and timesteps (B,)."""
 
+    def text_fingerprint(self) -> str:
+        """Names the text encoder's weights, precision and prompt options, for caches of what it says."""
+
     def vae_fingerprint(self) -> str:
         """Names the VAE's weights and precision, so that a cache can tell whether it was made with them."""
+
+    def save(
+        self,
+        path: Path,
+        *,
+        format: str,
+        dtype: torch.dtype,
+        metadata: Mapping[str, str],
+        epoch: int = 0,
+        global_step: int = 0,
+    ) -> None:
+        """Writes the whole model in a format of `model_saving.FORMATS`, whole or not at all; the model stays as it is.
+
+        `metadata` is for formats that have a place for it. Raises `UserError` when it cannot be written.
+        """

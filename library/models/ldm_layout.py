@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from library.cli.errors import UserError, raise_together
@@ -17,6 +18,13 @@ from library.models.lazy_tensors import LazyTensors, renamed
 from library.models.ldm_keys import Place, Section, rename_key, section_of
 from library.models.model_parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
 from library.models.module_weights import fill_module, lacking_keys_error, surplus_keys_error
+from library.models.unshown_config import unshown_config
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_WRAPPERS = ("state_dict.", "model.", "module.")  # what programs put in front of all keys
+_TEXT_FRONT = "cond_stage_model."
+_BARE_TEXT = (ldm_text.PREFIX_V1 + ldm_text.OPTIONAL_LEVEL).removeprefix(_TEXT_FRONT)
 
 
 def is_v1(keys: Mapping[str, Any]) -> bool:
@@ -33,6 +41,17 @@ def _has_unet(keys: Mapping[str, Any]) -> bool:
     return any(key.startswith(ldm_unet.PREFIX) for key in keys)
 
 
+def unwrapped(file: WeightFile) -> WeightFile:
+    """The file with the usual keys, where the program that saved it put something in front of them, or left it out."""
+    names = {key: key for key in file.tensors}
+    for front in _WRAPPERS:
+        if not _has_unet(names) and any(key.startswith(front + ldm_unet.PREFIX) for key in names):
+            names = {key.removeprefix(front): key for key in file.tensors}
+    if not any(key.startswith(_TEXT_FRONT) for key in names):
+        names = {_TEXT_FRONT + key if key.startswith(_BARE_TEXT) else key: old for key, old in names.items()}
+    return file if list(names) == list(file.tensors) else replace(file, tensors=renamed(file.tensors, names))
+
+
 def load_single_file(file: WeightFile) -> ModelParts:
     """Builds the parts of the model in a file, float32, frozen, in eval mode; sizes come from the shapes of tensors.
 
@@ -47,32 +66,45 @@ def load_single_file(file: WeightFile) -> ModelParts:
         except UserError as error:
             errors.append(error)
     raise_together(errors)
-    return ModelParts(*parts)
+    return ModelParts(*parts, unread=_unread_v2(file, parts[-1]) if is_v2(file.tensors) else {})
 
 
 def _load_unet(file: WeightFile) -> nn.Module:
     section = section_of(file.tensors, ldm_unet.PREFIX, source=str(file.path), part=ldm_unet.PART)
     config = ldm_unet.infer_config(section, is_v2=is_v2(file.tensors))
+    config |= unshown_config(file.metadata, "unet", section.source)
     unet = empty_unet(config, section.source)
     modules = ldm_unet.module_names(config)
     return _fill(unet, section, {name: Place(rename_key(name, modules)) for name in unet.state_dict()})
 
 
-def _load_vae(file: WeightFile) -> nn.Module:
+def _load_vae(file: WeightFile) -> AutoencoderKL:
     section = section_of(
         file.tensors, ldm_vae.PREFIX, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY
     )
-    config = ldm_vae.infer_config(section)
+    return load_vae(section, unshown_config(file.metadata, "vae", section.source))
+
+
+def load_vae(section: Section, unshown: Mapping[str, Any] | None = None) -> AutoencoderKL:
+    """Builds a VAE from its section of a file, as above, with what weights do not show. Raises `UserError`."""
+    config = {**ldm_vae.infer_config(section), **(unshown or {})}
     vae = empty_vae(config, section.source)
     modules = ldm_vae.module_names(config)
     return _fill(vae, section, {name: Place(rename_key(name, modules)) for name in vae.state_dict()})
+
+
+def load_diffusers_vae(section: Section) -> AutoencoderKL:
+    """Builds a VAE from a file that has Diffusers' names, but no configuration beside it. Raises `UserError`."""
+    vae = empty_vae(ldm_vae.infer_diffusers_config(section), section.source)
+    return _fill(vae, section, {name: Place(name) for name in vae.state_dict()})
 
 
 def _load_text_encoder_v1(file: WeightFile) -> nn.Module:
     optional = ldm_text.PREFIX_V1 + ldm_text.OPTIONAL_LEVEL
     prefix = optional if any(key.startswith(optional) for key in file.tensors) else ldm_text.PREFIX_V1
     section = section_of(file.tensors, prefix, source=str(file.path), part=ldm_text.PART, ignored=ldm_text.NOT_USED_V1)
-    encoder = empty_text_encoder(ldm_text.infer_config_v1(section), section.source)
+    config = ldm_text.infer_config_v1(section) | unshown_config(file.metadata, "text_encoder", section.source)
+    encoder = empty_text_encoder(config, section.source)
     _fill(encoder.text_model, section, ldm_text.places_v1(encoder.text_model.state_dict()))
     return encoder
 
@@ -81,7 +113,7 @@ def _load_text_encoder_v2(file: WeightFile) -> nn.Module:
     section = section_of(
         file.tensors, ldm_text.PREFIX_V2, source=str(file.path), part=ldm_text.PART, ignored=ldm_text.NOT_USED_V2
     )
-    config = ldm_text.infer_config_v2(section)
+    config = ldm_text.infer_config_v2(section) | unshown_config(file.metadata, "text_encoder", section.source)
     unread = f"{ldm_text.BLOCKS}{config['num_hidden_layers']}."
     kept = renamed(section.tensors, {key: key for key in section.tensors if not key.startswith(unread)})
     encoder = empty_text_encoder(config, section.source)
@@ -89,7 +121,14 @@ def _load_text_encoder_v2(file: WeightFile) -> nn.Module:
     return encoder
 
 
-def _fill(module: nn.Module, section: Section, places: Mapping[str, Place]) -> nn.Module:
+def _unread_v2(file: WeightFile, encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of what an SD 2.x file holds and this program does not use, so that saving can write it again."""
+    unused = (f"{ldm_text.BLOCKS}{encoder.config.num_hidden_layers}.", "text_projection", "logit_scale")
+    names = [key.removeprefix(ldm_text.PREFIX_V2) for key in file.tensors if key.startswith(ldm_text.PREFIX_V2)]
+    return {name: file.tensors[ldm_text.PREFIX_V2 + name].clone() for name in names if name.startswith(unused)}
+
+
+def _fill(module: ModuleT, section: Section, places: Mapping[str, Place]) -> ModuleT:
     """Fills `module` with the tensors of a section, which are at `places` (module's name -> where)."""
     lacking = [section.prefix + place.key for place in places.values() if place.key not in section.tensors]
     if lacking:

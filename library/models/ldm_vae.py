@@ -49,17 +49,27 @@ def infer_config(section: Section) -> dict[str, Any]:
     Raises `UserError` when the tensors that show the sizes are missing.
     """
     num_levels = max(1, section.count("encoder.down."))
-    channels = [
-        section.shape(f"encoder.down.{level}.block.0.conv1.weight", num_dims=4)[0] for level in range(num_levels)
-    ]
+    first_layers = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(num_levels)]
+    return _config(section, first_layers, section.count("encoder.down.0.block."))
+
+
+def infer_diffusers_config(section: Section) -> dict[str, Any]:
+    """The same for a VAE whose tensors have Diffusers' names."""
+    num_levels = max(1, section.count("encoder.down_blocks."))
+    first_layers = [f"encoder.down_blocks.{level}.resnets.0.conv1.weight" for level in range(num_levels)]
+    return _config(section, first_layers, section.count("encoder.down_blocks.0.resnets."))
+
+
+def _config(section: Section, first_layers: list[str], num_layers: int) -> dict[str, Any]:
+    channels = [section.shape(name, num_dims=4)[0] for name in first_layers]
     return {
         "in_channels": section.shape("encoder.conv_in.weight", num_dims=4)[1],
         "out_channels": section.shape("decoder.conv_out.weight", num_dims=4)[0],
         "latent_channels": section.shape("decoder.conv_in.weight", num_dims=4)[1],
         "block_out_channels": channels,
-        "layers_per_block": section.count("encoder.down.0.block."),
-        "down_block_types": ["DownEncoderBlock2D"] * num_levels,
-        "up_block_types": ["UpDecoderBlock2D"] * num_levels,
+        "layers_per_block": num_layers,
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
         "norm_num_groups": norm_groups(channels),
         "scaling_factor": _SCALING_FACTOR,
     }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
 from library.cli.errors import UserError
 from library.models.module_weights import build_empty
@@ -23,6 +23,8 @@ class ModelParts:
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoder: TextEncoder
+    # tensors that an SD 2.x file holds beside them and nothing uses, under their keys there without prefix
+    unread: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def empty_unet(config: Mapping[str, Any], source: str) -> UNet2DConditionModel:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from library.cli.errors import UserError
 from library.cli.options import option
 
 
@@ -18,7 +20,16 @@ class ModelOptions:
         None,
         required=True,
         metavar="PATH",
-        help="the model to train on: a Diffusers folder, or a .safetensors or .ckpt file in the Stability layout",
+        help="the model to train on: a Diffusers folder, a .safetensors or .ckpt file in the Stability layout, or a"
+        " name on the Hugging Face Hub (owner/name)",
+    )
+    vae: str | None = option(
+        None,
+        metavar="PATH",
+        help="another VAE than the model's own: a VAE or a model with one, as a file, a folder or a name on the Hub",
+    )
+    tokenizer_cache_dir: str | None = option(
+        None, metavar="FOLDER", help="accepted and not needed: the vocabulary comes with this program"
     )
     v2: bool = option(
         False, help="the model is Stable Diffusion 2.x (found out from the model; a contradiction is an error)"
@@ -61,3 +72,45 @@ class PromptOptions:
         False, help="brackets weigh parts of captions: (more), (much:1.3), [less]; \\( and \\[ are plain brackets"
     )
     no_token_padding: bool = False  # of train_db.py: captions are padded to the longest of their batch
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """How the model is kept and computed: memory against time."""
+
+    GROUP: ClassVar[str] = "Attention and memory"
+
+    sdpa: bool = option(False, help="PyTorch's own attention; the default")
+    xformers: bool = option(False, help="attention of the package xformers, where it is installed and there is a GPU")
+    mem_eff_attn: bool = option(False, help="attention in pieces: little memory, slower")
+    no_half_vae: bool = option(False, help="keep the VAE in float32 with --mixed_precision")
+    vae_slicing: bool = option(False, help="let the VAE take one picture at a time")
+    fp8_base: bool = option(False, help="keep the weights of the frozen U-Net in 8 bits and compute in more")
+    lowram: bool = option(False, help="load the model straight into the memory of the GPU")
+    highvram: bool = option(False, help="keep the VAE on the GPU after latents were cached")
+    torch_compile: bool = option(False, help="compile the U-Net with torch.compile: a slow start, faster steps")
+    dynamo_backend: str = option(
+        "inductor",
+        help="what torch.compile compiles with",
+        choices=("eager", "aot_eager", "inductor", "aot_ts_nvfuser", "nvprims_nvfuser", "cudagraphs", "ofi", "fx2trt",
+                 "onnxrt", "tensorrt", "ipex", "tvm"),
+    )  # fmt: skip
+
+    def problems(self) -> Iterator[UserError]:
+        chosen = [name for name in ("sdpa", "xformers", "mem_eff_attn") if getattr(self, name)]
+        if len(chosen) > 1:
+            flags = " and ".join(f"--{name}" for name in chosen)
+            yield UserError(f"{flags} are different ways to compute attention", hint="give one of them")
+
+
+@dataclass(frozen=True)
+class MetadataOptions:
+    """What a saved .safetensors file says of itself, beside what is found out."""
+
+    GROUP: ClassVar[str] = "Metadata of saved files"
+
+    metadata_title: str | None = option(help="title of the model (default: the name of the file)", metavar="TEXT")
+    metadata_author: str | None = option(help="who made it", metavar="TEXT")
+    metadata_description: str | None = option(help="what it is", metavar="TEXT")
+    metadata_license: str | None = option(help="what others may do with it", metavar="TEXT")
+    metadata_tags: str | None = option(help="words to find it by, with commas between", metavar="TEXT")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from library.cli.errors import UserError
@@ -29,36 +31,47 @@ _TRANSFORMERS_WEIGHTS = (
 WEIGHT_FILES = {"unet": _DIFFUSERS_WEIGHTS, "vae": _DIFFUSERS_WEIGHTS, "text_encoder": _TRANSFORMERS_WEIGHTS}
 
 FLAG = "--pretrained_model_name_or_path"
+VAE_FLAG = "--vae"
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _DOWNLOAD_AGAIN = "copy or download it again"
 
 
 def model_problems(options: ModelOptions) -> list[UserError]:
-    """All that is visibly wrong with the path of the model.
+    """All that is visibly wrong with the paths of the model and of `--vae`.
 
     Looks at names, sizes and the headers of .safetensors files. An absent option is left to the parser, which knows
-    that it is required.
+    that it is required; what may be a name on the Hub is left to loading.
     """
-    if options.pretrained_model_name_or_path is None:
+    problems = []
+    for flag, path, folder_problems in (
+        (FLAG, options.pretrained_model_name_or_path, _folder_problems),
+        (VAE_FLAG, options.vae, lambda folder: []),
+    ):
+        if path is not None:
+            problems += _path_problems(flag, path, folder_problems)
+    return problems
+
+
+def _path_problems(flag: str, path: str, folder_problems: Callable[[Path], list[UserError]]) -> list[UserError]:
+    if Path(path).is_dir():
+        return folder_problems(Path(path))
+    if Path(path).is_file():
+        return _file_problems(flag, Path(path))
+    if is_hub_id(path):
         return []
-    path = Path(options.pretrained_model_name_or_path)
-    if path.is_dir():
-        return _folder_problems(path)
-    if path.is_file():
-        return _file_problems(path)
-    return [
-        UserError(
-            f"{FLAG} {path}: there is no such file or folder",
-            "give the path of a local model; nothing is downloaded by name",
-        )
-    ]
+    return [UserError(f"{flag} {path}: there is no such file or folder", "check the path")]
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether `path`, which is no file or folder, can be a name on the Hub: owner/name, and no folder `owner` here."""
+    owner = path.split("/", 1)[0]
+    is_file_name = path.lower().endswith(SINGLE_FILE_ENDINGS)
+    return _HUB_ID.fullmatch(path) is not None and not is_file_name and not Path(owner).exists()
 
 
 def find_weights(folder: Path, part: str) -> Path | None:
-    """The file of weights of one part ("unet", "vae", "text_encoder") of a Diffusers folder, if there is one."""
-    for name in WEIGHT_FILES[part]:
-        if (folder / part / name).is_file():
-            return folder / part / name
-    return None
+    """The file of weights of one part ("unet", "vae", "text_encoder") in its folder, if there is one."""
+    return next((folder / name for name in WEIGHT_FILES[part] if (folder / name).is_file()), None)
 
 
 def safetensors_problem(path: Path) -> str | None:
@@ -70,17 +83,17 @@ def safetensors_problem(path: Path) -> str | None:
     return None
 
 
-def _file_problems(path: Path) -> list[UserError]:
+def _file_problems(flag: str, path: Path) -> list[UserError]:
     ending = path.suffix.lower()
     if ending not in SINGLE_FILE_ENDINGS:
         return [
             UserError(
-                f"{FLAG} {path}: unknown kind of file {path.suffix or '(no ending)'!r}",
+                f"{flag} {path}: unknown kind of file {path.suffix or '(no ending)'!r}",
                 f"a model is a Diffusers folder or a file ending in {', '.join(SINGLE_FILE_ENDINGS)}",
             )
         ]
     problem = weight_file_problem(path)
-    return [] if problem is None else [UserError(f"{FLAG} {path} {problem}", _DOWNLOAD_AGAIN)]
+    return [] if problem is None else [UserError(f"{flag} {path} {problem}", _DOWNLOAD_AGAIN)]
 
 
 def weight_file_problem(path: Path) -> str | None:
@@ -112,7 +125,7 @@ def _part_problems(folder: Path, part: str) -> list[UserError]:
     problems = []
     if not (folder / part / "config.json").is_file():
         problems.append(UserError(f"{FLAG} {folder}: lacks {part}/config.json", _DOWNLOAD_AGAIN))
-    weights = find_weights(folder, part)
+    weights = find_weights(folder / part, part)
     if weights is None:
         hint = f"looked for {', '.join(WEIGHT_FILES[part])}"
         problems.append(UserError(f"{FLAG} {folder}: no weights in {part}/", hint))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+import torch
 
 from library.cli.errors import UserError, raise_together
-from library.models import stable_diffusion
-from library.models.checkpoint_files import WeightFile, open_weights
+from library.models import ldm_layout, stable_diffusion, stable_diffusion_inspection
+from library.models.checkpoint_files import WeightFile, open_shapes, open_weights
 from library.models.diffusers_folder import DiffusersFolder
 from library.models.family import ModelFamily
+from library.models.hub import local_path
+from library.models.inspection import Inspection, count_tensors
 from library.models.options import ModelOptions, PromptOptions
 from library.models.path_checks import FLAG, model_problems
 
@@ -23,10 +26,18 @@ class FamilyEntry:
 
     title: str
     detect: Callable[[ModelSource], bool]
-    load: Callable[[ModelSource, ModelOptions, PromptOptions], ModelFamily]
+    load: Callable[[ModelSource, ModelOptions, PromptOptions, torch.device], ModelFamily]
+    inspect: Callable[[ModelSource], Inspection]
 
 
-FAMILIES = (FamilyEntry("Stable Diffusion 1.x and 2.x", stable_diffusion.detect, stable_diffusion.load),)
+FAMILIES = (
+    FamilyEntry(
+        "Stable Diffusion 1.x and 2.x",
+        stable_diffusion.detect,
+        stable_diffusion.load,
+        stable_diffusion_inspection.inspect,
+    ),
+)
 
 # beginnings of keys in single files that are something else, and what
 _OTHER_KINDS = (
@@ -39,13 +50,20 @@ _OTHER_KINDS = (
     ("model.diffusion_model.", "a U-Net without a text encoder"),
     ("first_stage_model.", "a VAE alone"),
     ("encoder.down.", "a VAE alone"),
+    ("encoder.down_blocks.", "a VAE alone"),
+    ("down_blocks.", "a U-Net alone, part of a Diffusers folder"),
     ("text_model.", "a text encoder alone"),
     ("emb_params", "a textual inversion embedding"),
+    ("string_to_param", "a textual inversion embedding"),
 )
 
 
-def load_family(options: ModelOptions, prompt_options: PromptOptions | None = None) -> ModelFamily:
-    """Loads the model at `options.pretrained_model_name_or_path`, float32 on the CPU, from local files alone.
+def load_family(
+    options: ModelOptions, prompt_options: PromptOptions | None = None, device: torch.device | str = "cpu"
+) -> ModelFamily:
+    """Loads the model at `options.pretrained_model_name_or_path`, in float32.
+
+    Nothing but local files is read, unless the path is a name on the Hub.
 
     Raises `UserError` when there is no model, when it is damaged or of a kind that is not known, and when flags
     contradict it.
@@ -53,12 +71,29 @@ def load_family(options: ModelOptions, prompt_options: PromptOptions | None = No
     if options.pretrained_model_name_or_path is None:
         raise UserError(f"{FLAG} is missing", "give the path of the model to train on")
     raise_together(model_problems(options))
-    path = Path(options.pretrained_model_name_or_path)
-    source = DiffusersFolder(path) if path.is_dir() else open_weights(path)
+    path = local_path(options.pretrained_model_name_or_path, FLAG)
+    source = DiffusersFolder(path) if path.is_dir() else ldm_layout.unwrapped(open_weights(path))
     for family in FAMILIES:
         if family.detect(source):
-            return family.load(source, options, prompt_options or PromptOptions())
+            return family.load(source, options, prompt_options or PromptOptions(), torch.device(device))
     raise UserError(f"{FLAG} {path}: {_what_else(source)}", f"known are {', '.join(entry.title for entry in FAMILIES)}")
+
+
+def inspect_model(path: str) -> Inspection:
+    """What a file of weights or a Diffusers folder contains, without reading it all.
+
+    Raises `UserError` for what cannot be read, and for folders of no known family.
+    """
+    place = local_path(path, "SOURCE")
+    if not place.exists():
+        raise UserError(f"{path}: there is no such file or folder", "check the path")
+    source = DiffusersFolder(place) if place.is_dir() else open_shapes(place)
+    for family in FAMILIES:
+        if family.detect(source):
+            return family.inspect(source)
+    if isinstance(source, DiffusersFolder):
+        raise UserError(f"{path}: {_what_else(source)}", "give the folder of a model, or a file of weights")
+    return Inspection(str(place), _what_else(source), (count_tensors("all", source.tensors),), source.metadata)
 
 
 def _what_else(source: ModelSource) -> str:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from library.cli.errors import UserError
 from library.models import ldm_layout
+from library.models.attention import set_attention
 from library.models.checkpoint_files import WeightFile
 from library.models.diffusers_folder import DiffusersFolder, load_folder
 from library.models.family import AdapterRoots, Conditioning
+from library.models.float8_weights import store_in_float8
 from library.models.model_parts import ModelParts
-from library.models.options import ModelOptions, PromptOptions
+from library.models.model_saving import SavedModel, save_model
+from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.stable_diffusion_facts import (
     V_PREDICTION,
     ModelFacts,
@@ -28,6 +33,7 @@ from library.models.stable_diffusion_facts import (
     make_alphas_cumprod,
 )
 from library.models.tokenizer import PromptTokenizer, load_tokenizer
+from library.models.vae_loading import load_vae
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +84,15 @@ class StableDiffusion:
         self.text_encoders: tuple[nn.Module, ...] = (parts.text_encoder,)
         self.tokenizer = tokenizer
         self._prompt_options = prompt_options
+        self._scheduler = {**facts.scheduler, "prediction_type": prediction_type}
+        self._unread = parts.unread
         self.latent_channels: int = parts.vae.config.latent_channels
         self.vae_scale: int = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         self._scaling_factor: float = parts.vae.config.scaling_factor
         self._alphas_cumprod = make_alphas_cumprod(facts.scheduler, facts.source)
-        self._fingerprints: dict[torch.dtype, str] = {}
+        self._fingerprints: dict[tuple[int, torch.dtype], str] = {}
+        self._vae_in_float32: AutoencoderKL | None = None  # made when the VAE's own precision turns out too low
+        self._unet_dtype = torch.float32
 
     def alphas_cumprod(self) -> torch.Tensor:
         """The noise schedule, (num_train_timesteps,) float32; a copy, which may be changed."""
@@ -96,9 +106,26 @@ class StableDiffusion:
         """Moves all parts to a device, each in its data type."""
         # Diffusers' own `to` warns of parts to be kept in float32 even where there are none
         nn.Module.to(self.unet, device, unet)
+        self._unet_dtype = unet
         for encoder in self.text_encoders:
             encoder.to(device, text_encoder)
         nn.Module.to(self.vae, device, vae)
+
+    def save_memory(self, options: MemoryOptions, device: torch.device) -> None:
+        """Attention, slices of the VAE and 8-bit weights as the options say; after `place` and before adapters."""
+        set_attention((self.unet, self.vae), options, device)
+        if options.vae_slicing:
+            self.vae.enable_slicing()
+        if options.fp8_base:
+            store_in_float8(self.unet)
+
+    def compile(self, backend: str) -> None:
+        """Compiles the U-Net, with whatever is attached to it."""
+        self.unet.compile(backend=backend)
+
+    def set_vae_aside(self) -> None:
+        """Moves the VAE to the CPU; decoding brings it back for as long as it takes."""
+        nn.Module.to(self.vae, "cpu")
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes activations of U-Net and text encoder in the backward pass.
@@ -130,6 +157,11 @@ class StableDiffusion:
         inner = [states[:, 1:-1] for states in pieces]
         return Conditioning(torch.cat([pieces[0][:, :1], *inner, pieces[-1][:, -1:]], dim=1))
 
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens each prompt has, start and end not counted, however many of them are read."""
+        weighted = self._prompt_options.weighted_captions
+        return [self.tokenizer.count(prompt, weighted) for prompt in prompts]
+
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), picture i sampled with seeds[i].
@@ -139,6 +171,8 @@ class StableDiffusion:
         """
         weight = self.vae.encoder.conv_in.weight
         posterior = self.vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
+        if self._overflowed(posterior.mean):
+            posterior = self._float32_vae().encode(pixels.to(weight.device)).latent_dist
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         noise = torch.stack([_keyed_noise(mean.shape[1:], seed) for seed in _one_each(seeds, mean)])
         return mean + torch.exp(0.5 * log_variance) * noise.to(mean.device)
@@ -150,25 +184,69 @@ class StableDiffusion:
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), about in [-1, 1], float32."""
-        weight = self.vae.decoder.conv_in.weight
-        unscaled = (latents / self._scaling_factor).to(weight.device, weight.dtype)
-        return self.vae.decode(unscaled).sample.float()
+        home = self.vae.device
+        nn.Module.to(self.vae, latents.device)
+        unscaled = latents / self._scaling_factor
+        pixels = self.vae.decode(unscaled.to(self.vae.dtype)).sample
+        if self._overflowed(pixels):
+            pixels = self._float32_vae().decode(unscaled).sample
+        nn.Module.to(self.vae, home)
+        return pixels.float()
+
+    def _overflowed(self, values: torch.Tensor) -> bool:
+        return values.dtype == torch.float16 and not bool(torch.isfinite(values).all())
+
+    def _float32_vae(self) -> AutoencoderKL:
+        """A copy of the VAE that computes in float32; made at the first need, with a warning."""
+        if self._vae_in_float32 is None:
+            logger.warning("the VAE overflows in fp16: such pictures are done in float32, as by --no_half_vae")
+            self._vae_in_float32 = copy.deepcopy(self.vae)
+            nn.Module.to(self._vae_in_float32, torch.float32)
+        return self._vae_in_float32
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """The U-Net's output (B, 4, h, w) for noisy scaled latents (B, 4, h, w) and timesteps (B,).
 
         Inputs are brought to the U-Net's precision, which that of the text encoder need not be.
         """
-        dtype = next(self.unet.parameters()).dtype
-        hidden_states = conditioning.hidden_states.to(dtype)
-        return self.unet(latents.to(dtype), timesteps, encoder_hidden_states=hidden_states).sample
+        hidden_states = conditioning.hidden_states.to(self._unet_dtype)
+        return self.unet(latents.to(self._unet_dtype), timesteps, encoder_hidden_states=hidden_states).sample
 
     def vae_fingerprint(self) -> str:
         """16 hexadecimal digits that name the VAE's weights in their present precision."""
-        dtype = self.vae.encoder.conv_in.weight.dtype
-        if dtype not in self._fingerprints:
-            self._fingerprints[dtype] = _fingerprint(self.vae)
-        return self._fingerprints[dtype]
+        return self._fingerprint_of(self.vae, self.vae.encoder.conv_in.weight.dtype)
+
+    def text_fingerprint(self) -> str:
+        """The same of the text encoder, and the prompt options."""
+        (encoder,) = self.text_encoders
+        return f"{self._fingerprint_of(encoder, encoder.dtype)} {self._prompt_options}"
+
+    def _fingerprint_of(self, module: nn.Module, dtype: torch.dtype) -> str:
+        key = (id(module), dtype)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = _fingerprint(module)
+        return self._fingerprints[key]
+
+    def save(
+        self,
+        path: Path,
+        *,
+        format: str,
+        dtype: torch.dtype,
+        metadata: Mapping[str, str],
+        epoch: int = 0,
+        global_step: int = 0,
+    ) -> None:
+        """Writes the whole model in a format of `model_saving.FORMATS`. Raises `UserError` when it cannot be written.
+
+        `epoch` and `global_step` stand in .ckpt files.
+        """
+        (encoder,) = self.text_encoders
+        parts = ModelParts(self.unet, self.vae, encoder, self._unread)
+        model = SavedModel(
+            parts, self.tokenizer, self.is_v2, self._scheduler, dtype, metadata, epoch=epoch, global_step=global_step
+        )
+        save_model(Path(path), format, model)
 
 
 def _one_each(seeds: Sequence[int], pictures: torch.Tensor) -> Sequence[int]:
@@ -197,8 +275,10 @@ def detect(source: ModelSource) -> bool:
     return all(source.has(part) for part in ("unet", "vae", "text_encoder")) and not any(map(source.has, others))
 
 
-def load(source: ModelSource, options: ModelOptions, prompt_options: PromptOptions) -> StableDiffusion:
-    """Loads a model in float32 on the CPU, frozen and in eval mode; reads nothing but local files.
+def load(
+    source: ModelSource, options: ModelOptions, prompt_options: PromptOptions, device: torch.device
+) -> StableDiffusion:
+    """Loads a model in float32 to a device, frozen and in eval mode; reads nothing but local files.
 
     Raises `UserError` for flags that contradict the model, and for files that are incomplete or do not fit together.
     """
@@ -206,7 +286,10 @@ def load(source: ModelSource, options: ModelOptions, prompt_options: PromptOptio
     facts = facts_of_file(source) if is_file else facts_of_folder(source)
     check_flags(facts, options)
     prediction_type = choose_prediction_type(facts, options)
-    parts = ldm_layout.load_single_file(source) if is_file else load_folder(source)
+    with device:
+        parts = ldm_layout.load_single_file(source) if is_file else load_folder(source)
+        if options.vae is not None:
+            parts = replace(parts, vae=load_vae(options.vae))
     _check_fit(parts, facts.source)
     tokenizer_folder = None if is_file or not source.has("tokenizer") else source.path / "tokenizer"
     tokenizer = load_tokenizer(tokenizer_folder, pads_with_end=_GENERATIONS[facts.is_v2].pads_with_end)

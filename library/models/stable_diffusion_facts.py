@@ -14,6 +14,7 @@ from library.models import ldm_layout
 from library.models.checkpoint_files import WeightFile
 from library.models.diffusers_folder import DiffusersFolder
 from library.models.options import ModelOptions
+from library.models.unshown_config import unshown_config
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,10 @@ def facts_of_folder(folder: DiffusersFolder) -> ModelFacts:
 def facts_of_file(file: WeightFile) -> ModelFacts:
     """What the keys and the metadata of a single file say."""
     shown = V_PREDICTION if "v_pred" in file.tensors else None
-    shown = _PREDICTION_NAMES.get(file.metadata.get("modelspec.prediction_type", ""), shown)
-    return ModelFacts(str(file.path), ldm_layout.is_v2(file.tensors), shown)
+    scheduler = unshown_config(file.metadata, "scheduler", str(file.path))
+    for told in (scheduler.get("prediction_type"), file.metadata.get("modelspec.prediction_type")):
+        shown = _PREDICTION_NAMES.get(str(told), shown)
+    return ModelFacts(str(file.path), ldm_layout.is_v2(file.tensors), shown, scheduler)
 
 
 def check_flags(facts: ModelFacts, options: ModelOptions) -> None:

@@ -69,6 +69,11 @@ _CONFIG_KEYS = (
 )
 
 
+def config_entries(config: CLIPTextConfig) -> dict[str, Any]:
+    """The entries of a config.json that build the same text encoder."""
+    return {key: getattr(config, key) for key in _CONFIG_KEYS if hasattr(config, key)}
+
+
 def build_text_encoder(config: Mapping[str, Any]) -> TextEncoder:
     """An untrained text encoder for the entries of a config.json; under `torch.device("meta")` one without memory."""
     known = {key: config[key] for key in _CONFIG_KEYS if key in config}

@@ -58,9 +58,9 @@ class PromptTokenizer:
                 weights[row, piece, 1 : len(here) - 1] = torch.tensor(factors[part])
         return PromptTokens(ids, weights if weighted else None)
 
-    def count(self, prompt: str) -> int:
-        """Tokens of a prompt without start and end, however long it is."""
-        return len(self._tokens(prompt, weighted=False)[0])
+    def count(self, prompt: str, weighted: bool = False) -> int:
+        """Tokens of a prompt without start and end, however long it is; with `weighted`, without its brackets."""
+        return len(self._tokens(prompt, weighted)[0])
 
     def _tokens(self, prompt: str, weighted: bool) -> tuple[list[int], list[float]]:
         ids, factors = [], []

@@ -6,17 +6,43 @@ import torch
 from accelerate import Accelerator
 
 from library.cli.errors import UserError
+from library.models.options import MemoryOptions
 
 DTYPES = {"float": torch.float32, "no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def make_accelerator(mixed_precision: str) -> Accelerator:
-    """The accelerator of this process. Raises `UserError` when the device has no such precision."""
+def make_accelerator(mixed_precision: str, *, full: bool = False) -> Accelerator:
+    """The accelerator of this process. Raises `UserError` when the device has no such precision.
+
+    `full`: what learns is in that precision too.
+    """
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16 needs a GPU, and none was found", hint="use bf16 or no")
     if mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise UserError("--mixed_precision bf16 is more than this GPU can do", hint="use fp16 or no")
-    return Accelerator(mixed_precision=mixed_precision)
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    if full and mixed_precision == "fp16":
+        accelerator.scaler = HalfGradScaler(accelerator.device.type)
+    return accelerator
+
+
+def check_memory_options(options: MemoryOptions, accelerator: Accelerator) -> None:
+    """Raises `UserError` for what the device, or the version of PyTorch, cannot do; before a model is loaded."""
+    if options.fp8_base and accelerator.device.type == "mps":
+        raise UserError("--fp8_base: this device has no numbers of 8 bits", hint="leave it out")
+    known = torch._dynamo.list_backends(exclude_tags=()) if options.torch_compile else []
+    if options.torch_compile and options.dynamo_backend not in known:
+        raise UserError(
+            f"--dynamo_backend {options.dynamo_backend} is not there: this PyTorch has {', '.join(known)}",
+            hint="choose one of these",
+        )
+
+
+class HalfGradScaler(torch.amp.GradScaler):
+    """A scaler of the loss that takes gradients in fp16, which PyTorch's own refuses."""
+
+    def _unscale_grads_(self, optimizer, inv_scale, found_inf, allow_fp16):
+        return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
 
 
 def reduce_gradients(accelerator: Accelerator, params: list[torch.nn.Parameter]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -45,6 +46,18 @@ def test_pickles_are_read_and_unwrapped(tmp_path, ending, zipped):
 def test_a_pickle_without_the_wrapping_is_read_too(tmp_path):
     torch.save(TENSORS, tmp_path / "w.pt")
     assert_holds_tensors(open_weights(tmp_path / "w.pt").tensors)
+
+
+def test_a_compressed_pickle_and_tensors_that_share_their_numbers_are_read(tmp_path):
+    matrix = torch.arange(20.0).reshape(4, 5)
+    contents = {"a": matrix, "b": matrix[1:3].t(), "c": torch.empty(0)}
+    torch.save(contents, tmp_path / "w.pt")
+    with zipfile.ZipFile(tmp_path / "w.pt") as plain, zipfile.ZipFile(tmp_path / "c.pt", "w") as compressed:
+        for name in plain.namelist():
+            compressed.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+    for name in ("w.pt", "c.pt"):
+        tensors = open_weights(tmp_path / name).tensors
+        assert all(torch.equal(tensors[key], contents[key]) for key in contents)
 
 
 class Malice:

@@ -37,10 +37,20 @@ def test_a_missing_path_is_named_with_its_flag(tmp_path):
     assert FLAG in problem and "nothing.safetensors" in problem and "no such file" in problem
 
 
-def test_a_hub_name_is_not_looked_up(tmp_path, monkeypatch):
+def test_a_hub_name_is_left_to_loading_unless_it_is_a_path_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (problem,) = problems_of(Path("someone/some-model"))
-    assert "nothing is downloaded" in problem
+    assert problems_of(Path("someone/some-model")) == []
+    (tmp_path / "someone").mkdir()
+    for path in ("someone/some-model", "models/a.safetensors", "/someone/some-model", "a/b/c", "some-model"):
+        (problem,) = problems_of(Path(path))
+        assert "there is no such file or folder" in problem
+
+
+def test_the_path_of_the_vae_is_looked_at_too(folder_v1, tmp_path):
+    (tmp_path / "vae.safetensors").write_bytes(b"")
+    for vae, words in ((tmp_path / "none", "no such file"), (tmp_path / "vae.safetensors", "is empty")):
+        (problem,) = model_problems(ModelOptions(str(folder_v1), vae=str(vae)))
+        assert problem.message.startswith(f"--vae {vae}") and words in problem.message
 
 
 def test_an_unknown_ending_is_refused_with_the_known_ones(tmp_path):

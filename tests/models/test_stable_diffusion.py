@@ -68,6 +68,22 @@ def test_single_files_are_told_apart_and_loaded(tiny_v1, tiny_v2, file_v1, file_
         assert_like_original(family, original)
 
 
+@pytest.mark.parametrize("front", ["state_dict.", "model.", "module."])
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+def test_what_programs_put_in_front_of_keys_is_taken_off(tiny_v1, stability_layout, tmp_path, front, ending):
+    tensors = {front + key: value for key, value in stability_layout(tiny_v1).items()}
+    tensors[front + "model_ema.decay"] = torch.zeros(1)
+    path = tmp_path / f"model{ending}"
+    save_file(tensors, path) if ending == ".safetensors" else torch.save({"model": tensors}, path)
+    assert_like_original(load(path), tiny_v1)
+
+
+def test_a_text_encoder_without_its_usual_front_is_found(tiny_v1, stability_layout, tmp_path):
+    tensors = {key.removeprefix("cond_stage_model."): value for key, value in stability_layout(tiny_v1).items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert_like_original(load(tmp_path / "model.safetensors"), tiny_v1)
+
+
 def test_all_forms_of_a_model_have_the_same_vae_fingerprint(folder_v1, file_v1):
     assert load(folder_v1).vae_fingerprint() == load(file_v1).vae_fingerprint()
 

@@ -1,6 +1,7 @@
 """Adapter files are hours of somebody's training: they come back whole, and a wrong one is named."""
 
 import os
+from hashlib import sha256
 
 import pytest
 import torch
@@ -52,6 +53,12 @@ def test_training_metadata_counts_in_the_legacy_hash_alone(tmp_path):
     written = read_metadata(tmp_path / "a.safetensors")
     assert written["sshs_model_hash"].startswith("f880c1d8")
     assert written["sshs_legacy_hash"] != "e1d01acc"
+
+
+def test_a_file_with_a_model_specification_has_the_hash_of_its_data(tmp_path):
+    save_adapter(tmp_path / "a.safetensors", SMALL, None, {"modelspec.sai_model_spec": "1.0.0"})
+    data = (tmp_path / "a.safetensors").read_bytes()[-4 * (1 + 12 + 15) :]
+    assert read_metadata(tmp_path / "a.safetensors")["modelspec.hash_sha256"] == f"0x{sha256(data).hexdigest()}"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".ckpt"])

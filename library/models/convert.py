@@ -1,0 +1,166 @@
+"""Converts a Stable Diffusion model to another format, or says what a file of weights contains (--inspect)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from library.cli.entry import run_entry
+from library.cli.errors import UserError, UserErrors
+from library.cli.options import Problems, option
+from library.cli.parser import Options, parse_options
+from library.models.model_metadata import SpecifiedModel, kept_entries, specification_entries
+from library.models.model_saving import FORMATS, target_problem
+from library.models.options import MetadataOptions, ModelOptions
+from library.models.path_checks import FLAG, SINGLE_FILE_ENDINGS, model_problems
+
+if TYPE_CHECKING:
+    from library.models.family import ModelFamily
+    from library.models.inspection import Inspection
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = "python -m library.models.convert"
+_PRECISIONS = {"float": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_FOLDER_FORMAT = "diffusers_safetensors"
+_WIDE_ARCHITECTURE = "stable-diffusion-v2-768-v"
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What is converted to what."""
+
+    GROUP: ClassVar[str] = "Conversion"
+
+    source: str | None = option(
+        positional=True,
+        required=True,
+        help="the model: a .safetensors or .ckpt file, a Diffusers folder, or a name on the Hub (owner/name)",
+    )
+    destination: str | None = option(
+        positional=True, required=True, help="where it goes: a name ending in .safetensors or .ckpt, or a new folder"
+    )
+    format: str | None = option(
+        help=f"format to write (default: by the ending of DESTINATION; for a folder {_FOLDER_FORMAT})",
+        choices=tuple(FORMATS),
+    )
+    save_precision: str | None = option(
+        help="data type of the weights (default: that of the source)", choices=tuple(_PRECISIONS)
+    )
+    vae: str | None = option(help="put this VAE in: a VAE or a model, as a file, a folder or a name on the Hub")
+    v2: bool = option(False, help="the model is Stable Diffusion 2.x (found out; a contradiction is an error)")
+    v_parameterization: bool = option(False, help="the model predicts v, where its file does not say so")
+    overwrite: bool = option(False, help="replace what is at DESTINATION")
+    inspect: bool = option(False, help="say what SOURCE contains, and write nothing", waives=("destination",))
+
+    @property
+    def model_options(self) -> ModelOptions:
+        return ModelOptions(self.source, vae=self.vae, v2=self.v2, v_parameterization=self.v_parameterization)
+
+    @property
+    def chosen_format(self) -> str:
+        """The format asked for, else that of the destination's ending."""
+        ending = Path(self.destination or "").suffix.lower()
+        by_ending = {row.ending: name for name, row in FORMATS.items() if row.ending}
+        return self.format or by_ending.get(ending, _FOLDER_FORMAT)
+
+
+def _check_destination(options: Options) -> Problems:
+    convert = options[ConvertOptions]
+    if convert.inspect or convert.destination is None:
+        return
+    path, ending = Path(convert.destination), FORMATS[convert.chosen_format].ending
+    if ending and path.suffix.lower() != ending:
+        yield UserError(f"--format {convert.format}: {path} does not end in {ending}", "change the one or the other")
+    elif not ending and path.suffix.lower() in SINGLE_FILE_ENDINGS:
+        yield UserError(f"{path} is no name for a folder", "end it in .safetensors or .ckpt, or in nothing")
+    elif path.exists() and not convert.overwrite:
+        yield UserError(f"{path} exists already", "give another name, or --overwrite to replace it")
+    else:
+        problem = target_problem(path, convert.chosen_format)
+        if problem is not None:
+            yield problem
+
+
+def _check_source(options: Options) -> Problems:
+    convert = options[ConvertOptions]
+    return [] if convert.inspect else map(_about_source, model_problems(convert.model_options))
+
+
+def _about_source(error: UserError) -> UserError:
+    """Errors of models name the flag that entry scripts have for them."""
+    return UserError(error.message.replace(FLAG, "SOURCE"), error.hint)
+
+
+def convert(argv: Sequence[str]) -> None:
+    """Converts, or inspects, as a command line says. Raises `UserError`."""
+    options = parse_options(
+        argv,
+        (ConvertOptions, MetadataOptions),
+        program=PROGRAM,
+        description=__doc__ or "",
+        checks=(_check_source, _check_destination),
+    )
+    # heavy imports only now: --help and mistakes are answered without them
+    from library.models.inspection import report_lines
+    from library.models.registry import inspect_model
+
+    wanted = options[ConvertOptions]
+    contents = inspect_model(str(wanted.source))
+    if wanted.inspect:
+        sys.stdout.write("\n".join(report_lines(contents)) + "\n")
+    else:
+        _write(wanted, options[MetadataOptions], contents)
+
+
+def _write(wanted: ConvertOptions, texts: MetadataOptions, contents: Inspection) -> None:
+    import torch
+
+    family = _load(wanted.model_options)
+    path = Path(str(wanted.destination))
+    precision = _PRECISIONS.get(wanted.save_precision or "") or _main_type(contents)
+    family.save(
+        path,
+        format=wanted.chosen_format,
+        dtype=getattr(torch, precision),
+        metadata=_metadata(family, texts, contents.metadata, path.stem),
+    )
+    logger.info("saved %s (%s, %s)", path, wanted.chosen_format, precision)
+
+
+def _load(options: ModelOptions) -> ModelFamily:
+    from library.models.registry import load_family
+
+    try:
+        return load_family(options)
+    except UserErrors as errors:
+        raise UserErrors(map(_about_source, errors.errors)) from errors
+    except UserError as error:
+        raise _about_source(error) from error
+
+
+def _main_type(contents: Inspection) -> str:
+    """The data type of most of the U-Net; float32 where models are not saved in it."""
+    sizes = contents.parts[0].num_bytes
+    largest = max(sizes, key=lambda name: sizes[name])
+    return largest if largest in _PRECISIONS.values() else "float32"
+
+
+def _metadata(family: ModelFamily, texts: MetadataOptions, earlier: Mapping[str, str], title: str) -> dict[str, str]:
+    size = re.fullmatch(r"(\d+)x(\d+)", earlier.get("modelspec.resolution", ""))
+    usual = 768 if family.architecture == _WIDE_ARCHITECTURE else 512
+    model = SpecifiedModel(
+        architecture=family.architecture,
+        prediction_type=family.prediction_type,
+        resolution=(int(size[1]), int(size[2])) if size else (usual, usual),
+    )
+    return {**kept_entries(earlier), **specification_entries(model, texts, title=title, earlier=earlier)}
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry(lambda: convert(sys.argv[1:])))

@@ -1,0 +1,59 @@
+"""The `modelspec.*` entries of saved files: the Stability AI model specification (SAI ModelSpec) 1.0.0.
+
+One function for adapters and whole models. `modelspec.hash_sha256` is added by what writes the file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from library.models.options import MetadataOptions
+
+_PREFIX = "modelspec."
+_FREE_TEXTS = ("title", "author", "description", "license", "tags")
+# entries that are of one file and no other
+_OF_ONE_FILE = ("format", "config_not_in_weights", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
+
+
+@dataclass(frozen=True)
+class SpecifiedModel:
+    """What the specification asks of a model. `resolution` is (width, height)."""
+
+    architecture: str  # "stable-diffusion-v1", with "/lora" behind it for an adapter
+    prediction_type: str  # "epsilon" or "v_prediction"
+    resolution: tuple[int, int]
+    implementation: str = "diffusers"
+    clip_skip: int | None = None
+    timestep_range: tuple[int, int] | None = None  # what it was trained on, first and last, where not on all
+
+
+def specification_entries(
+    model: SpecifiedModel, texts: MetadataOptions, *, title: str, earlier: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The entries of a file saved now.
+
+    `title` is that of a model without `--metadata_title`. `earlier`: the metadata of the file that this one is made
+    from, whose entries of the specification are kept where there are no new ones.
+    """
+    width, height = model.resolution
+    entries: dict[str, str | None] = {
+        "sai_model_spec": "1.0.0",
+        "architecture": model.architecture,
+        "implementation": model.implementation,
+        "resolution": f"{width}x{height}",
+        "prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon",
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "encoder_layer": None if model.clip_skip is None else str(model.clip_skip),
+        "timestep_range": None if model.timestep_range is None else ",".join(map(str, model.timestep_range)),
+        **{name: getattr(texts, f"metadata_{name}") for name in _FREE_TEXTS},
+    }
+    kept = {key: value for key, value in kept_entries(earlier or {}).items() if key.startswith(_PREFIX)}
+    new = {_PREFIX + name: value for name, value in entries.items() if value is not None}
+    return {_PREFIX + "title": title, **kept, **new}
+
+
+def kept_entries(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Of a file's metadata, what is as true of a file that is made from it."""
+    return {key: value for key, value in metadata.items() if key not in _OF_ONE_FILE}

@@ -1,0 +1,101 @@
+"""Writes files of weights tensor by tensor, so that a model is never in memory twice because it is saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+HASH_ENTRY = "modelspec.hash_sha256"
+_NO_HASH = "0x" + "0" * 64
+_TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+_HEADER_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a file is to hold it, made when it is written: `pieces` one above the other, in another shape."""
+
+    pieces: tuple[torch.Tensor, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def make(self) -> torch.Tensor:
+        """The tensor, on the CPU; not a copy where none is needed."""
+        pieces = [piece.detach().to("cpu", self.dtype) for piece in self.pieces]
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return whole.reshape(self.shape).contiguous()
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def stored(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> StoredTensor:
+    """A tensor in another precision, which integers do not take on, and in `shape` if that is given."""
+    kept = dtype if tensor.is_floating_point() else tensor.dtype
+    return StoredTensor((tensor,), tuple(tensor.shape) if shape is None else shape, kept)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> None:
+    """Writes a .safetensors file, holding one tensor at a time beside those given.
+
+    The layout is that of the format's description: the length of the header (8 bytes), the header (JSON, padded with
+    blanks), the data without gaps. Wide data types come first, so that all are aligned. `modelspec.hash_sha256`, the
+    SHA-256 of the data, is added; it is known at the end, so the header is written again then, with the same length.
+    Raises `OSError` when the file cannot be written.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    entries: dict[str, Any] = {}
+    offset = 0
+    for name in names:
+        end = offset + tensors[name].num_bytes
+        entries[name] = {
+            "dtype": _TYPE_NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    with open(path, "wb") as file:
+        # "format" is asked for by readers of older versions of transformers
+        texts = {"format": "pt", **metadata}
+        _write_header(file, {**texts, HASH_ENTRY: _NO_HASH}, entries)
+        digest = hashlib.sha256()
+        for name in names:
+            data = memoryview(tensors[name].make().reshape(-1).view(torch.uint8).numpy())
+            digest.update(data)
+            file.write(data)
+        file.seek(0)
+        _write_header(file, {**texts, HASH_ENTRY: f"0x{digest.hexdigest()}"}, entries)
+
+
+def _write_header(file: BinaryIO, metadata: Mapping[str, str], entries: Mapping[str, Any]) -> None:
+    header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _HEADER_ALIGNMENT)
+    file.write(struct.pack("<Q", len(header)) + header)
+
+
+def write_pickle(path: Path, contents: Mapping[str, Any]) -> None:
+    """Writes a PyTorch file; `StoredTensor`s in `contents`, at its first or second level, become tensors.
+
+    What needs another precision is in memory twice meanwhile: PyTorch writes a file from tensors that are there.
+    Raises `OSError` when the file cannot be written.
+    """
+    try:
+        torch.save({key: _made(value) for key, value in contents.items()}, path)
+    except RuntimeError as error:  # what PyTorch makes of a full disk
+        raise OSError(str(error).splitlines()[0]) from error
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, StoredTensor):
+        tensor = value.make()
+        # PyTorch writes all that lies behind a view
+        return tensor if tensor.untyped_storage().nbytes() == value.num_bytes else tensor.clone()
+    return {key: _made(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value

@@ -1,0 +1,67 @@
+"""Attention in pieces: the numbers of the plain kind, with less memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+
+from library.models.attention import ChunkedAttention, chunked_attention, set_attention
+from library.models.options import MemoryOptions
+
+
+@pytest.mark.parametrize("piece_elements", [1, 2 * 3 * 11 * 4, 10**9])
+def test_pieces_give_the_attention_of_the_formula_and_its_gradients(piece_elements: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    inputs = [torch.randn(2, 3, length, 8, dtype=torch.float64, generator=generator) for length in (13, 11, 11)]
+    ours, plain = ([tensor.clone().requires_grad_() for tensor in inputs] for _ in range(2))
+    output = chunked_attention(*ours, piece_elements=piece_elements)
+    expected = torch.softmax(plain[0] @ plain[1].transpose(-1, -2) / 8**0.5, dim=-1) @ plain[2]
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=0)
+    weights = torch.randn(output.shape, dtype=torch.float64, generator=generator)
+    (output * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for mine, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, atol=1e-6, rtol=0)
+
+
+def test_a_whole_model_computes_the_same_with_it(tiny) -> None:
+    generator = torch.Generator().manual_seed(5)
+    latents, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, 64, generator=generator)
+    pixels = torch.randn(1, 3, 16, 16, generator=generator)
+    results = []
+    for options in (MemoryOptions(), MemoryOptions(mem_eff_attn=True)):
+        set_attention((tiny.unet, tiny.vae), options, torch.device("cpu"))
+        with torch.no_grad():
+            results.append((tiny.unet(latents, 5, text).sample, tiny.vae(pixels).sample))
+    assert all(isinstance(each, ChunkedAttention) for each in tiny.unet.attn_processors.values())
+    for module in (tiny.unet, tiny.vae):
+        module.set_attn_processor(AttnProcessor2_0())
+    for plain, chunked in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, plain, atol=2e-5, rtol=1e-4)
+
+
+_PEAK = """
+import resource, sys, torch
+from library.models.attention import chunked_attention
+query, key, value = (torch.zeros(1, 8, 4096, 16, requires_grad=True) for _ in range(3))
+chunked_attention(query[:, :, :64], key, value).sum().backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+attention = {"chunked": chunked_attention, "plain": lambda q, k, v: torch.softmax(q @ k.transpose(-1, -2), -1) @ v}
+attention[sys.argv[1]](query, key, value).sum().backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_a_long_sequence_takes_a_fraction_of_the_memory() -> None:
+    """4096 queries and keys, 8 heads: the matrix of attention alone has 512 MiB."""
+    used = {}
+    for kind in ("chunked", "plain"):
+        done = subprocess.run([sys.executable, "-c", _PEAK, kind], capture_output=True, text=True, check=True)
+        used[kind] = int(done.stdout)
+    assert used["chunked"] < 250
+    assert used["plain"] > 512  # MiB: the measure sees what it should

@@ -1,0 +1,89 @@
+"""What saves memory leaves the numbers what they are, as far as its precision goes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from library.cli.errors import UserError
+from library.models.options import MemoryOptions, ModelOptions
+from library.models.registry import load_family
+
+CPU = torch.device("cpu")
+
+
+def _load(folder: Path, **memory):
+    family = load_family(ModelOptions(str(folder)))
+    family.place(CPU, unet=torch.float32, text_encoder=torch.float32, vae=torch.float32)
+    family.save_memory(MemoryOptions(**memory), CPU)
+    return family
+
+
+def _predict(family) -> torch.Tensor:
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    return family.predict(latents, torch.tensor([3, 900]), family.encode_prompts(["a cat", "a dog"]))
+
+
+@pytest.mark.parametrize("memory", [{"mem_eff_attn": True}, {"vae_slicing": True}, {"sdpa": True}])
+def test_attention_and_slices_change_nothing(folder: Path, memory: dict) -> None:
+    plain, other = _load(folder), _load(folder, **memory)
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(_predict(other), _predict(plain), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(other.encode_images(pixels, [1, 2]), plain.encode_images(pixels, [1, 2]))
+
+
+def test_8_bit_weights_are_rounded_and_gradients_still_flow(folder_v1: Path) -> None:
+    family = _load(folder_v1, fp8_base=True)
+    layer = family.unet.down_blocks[0].resnets[0].conv1
+    exact = load_family(ModelOptions(str(folder_v1))).unet.down_blocks[0].resnets[0].conv1.weight
+    assert layer.weight.dtype == torch.float8_e4m3fn
+    x = torch.randn(1, 32, 8, 8, requires_grad=True)
+    # 3 bits of mantissa: half a unit in the last place is 1/16 of the value; below 2^-6 steps are 2^-9
+    assert ((layer.weight.float() - exact).abs() <= exact.abs() / 16 + 2**-10).all()
+    expected = torch.nn.functional.conv2d(x, layer.weight.float(), layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), expected)
+    (ours,) = torch.autograd.grad(layer(x).square().sum(), x)
+    (plain,) = torch.autograd.grad(expected.square().sum(), x)
+    torch.testing.assert_close(ours, plain)
+    with torch.no_grad():
+        assert torch.isfinite(_predict(family)).all()
+
+
+def test_a_vae_that_overflows_in_fp16_is_done_in_float32_with_one_warning(folder_v1: Path, caplog) -> None:
+    reference, family = (load_family(ModelOptions(str(folder_v1))) for _ in range(2))
+    for each in (reference, family):  # 65504 is the largest number of fp16
+        each.vae.encoder.conv_in.weight.data.mul_(0).add_(3e4)
+        each.vae.decoder.conv_in.weight.data.mul_(0).add_(3e4)
+    family.place(CPU, unet=torch.float32, text_encoder=torch.float32, vae=torch.float16)
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    latents = torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with caplog.at_level(logging.WARNING):
+        encoded, decoded = family.encode_images(pixels, [1, 2]), family.decode_latents(latents)
+    torch.testing.assert_close(encoded, reference.encode_images(pixels, [1, 2]), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(decoded, reference.decode_latents(latents), atol=2e-2, rtol=2e-2)
+    assert sum("overflows in fp16" in record.message for record in caplog.records) == 1
+    assert family.vae.dtype == torch.float16
+
+
+def test_a_compiled_model_predicts_the_same(folder_v1: Path) -> None:
+    plain, compiled = _load(folder_v1), _load(folder_v1)
+    compiled.compile("eager")
+    with torch.no_grad():
+        torch.testing.assert_close(_predict(compiled), _predict(plain), atol=1e-5, rtol=0)
+
+
+def test_a_vae_set_aside_still_decodes(folder_v1: Path) -> None:
+    family = _load(folder_v1)
+    latents = torch.randn(1, 4, 8, 8)
+    before = family.decode_latents(latents)
+    family.set_vae_aside()
+    assert torch.equal(family.decode_latents(latents), before)
+
+
+def test_two_kinds_of_attention_are_refused() -> None:
+    (problem,) = MemoryOptions(xformers=True, mem_eff_attn=True).problems()
+    assert isinstance(problem, UserError) and "--xformers and --mem_eff_attn" in problem.message

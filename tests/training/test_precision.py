@@ -1,0 +1,48 @@
+"""What a device cannot do is refused in two lines, before a model is loaded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from library.cli.errors import UserError
+from library.models.options import MemoryOptions
+from library.training.options import TrainingOptions
+from library.training.precision import HalfGradScaler, check_memory_options, make_accelerator
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_fp16_without_a_gpu_is_refused() -> None:
+    with pytest.raises(UserError, match="--mixed_precision fp16 needs a GPU"):
+        make_accelerator("fp16")
+
+
+def test_a_backend_that_is_not_there_is_refused_with_those_that_are() -> None:
+    check_memory_options(MemoryOptions(torch_compile=True, dynamo_backend="aot_eager"), Accelerator())
+    with pytest.raises(UserError, match="--dynamo_backend fx2trt is not there: this PyTorch has .*inductor"):
+        check_memory_options(MemoryOptions(torch_compile=True, dynamo_backend="fx2trt"), Accelerator())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_full_half_precision_demands_mixed_precision_of_the_same_kind(precision: str) -> None:
+    options = TrainingOptions(mixed_precision="no", **{f"full_{precision}": True})
+    (problem,) = options.problems()
+    assert f"--full_{precision} with --mixed_precision no" in problem.message
+    assert list(TrainingOptions(mixed_precision=precision, **{f"full_{precision}": True}).problems()) == []
+
+
+def test_gradients_in_half_precision_are_unscaled_and_overflow_skips_the_step() -> None:
+    """By the formula: scale 1024, gradient g * 1024, a step of SGD with rate 1 subtracts g; infinities skip it."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float16))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scaler = HalfGradScaler("cpu", init_scale=1024.0)
+    scaler.scale((weight.float() * torch.tensor([0.25, 0.5])).sum()).backward()
+    assert weight.grad.tolist() == [256.0, 512.0]
+    scaler.step(optimizer)
+    scaler.update()
+    assert weight.tolist() == [0.75, 1.5]
+    weight.grad = torch.tensor([float("inf"), 1.0], dtype=torch.float16)
+    scaler.scale(torch.zeros(()))
+    scaler.step(optimizer)
+    assert weight.tolist() == [0.75, 1.5]
