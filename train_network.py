@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from library.cli.entry import run_entry
 from library.cli.parser import parse_options
-from library.data.options import CachingOptions, DatasetOptions
+from library.data.options import CachingOptions, DatasetOptions, ReportOptions
 from library.diffusion.options import NoiseOptions
 from library.methods.options import NetworkOptions
-from library.models.options import ModelOptions, PromptOptions
+from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
 from library.training.options import (
     LoggingOptions,
     OptimizerOptions,
@@ -23,15 +23,18 @@ from library.training.preflight import Preflight
 OPTION_GROUPS = (
     ModelOptions,
     PromptOptions,
+    MemoryOptions,
     DatasetOptions,
     CachingOptions,
     OutputOptions,
+    MetadataOptions,
     NetworkOptions,
     TrainingOptions,
     OptimizerOptions,
     NoiseOptions,
     SampleOptions,
     LoggingOptions,
+    ReportOptions,
 )
 
 
@@ -41,6 +44,11 @@ def train(argv: Sequence[str]) -> None:
         argv, OPTION_GROUPS, program="train_network.py", description=__doc__, checks=preflight.checks()
     )
     # heavy imports only now: --help and mistakes are answered without them
+    if options[ReportOptions].replaces_training:
+        from library.training.dataset_report import look_at_data
+
+        look_at_data(options, preflight.result())
+        return
     from library.methods.adapter import AdapterNetwork
     from library.training.run import run_training
 

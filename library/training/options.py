@@ -27,9 +27,19 @@ class TrainingOptions:
     max_grad_norm: float = option(1.0, help="largest norm of the gradient, 0 for no limit", minimum=0)
     seed: int | None = option(help="seed of everything random; without it one is drawn and logged", minimum=0)
     mixed_precision: str = option("no", help="precision of the frozen model", choices=("no", "fp16", "bf16"))
+    full_fp16: bool = option(False, help="keep what learns in fp16 too: little memory, coarse steps")
+    full_bf16: bool = option(False, help="keep what learns in bf16 too: little memory, coarse steps")
     gradient_checkpointing: bool = option(
         False, help="save memory by computing activations again in the backward pass"
     )
+
+    def problems(self) -> Iterator[UserError]:
+        for precision in ("fp16", "bf16"):
+            if getattr(self, f"full_{precision}") and self.mixed_precision != precision:
+                yield UserError(
+                    f"--full_{precision} with --mixed_precision {self.mixed_precision}",
+                    hint=f"give --mixed_precision {precision} too",
+                )
 
 
 def _warmup(value: Any) -> int | float:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.cli.errors import UserError
 from library.cli.options import Problems
 from library.cli.parser import Options
-from library.data.options import DatasetOptions
-from library.models.options import ModelOptions
+from library.data.options import CachingOptions, DatasetOptions, ReportOptions
+from library.data.report.messages import Message, kept_warnings
+from library.models.options import MemoryOptions, ModelOptions
 from library.models.path_checks import model_problems
 from library.training.options import LoggingOptions, OutputOptions, SampleOptions, TrainingOptions
 from library.training.prompts import SamplePrompt, read_prompt_file
@@ -20,6 +23,8 @@ from library.training.states import StateHeader, read_state_header
 
 if TYPE_CHECKING:
     from library.data.plan import TrainingData
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class PreflightResult:
     data: TrainingData
     prompts: list[SamplePrompt]
     state: StateHeader | None
+    data_warnings: tuple[Message, ...] = ()  # that were logged while the data was read
 
 
 class Preflight:
@@ -38,22 +44,47 @@ class Preflight:
         self._data: TrainingData | None = None
         self._prompts: list[SamplePrompt] = []
         self._state: StateHeader | None = None
+        self._data_warnings: tuple[Message, ...] = ()
 
     def checks(self) -> list[Callable[[Options], Problems]]:
-        return [self._check_model, self._check_folders, self._check_prompts, self._check_state, self._check_data]
+        return [
+            self._check_model,
+            self._check_folders,
+            self._check_report,
+            self._check_prompts,
+            self._check_state,
+            self._check_data,
+        ]
 
     def result(self) -> PreflightResult:
         assert self._data is not None, "parse_options runs the checks"
-        return PreflightResult(self._data, self._prompts, self._state)
+        return PreflightResult(self._data, self._prompts, self._state, self._data_warnings)
 
     def _check_model(self, options: Options) -> Problems:
+        if options[ReportOptions].replaces_training:
+            return ()
+        if options[MemoryOptions].xformers and importlib.util.find_spec("xformers") is None:
+            logger.warning("--xformers: the package xformers is not installed; PyTorch's own attention is used")
         return model_problems(options[ModelOptions])
 
     def _check_data(self, options: Options) -> Problems:
         from library.data.prepare import load_training_data  # NumPy and Pillow are not for --help
 
-        self._data = load_training_data(options[DatasetOptions])
+        described = options[DatasetOptions]
+        if options[ReportOptions].replaces_training:  # bad pictures are what the user wants to see
+            described = replace(described, skip_bad_images=True)
+        with kept_warnings() as warnings:
+            self._data = load_training_data(described, options.get(CachingOptions))
+        self._data_warnings = tuple(warnings)
         return ()
+
+    def _check_report(self, options: Options) -> Problems:
+        report, output_dir = options[ReportOptions], options[OutputOptions].output_dir
+        if report.debug_dataset and report.debug_dataset_dir is None and output_dir is None:
+            yield UserError(
+                "--debug_dataset has no folder for its page", hint="give --debug_dataset_dir or --output_dir FOLDER"
+            )
+        yield from folder_problems("--debug_dataset_dir", report.debug_dataset_dir)
 
     def _check_prompts(self, options: Options) -> Problems:
         path = options[SampleOptions].sample_prompts

@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from library.cli.errors import UserError
 from library.cli.parser import Options
 from library.data.dataset import BatchDataset, BatchLoader
-from library.data.options import CachingOptions
+from library.data.options import CachingOptions, DatasetOptions
 from library.data.plan import TrainingData
 from library.diffusion.options import NoiseOptions
 from library.models.family import ModelFamily
-from library.models.options import ModelOptions, PromptOptions
+from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.registry import load_family
+from library.training.dataset_report import warn_long_captions
 from library.training.latents import LatentSource
 from library.training.lr_schedules import make_lr_schedule
 from library.training.metadata import Metadata
@@ -30,11 +31,12 @@ from library.training.options import (
     SampleOptions,
     TrainingOptions,
 )
-from library.training.precision import DTYPES, make_accelerator
+from library.training.precision import DTYPES, check_memory_options, make_accelerator
 from library.training.preflight import PreflightResult
 from library.training.samples import Sampler
 from library.training.saves import Saver
 from library.training.states import StateHeader
+from library.training.text_outputs import TextSource, check_text_caching
 from library.training.trackers import make_tracker
 from library.training.train_plan import Position, TrainPlan, make_train_plan
 from library.training.trainer import Trainer, TrainerOptions, TrainerParts
@@ -45,9 +47,10 @@ logger = logging.getLogger(__name__)
 def run_training(options: Options, preflight: PreflightResult, method: TrainingMethod) -> None:
     """Trains `method` on the model that the options name. Raises `UserError` for what the user can mend."""
     training = options[TrainingOptions]
-    accelerator = make_accelerator(training.mixed_precision)
+    accelerator = make_accelerator(training.mixed_precision, full=training.full_fp16)
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
+    check_memory_options(options[MemoryOptions], accelerator)
     for line in preflight.data.bucket_table():
         logger.info("%s", line)
     plan = make_train_plan(
@@ -59,14 +62,19 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     _check_state_fits(preflight.state, plan)
     logger.info("%s", _arithmetic(preflight.data, plan))
 
-    family = load_family(options[ModelOptions], options[PromptOptions])
+    check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
+    family = _load(options, accelerator)
+    if accelerator.is_main_process:
+        warn_long_captions(preflight.data, family, options[PromptOptions].max_token_length)
     method.prepare(
         family,
         seed=plan.seed,
         default_learning_rate=options[OptimizerOptions].learning_rate,
         checkpointing=training.gradient_checkpointing,
     )
-    _place(family, method, accelerator, training)
+    _place_method(method, accelerator, training)
+    if options[MemoryOptions].torch_compile:
+        family.compile(options[MemoryOptions].dynamo_backend)
     trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, plan)
     if preflight.state is not None and options[OutputOptions].resume is not None:
         state = preflight.state
@@ -121,16 +129,24 @@ def _arithmetic(data: TrainingData, plan: TrainPlan) -> str:
     )
 
 
-def _place(
-    family: ModelFamily, method: TrainingMethod, accelerator: Accelerator, training: TrainingOptions
-) -> None:
-    """Frozen weights in the precision of the computation, the VAE and what learns in float32."""
+def _load(options: Options, accelerator: Accelerator) -> ModelFamily:
+    """The model on the device: frozen weights in the precision of the computation."""
+    training, memory = options[TrainingOptions], options[MemoryOptions]
+    device = accelerator.device
+    family = load_family(options[ModelOptions], options[PromptOptions], device if memory.lowram else "cpu")
     dtype = DTYPES[training.mixed_precision]
-    family.place(accelerator.device, unet=dtype, text_encoder=dtype, vae=torch.float32)
+    family.place(device, unet=dtype, text_encoder=dtype, vae=torch.float32 if memory.no_half_vae else dtype)
+    family.save_memory(memory, device)
     if training.gradient_checkpointing:
         family.enable_gradient_checkpointing()
+    return family
+
+
+def _place_method(method: TrainingMethod, accelerator: Accelerator, training: TrainingOptions) -> None:
+    """What learns stays in float32, unless `--full_fp16` or `--full_bf16` is given."""
+    is_half = training.full_fp16 or training.full_bf16
     for module in method.trainable_modules():
-        module.to(accelerator.device)
+        module.to(accelerator.device, DTYPES[training.mixed_precision] if is_half else torch.float32)
 
 
 def _assemble(
@@ -143,16 +159,23 @@ def _assemble(
 ) -> tuple[Trainer, TrainerParts, Path | None]:
     caching, noise, output = options[CachingOptions], options[NoiseOptions], options[OutputOptions]
     data = preflight.data
-    latents = LatentSource(family, caching, accelerator)
-    latents.fill_caches(data)
+    skip_bad_images = options[DatasetOptions].skip_bad_images
+    latents = LatentSource(family, caching, accelerator, skip_bad_images)
+    known_bad = latents.fill_caches(data)
+    if caching.caches_latents and not options[MemoryOptions].highvram and accelerator.device.type != "cpu":
+        family.set_vae_aside()
     dataset = BatchDataset(
         data,
         seed=plan.seed,
         clock=plan.clock,
         latent_source=latents.kind,
-        fingerprint=family.vae_fingerprint() if caching.cache_latents_to_disk else "",
+        fingerprint=latents.fingerprint if caching.cache_latents_to_disk else "",
         prior_loss_weight=noise.prior_loss_weight,
+        skip_bad_images=skip_bad_images,
+        known_bad=known_bad,
     )
+    texts = TextSource(family, caching, accelerator, method.trains_text_encoders)
+    texts.fill_cache(data)
     groups = method.param_groups()
     optimizer = accelerator.prepare(make_optimizer(options[OptimizerOptions], groups))
     tracker = make_tracker(options[LoggingOptions]) if accelerator.is_main_process else None
@@ -172,6 +195,7 @@ def _assemble(
         data=data,
         loader=BatchLoader(dataset, caching.max_data_loader_n_workers, caching.persistent_data_loader_workers),
         latents=latents,
+        texts=texts,
         plan=plan,
         groups=groups,
         optimizer=optimizer,

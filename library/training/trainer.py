@@ -31,6 +31,7 @@ from library.training.progress import progress_bar
 from library.training.samples import Sampler
 from library.training.saves import Saver, epoch_suffix, step_suffix
 from library.training.states import header_at, read_state, write_state
+from library.training.text_outputs import TextSource
 from library.training.trackers import Tracker
 from library.training.train_plan import Position, TrainPlan
 
@@ -59,6 +60,7 @@ class TrainerParts:
     data: TrainingData
     loader: BatchLoader
     latents: LatentSource
+    texts: TextSource
     plan: TrainPlan
     groups: list[ParamGroup]
     optimizer: torch.optim.Optimizer
@@ -148,8 +150,7 @@ class Trainer:
         timesteps = sample_timesteps(len(latents), self._schedule.num_timesteps, generator)
         noisy = self._schedule.add_noise(latents, noise, timesteps)
         with self._accelerator.autocast():
-            with torch.set_grad_enabled(self._method.trains_text_encoders):
-                conditioning = self._family.encode_prompts(batch.captions)
+            conditioning = self._parts.texts.conditioning_of(batch)
             prediction = self._family.predict(noisy, timesteps, conditioning)
         return weighted_loss(
             prediction,
@@ -159,6 +160,7 @@ class Trainer:
             schedule=self._schedule,
             prediction_type=self._family.prediction_type,
             options=self._options.noise,
+            masks=self._parts.latents.masks_of(batch),
         )
 
     def _after_step(self) -> None:

@@ -1,0 +1,58 @@
+"""Without these transparency does not weigh what is learned, or one damaged picture decides it by where latents lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from library.cli.errors import UserError
+from tests.end_to_end.runs import assert_same, logged, train
+
+CACHING = {"on the fly": {}, "in memory": {"cache_latents": True}, "in files": {"cache_latents_to_disk": True}}
+
+
+def _set_opacity(data_dir: Path, opacity: int) -> None:
+    for path in data_dir.glob("*/*.png"):
+        picture = Image.open(path).convert("RGB")
+        picture.putalpha(opacity)
+        picture.save(path)
+
+
+@pytest.mark.parametrize("caching", CACHING)
+def test_the_loss_is_as_large_as_the_pictures_are_opaque(data_dir: Path, tmp_path: Path, caching: str) -> None:
+    options = {**CACHING[caching], "alpha_mask": True, "max_train_steps": 1}
+    losses = {}
+    for opacity in (255, 51, 0):
+        _set_opacity(data_dir, opacity)
+        train(data_dir, tmp_path / str(opacity), **options)
+        losses[opacity] = logged(tmp_path / str(opacity))[0][1]
+    assert losses[51] == pytest.approx(losses[255] / 5, rel=1e-5)
+    assert losses[0] == 0 < losses[255]
+
+
+def _cut(data_dir: Path) -> Path:
+    path = sorted(data_dir.glob("*/*.png"))[1]
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def test_a_run_goes_on_without_a_bad_picture_wherever_latents_lie(data_dir: Path, tmp_path: Path, caplog) -> None:
+    bad = _cut(data_dir)
+    weights = {}
+    for name, options in CACHING.items():
+        caplog.clear()
+        weights[name] = train(data_dir, tmp_path / name, skip_bad_images=True, **options)
+        assert any(bad.name in record.getMessage() for record in caplog.records), name
+    assert_same(weights["in memory"], weights["on the fly"])
+    assert_same(weights["in files"], weights["on the fly"])
+
+
+@pytest.mark.parametrize("caching", CACHING)
+def test_a_bad_picture_ends_the_run_unless_it_may_go_on(data_dir: Path, tmp_path: Path, caching: str) -> None:
+    bad = _cut(data_dir)
+    with pytest.raises(UserError, match=f"{bad.name} cannot be read"):
+        train(data_dir, tmp_path / "out", **CACHING[caching])
+    assert not list((tmp_path / "out").glob("*.safetensors"))

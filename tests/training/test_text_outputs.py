@@ -1,0 +1,127 @@
+"""Cached captions: what the text encoder would say, made anew when anything changed, refused where they cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from library.cli.errors import UserError
+from library.data.dataset import BatchDataset
+from library.data.options import CachingOptions, DatasetOptions
+from library.data.prepare import load_training_data
+from library.data.records import StepClock
+from library.models.options import ModelOptions, PromptOptions
+from library.models.registry import load_family
+from library.training.text_outputs import TextSource, check_text_caching
+from tests.tiny_models import make_tiny, write_folder
+
+CAPTIONS = ["a cat, (sitting:1.2)", "a dog", ""]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_folder(make_tiny(False), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures" / "1_x"
+    folder.mkdir(parents=True)
+    for number, caption in enumerate(CAPTIONS):
+        Image.new("RGB", (64, 64), (number * 90, 0, 0)).save(folder / f"{number}.png")
+        (folder / f"{number}.caption").write_text(caption, encoding="utf-8")
+    return folder
+
+
+def _data(pictures: Path, **options):
+    return load_training_data(
+        DatasetOptions(train_data_dir=str(pictures.parent), resolution=(64, 64), train_batch_size=3, **options)
+    )
+
+
+def _source(family, data, *, to_disk: bool) -> TextSource:
+    caching = CachingOptions(cache_text_encoder_outputs=not to_disk, cache_text_encoder_outputs_to_disk=to_disk)
+    source = TextSource(family, caching, Accelerator(), trains=False)
+    source.fill_cache(data)
+    return source
+
+
+def _batch(data):
+    clock = StepClock(group_size=1, steps_per_epoch=1, num_steps=1)
+    return BatchDataset(data, seed=1, clock=clock, latent_source="memory")[data.plan(1, 0)[0]]
+
+
+@pytest.mark.parametrize("to_disk", [False, True])
+@pytest.mark.parametrize("prompts", [PromptOptions(), PromptOptions(2, 150, weighted_captions=True)])
+def test_cached_captions_are_what_the_encoder_says(model: Path, pictures: Path, to_disk: bool, prompts) -> None:
+    family, data = load_family(ModelOptions(str(model)), prompts), _data(pictures, caption_prefix="photo of")
+    batch = _batch(data)
+    source = _source(family, data, to_disk=to_disk)
+    ours = source.conditioning_of(batch).hidden_states
+    with torch.no_grad():
+        expected = family.encode_prompts(batch.captions).hidden_states
+    assert all(caption.startswith("photo of") for caption in batch.captions)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    files = sorted(path.name for path in pictures.glob("*_sd_te.npz"))
+    assert files == ([f"{number}.png_sd_te.npz" for number in range(3)] if to_disk else [])
+
+
+def test_files_are_used_again_until_caption_or_encoder_change(model: Path, pictures: Path) -> None:
+    family, data = load_family(ModelOptions(str(model))), _data(pictures)
+    _source(family, data, to_disk=True)
+    first = {path: path.stat().st_mtime_ns for path in pictures.glob("*.npz")}
+    _source(family, data, to_disk=True)
+    assert {path: path.stat().st_mtime_ns for path in pictures.glob("*.npz")} == first
+
+    (pictures / "1.caption").write_text("a wolf", encoding="utf-8")
+    _source(family, _data(pictures), to_disk=True)
+    changed = [path.name for path, time in first.items() if path.stat().st_mtime_ns != time]
+    assert changed == ["1.png_sd_te.npz"]
+
+    other = load_family(ModelOptions(str(model)))
+    other.text_encoders[0].text_model.final_layer_norm.weight.data.add_(1)
+    source = _source(other, _data(pictures), to_disk=True)
+    batch = _batch(_data(pictures))
+    with torch.no_grad():
+        expected = other.encode_prompts(batch.captions).hidden_states
+    torch.testing.assert_close(source.conditioning_of(batch).hidden_states, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\3\4 half a file"])
+def test_a_damaged_file_is_made_anew(model: Path, pictures: Path, damage: bytes) -> None:
+    family, data = load_family(ModelOptions(str(model))), _data(pictures)
+    _source(family, data, to_disk=True)
+    (pictures / "0.png_sd_te.npz").write_bytes(damage)
+    _source(family, data, to_disk=True)
+    with np.load(pictures / "0.png_sd_te.npz") as file:
+        assert file["hidden_states_0"].shape == (77, 64)
+
+
+@pytest.mark.parametrize("to_disk", [False, True])
+def test_a_caption_that_is_left_out_is_encoded_too(model: Path, pictures: Path, to_disk: bool) -> None:
+    family, data = load_family(ModelOptions(str(model))), _data(pictures, caption_dropout_rate=1.0)
+    batch = _batch(data)
+    assert batch.captions == ["", "", ""]
+    ours = _source(family, data, to_disk=to_disk).conditioning_of(batch).hidden_states
+    with torch.no_grad():
+        torch.testing.assert_close(ours, family.encode_prompts([""] * 3).hidden_states, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "trains", "words"),
+    [
+        ({}, True, "the text encoder is trained"),
+        ({"shuffle_caption": True}, False, "shuffle_caption with --cache_text_encoder_outputs"),
+        ({"enable_wildcard": True, "token_warmup_step": 5.0}, False, "enable_wildcard and token_warmup_step with"),
+    ],
+)
+def test_what_would_change_is_not_cached(pictures: Path, options: dict, trains: bool, words: str) -> None:
+    data = _data(pictures, **options)
+    check_text_caching(CachingOptions(), data, trains)
+    with pytest.raises(UserError, match=words):
+        check_text_caching(CachingOptions(cache_text_encoder_outputs=True), data, trains)
