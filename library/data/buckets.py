@@ -125,14 +125,21 @@ class BucketChooser:
         for size in self._resolutions:
             self._by_ratio.setdefault(size[0] / size[1], size)
         self._ratios = sorted(self._by_ratio)
+        self._placements: dict[Size, Placement] = {}  # there are few sizes and many pictures
 
     def place(self, image_size: Size) -> Placement:
         """Bucket, resized size and centre crop of a picture of this size."""
+        found = self._placements.get(image_size)
+        if found is None:
+            found = self._placements[image_size] = self._place(image_size)
+        return found
+
+    def _place(self, image_size: Size) -> Placement:
         if self._settings.enable_bucket and self._settings.bucket_no_upscale:
             bucket, resized = _own_size_bucket(image_size, self._settings)
         else:
             bucket = self._nearest(image_size)
-            resized = covering_size(image_size, bucket)
+            return place_in(image_size, bucket)
         return Placement(bucket, resized, centre_crop(resized, bucket))
 
     def _nearest(self, image_size: Size) -> Size:
@@ -201,6 +208,12 @@ def covering_size(image_size: Size, bucket: Size) -> Size:
     width, height = image_size
     scale = bucket[1] / height if width / height > bucket[0] / bucket[1] else bucket[0] / width
     return _rounded(width * scale), _rounded(height * scale)
+
+
+def place_in(image_size: Size, bucket: Size) -> Placement:
+    """The placement of a picture in a bucket that is given, cut as little as can be."""
+    resized = covering_size(image_size, bucket)
+    return Placement(bucket, resized, centre_crop(resized, bucket))
 
 
 def centre_crop(resized: Size, bucket: Size) -> tuple[int, int]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from library.cli.errors import UserError, raise_together
+from library.cli.errors import UserError, listed, raise_together
 from library.data.buckets import BucketChooser
 from library.data.config import DatasetConfig, SubsetConfig
 from library.data.conflicts import caching_problems, prepared_problems
+from library.data.face_names import split_face_name
 from library.data.metadata_source import scan_metadata
 from library.data.options import CachingOptions, DatasetOptions, flag_values
 from library.data.prepared_files import settle_prepared
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MAX_NAMES_IN_WARNING = 5
 _MAX_ITEMS = 50_000_000  # a slip of the keyboard in num_repeats would fill the memory
 _MAX_RESIZED_PIXELS = 2**27  # a picture of extreme aspect ratio would fill the memory when its short side is enlarged
 
@@ -43,6 +46,8 @@ def load_training_data(options: DatasetOptions, caching: CachingOptions | None =
     for config, records in scanned:
         problems += _planning_problems(config, records)
     raise_together(problems)
+    for config, records in scanned:
+        _warn_of_missing_faces(config, records)
 
     from library.data.plan import PlannedDataset, TrainingData
 
@@ -130,6 +135,22 @@ def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserErr
             )
         )
     return records
+
+
+def _warn_of_missing_faces(config: DatasetConfig, records: list[ImageRecord]) -> None:
+    """`face_crop_aug_range` does nothing for pictures whose names do not say where the face is."""
+    without: dict[int, list[str]] = {}
+    for record in records:
+        if config.subsets[record.subset_index].face_crop_aug_range is not None:
+            found = split_face_name(os.path.splitext(os.path.basename(record.path))[0])
+            if found is None or not found[1].is_in(record.size):
+                without.setdefault(record.subset_index, []).append(record.key)
+    for index, keys in without.items():
+        logger.warning(
+            "%s: face_crop_aug_range: %d pictures are cropped as usual, since their names do not end in"
+            " _<x>_<y>_<width>_<height> of a face in them: %s",
+            config.subsets[index].place, len(keys), listed(keys, _MAX_NAMES_IN_WARNING),
+        )  # fmt: skip
 
 
 def _planning_problems(config: DatasetConfig, records: list[ImageRecord]) -> Iterator[UserError]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.cli.errors import UserError, UserErrors
-from library.data.captions import read_caption_file
+from library.cli.errors import UserError, UserErrors, listed, raise_together
 from library.data.config import SubsetConfig
-from library.data.pictures import IMAGE_ENDINGS, read_size
-from library.data.records import ImageRecord
+from library.data.face_names import split_face_name
+from library.data.file_scan import Scanned, scan_files
+from library.data.pictures import IMAGE_ENDINGS, UnreadablePicture
+from library.data.records import ImageRecord, Size
+from library.data.scan_index import Pair, PictureFacts
 
 logger = logging.getLogger(__name__)
 
@@ -19,26 +24,43 @@ _MAX_NAMES_IN_ERROR = 200
 _MAX_NAMES_IN_WARNING = 5
 
 
-def scan_folder(subset: SubsetConfig, subset_index: int) -> list[ImageRecord]:
-    """The pictures that lie directly in the subset's folder, with captions from the files beside them.
+def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = False) -> list[ImageRecord]:
+    """The pictures that lie directly in the subset's folder, sorted by name, with captions from the files beside them.
 
-    Of the pictures only headers are read. Raises `UserError` with everything that is wrong.
+    Of the pictures only headers are read; with `cache_info` only what has changed since the last time. `skip_bad`:
+    pictures that cannot be read are left out, with a warning. Raises `UserError` with everything that is wrong.
     """
+    with _collector_paused():
+        return _scan_folder(subset, subset_index, skip_bad)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without the search for cycles: all that a scan makes stays, and would be gone through again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _scan_folder(subset: SubsetConfig, subset_index: int, skip_bad: bool) -> list[ImageRecord]:
     entries = _list_folder(subset)
     names = sorted(name for name in entries if _is_picture_name(name))
     if not names:
         raise _no_pictures(subset, entries)
-    problems: list[UserError] = []
-    captions = _read_captions(subset, names, set(entries), problems)
-    records = []
-    for name in names:
-        try:
-            records.append(_make_record(subset, subset_index, name, captions.get(name, "")))
-        except UserError as error:
-            problems.append(error)
-    if problems:
-        raise UserErrors(problems)
-    return records
+    pairs = _pair_with_captions(names, entries, subset.caption_extension)
+    del entries  # as large as all that is kept of the pictures
+    scanned = scan_files(
+        subset.image_dir, pairs, all_lines=subset.enable_wildcard, use_index=subset.cache_info, skip_bad=skip_bad
+    )
+    if skip_bad:
+        pairs, scanned = _leave_out_bad(subset, pairs, scanned)
+    problems = [each for each in scanned if isinstance(each, UserError)]
+    raise_together([*problems, *_caption_problems(subset, pairs, scanned)])
+    return _make_records(subset, subset_index, pairs, scanned)
 
 
 def _is_picture_name(name: str) -> bool:
@@ -46,11 +68,11 @@ def _is_picture_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
 
 
-def _list_folder(subset: SubsetConfig) -> list[str]:
+def _list_folder(subset: SubsetConfig) -> set[str]:
     folder, place = subset.image_dir, f"{subset.place}: image_dir"
     try:
         with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if not entry.is_dir()]
+            return {entry.name for entry in entries if not entry.is_dir()}
     except FileNotFoundError:
         where = "" if os.path.isabs(folder) else f" (looked for in {os.getcwd()})"
         raise UserError(f"{place} {folder} does not exist{where}", hint="give the path of a folder") from None
@@ -60,7 +82,7 @@ def _list_folder(subset: SubsetConfig) -> list[str]:
         raise UserError(f"{place} {folder!r} cannot be read: {getattr(error, 'strerror', error)}") from None
 
 
-def _no_pictures(subset: SubsetConfig, entries: list[str]) -> UserError:
+def _no_pictures(subset: SubsetConfig, entries: set[str]) -> UserError:
     folder = Path(subset.image_dir)
     hint = f"put pictures ({' '.join(IMAGE_ENDINGS)}) directly into it"
     below = next((child.name for child in sorted(folder.iterdir()) if child.is_dir() and _holds_pictures(child)), None)
@@ -78,68 +100,93 @@ def _holds_pictures(folder: Path) -> bool:
         return False
 
 
-def _read_captions(
-    subset: SubsetConfig, names: list[str], entries: set[str], problems: list[UserError]
-) -> dict[str, str]:
-    captions: dict[str, str] = {}
-    missing, empty = [], []
+def _pair_with_captions(names: Sequence[str], entries: set[str], extension: str) -> list[Pair]:
+    """Each picture's name with that of its caption file: of the same stem, or of the stem without its face."""
+    pairs = []
     for name in names:
-        file = os.path.splitext(name)[0] + subset.caption_extension
+        stem = name[: name.rindex(".")]  # it has one of IMAGE_ENDINGS
+        file: str | None = stem + extension
         if file not in entries:
-            missing.append(name)
-            captions[name] = subset.class_tokens or ""
-            continue
-        try:
-            captions[name] = read_caption_file(os.path.join(subset.image_dir, file))
-        except UserError as error:
-            problems.append(error)
-            continue
-        if not captions[name]:
-            empty.append(file)
+            face = split_face_name(stem)
+            file = face[0] + extension if face is not None and face[0] + extension in entries else None
+        pairs.append((name, file))
+    return pairs
+
+
+def _leave_out_bad(
+    subset: SubsetConfig, pairs: Sequence[Pair], scanned: Sequence[Scanned]
+) -> tuple[Sequence[Pair], Sequence[Scanned]]:
+    bad = [index for index, each in enumerate(scanned) if _is_bad_picture(each)]
+    if not bad:
+        return pairs, scanned
+    names = listed([pairs[index][0] for index in bad], _MAX_NAMES_IN_ERROR)
+    if len(bad) == len(pairs):
+        raise UserError(
+            f"{subset.place}: none of the {len(pairs)} pictures in {subset.image_dir} can be read: {names}",
+            hint="put sound pictures into it",
+        )
+    logger.warning(
+        "%s: %d pictures cannot be read and are left out: %s", subset.image_dir, len(bad), names,
+        extra={"details": [str(scanned[index]) for index in bad]},  # for the page of --debug_dataset
+    )  # fmt: skip
+    left_out = set(bad)
+    good = [index for index in range(len(pairs)) if index not in left_out]
+    return [pairs[index] for index in good], [scanned[index] for index in good]
+
+
+def _is_bad_picture(scanned: Scanned) -> bool:
+    errors = scanned.errors if isinstance(scanned, UserErrors) else (scanned,)
+    return any(isinstance(error, UnreadablePicture) for error in errors)
+
+
+def _caption_problems(
+    subset: SubsetConfig, pairs: Sequence[Pair], scanned: Sequence[Scanned]
+) -> Iterator[UserError]:
+    missing = [name for name, file in pairs if file is None]
     if missing and not subset.class_tokens:
-        problems.append(_captions_missing(subset, missing))
+        yield _captions_missing(subset, missing)
     elif missing:
         logger.info(
             "%s: %d of %d pictures have no %s file, their caption is %r",
-            subset.image_dir, len(missing), len(names), subset.caption_extension, subset.class_tokens,
+            subset.image_dir, len(missing), len(pairs), subset.caption_extension, subset.class_tokens,
         )  # fmt: skip
+    empty = [
+        file
+        for (_, file), each in zip(pairs, scanned, strict=True)
+        if file is not None and isinstance(each, PictureFacts) and not each.caption
+    ]
     if empty:
-        logger.warning("%s: %d empty captions: %s", subset.image_dir, len(empty), _some(empty, _MAX_NAMES_IN_WARNING))
-    return captions
+        logger.warning("%s: %d empty captions: %s", subset.image_dir, len(empty), listed(empty, _MAX_NAMES_IN_WARNING))
 
 
 def _captions_missing(subset: SubsetConfig, names: list[str]) -> UserError:
     return UserError(
         f"{subset.place}: {len(names)} pictures in {subset.image_dir} have neither a {subset.caption_extension} "
-        f"file nor class tokens: {_some(names, _MAX_NAMES_IN_ERROR)}",
+        f"file nor class tokens: {listed(names, _MAX_NAMES_IN_ERROR)}",
         hint="write the captions, name their ending with --caption_extension, or give class_tokens "
         "(in a folder name, what follows <repeats>_)",
     )
 
 
-def _some(names: list[str], limit: int) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def _make_record(subset: SubsetConfig, subset_index: int, name: str, caption: str) -> ImageRecord:
-    path = os.path.join(subset.image_dir, name)
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise UserError(f"picture {path} cannot be read: {error.strerror}") from None
-    if status.st_size == 0:
-        raise UserError(f"picture {path} is empty (0 bytes)", hint="remove it, or copy it there again")
-    return ImageRecord(
-        key=name,
-        path=path,
-        size=read_size(path),
-        mtime_ns=status.st_mtime_ns,
-        caption=caption,
-        num_repeats=subset.num_repeats,
-        subset_index=subset_index,
-        is_reg=subset.is_reg,
-    )
+def _make_records(
+    subset: SubsetConfig, subset_index: int, pairs: Sequence[Pair], scanned: Sequence[Scanned]
+) -> list[ImageRecord]:
+    folder, without_file = os.path.join(subset.image_dir, ""), subset.class_tokens or ""
+    sizes: dict[Size, Size] = {}  # one object for each size: there are few sizes and many pictures
+    num_repeats, is_reg = subset.num_repeats, subset.is_reg
+    return [
+        ImageRecord(
+            name,
+            folder + name,
+            sizes.setdefault(facts.size, facts.size),
+            facts.mtime_ns,
+            without_file if facts.caption is None else facts.caption,
+            num_repeats,
+            subset_index,
+            is_reg,
+        )
+        for (name, _), facts in zip(pairs, scanned, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_files import save_picture
 
 from library.data.augmentations import apply_colour, draw_colour, face_placement, random_placement
 from library.data.face_names import Face
 from library.data.items import draw_items
+from library.data.options import DatasetOptions
 from library.data.plan import TrainingData
+from library.data.prepare import load_training_data
 from library.data.records import ColourShift, Item, LatentKey, Placement, StepClock
 
 CLOCK = StepClock(group_size=1, steps_per_epoch=10, num_steps=100)
@@ -212,3 +215,15 @@ def test_warm_up_and_dropout_follow_the_steps_and_epochs_of_the_run(load) -> Non
     every_other = load("caption_dropout_every_n_epochs = 2")
     empty = [all(item.caption == "" for item in _items(every_other, epoch)) for epoch in range(4)]
     assert empty == [False, True, False, True]
+
+
+def test_pictures_without_a_face_in_their_names_are_said(tmp_path, caplog) -> None:
+    folder = tmp_path / "1_x"
+    for name in ("a_30_30_20_20", "b", "c_900_30_20_20"):
+        save_picture(folder / f"{name}.png", (64, 64))
+    with caplog.at_level("WARNING"):
+        load_training_data(
+            DatasetOptions(train_data_dir=str(tmp_path), resolution=(64, 64), face_crop_aug_range=(2.0, 4.0))
+        )
+    (warning,) = [record.getMessage() for record in caplog.records if "face_crop_aug_range" in record.getMessage()]
+    assert "2 pictures are cropped as usual" in warning and "b.png, c_900_30_20_20.png" in warning

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from picture_files import save_picture
 
 from library.data.config import DatasetConfig, SubsetConfig
 from library.data.plan import PlannedDataset, TrainingData, match_regularisation
-from library.data.records import ImageRecord
+from library.data.randomness import derive_seed
+from library.data.records import ImageRecord, Placement, PreparedLatents
 
 
 def _record(number: int, size=(64, 64), repeats: int = 1, is_reg: bool = False) -> ImageRecord:
@@ -66,6 +69,22 @@ def test_the_plan_depends_on_seed_and_epoch_alone() -> None:
 def test_the_plan_stays_the_same_across_versions() -> None:
     plan = TrainingData((_dataset([_record(number) for number in range(6)], 2),)).plan(1, 0)
     assert [batch.item_indices for batch in plan] == [(1, 2), (3, 5), (4, 0)]
+
+
+def test_the_order_is_that_of_shuffled_buckets_and_then_shuffled_batches() -> None:
+    """A run that an earlier version began goes on in the same order."""
+    data = _two_datasets()
+    for epoch in range(3):
+        rng = np.random.RandomState(np.random.MT19937(derive_seed("plan", 7, epoch)))
+        batches = []
+        for index, dataset in enumerate(data.datasets):
+            buckets = [dataset.placements[record].bucket for record in dataset.items]
+            for bucket in sorted(set(buckets)):
+                items = rng.permutation([item for item, each in enumerate(buckets) if each == bucket]).tolist()
+                size = dataset.config.batch_size
+                batches += [(index, tuple(items[start : start + size])) for start in range(0, len(items), size)]
+        expected = [batches[number] for number in rng.permutation(len(batches))]
+        assert [(batch.dataset_index, batch.item_indices) for batch in data.plan(7, epoch)] == expected
 
 
 def test_positions_count_items_along_the_plan() -> None:
@@ -129,6 +148,50 @@ def test_the_table_says_what_is_enlarged_and_what_is_unused() -> None:
     assert any("1 images are shorter than bucket_reso_steps 8" in line for line in TrainingData((thin,)).bucket_table())
     many = _dataset([_record(0), *(_record(number, is_reg=True) for number in range(3))])
     assert any("2 regularisation images are not used" in line for line in TrainingData((many,)).bucket_table())
+
+
+def test_the_table_says_which_buckets_make_tiny_batches() -> None:
+    sizes = [(64, 64)] * 4 + [(96, 64)] + [(64, 96)] * 2
+    records = [_record(number, size) for number, size in enumerate(sizes)]
+    table = TrainingData((_dataset(records, 4, **BUCKETS),)).bucket_table()
+    assert [line for line in table if "half of a batch" in line] == [
+        "  1 bucket fills less than half of a batch: 80x48 (1 of 4): these pictures are trained in small batches; more "
+        "pictures, fewer buckets (larger bucket_reso_steps) or a smaller batch size help"
+    ]
+    table = TrainingData((_dataset(records, 5, **BUCKETS),)).bucket_table()
+    assert any("2 buckets fill less than half of a batch: 48x80 (2 of 5), 80x48 (1 of 5):" in line for line in table)
+    table = TrainingData((_dataset(records, 1, **BUCKETS),)).bucket_table()
+    assert not any("half of a batch" in line for line in table)
+
+
+def test_the_table_says_what_matching_does_to_regularisation_pictures() -> None:
+    few = _dataset([*(_record(number) for number in range(7)), *(_record(number, is_reg=True) for number in range(2))])
+    table = "\n".join(TrainingData((few,)).bucket_table())
+    assert "2 regularisation images are used more often than their repeats say, up to 4 times" in table
+    assert "to match the 7 training items" in table
+    cut = _dataset([*(_record(number) for number in range(3)), *(_record(n, repeats=2, is_reg=True) for n in range(2))])
+    table = "\n".join(TrainingData((cut,)).bucket_table())
+    assert "1 regularisation images are used less often than their repeats say" in table and "more often" not in table
+
+
+def test_prepared_latents_decide_their_bucket() -> None:
+    prepared = dataclasses.replace(_record(0, (100, 50)), prepared=PreparedLatents("folder/train0.npz", (80, 48)))
+    dataset = _dataset([prepared, _record(1, (100, 50))], **BUCKETS)
+    # 100x50 covers 80x48 when it is 48 high, 96 wide; 16 are cut from both sides together
+    assert dataset.placements[0] == Placement((80, 48), (96, 48), (8, 0))
+    assert dataset.placements[1].bucket == (88, 40)
+    assert [key.prepared_path for key in TrainingData((dataset,)).latent_keys()] == ["folder/train0.npz", None]
+
+
+def test_a_plan_can_be_taken_in_any_piece() -> None:
+    plan = _two_datasets().plan(7, 2)
+    whole = list(plan)
+    assert plan[3:9] == whole[3:9] and plan[-1] == whole[-1] and plan[::-2] == whole[::-2]
+    assert plan == whole and plan != whole[1:] and plan[0] == whole[0]
+    for outside in (len(plan), -len(plan) - 1):
+        with pytest.raises(IndexError):
+            plan[outside]
+    assert len(TrainingData(()).plan(1, 0)) == 0
 
 
 def test_each_latent_is_wanted_once(load_toml, make_pictures, tmp_path: Path) -> None:

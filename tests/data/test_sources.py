@@ -83,6 +83,61 @@ def test_everything_wrong_in_a_folder_is_reported_together(tmp_path: Path) -> No
     assert "good.png" not in text
 
 
+def test_a_picture_with_a_face_in_its_name_shares_the_caption_of_its_stem(tmp_path: Path) -> None:
+    names = ["photo_10_20_30_40", "photo_1_2_3_4", "photo_1_2", "photo"]
+    for name in names:
+        save_picture(tmp_path / f"{name}.png", (64, 64))
+    (tmp_path / "photo.caption").write_text("shared")
+    (tmp_path / "photo_1_2_3_4.caption").write_text("own")
+    captions = {record.key: record.caption for record in _scan(tmp_path, class_tokens="x")}
+    assert captions == {
+        "photo.png": "shared", "photo_10_20_30_40.png": "shared", "photo_1_2_3_4.png": "own", "photo_1_2.png": "x",
+    }  # fmt: skip
+
+
+def test_with_wildcards_all_lines_of_a_caption_count(tmp_path: Path) -> None:
+    save_picture(tmp_path / "a.png", (8, 8))
+    (tmp_path / "a.caption").write_bytes("\ufeff one \r\n\r\n two\n".encode())
+    assert _scan(tmp_path, enable_wildcard=True)[0].caption == "one\ntwo"
+    assert _scan(tmp_path)[0].caption == "one"
+
+
+def test_bad_pictures_are_left_out_where_that_is_asked_for(tmp_path: Path, caplog) -> None:
+    for name in ("a", "b"):
+        save_picture(tmp_path / f"{name}.png", (8, 8))
+        (tmp_path / f"{name}.caption").write_text(name)
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_bytes(b"hello")
+    (tmp_path / "text.caption").write_bytes(b"caf\xe9")
+    subset = SubsetConfig("s", str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        records = scan_folder(subset, 0, skip_bad=True)
+    assert [(record.key, record.caption) for record in records] == [("a.png", "a"), ("b.png", "b")]
+    assert "2 pictures cannot be read and are left out: empty.png, text.jpg" in caplog.text
+    with pytest.raises(UserError) as caught:
+        scan_folder(subset, 0)
+    assert "empty.png is empty" in str(caught.value) and "text.caption is not UTF-8" in str(caught.value)
+    # what is wrong with captions is still an error
+    (tmp_path / "b.caption").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="b.caption is not UTF-8") as caught:
+        scan_folder(subset, 0, skip_bad=True)
+    assert "text.caption" not in str(caught.value)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="none of the 4 pictures .* can be read: a.png, b.png, empty.png, text.jpg"):
+        scan_folder(subset, 0, skip_bad=True)
+
+
+def test_cut_pictures_and_wrong_endings_are_seen_in_the_scan(tmp_path: Path) -> None:
+    for name, kind in (("png.jpg", "PNG"), ("jpeg.webp", "JPEG"), ("webp.png", "WEBP"), ("gif.bmp", "GIF")):
+        save_picture(tmp_path / name, (200, 100), format=kind)
+    assert {record.size for record in _scan(tmp_path, class_tokens="x")} == {(200, 100)}
+    for name in ("png.jpg", "jpeg.webp", "webp.png"):
+        os.truncate(tmp_path / name, (tmp_path / name).stat().st_size * 2 // 3)
+    problem = _problem(tmp_path, class_tokens="x")
+    assert [problem.count(name) for name in ("png.jpg", "jpeg.webp", "webp.png", "gif.bmp")] == [1, 1, 1, 0]
+
+
 def test_wrong_folders_are_told_apart(tmp_path: Path) -> None:
     assert "does not exist" in _problem(tmp_path / "missing")
     save_picture(tmp_path / "inner" / "a.png", (8, 8))

@@ -1,0 +1,244 @@
+"""The file that keeps what a scan found (`cache_info`), so that the next start reads only what has changed.
+
+It lies in the folder of the pictures, as `INDEX_NAME`. Lines of JSON, in UTF-8: a header (format, version, `all_lines`:
+whether captions hold all lines of their files), then blocks of pictures sorted by name, each an object of columns, then
+a trailer with the CRC-32 of all that stands before it. Our own format: what other trainers keep does not tell when a
+picture has changed.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import json
+import logging
+import operator
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from library.cli.atomic_files import atomic_path
+from library.data.records import Size
+
+logger = logging.getLogger(__name__)
+
+INDEX_NAME = ".scan_index.jsonl"
+
+_FORMAT, _VERSION = "scan index", 1
+_BLOCK = 1000  # pictures
+_LONGEST_LINE = 2**28
+# a file that was written to in the last moments can change again without a new time
+_SETTLED_NS = 2 * 10**9
+
+
+Pair = tuple[str, str | None]  # names of a picture and of its caption file; None: it has none
+
+
+class PictureFacts(NamedTuple):
+    """What a scan tells of a picture and its caption file."""
+
+    size: Size  # after EXIF orientation
+    mtime_ns: int
+    num_bytes: int
+    caption: str | None  # None without a caption file; then the two below are 0
+    caption_mtime_ns: int
+    caption_num_bytes: int
+
+
+class Recalled(NamedTuple):
+    """What an index knows of the pictures asked for, in order; None for those that are to be read."""
+
+    facts: list[PictureFacts | None]
+    holds_others: bool  # entries that are outdated or of pictures that are gone
+
+
+_State = tuple[int, int, int, int]  # time and size of a picture, then those of its caption file
+_UNKNOWN = (None, None, None)
+
+
+class _Block(NamedTuple):
+    pairs: list[Pair]
+    states: list[_State]
+    facts: list[PictureFacts]
+
+
+# column -> types of its values
+_COLUMNS: dict[str, frozenset[type]] = {
+    "names": frozenset((str,)),
+    "caption_files": frozenset((str, type(None))),
+    "widths": frozenset((int,)),
+    "heights": frozenset((int,)),
+    "mtimes_ns": frozenset((int,)),
+    "num_bytes": frozenset((int,)),
+    "captions": frozenset((str, type(None))),
+    "caption_mtimes_ns": frozenset((int,)),
+    "caption_num_bytes": frozenset((int,)),
+}
+
+
+def recall(folder: str, pairs: Sequence[Pair], all_lines: bool) -> Recalled:
+    """What the index of a folder knows of its pictures: `pairs` of names of a picture and its caption file, sorted.
+
+    An entry counts only if time and size of both files are still those that it was made from. A damaged index counts
+    as none, with a warning.
+    """
+    nothing = Recalled([None] * len(pairs), False)
+    path = os.path.join(folder, INDEX_NAME)
+    try:
+        with open(path, "rb") as file:
+            header = _check(file)
+            if header["all_lines"] is not all_lines:
+                return nothing
+            file.seek(0)
+            return _match(pairs, _states(folder, pairs), _blocks(file))
+    except FileNotFoundError:
+        return nothing
+    except OSError as error:
+        logger.warning("the scan index %s cannot be read: %s", path, error.strerror)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        logger.warning("the scan index %s is damaged and is made anew (%s)", path, error)
+    return nothing
+
+
+def _check(file: Any) -> dict[str, Any]:
+    """Goes through the lines up to the trailer and compares the checksum. Gives the header."""
+    header = json.loads(file.readline(_LONGEST_LINE))
+    if (header["format"], header["version"]) != (_FORMAT, _VERSION):
+        raise ValueError("of another kind or version")
+    file.seek(0)
+    crc, line = 0, b""
+    for next_line in file:
+        crc, line = zlib.crc32(line, crc), next_line
+    if json.loads(line)["crc32"] != crc:
+        raise ValueError("its checksum is wrong")
+    return header
+
+
+def _blocks(file: Any) -> Iterator[_Block]:
+    """The blocks of an index whose checksum is right, one after the other, so that it is never in memory whole."""
+    next(file)
+    last = ""
+    for line in file:
+        columns = json.loads(line)
+        if "crc32" in columns:
+            return
+        for column, types in _COLUMNS.items():
+            if not types.issuperset(map(type, columns[column])):
+                raise ValueError(f"wrong {column}")
+        names, files, widths, heights, times, num_bytes, captions, caption_times, caption_num_bytes = map(
+            columns.__getitem__, _COLUMNS
+        )
+        if not names or names[0] <= last or names != sorted(set(names)):
+            raise ValueError("not sorted")
+        last = names[-1]
+        yield _Block(
+            list(zip(names, files, strict=True)),
+            list(zip(times, num_bytes, caption_times, caption_num_bytes, strict=True)),
+            list(
+                map(
+                    PictureFacts,
+                    zip(widths, heights, strict=True), times, num_bytes, captions, caption_times, caption_num_bytes,
+                )
+            ),
+        )  # fmt: skip
+
+
+_GONE = (-1, -1, -1, -1)
+
+
+def _states(folder: str, pairs: Sequence[Pair]) -> Iterator[_State]:
+    # in one process: several get in each other's way in one folder, and are no quicker
+    with _looking_in(folder) as look:
+        for name, caption_file in pairs:
+            try:
+                picture = look(name)
+                if caption_file is None:
+                    yield picture.st_mtime_ns, picture.st_size, 0, 0
+                    continue
+                caption = look(caption_file)
+            except OSError:
+                yield _GONE  # reading it says what is wrong
+                continue
+            yield picture.st_mtime_ns, picture.st_size, caption.st_mtime_ns, caption.st_size
+
+
+@contextmanager
+def _looking_in(folder: str) -> Iterator[Callable[[str], os.stat_result]]:
+    """Gives `os.stat` of names in a folder; where the system can, it does not walk to the folder for each."""
+    if os.stat not in os.supports_dir_fd:
+        yield lambda name: os.stat(os.path.join(folder, name))
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield functools.partial(os.stat, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _match(pairs: Sequence[Pair], states: Iterator[_State], blocks: Iterable[_Block]) -> Recalled:
+    facts: list[PictureFacts | None] = []
+    num_known = 0
+    for block in blocks:
+        num_known += len(block.pairs)
+        end = bisect.bisect_right(pairs, block.pairs[-1][0], lo=len(facts), key=operator.itemgetter(0))
+        here = pairs[len(facts) : end]
+        rows = zip(block.pairs, block.states, block.facts, strict=True)
+        if here != block.pairs:  # some came or went
+            known = {pair[0]: (pair, state, each) for pair, state, each in rows}
+            rows = (known.get(name, _UNKNOWN) for name, _ in here)
+        facts += [
+            each if pair == known_pair and state == known_state else None
+            # the states go on behind this block, so `here` is asked first and ends it
+            for pair, state, (known_pair, known_state, each) in zip(here, states, rows)  # noqa: B905
+        ]
+    num_kept = len(facts) - facts.count(None)
+    facts += [None] * (len(pairs) - len(facts))
+    return Recalled(facts, num_kept < num_known)
+
+
+def keep(
+    folder: str,
+    pairs: Sequence[Pair],
+    facts: Sequence[PictureFacts | None],
+    all_lines: bool,
+    scanned_at_ns: int,
+) -> None:
+    """Writes the index of a folder: the facts of the pictures in `pairs`, sorted by name; None is left out.
+
+    `scanned_at_ns`: time before the files were read. A folder that cannot be written to gets a warning only.
+    """
+    settled_before = scanned_at_ns - _SETTLED_NS
+    entries = [
+        (*pair, each)
+        for pair, each in zip(pairs, facts, strict=True)
+        if each is not None and max(each.mtime_ns, each.caption_mtime_ns) < settled_before
+    ]
+    path = Path(folder) / INDEX_NAME
+    try:
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            crc = 0
+            for line in _lines(entries, all_lines):
+                crc = zlib.crc32(line, crc)
+                file.write(line)
+            file.write(_line({"crc32": crc}))
+    except OSError as error:
+        logger.warning("the scan index %s cannot be written: %s", path, error.strerror)
+
+
+def _lines(entries: Sequence[tuple[str, str | None, PictureFacts]], all_lines: bool) -> Iterator[bytes]:
+    yield _line({"format": _FORMAT, "version": _VERSION, "all_lines": all_lines})
+    for start in range(0, len(entries), _BLOCK):
+        rows = [
+            (name, caption_file, *facts.size, *facts[1:])
+            for name, caption_file, facts in entries[start : start + _BLOCK]
+        ]
+        yield _line(dict(zip(_COLUMNS, zip(*rows, strict=True), strict=True)))
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    # surrogates stand for the bytes of file names that are not UTF-8
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "surrogatepass") + b"\n"
