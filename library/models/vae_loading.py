@@ -16,6 +16,7 @@ from library.models.hub import local_path
 from library.models.lazy_tensors import renamed
 from library.models.ldm_keys import section_of
 from library.models.path_checks import VAE_FLAG
+from library.models.unshown_config import unshown_config
 
 _DIFFUSERS_MARK = "encoder.down_blocks."
 
@@ -54,7 +55,8 @@ def _is_vae_config(path: Path) -> bool:
 def _of_file(file: WeightFile) -> AutoencoderKL:
     section = partial(section_of, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY)
     if any(key.startswith(ldm_vae.PREFIX) for key in file.tensors):
-        return ldm_layout.load_vae(section(file.tensors, ldm_vae.PREFIX))
+        unshown = unshown_config(file.metadata, "vae", str(file.path))
+        return ldm_layout.load_vae(section(file.tensors, ldm_vae.PREFIX), unshown)
     if any(key.startswith(_DIFFUSERS_MARK) for key in file.tensors):
         return ldm_layout.load_diffusers_vae(section(renamed(file.tensors, vae_names(file.tensors)), ""))
     if any(key.startswith("encoder.down.") for key in file.tensors):

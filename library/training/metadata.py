@@ -22,7 +22,7 @@ from library.data.plan import TrainingData
 from library.diffusion.options import NoiseOptions
 from library.models.family import ModelFamily
 from library.models.model_metadata import SpecifiedModel, specification_entries
-from library.models.options import MetadataOptions, ModelOptions, PromptOptions
+from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
 from library.training.dataset_metadata import dataset_entries
 from library.training.lr_schedules import warmup_steps
 from library.training.method import TrainingMethod
@@ -92,23 +92,33 @@ def _texts(entries: dict[str, Any]) -> dict[str, str]:
 
 
 def _model_entries(options: Options, family: ModelFamily) -> dict[str, str]:
-    path = Path(options[ModelOptions].pretrained_model_name_or_path or "")
-    hashes = {}
-    if path.is_file() and not options[OutputOptions].no_metadata:
-        hashes = {"ss_sd_model_hash": model_hash(path), "ss_new_sd_model_hash": file_sha256(path)}
+    models, has_hashes = options[ModelOptions], not options[OutputOptions].no_metadata
     return _texts(
         {
-            "ss_sd_model_name": path.name,
-            **hashes,
+            **_name_and_hashes(models.pretrained_model_name_or_path, "sd_model", has_hashes),
+            **_name_and_hashes(models.vae, "vae", has_hashes),
             "ss_v2": family.version.startswith("sd_v2"),
             "ss_base_model_version": family.version,
         }
     )
 
 
+def _name_and_hashes(given: str | None, what: str, has_hashes: bool) -> dict[str, str]:
+    """Name and hashes of a file of weights; of a folder or a name on the Hub the name alone."""
+    if given is None:
+        return {}
+    path = Path(given)
+    name = path.name if path.exists() else given
+    if not (has_hashes and path.is_file()):
+        return {f"ss_{what}_name": name}
+    hashes = {f"ss_{what}_hash": model_hash(path), f"ss_new_{what}_hash": file_sha256(path)}
+    return {f"ss_{what}_name": name, **hashes}
+
+
 def _option_entries(options: Options, plan: TrainPlan, optimizer: torch.optim.Optimizer) -> dict[str, str]:
     training, rates, noise = options[TrainingOptions], options[OptimizerOptions], options[NoiseOptions]
     output, caching = options[OutputOptions], options[CachingOptions]
+    memory, prompts = options[MemoryOptions], options[PromptOptions]
     kind = type(optimizer)
     return _texts(
         {
@@ -120,6 +130,11 @@ def _option_entries(options: Options, plan: TrainPlan, optimizer: torch.optim.Op
             "ss_lr_warmup_steps": warmup_steps(rates, plan.num_steps),
             "ss_optimizer": f"{kind.__module__}.{kind.__qualname__}",
             "ss_mixed_precision": training.mixed_precision,
+            "ss_full_fp16": training.full_fp16,
+            "ss_fp8_base": memory.fp8_base,
+            "ss_lowram": memory.lowram,
+            "ss_clip_skip": prompts.clip_skip,
+            "ss_max_token_length": prompts.max_token_length,
             "ss_gradient_checkpointing": training.gradient_checkpointing,
             "ss_gradient_accumulation_steps": training.gradient_accumulation_steps,
             "ss_max_grad_norm": training.max_grad_norm,
