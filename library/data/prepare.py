@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from library.cli.errors import UserError, listed, raise_together
@@ -38,6 +40,11 @@ def load_training_data(options: DatasetOptions, caching: CachingOptions | None =
     checked against the data where it is known. Raises `UserError` with everything that is wrong.
     """
     raise_together(options.problems())
+    with _collector_paused():
+        return _load(options, caching)
+
+
+def _load(options: DatasetOptions, caching: CachingOptions | None) -> TrainingData:
     problems: list[UserError] = []
     configs = _read_configs(options, problems)
     if caching is not None:
@@ -52,6 +59,18 @@ def load_training_data(options: DatasetOptions, caching: CachingOptions | None =
     from library.data.plan import PlannedDataset, TrainingData
 
     return TrainingData(tuple(PlannedDataset(config, records) for config, records in scanned))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without the search for cycles: all that a scan makes stays, and would be gone through again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _read_configs(options: DatasetOptions, problems: list[UserError]) -> list[DatasetConfig]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,23 +28,6 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = Fal
     Of the pictures only headers are read; with `cache_info` only what has changed since the last time. `skip_bad`:
     pictures that cannot be read are left out, with a warning. Raises `UserError` with everything that is wrong.
     """
-    with _collector_paused():
-        return _scan_folder(subset, subset_index, skip_bad)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without the search for cycles: all that a scan makes stays, and would be gone through again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _scan_folder(subset: SubsetConfig, subset_index: int, skip_bad: bool) -> list[ImageRecord]:
     entries = _list_folder(subset)
     names = sorted(name for name in entries if _is_picture_name(name))
     if not names:

@@ -1,6 +1,7 @@
 """Every run starts in the checkout, on a few of the quickstart's pictures."""
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from tests.end_to_end.runs import ROOT, copy_pictures
 
@@ -8,6 +9,12 @@ from tests.end_to_end.runs import ROOT, copy_pictures
 @pytest.fixture(autouse=True)
 def in_the_checkout(monkeypatch):
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_process():
+    """`accelerate` keeps the precision of the first run for the life of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -69,13 +69,6 @@ def test_a_vae_that_overflows_in_fp16_is_done_in_float32_with_one_warning(folder
     assert family.vae.dtype == torch.float16
 
 
-def test_a_compiled_model_predicts_the_same(folder_v1: Path) -> None:
-    plain, compiled = _load(folder_v1), _load(folder_v1)
-    compiled.compile("eager")
-    with torch.no_grad():
-        torch.testing.assert_close(_predict(compiled), _predict(plain), atol=1e-5, rtol=0)
-
-
 def test_a_vae_set_aside_still_decodes(folder_v1: Path) -> None:
     family = _load(folder_v1)
     latents = torch.randn(1, 4, 8, 8)
