@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from tests.end_to_end.runs import arguments, copy_pictures, logged, run_command, train
+from tests.end_to_end.runs import BASE, arguments, copy_pictures, logged, run_command, train
 
 STEPS = 3
 
@@ -38,7 +40,7 @@ def _difference(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor
         {"cache_text_encoder_outputs_to_disk": True, "cache_latents": True},
         {"mem_eff_attn": True, "vae_slicing": True},
         {"sdpa": True, "lowram": True, "highvram": True, "no_half_vae": True},
-        {"torch_compile": True, "dynamo_backend": "eager"},
+        pytest.param({"torch_compile": True, "dynamo_backend": "eager"}, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_learned_stays_the_same(data: Path, plain, tmp_path: Path, flags: dict) -> None:
@@ -88,3 +90,13 @@ def test_caching_captions_that_change_is_refused_before_anything_is_written(data
     assert "shuffle_caption with --cache_text_encoder_outputs" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_metadata_says_which_vae_and_prompt_options_were_used(data: Path, tmp_path: Path) -> None:
+    vae = BASE / "vae" / "diffusion_pytorch_model.safetensors"
+    train(data, tmp_path, max_train_steps=1, vae=vae, clip_skip=2, max_token_length=225, logging_dir=None)
+    with safe_open(tmp_path / "run.safetensors", "pt") as file:
+        metadata = file.metadata()
+    digest = hashlib.sha256(vae.read_bytes()).hexdigest()
+    assert (metadata["ss_vae_name"], metadata["ss_new_vae_hash"]) == (vae.name, digest)
+    assert (metadata["ss_clip_skip"], metadata["ss_max_token_length"]) == ("2", "225")

@@ -45,14 +45,20 @@ def test_a_whole_model_computes_the_same_with_it(tiny) -> None:
 
 
 _PEAK = """
-import resource, sys, torch
+import sys, torch
+from pathlib import Path
 from library.models.attention import chunked_attention
+
+def memory(name):
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1])
+
 query, key, value = (torch.zeros(1, 4, 4096, 16, requires_grad=True) for _ in range(3))
-chunked_attention(query[:, :, :64], key, value).sum().backward()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 attention = {"chunked": chunked_attention, "plain": lambda q, k, v: torch.softmax(q @ k.transpose(-1, -2), -1) @ v}
+before = memory("VmRSS:")
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
 attention[sys.argv[1]](query, key, value).sum().backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((memory("VmHWM:") - before) // 1024)
 """
 
 
@@ -63,5 +69,5 @@ def test_a_long_sequence_takes_a_fraction_of_the_memory() -> None:
     for kind in ("chunked", "plain"):
         done = subprocess.run([sys.executable, "-c", _PEAK, kind], capture_output=True, text=True, check=True)
         used[kind] = int(done.stdout)
-    assert used["chunked"] < 200
-    assert used["plain"] > 256  # MiB: the measure sees what it should
+    assert used["chunked"] < 320
+    assert used["plain"] > 512  # MiB: the measure sees what it should
