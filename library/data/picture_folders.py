@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 
 from library.data.pictures import IMAGE_ENDINGS
 
+_ENDINGS = frozenset(ending.removeprefix(".") for ending in IMAGE_ENDINGS)
+
 
 def is_picture_name(name: str) -> bool:
     """Whether a file of this name is taken for a picture."""
     # names with a dot in front are leftovers of file managers, such as ._photo.jpg
-    return name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+    return name.rpartition(".")[2].lower() in _ENDINGS and "." in name and name[0] != "."
 
 
 @dataclass

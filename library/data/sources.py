@@ -12,6 +12,7 @@ from library.cli.errors import UserError, UserErrors, listed, raise_together
 from library.data.config import SubsetConfig
 from library.data.face_names import split_face_name
 from library.data.file_scan import Scanned, scan_files
+from library.data.picture_folders import is_picture_name
 from library.data.pictures import IMAGE_ENDINGS, UnreadablePicture
 from library.data.records import ImageRecord, Size
 from library.data.scan_index import Pair, PictureFacts
@@ -29,7 +30,7 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = Fal
     pictures that cannot be read are left out, with a warning. Raises `UserError` with everything that is wrong.
     """
     entries = _list_folder(subset)
-    names = sorted(name for name in entries if _is_picture_name(name))
+    names = sorted(filter(is_picture_name, entries))
     if not names:
         raise _no_pictures(subset, entries)
     pairs = _pair_with_captions(names, entries, subset.caption_extension)
@@ -42,11 +43,6 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = Fal
     problems = [each for each in scanned if isinstance(each, UserError)]
     raise_together([*problems, *_caption_problems(subset, pairs, scanned)])
     return _make_records(subset, subset_index, pairs, scanned)
-
-
-def _is_picture_name(name: str) -> bool:
-    # names with a dot in front are leftovers of file managers, such as ._photo.jpg
-    return name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
 
 
 def _list_folder(subset: SubsetConfig) -> set[str]:
@@ -76,7 +72,7 @@ def _no_pictures(subset: SubsetConfig, entries: set[str]) -> UserError:
 
 def _holds_pictures(folder: Path) -> bool:
     try:
-        return any(_is_picture_name(name) for name in os.listdir(folder))
+        return any(map(is_picture_name, os.listdir(folder)))
     except OSError:
         return False
 
