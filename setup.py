@@ -27,6 +27,7 @@ setup(
         "xformers": ["xformers"],
         "wandb": ["wandb"],
         "lycoris": ["lycoris-lora"],
+        "optimizers": ["lion-pytorch>=0.2", "dadaptation>=3.2", "prodigyopt>=1.1", "schedulefree>=1.4"],
         "dev": requirements("requirements-dev.txt"),
     },
 )

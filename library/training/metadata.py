@@ -24,8 +24,9 @@ from library.models.family import ModelFamily
 from library.models.model_metadata import SpecifiedModel, specification_entries
 from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
 from library.training.dataset_metadata import dataset_entries
-from library.training.lr_schedules import warmup_steps
+from library.training.lr_schedules import schedule_name, warmup_steps
 from library.training.method import TrainingMethod
+from library.training.optimizers import optimizer_label
 from library.training.options import OptimizerOptions, OutputOptions, TrainingOptions
 from library.training.train_plan import Position, TrainPlan
 
@@ -119,16 +120,15 @@ def _option_entries(options: Options, plan: TrainPlan, optimizer: torch.optim.Op
     training, rates, noise = options[TrainingOptions], options[OptimizerOptions], options[NoiseOptions]
     output, caching = options[OutputOptions], options[CachingOptions]
     memory, prompts = options[MemoryOptions], options[PromptOptions]
-    kind = type(optimizer)
     return _texts(
         {
             "ss_session_id": secrets.randbelow(2**32),
             "ss_output_name": output.output_name,
             "ss_training_comment": output.training_comment,
             "ss_learning_rate": rates.learning_rate,
-            "ss_lr_scheduler": rates.lr_scheduler,
+            "ss_lr_scheduler": schedule_name(rates),
             "ss_lr_warmup_steps": warmup_steps(rates, plan.num_steps),
-            "ss_optimizer": f"{kind.__module__}.{kind.__qualname__}",
+            "ss_optimizer": optimizer_label(optimizer, rates),
             "ss_mixed_precision": training.mixed_precision,
             "ss_full_fp16": training.full_fp16,
             "ss_fp8_base": memory.fp8_base,

@@ -1,14 +1,30 @@
-"""Optimizers by name. A new one is a row of `OPTIMIZERS`.
+"""Makes the optimizer that the options name. Its names are the rows of `optimizer_table.OPTIMIZERS`.
 
-Imports no torch: the options take their names from the table.
+Imports no torch: the options are checked here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import importlib
+import inspect
+import io
+import logging
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, nearest_name, raise_together
+from library.training.optimizer_args import argument_problems, parse_arguments, unknown_arguments
+from library.training.optimizer_table import (
+    ALIASES,
+    DEFAULT,
+    OPTIMIZERS,
+    OptimizerRow,
+    Rates,
+    find_optimizer,
+    is_installed,
+    torch_names,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -16,38 +32,190 @@ if TYPE_CHECKING:
     from library.training.method import ParamGroup
     from library.training.options import OptimizerOptions
 
+logger = logging.getLogger(__name__)
+
 Groups = list[dict[str, Any]]
 
+# rates between these are no surprise to an optimizer that multiplies them with a step size of its own
+FACTOR_RANGE = (0.1, 10.0)
 
-def _adamw(groups: Groups) -> torch.optim.Optimizer:
+
+def optimizer_name(options: OptimizerOptions) -> str:
+    """The optimizer asked for, by `--optimizer_type` or by one of the older flags."""
+    old = [name for flag, name in ALIASES.items() if getattr(options, flag)]
+    return options.optimizer_type or (old[0] if old else DEFAULT)
+
+
+def optimizer_problems(options: OptimizerOptions) -> Iterator[UserError]:
+    """What can be said about the optimizer without importing it."""
+    yield from _contradictions(options)
+    yield from argument_problems(options.optimizer_args)
+    name = optimizer_name(options)
+    row = find_optimizer(name)
+    if row is None:
+        nearest = nearest_name(name.lower(), [known.lower() for known in (*OPTIMIZERS, *torch_names())])
+        meant = f"did you mean {nearest}? " if nearest else ""
+        yield UserError(
+            f"--optimizer_type {name} is not known",
+            hint=f"{meant}give one of {', '.join(OPTIMIZERS)}, a class of torch.optim, or module.Class",
+        )
+        return
+    if not is_installed(row):
+        yield UserError(
+            f"--optimizer_type {name} needs the package {row.package}, which is not installed",
+            hint=f"pip install {row.package}",
+        )
+    if options.lr_warmup_steps and not row.starts_at_zero:
+        yield UserError(
+            f"--optimizer_type {name} cannot begin with a rate of 0, but --lr_warmup_steps is"
+            f" {options.lr_warmup_steps}",
+            hint="leave --lr_warmup_steps out",
+        )
+
+
+def _contradictions(options: OptimizerOptions) -> Iterator[UserError]:
+    asked = {f"--{flag}": name for flag, name in ALIASES.items() if getattr(options, flag)}
+    if options.optimizer_type:
+        asked[f"--optimizer_type {options.optimizer_type}"] = options.optimizer_type
+    if len({name.lower() for name in asked.values()}) > 1:
+        yield UserError(f"{' and '.join(asked)} name different optimizers", hint="keep one of them")
+
+
+def needs_adafactor_schedule(options: OptimizerOptions) -> bool:
+    """Whether the optimizer sets its rate itself, so that a schedule can only report it."""
+    row = _row(options)
+    return row.own_rate is not None and bool(_all_arguments(options).get(row.own_rate))
+
+
+def check_optimizer(options: OptimizerOptions, device: torch.device | str = "cpu") -> None:
+    """Makes the optimizer for a parameter of no importance and lets it take a step, before anything is loaded.
+
+    Raises `UserError` for a class that is not there or needs another kind of training, and for bad arguments.
+    """
     import torch
 
-    return torch.optim.AdamW(groups)
+    probe = torch.nn.Parameter(torch.zeros(2, 2, device=device))
+    rate = None if needs_adafactor_schedule(options) else options.learning_rate or 1.0
+    optimizer = _build(options, [{"params": [probe], "lr": rate}])
+    probe.grad = torch.ones_like(probe)
+    with _refusals(options):
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        optimizer.step()
 
 
-def _adamw8bit(groups: Groups) -> torch.optim.Optimizer:
-    try:
-        import bitsandbytes
-    except ImportError as error:
+def check_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> None:
+    """Raises `UserError` for rates that the optimizer would not follow, and warns of unlikely ones."""
+    row, name = _row(options), optimizer_name(options)
+    if not row.adapts:
+        return
+    rates = {group.name: group.learning_rate for group in groups}
+    shown = ", ".join(f"{group} {rate:g}" for group, rate in rates.items())
+    counted = {rate for rate in rates.values() if rate or row.rates is Rates.SAME}
+    if len(counted) > 1:
         raise UserError(
-            f"--optimizer_type AdamW8bit needs bitsandbytes: {error}", hint="pip install bitsandbytes"
-        ) from None
-    return bitsandbytes.optim.AdamW8bit(groups)
-
-
-OPTIMIZERS: dict[str, Callable[[Groups], torch.optim.Optimizer]] = {
-    "AdamW": _adamw,
-    "AdamW8bit": _adamw8bit,
-}
-
-
-def find_optimizer(name: str) -> Callable[[Groups], torch.optim.Optimizer] | None:
-    """What makes the optimizer of that name, in any case of letters; None when there is none."""
-    return {known.lower(): make for known, make in OPTIMIZERS.items()}.get(name.lower())
+            f"--optimizer_type {name} has one rate for everything, but the learning rates are {shown}",
+            hint="give --learning_rate alone" + (", or 0 for a part" if row.rates is Rates.SAME_OR_ZERO else ""),
+        )
+    if not any(counted):
+        raise UserError(f"--optimizer_type {name} cannot learn with rate 0", hint="give --learning_rate 1.0")
+    if any(rate and not FACTOR_RANGE[0] <= rate <= FACTOR_RANGE[1] for rate in counted):
+        logger.warning(
+            "--optimizer_type %s finds its step size itself and multiplies it with the learning rate: about 1.0"
+            " is usual, not %s (--learning_rate)",
+            name,
+            shown,
+        )
 
 
 def make_optimizer(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
-    """The optimizer that `--optimizer_type` names, each group at its own learning rate."""
-    make = find_optimizer(options.optimizer_type)
-    assert make is not None, "the options were checked"
-    return make([{"params": group.params, "lr": group.learning_rate} for group in groups])
+    """The optimizer that the options name, each group at its own learning rate; says which arguments were added.
+
+    Raises `UserError` when it refuses the arguments, the rates or the parameters.
+    """
+    row, name = _row(options), optimizer_name(options)
+    check_rates(options, groups)
+    given = parse_arguments(options.optimizer_args)
+    for key, value in row.added.items():
+        if key not in given:
+            logger.info("%s: %s=%s is added to --optimizer_args", name, key, value)
+    is_own_rate = needs_adafactor_schedule(options)
+    if is_own_rate:
+        logger.info(
+            "%s sets its rate itself (%s=True): the learning rates given are only shown, before its first step",
+            name,
+            row.own_rate,
+        )
+    rates = [None if is_own_rate else group.learning_rate for group in groups]
+    return _build(options, [{"params": group.params, "lr": rate} for group, rate in zip(groups, rates, strict=True)])
+
+
+def optimizer_label(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> str:
+    """The class and its arguments as other programs show them: `torch.optim.sgd.SGD(momentum=0.9,nesterov=True)`."""
+    kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+    arguments = ",".join(f"{key}={value}" for key, value in _all_arguments(options).items())
+    return f"{kind}({arguments})" if arguments else kind
+
+
+def _row(options: OptimizerOptions) -> OptimizerRow:
+    row = find_optimizer(optimizer_name(options))
+    assert row is not None, "the options were checked"
+    return row
+
+
+def _all_arguments(options: OptimizerOptions) -> dict[str, Any]:
+    return {**_row(options).added, **parse_arguments(options.optimizer_args)}
+
+
+def _build(options: OptimizerOptions, groups: Groups) -> torch.optim.Optimizer:
+    kind = _load_class(options)
+    parameters = inspect.signature(kind.__init__).parameters
+    valid = [name for name in list(parameters)[2:] if name != "lr"]
+    arguments = _all_arguments(options)
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        raise_together(unknown_arguments(arguments, valid, optimizer_name(options)))
+    if "lr" in parameters:  # some keep the constructor's rate beside those of the groups
+        rates = [group["lr"] for group in groups if group["lr"] is not None]
+        arguments["lr"] = max(rates, default=None)
+    with _refusals(options):
+        return kind(groups, **arguments)
+
+
+@contextlib.contextmanager
+def _refusals(options: OptimizerOptions) -> Iterator[None]:
+    """What an optimizer says against its arguments becomes a `UserError`; what it prints, a line of the log."""
+    name, printed = optimizer_name(options), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--optimizer_type {name} cannot be used so: {reason or type(error).__name__}",
+            hint="check --optimizer_args and the learning rates, or choose another optimizer",
+        ) from None
+    if printed.getvalue().strip():
+        logger.info("%s: %s", name, printed.getvalue().strip())
+
+
+def _load_class(options: OptimizerOptions) -> type[torch.optim.Optimizer]:
+    import torch
+
+    row, name = _row(options), optimizer_name(options)
+    module, _, last = row.path.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), last, None)
+    except ImportError as error:
+        hint = f"pip install {row.package}, or check the name"
+        raise UserError(f"--optimizer_type {name} cannot be imported: {error}", hint=hint) from None
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise UserError(
+            f"--optimizer_type {name}: {module} has no optimizer class {last}", hint="check the name and its letters"
+        )
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(
+            f"--optimizer_type {name} computes the loss several times a step, which this training does not do",
+            hint="choose another optimizer",
+        )
+    return kind

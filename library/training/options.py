@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 from library.cli.errors import UserError
 from library.cli.options import option
 from library.training.lr_schedules import SCHEDULES
-from library.training.optimizers import OPTIMIZERS, find_optimizer
+from library.training.optimizer_table import DEFAULT, OPTIMIZERS
+from library.training.optimizers import optimizer_name, optimizer_problems
 from library.training.samplers import SAMPLERS
+from library.training.schedule_args import read_schedule_args, split_args
 from library.training.trackers import TRACKERS
 
 
@@ -42,7 +44,7 @@ class TrainingOptions:
                 )
 
 
-def _warmup(value: Any) -> int | float:
+def _steps_or_share(value: Any) -> int | float:
     """A number of steps, or a share of all steps: 0.1 or 10%."""
     expected = ValueError("a whole number of steps, or a share of all steps such as 0.1 or 10%")
     text = str(value).strip()
@@ -57,32 +59,96 @@ def _warmup(value: Any) -> int | float:
     return share
 
 
+def _schedule_name(value: Any) -> str:
+    """A name of the table; `adafactor:0.001`, with a first rate that AdaFactor never uses, is `adafactor`."""
+    name, colon, rate = str(value).partition(":")
+    is_number = re.fullmatch(r"\d*\.?\d+([eE][-+]?\d+)?", rate) is not None
+    if name not in SCHEDULES or (colon and not (name == "adafactor" and is_number)):
+        raise ValueError(f"one of {', '.join(SCHEDULES)}")
+    return name
+
+
 @dataclass(frozen=True)
 class OptimizerOptions:
     """Optimizer, learning rate and its schedule."""
 
     GROUP: ClassVar[str] = "Optimizer and learning rate"
 
-    optimizer_type: str = option("AdamW", help=f"{' or '.join(OPTIMIZERS)}, in any case of letters", metavar="NAME")
+    optimizer_type: str | None = option(
+        help=f"{', '.join(OPTIMIZERS)}, or a class of torch.optim, in any case of letters; or module.Class"
+        f" (default: {DEFAULT})",
+        metavar="NAME",
+    )
+    optimizer_args: tuple[str, ...] = option(
+        (), help="arguments of the optimizer, each as key=value: weight_decay=0.01 betas=.9,.999", metavar="KEY=VALUE"
+    )
+    use_8bit_adam: bool = option(False, help="the same as --optimizer_type AdamW8bit")
+    use_lion_optimizer: bool = option(False, help="the same as --optimizer_type Lion")
     learning_rate: float = option(2e-6, help="learning rate of what has none of its own", minimum=0)
     lr_scheduler: str = option(
         "constant",
         help="course of the learning rate",
         choices=tuple(SCHEDULES),
+        parse=_schedule_name,
+    )
+    lr_scheduler_type: str | None = option(
+        help="class that makes the course instead: one of torch.optim.lr_scheduler, or module.Class", metavar="CLASS"
+    )
+    lr_scheduler_args: tuple[str, ...] = option(
+        (), help="arguments of the schedule, each as key=value", aliases=("scheduler_args",), metavar="KEY=VALUE"
     )
     lr_warmup_steps: float = option(
-        0, help="steps in which the rate rises from 0; below 1 a share of all steps", parse=_warmup, metavar="STEPS"
+        0,
+        help="steps in which the rate rises from 0; below 1 a share of all steps",
+        parse=_steps_or_share,
+        metavar="STEPS",
+    )
+    lr_decay_steps: float = option(
+        0,
+        help="last steps, in which warmup_stable_decay falls; below 1 a share of all steps",
+        parse=_steps_or_share,
+        metavar="STEPS",
+    )
+    lr_scheduler_num_cycles: int = option(
+        1,
+        help="courses from high to low of cosine_with_restarts; half waves of cosine_with_min_lr"
+        " and of the fall of warmup_stable_decay",
+        minimum=1,
+    )
+    lr_scheduler_power: float = option(1.0, help="power of polynomial", above=0)
+    lr_scheduler_timescale: int | None = option(
+        help="steps over which inverse_sqrt falls to 1/sqrt(2); the warm-up, or 10000 without one", minimum=1
+    )
+    lr_scheduler_min_lr_ratio: float | None = option(
+        help="lowest rate of cosine_with_min_lr and warmup_stable_decay, as a share of the highest",
+        minimum=0,
+        maximum=1,
     )
 
     def problems(self) -> Iterator[UserError]:
-        if find_optimizer(self.optimizer_type) is None:
+        yield from optimizer_problems(self)
+        yield from self._schedule_problems()
+
+    def _schedule_problems(self) -> Iterator[UserError]:
+        if self.lr_warmup_steps and (self.lr_scheduler_type or not SCHEDULES[self.lr_scheduler].has_warmup):
+            name = f"_type {self.lr_scheduler_type}" if self.lr_scheduler_type else f" {self.lr_scheduler}"
             yield UserError(
-                f"--optimizer_type {self.optimizer_type} is not known", hint=f"give one of {', '.join(OPTIMIZERS)}"
+                f"--lr_scheduler{name} has no warm-up, but --lr_warmup_steps is {self.lr_warmup_steps}",
+                hint="use --lr_scheduler constant_with_warmup, or another that has one",
             )
-        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+        if self.lr_scheduler_type:
+            yield from split_args("--lr_scheduler_args", self.lr_scheduler_args)[1]
+            return
+        yield from read_schedule_args(self.lr_scheduler, self.lr_scheduler_args)[1]
+        if self.lr_scheduler == "adafactor" and optimizer_name(self).lower() != "adafactor":
             yield UserError(
-                f"--lr_scheduler constant has no warm-up, but --lr_warmup_steps is {self.lr_warmup_steps}",
-                hint="use --lr_scheduler constant_with_warmup",
+                f"--lr_scheduler adafactor with --optimizer_type {optimizer_name(self)}",
+                hint="give --optimizer_type AdaFactor, or another --lr_scheduler",
+            )
+        if self.lr_scheduler == "cosine_with_min_lr" and self.lr_scheduler_min_lr_ratio is None:
+            yield UserError(
+                "--lr_scheduler cosine_with_min_lr needs --lr_scheduler_min_lr_ratio",
+                hint="give the lowest rate as a share of the highest, for instance 0.1",
             )
 
 

@@ -20,10 +20,10 @@ from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.registry import load_family
 from library.training.dataset_report import warn_long_captions
 from library.training.latents import LatentSource
-from library.training.lr_schedules import make_lr_schedule
+from library.training.lr_schedules import check_lr_schedule, make_lr_schedule
 from library.training.metadata import Metadata
 from library.training.method import TrainingMethod
-from library.training.optimizers import make_optimizer
+from library.training.optimizers import check_optimizer, check_rates, make_optimizer
 from library.training.options import (
     LoggingOptions,
     OptimizerOptions,
@@ -51,6 +51,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     check_memory_options(options[MemoryOptions], accelerator)
+    check_optimizer(options[OptimizerOptions], accelerator.device)
     for line in preflight.data.bucket_table():
         logger.info("%s", line)
     plan = make_train_plan(
@@ -61,6 +62,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     )
     _check_state_fits(preflight.state, plan)
     logger.info("%s", _arithmetic(preflight.data, plan))
+    check_lr_schedule(options[OptimizerOptions], plan.num_steps)
 
     check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
     family = _load(options, accelerator)
@@ -72,6 +74,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
         default_learning_rate=options[OptimizerOptions].learning_rate,
         checkpointing=training.gradient_checkpointing,
     )
+    check_rates(options[OptimizerOptions], method.param_groups())  # before hours are spent on caches
     _place_method(method, accelerator, training)
     if options[MemoryOptions].torch_compile:
         family.compile(options[MemoryOptions].dynamo_backend)
@@ -122,10 +125,13 @@ def _check_state_fits(state: StateHeader | None, plan: TrainPlan) -> None:
 
 
 def _arithmetic(data: TrainingData, plan: TrainPlan) -> str:
+    num_images = sum(len(dataset.used_record_indices) for dataset in data.datasets)
+    num_buckets = sum(len(dataset.buckets) for dataset in data.datasets)
+    sizes = " and ".join(str(size) for size in sorted({dataset.config.batch_size for dataset in data.datasets}))
     return (
-        f"{data.num_items} pictures with repeats in {plan.num_micro_batches} batches / accumulation {plan.accumulation}"
-        f" / processes {plan.num_processes} = {plan.steps_per_epoch} steps per epoch; {plan.num_steps} steps in"
-        f" {plan.num_epochs} epochs"
+        f"{num_images} images x repeats = {data.num_items} / batch {sizes} = {plan.num_micro_batches} batches"
+        f" (in {num_buckets} buckets) / (accumulation {plan.accumulation} x processes {plan.num_processes})"
+        f" = {plan.steps_per_epoch} steps per epoch x {plan.num_epochs} epochs; {plan.num_steps} steps in all"
     )
 
 

@@ -35,15 +35,15 @@ class Saver:
         self._folder = Path(options.output_dir or ".")
         self.written: list[Path] = []
 
-    def save(self, suffix: str, metadata: dict[str, str], state: Callable[[Path], None]) -> None:
-        """Writes `<name><suffix>.safetensors`, and lets `state` write `<name><suffix>-state`.
+    def save(self, suffix: str, metadata: dict[str, str]) -> None:
+        """Writes `<name><suffix>.safetensors`. Raises `UserError` when the folder cannot be written to."""
+        name = f"{self._options.output_name}{suffix}.safetensors"
+        self._write(self._folder / name, lambda path: self._write_weights(path, metadata))
 
-        Raises `UserError` when the folder cannot be written to.
-        """
-        name = f"{self._options.output_name}{suffix}"
-        self._write(self._folder / f"{name}.safetensors", lambda path: self._write_weights(path, metadata))
+    def save_state(self, suffix: str, state: Callable[[Path], None]) -> None:
+        """With `--save_state`, lets `state` write `<name><suffix>-state`. Raises `UserError` as `save` does."""
         if self._options.save_state:
-            self._write(self._folder / f"{name}-state", state)
+            self._write(self._folder / f"{self._options.output_name}{suffix}-state", state)
 
     def _write(self, path: Path, write: Callable[[Path], None]) -> None:
         try:

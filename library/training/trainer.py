@@ -25,9 +25,11 @@ from library.training.latents import LatentSource
 from library.training.losses import LossHistory
 from library.training.metadata import Metadata
 from library.training.method import ParamGroup, TrainingMethod
+from library.training.optimizer_state import evaluation_weights, load_exactly, start_training
 from library.training.options import OutputOptions, SampleOptions, TrainingOptions
 from library.training.precision import reduce_gradients
 from library.training.progress import progress_bar
+from library.training.rates import RateHistory
 from library.training.samples import Sampler
 from library.training.saves import Saver, epoch_suffix, step_suffix
 from library.training.states import header_at, read_state, write_state
@@ -84,11 +86,13 @@ class Trainer:
         self._schedule = NoiseSchedule(parts.family.alphas_cumprod()).to(parts.accelerator.device)
         self._params = [param for group in parts.groups for param in group.params]
         self._losses = LossHistory(parts.plan.steps_per_epoch)
+        self._rates = RateHistory([group.name for group in parts.groups], parts.optimizer)
         self._position = Position()
 
     def run(self) -> None:
         """Trains to the end of the plan and saves."""
         self._set_training_mode()
+        start_training(self._parts.optimizer.optimizer)
         done, is_quiet = self._position.global_step, not self._accelerator.is_local_main_process
         bar = progress_bar(self._plan.num_steps, "steps", initial=done, is_quiet=is_quiet)
         with logging_redirect_tqdm(), bar as self._progress:
@@ -133,8 +137,10 @@ class Trainer:
         reduce_gradients(self._accelerator, self._params)
         if self._options.training.max_grad_norm:
             self._accelerator.clip_grad_norm_(self._params, self._options.training.max_grad_norm)
+        self._rates.before_step()
         self._parts.optimizer.step()
         self._parts.lr_schedule.step()
+        self._rates.after_step(self._position.global_step + 1)
         self._parts.optimizer.zero_grad(set_to_none=True)
         if self._accelerator.num_processes > 1:
             total = self._accelerator.reduce(total, reduction="sum")
@@ -186,20 +192,16 @@ class Trainer:
 
     def _log(self) -> None:
         """Hands the losses and rates since the last call to the tracker and the progress bar."""
-        rates = self._parts.lr_schedule.base_lrs
         for step, loss, average in self._losses.fetch():
             self._progress.set_postfix(avr_loss=f"{average:.4f}", refresh=False)
-            if self._parts.tracker is None:
-                continue
-            values = {"loss/current": loss, "loss/average": average}
-            for group, base, factor in zip(self._parts.groups, rates, self._parts.lr_schedule.lr_lambdas, strict=True):
-                values[f"lr/{group.name}"] = base * factor(step - 1)
-            self._parts.tracker.scalars(values, step)
+            rates = self._rates.fetch(step)
+            if self._parts.tracker is not None:
+                self._parts.tracker.scalars({"loss/current": loss, "loss/average": average, **rates}, step)
 
     def _draw_samples(self, when: str) -> None:
         if self._parts.sampler is not None and self._accelerator.is_main_process:
             self._log()
-            with self._accelerator.autocast():
+            with evaluation_weights(self._parts.optimizer.optimizer), self._accelerator.autocast():
                 pictures = self._parts.sampler.draw(when)
             if self._parts.tracker is not None:
                 for name, picture in pictures:
@@ -209,7 +211,9 @@ class Trainer:
     def _save(self, suffix: str) -> None:
         self._log()
         if self._accelerator.is_main_process:
-            self._parts.saver.save(suffix, self._parts.metadata.at(self._position), self._write_state)
+            with evaluation_weights(self._parts.optimizer.optimizer):
+                self._parts.saver.save(suffix, self._parts.metadata.at(self._position))
+            self._parts.saver.save_state(suffix, self._write_state)
         self._accelerator.wait_for_everyone()
 
     def _set_training_mode(self) -> None:
@@ -236,7 +240,7 @@ class Trainer:
         """Goes to `position` with the weights and the training state of a state folder."""
         weights, training = read_state(folder)
         self._method.load_state_dict(weights)
-        self._parts.optimizer.load_state_dict(training["optimizer"])
+        load_exactly(self._parts.optimizer.optimizer, training["optimizer"])
         self._parts.lr_schedule.load_state_dict(training["lr_schedule"])
         if self._accelerator.scaler is not None and training["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(training["scaler"])

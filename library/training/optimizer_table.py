@@ -1,0 +1,137 @@
+"""The optimizers that have a name, and how any other is named. A new one is a row of `OPTIMIZERS`.
+
+Imports no torch: options are checked with this table.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+DEFAULT = "AdamW"
+
+# flags that are older than --optimizer_type, and the optimizer each stands for
+ALIASES = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
+
+
+class Rates(Enum):
+    """Which learning rates of several groups an optimizer can honour."""
+
+    ANY = auto()
+    SAME_OR_ZERO = auto()  # it finds one step size for all, and leaves groups of rate 0 alone
+    SAME = auto()  # it applies one rate to every group
+
+
+@dataclass(frozen=True)
+class OptimizerRow:
+    """Where an optimizer comes from, and what is special about it."""
+
+    path: str  # module.Class
+    package: str  # what pip installs
+    added: Mapping[str, Any] = field(default_factory=dict)  # arguments it needs, unless --optimizer_args has them
+    rates: Rates = Rates.ANY
+    own_rate: str | None = None  # the argument that makes it set its rate itself
+    starts_at_zero: bool = True  # can take a first step of rate 0, as a warm-up gives
+
+    @property
+    def adapts(self) -> bool:
+        """It finds the step size itself; the learning rate is a factor near 1 of what it finds."""
+        return self.rates is not Rates.ANY
+
+
+def _bitsandbytes(name: str, **added: Any) -> OptimizerRow:
+    return OptimizerRow(f"bitsandbytes.optim.{name}", "bitsandbytes", added)
+
+
+def _dadaptation(name: str, rates: Rates = Rates.SAME_OR_ZERO, **special: Any) -> OptimizerRow:
+    return OptimizerRow(f"dadaptation.{name}", "dadaptation", rates=rates, **special)
+
+
+def _schedule_free(name: str) -> OptimizerRow:
+    return OptimizerRow(f"schedulefree.{name}", "schedulefree")
+
+
+_NESTEROV = {"momentum": 0.9, "nesterov": True}
+
+OPTIMIZERS: Mapping[str, OptimizerRow] = {
+    "AdamW": OptimizerRow("torch.optim.AdamW", "torch"),
+    "AdamW8bit": _bitsandbytes("AdamW8bit"),
+    "PagedAdamW": _bitsandbytes("PagedAdamW"),
+    "PagedAdamW8bit": _bitsandbytes("PagedAdamW8bit"),
+    "PagedAdamW32bit": _bitsandbytes("PagedAdamW32bit"),
+    "Lion": OptimizerRow("lion_pytorch.Lion", "lion-pytorch"),
+    "Lion8bit": _bitsandbytes("Lion8bit"),
+    "PagedLion8bit": _bitsandbytes("PagedLion8bit"),
+    "SGDNesterov": OptimizerRow("torch.optim.SGD", "torch", _NESTEROV),
+    "SGDNesterov8bit": _bitsandbytes("SGD8bit", **_NESTEROV),
+    "DAdaptation": _dadaptation("DAdaptAdam"),
+    "DAdaptAdam": _dadaptation("DAdaptAdam"),
+    "DAdaptAdamPreprint": _dadaptation("experimental.dadapt_adam_preprint.DAdaptAdamPreprint"),
+    "DAdaptAdaGrad": _dadaptation("DAdaptAdaGrad", Rates.SAME),
+    "DAdaptAdan": _dadaptation("DAdaptAdan", Rates.SAME),
+    "DAdaptAdanIP": _dadaptation("experimental.dadapt_adan_ip.DAdaptAdanIP", Rates.SAME),
+    "DAdaptLion": _dadaptation("DAdaptLion", Rates.SAME),
+    "DAdaptSGD": _dadaptation("DAdaptSGD", starts_at_zero=False),
+    "Prodigy": OptimizerRow("prodigyopt.Prodigy", "prodigyopt", rates=Rates.SAME_OR_ZERO),
+    "AdaFactor": OptimizerRow(
+        "transformers.optimization.Adafactor", "transformers", {"relative_step": True}, own_rate="relative_step"
+    ),
+    "RAdamScheduleFree": _schedule_free("RAdamScheduleFree"),
+    "AdamWScheduleFree": _schedule_free("AdamWScheduleFree"),
+    "SGDScheduleFree": _schedule_free("SGDScheduleFree"),
+}
+
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+def find_optimizer(name: str) -> OptimizerRow | None:
+    """The row of a name: of the table or a class of `torch.optim`, in any case of letters, or `module.Class`.
+
+    None for a name that is none of these. Whether the class of a path exists is not looked at.
+    """
+    rows = {known.lower(): row for known, row in OPTIMIZERS.items()}
+    if name.lower() in rows:
+        return rows[name.lower()]
+    if _CLASS_PATH.fullmatch(name):
+        return _row_of_path(name)
+    in_torch = {known.lower(): known for known in torch_names()}.get(name.lower())
+    return None if in_torch is None else OptimizerRow(f"torch.optim.{in_torch}", "torch")
+
+
+def _row_of_path(path: str) -> OptimizerRow:
+    """A class keeps what the table knows of it when it is given by its path."""
+    top, last = path.split(".")[0], path.split(".")[-1]
+    for row in OPTIMIZERS.values():
+        is_known = (row.path.split(".")[0], row.path.split(".")[-1]) == (top, last)
+        if is_known and (row.adapts or row.own_rate):
+            return row
+    return OptimizerRow(path, top)
+
+
+def torch_names() -> tuple[str, ...]:
+    """The optimizer classes of the installed `torch.optim`, read from its source: importing it takes seconds."""
+    found = importlib.util.find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        return ()
+    source = Path(found.submodule_search_locations[0], "optim", "__init__.py").read_text(encoding="utf-8")
+    imported = [
+        alias.asname or alias.name
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    return tuple(name for name in imported if name[0].isupper() and name != "Optimizer")
+
+
+def is_installed(row: OptimizerRow) -> bool:
+    """Whether the package of an optimizer is there; only looks, imports nothing."""
+    try:
+        return importlib.util.find_spec(row.path.split(".")[0]) is not None
+    except (ValueError, ImportError):
+        return False
