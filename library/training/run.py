@@ -23,6 +23,7 @@ from library.training.latents import LatentSource
 from library.training.lr_schedules import check_lr_schedule, make_lr_schedule
 from library.training.metadata import Metadata
 from library.training.method import TrainingMethod
+from library.training.objective import Objective
 from library.training.optimizers import check_optimizer, check_rates, make_optimizer
 from library.training.options import (
     LoggingOptions,
@@ -200,8 +201,7 @@ def _assemble(
         method=method,
         data=data,
         loader=BatchLoader(dataset, caching.max_data_loader_n_workers, caching.persistent_data_loader_workers),
-        latents=latents,
-        texts=texts,
+        objective=Objective(family, latents, texts, accelerator, noise),
         plan=plan,
         groups=groups,
         optimizer=optimizer,
@@ -211,7 +211,7 @@ def _assemble(
         tracker=tracker[0] if tracker else None,
         metadata=Metadata(options, data, family, method, plan, optimizer.optimizer),
     )
-    trainer = Trainer(parts, TrainerOptions(options[TrainingOptions], noise, output, options[SampleOptions]))
+    trainer = Trainer(parts, TrainerOptions(options[TrainingOptions], output, options[SampleOptions]))
     return trainer, parts, tracker[1] if tracker else None
 
 

@@ -14,17 +14,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.data.dataset import BatchLoader
 from library.data.plan import TrainingData
-from library.data.randomness import derive_seed
 from library.data.records import Batch
-from library.diffusion.loss import weighted_loss
-from library.diffusion.noise import make_noise, sample_timesteps
-from library.diffusion.options import NoiseOptions
-from library.diffusion.schedule import NoiseSchedule, target_of
 from library.models.family import ModelFamily
-from library.training.latents import LatentSource
 from library.training.losses import LossHistory
 from library.training.metadata import Metadata
 from library.training.method import ParamGroup, TrainingMethod
+from library.training.objective import Objective
 from library.training.optimizer_state import evaluation_weights, load_exactly, start_training
 from library.training.options import OutputOptions, SampleOptions, TrainingOptions
 from library.training.precision import reduce_gradients
@@ -33,7 +28,6 @@ from library.training.rates import RateHistory
 from library.training.samples import Sampler
 from library.training.saves import Saver, epoch_suffix, step_suffix
 from library.training.states import header_at, read_state, write_state
-from library.training.text_outputs import TextSource
 from library.training.trackers import Tracker
 from library.training.train_plan import Position, TrainPlan
 
@@ -47,7 +41,6 @@ class TrainerOptions:
     """The options that the loop itself reads."""
 
     training: TrainingOptions
-    noise: NoiseOptions
     output: OutputOptions
     sample: SampleOptions
 
@@ -61,8 +54,7 @@ class TrainerParts:
     method: TrainingMethod
     data: TrainingData
     loader: BatchLoader
-    latents: LatentSource
-    texts: TextSource
+    objective: Objective
     plan: TrainPlan
     groups: list[ParamGroup]
     optimizer: torch.optim.Optimizer
@@ -83,7 +75,6 @@ class Trainer:
         self._family = parts.family
         self._method = parts.method
         self._plan = parts.plan
-        self._schedule = NoiseSchedule(parts.family.alphas_cumprod()).to(parts.accelerator.device)
         self._params = [param for group in parts.groups for param in group.params]
         self._losses = LossHistory(parts.plan.steps_per_epoch)
         self._rates = RateHistory([group.name for group in parts.groups], parts.optimizer)
@@ -131,7 +122,7 @@ class Trainer:
         self._method.on_step_start()
         total = torch.zeros((), device=self._accelerator.device)
         for batch in batches:
-            loss = self._loss_of(batch) / num_in_step
+            loss = self._parts.objective.training_loss(batch, self._plan.seed) / num_in_step
             self._accelerator.backward(loss)
             total += loss.detach()
         reduce_gradients(self._accelerator, self._params)
@@ -145,29 +136,6 @@ class Trainer:
         if self._accelerator.num_processes > 1:
             total = self._accelerator.reduce(total, reduction="sum")
         self._losses.add(self._position.global_step + 1, total)
-
-    def _loss_of(self, batch: Batch) -> torch.Tensor:
-        """The loss of one micro-batch. Its randomness is a function of (seed, epoch, index in the plan)."""
-        key = (self._plan.seed, batch.micro_batch.epoch, batch.micro_batch.index)
-        generator = torch.Generator(self._accelerator.device).manual_seed(derive_seed("noise", *key))
-        torch.manual_seed(derive_seed("network", *key))  # dropout draws from the global generators
-        latents = self._parts.latents.latents_of(batch)
-        noise = make_noise(latents, self._options.noise, generator)
-        timesteps = sample_timesteps(len(latents), self._schedule.num_timesteps, generator)
-        noisy = self._schedule.add_noise(latents, noise, timesteps)
-        with self._accelerator.autocast():
-            conditioning = self._parts.texts.conditioning_of(batch)
-            prediction = self._family.predict(noisy, timesteps, conditioning)
-        return weighted_loss(
-            prediction,
-            target_of(self._family.prediction_type, self._schedule, latents, noise, timesteps),
-            loss_weights=batch.loss_weights.to(latents.device),
-            timesteps=timesteps,
-            schedule=self._schedule,
-            prediction_type=self._family.prediction_type,
-            options=self._options.noise,
-            masks=self._parts.latents.masks_of(batch),
-        )
 
     def _after_step(self) -> None:
         step = self._position.global_step
