@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 from library.cli.errors import UserError
 from library.data.config import SubsetConfig
@@ -19,6 +20,7 @@ _ESCAPES = (("{{", "\ufdd0", "{"), ("}}", "\ufdd1", "}"))
 
 _AFTER_WARMUP = 2**40  # a step at which captions have all their tags, whatever `token_warmup_step` is
 _DRAWS_PER_VARIANT = 8
+_NO_STEPS = 1e-12  # a share of all steps that is none: tags are taken apart and joined, and none is missing
 
 
 def read_caption_file(path: str, all_lines: bool = False) -> str:
@@ -90,6 +92,19 @@ def final_caption(
     if subset.secondary_separator:
         caption = caption.replace(subset.secondary_separator, subset.caption_separator)
     return caption
+
+
+def with_whole_captions(subset: SubsetConfig) -> SubsetConfig:
+    """Settings that give captions with all their tags, in order, written as the subset's shuffled ones are."""
+    changes_tags = subset.shuffle_caption or subset.token_warmup_step > 0 or subset.caption_tag_dropout_rate > 0
+    return replace(
+        subset,
+        caption_dropout_rate=0.0,
+        caption_dropout_every_n_epochs=0,
+        caption_tag_dropout_rate=0.0,
+        shuffle_caption=False,
+        token_warmup_step=_NO_STEPS if changes_tags else 0.0,
+    )
 
 
 def _is_dropped(subset: SubsetConfig, rng: random.Random, epoch: int) -> bool:

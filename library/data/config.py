@@ -41,6 +41,8 @@ class SubsetConfig:
     resize_interpolation: str | None = None
     alpha_mask: bool = False
     cache_info: bool = False
+    validation_split: float = 0.0
+    validation_seed: int = 0
     custom_attributes: dict[str, Any] | None = None
 
     @property

@@ -216,6 +216,13 @@ class DatasetOptions:
     cache_info: bool = option(
         False, help="keep sizes and captions in a file in the folder, for a quicker next start", toml_level="subset"
     )
+    validation_split: float = option(
+        0.0, help="share of the pictures that is held out of training, to measure the validation loss on",
+        parse=parse_rate, toml_level="subset",
+    )  # fmt: skip
+    validation_seed: int = option(
+        0, help="another seed holds out other pictures; --seed has no part in it", minimum=0, toml_level="subset"
+    )
     skip_bad_images: bool = option(False, help="go on without pictures that cannot be read")
 
     def problems(self) -> Iterator[UserError]:

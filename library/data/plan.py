@@ -221,9 +221,10 @@ class EpochPlan(Sequence[MicroBatch]):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All datasets of a run."""
+    """All datasets of a run, and what is held out of them."""
 
     datasets: tuple[PlannedDataset, ...]
+    validation: TrainingData | None = None
 
     @property
     def num_items(self) -> int:
@@ -264,12 +265,12 @@ class TrainingData:
         return EpochPlan(epoch, items, lengths_in_turn[order], np.concatenate(sources)[order])
 
     def latent_keys(self) -> list[LatentKey]:
-        """Each latent that training needs, once, those of one bucket size together.
+        """Each latent that training and validation need, once, those of one bucket size together.
 
         A picture is there once for each way it is placed, and mirrored too where a subset that uses it has `flip_aug`.
         """
         by_bucket: dict[Size, dict[tuple, LatentKey]] = {}
-        for dataset in self.datasets:
+        for dataset in self.all_datasets:
             for index in dataset.used_record_indices:
                 for flipped in (False, True) if dataset.subset_of(dataset.records[index]).flip_aug else (False,):
                     key = dataset.latent_key(index, flipped)
@@ -280,9 +281,20 @@ class TrainingData:
                     by_bucket.setdefault(place.bucket, {})[order] = key
         return [keys[order] for _, keys in sorted(by_bucket.items()) for order in sorted(keys)]
 
+    @property
+    def all_datasets(self) -> tuple[PlannedDataset, ...]:
+        """Those to train on and those of held-out pictures."""
+        return self.datasets if self.validation is None else (*self.datasets, *self.validation.datasets)
+
     def bucket_table(self) -> list[str]:
         """Lines for people: each dataset's buckets with pictures, items, batches and how full these are."""
-        return [line for index, dataset in enumerate(self.datasets) for line in _table_lines(index, dataset)]
+        lines = [line for index, dataset in enumerate(self.datasets) for line in _table_lines(index, dataset)]
+        if self.validation is not None:
+            lines.append(
+                f"held out for validation: {self.validation.num_items} images in"
+                f" {self.validation.num_micro_batches} batches"
+            )
+        return lines
 
 
 def _batch_lengths(num_items: int, batch_size: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from library.data.buckets import BucketChooser
 from library.data.config import DatasetConfig, SubsetConfig
 from library.data.conflicts import caching_problems, prepared_problems
 from library.data.face_names import split_face_name
+from library.data.holdout import split_off
 from library.data.metadata_source import scan_metadata
 from library.data.options import CachingOptions, DatasetOptions, flag_values
 from library.data.prepared_files import settle_prepared
@@ -56,9 +57,12 @@ def _load(options: DatasetOptions, caching: CachingOptions | None) -> TrainingDa
     for config, records in scanned:
         _warn_of_missing_faces(config, records)
 
+    to_train, held_out = split_off(scanned)
+
     from library.data.plan import PlannedDataset, TrainingData
 
-    return TrainingData(tuple(PlannedDataset(config, records) for config, records in scanned))
+    planned, validation = (tuple(PlannedDataset(*each) for each in described) for described in (to_train, held_out))
+    return TrainingData(planned, TrainingData(validation) if validation else None)
 
 
 @contextmanager

@@ -40,9 +40,9 @@ def check_captions_are_fixed(data: TrainingData, flag: str) -> None:
 
 
 def fixed_captions(data: TrainingData) -> dict[str, tuple[str, ...]]:
-    """Each picture's path with the captions that it is trained with, one for each subset that it is in."""
+    """Each picture's path with the captions that it is used with, one for each subset that it is in."""
     captions: dict[str, dict[str, None]] = {}
-    for dataset in data.datasets:
+    for dataset in data.all_datasets:
         for record in dataset.records:
             caption = _fixed_caption(record.caption, dataset.subset_of(record))
             captions.setdefault(record.path, {})[caption] = None

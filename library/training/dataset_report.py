@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from library.cli.parser import Options
-from library.data.captions import final_caption
-from library.data.config import SubsetConfig
+from library.data.captions import final_caption, with_whole_captions
 from library.data.options import ReportOptions
 from library.data.plan import TrainingData
 from library.data.randomness import keyed_random
@@ -97,19 +95,7 @@ def warn_long_captions(data: TrainingData, family: ModelFamily, limit: int) -> N
 def _whole_captions(data: TrainingData) -> Iterator[str]:
     """Each caption with its prefix and suffix, in its order and with nothing dropped."""
     for dataset in data.datasets:
-        whole = [_without_dropping(subset) for subset in dataset.config.subsets]
+        whole = [with_whole_captions(subset) for subset in dataset.config.subsets]
         for record in dataset.records:
             rng = keyed_random("caption length", record.caption)
-            yield final_caption(record.caption, whole[record.subset_index], rng, step=1)
-
-
-def _without_dropping(subset: SubsetConfig) -> SubsetConfig:
-    changes_tags = subset.shuffle_caption or subset.token_warmup_step > 0 or subset.caption_tag_dropout_rate > 0
-    return replace(
-        subset,
-        caption_dropout_rate=0.0,
-        caption_dropout_every_n_epochs=0,
-        caption_tag_dropout_rate=0.0,
-        shuffle_caption=False,
-        token_warmup_step=float(changes_tags),  # 1: all tags from step 1 on, joined as shuffled ones are
-    )
+            yield final_caption(record.caption, whole[record.subset_index], rng)

@@ -67,6 +67,8 @@ SUBSET_KEYS = {
     "resize_interpolation": ("'area'", "area", "'best'"),
     "alpha_mask": ("true", True, "[]"),
     "cache_info": ("true", True, "1"),
+    "validation_split": ("0.2", 0.2, "2"),
+    "validation_seed": ("3", 3, "-1"),
     "custom_attributes": (
         "{artist = 'me', year = 2020-01-02, more = {n = [1, 2]}}",
         {"artist": "me", "year": "2020-01-02", "more": {"n": [1, 2]}},
