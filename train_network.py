@@ -12,11 +12,13 @@ from library.diffusion.options import NoiseOptions
 from library.methods.options import NetworkOptions
 from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
 from library.training.options import (
+    AverageOptions,
     LoggingOptions,
     OptimizerOptions,
     OutputOptions,
     SampleOptions,
     TrainingOptions,
+    ValidationOptions,
 )
 from library.training.preflight import Preflight
 
@@ -32,6 +34,8 @@ OPTION_GROUPS = (
     TrainingOptions,
     OptimizerOptions,
     NoiseOptions,
+    AverageOptions,
+    ValidationOptions,
     SampleOptions,
     LoggingOptions,
     ReportOptions,

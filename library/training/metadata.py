@@ -27,7 +27,13 @@ from library.training.dataset_metadata import dataset_entries
 from library.training.lr_schedules import schedule_name, warmup_steps
 from library.training.method import TrainingMethod
 from library.training.optimizers import optimizer_label
-from library.training.options import OptimizerOptions, OutputOptions, TrainingOptions
+from library.training.options import (
+    AverageOptions,
+    OptimizerOptions,
+    OutputOptions,
+    TrainingOptions,
+    ValidationOptions,
+)
 from library.training.train_plan import Position, TrainPlan
 
 # what image programs need to load a file; all that is left with --no_metadata
@@ -70,6 +76,7 @@ class Metadata:
                 )
             ),
             **_plan_entries(self._data, self._plan),
+            **_evaluation_entries(options, self._data),
             **self._method.metadata(),
             "ss_training_started_at": str(self._started_at),
         }
@@ -155,6 +162,21 @@ def _plan_entries(data: TrainingData, plan: TrainPlan) -> dict[str, str]:
             "ss_num_reg_images": data.num_reg_images,
             "ss_num_batches_per_epoch": plan.num_micro_batches,
             "ss_num_epochs": plan.num_epochs,
+        }
+    )
+
+
+def _evaluation_entries(options: Options, data: TrainingData) -> dict[str, str]:
+    flags, validation, average = options[DatasetOptions], options[ValidationOptions], options[AverageOptions]
+    return _texts(
+        {
+            "ss_num_validation_images": 0 if data.validation is None else data.validation.num_items,
+            "ss_validation_split": flags.validation_split,
+            "ss_validation_seed": flags.validation_seed,
+            "ss_validate_every_n_steps": validation.validate_every_n_steps,
+            "ss_validate_every_n_epochs": validation.validate_every_n_epochs,
+            "ss_max_validation_steps": validation.max_validation_steps,
+            "ss_ema_decay": average.ema_decay if average.ema else None,
         }
     )
 

@@ -38,6 +38,11 @@ class Objective:
     def num_timesteps(self) -> int:
         return self._schedule.num_timesteps
 
+    @property
+    def timesteps(self) -> range:
+        """The timesteps that are trained."""
+        return range(self.num_timesteps)
+
     def training_loss(self, batch: Batch, seed: int) -> torch.Tensor:
         """The loss of one micro-batch, a scalar. Its randomness is a function of (seed, epoch, index in the plan)."""
         key = (seed, batch.micro_batch.epoch, batch.micro_batch.index)
@@ -46,6 +51,16 @@ class Objective:
         latents = self._latents.latents_of(batch)
         noise = make_noise(latents, self._options, generator)
         timesteps = sample_timesteps(len(latents), self.num_timesteps, generator)
+        return self._loss(batch, latents, noise, timesteps)
+
+    @torch.no_grad()
+    def loss_at(self, batch: Batch, timestep: int) -> torch.Tensor:
+        """The loss of a held-out micro-batch at one timestep, a scalar, with the same noise each time."""
+        key = ("validation noise", batch.micro_batch.index, timestep)
+        generator = torch.Generator(self._accelerator.device).manual_seed(derive_seed(*key))
+        latents = self._latents.latents_of(batch)
+        noise = make_noise(latents, self._options, generator)
+        timesteps = torch.full((len(latents),), timestep, device=latents.device)
         return self._loss(batch, latents, noise, timesteps)
 
     def _loss(

@@ -114,6 +114,12 @@ def _row_of_path(path: str) -> OptimizerRow:
     return OptimizerRow(path, top)
 
 
+def averages_itself(name: str) -> bool:
+    """Whether the optimizer of that name is a schedule-free one: its result is an average of its steps."""
+    row = find_optimizer(name)
+    return row is not None and row.path.split(".")[0] == "schedulefree"
+
+
 def torch_names() -> tuple[str, ...]:
     """The optimizer classes of the installed `torch.optim`, read from its source: importing it takes seconds."""
     found = importlib.util.find_spec("torch")

@@ -28,6 +28,9 @@ class TrainingOptions:
     gradient_accumulation_steps: int = option(1, help="batches that make one optimizer step", minimum=1)
     max_grad_norm: float = option(1.0, help="largest norm of the gradient, 0 for no limit", minimum=0)
     seed: int | None = option(help="seed of everything random; without it one is drawn and logged", minimum=0)
+    max_nonfinite_steps: int = option(
+        10, help="steps in a row with a loss or gradients that are not finite, after which the run ends", minimum=1
+    )
     mixed_precision: str = option("no", help="precision of the frozen model", choices=("no", "fp16", "bf16"))
     full_fp16: bool = option(False, help="keep what learns in fp16 too: little memory, coarse steps")
     full_bf16: bool = option(False, help="keep what learns in bf16 too: little memory, coarse steps")
@@ -150,6 +153,47 @@ class OptimizerOptions:
                 "--lr_scheduler cosine_with_min_lr needs --lr_scheduler_min_lr_ratio",
                 hint="give the lowest rate as a share of the highest, for instance 0.1",
             )
+
+
+@dataclass(frozen=True)
+class AverageOptions:
+    """The moving average of the weights."""
+
+    GROUP: ClassVar[str] = "Moving average of the weights (EMA)"
+
+    ema: bool = option(False, help="keep a moving average of what is trained; samples, validation and saves use it")
+    ema_decay: float = option(
+        0.999, help="share of the average that each step leaves; 0.999 is a memory of 1000 steps", minimum=0
+    )
+    ema_start_step: int = option(0, help="step after which the average begins", minimum=0)
+
+    def problems(self) -> Iterator[UserError]:
+        if self.ema_decay >= 1:
+            yield UserError(f"--ema_decay {self.ema_decay} never takes in a step", hint="give less than 1")
+
+
+@dataclass(frozen=True)
+class ValidationOptions:
+    """The loss on pictures that are held out (`--validation_split`)."""
+
+    GROUP: ClassVar[str] = "Validation"
+
+    validate_every_n_steps: int | None = option(help="measure the validation loss every so many steps", minimum=1)
+    validate_every_n_epochs: int | None = option(
+        help="measure it every so many epochs (default: every epoch, unless steps are given)", minimum=1
+    )
+    max_validation_steps: int | None = option(
+        help="measure on the first so many batches of held-out pictures only; always the same ones", minimum=1
+    )
+
+    @property
+    def epochs_between(self) -> int | None:
+        """Epochs from one measurement to the next; None where only steps count."""
+        return self.validate_every_n_epochs or (None if self.validate_every_n_steps else 1)
+
+    @property
+    def is_asked_for(self) -> bool:
+        return bool(self.validate_every_n_steps or self.validate_every_n_epochs or self.max_validation_steps)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,17 @@ from library.data.options import CachingOptions, DatasetOptions, ReportOptions
 from library.data.report.messages import Message, kept_warnings
 from library.models.options import MemoryOptions, ModelOptions
 from library.models.path_checks import model_problems
-from library.training.options import LoggingOptions, OutputOptions, SampleOptions, TrainingOptions
+from library.training.optimizer_table import averages_itself
+from library.training.optimizers import optimizer_name
+from library.training.options import (
+    AverageOptions,
+    LoggingOptions,
+    OptimizerOptions,
+    OutputOptions,
+    SampleOptions,
+    TrainingOptions,
+    ValidationOptions,
+)
 from library.training.prompts import SamplePrompt, read_prompt_file
 from library.training.states import StateHeader, read_state_header
 
@@ -53,6 +63,7 @@ class Preflight:
             self._check_report,
             self._check_prompts,
             self._check_state,
+            self._check_average,
             self._check_data,
         ]
 
@@ -76,7 +87,12 @@ class Preflight:
         with kept_warnings() as warnings:
             self._data = load_training_data(described, options.get(CachingOptions))
         self._data_warnings = tuple(warnings)
-        return ()
+        validation = options.get(ValidationOptions)
+        if self._data.validation is None and validation is not None and validation.is_asked_for:
+            yield UserError(
+                "a validation loss is asked for, and no pictures are held out for it",
+                hint="give --validation_split 0.1, or validation_split in the dataset file",
+            )
 
     def _check_report(self, options: Options) -> Problems:
         report, output_dir = options[ReportOptions], options[OutputOptions].output_dir
@@ -95,6 +111,13 @@ class Preflight:
     def _check_folders(self, options: Options) -> Problems:
         yield from folder_problems("--output_dir", options[OutputOptions].output_dir)
         yield from folder_problems("--logging_dir", options[LoggingOptions].logging_dir)
+
+    def _check_average(self, options: Options) -> Problems:
+        name = optimizer_name(options[OptimizerOptions])
+        if options[AverageOptions].ema and averages_itself(name):
+            yield UserError(
+                f"--ema with --optimizer_type {name}, whose weights are an average already", hint="leave --ema out"
+            )
 
     def _check_state(self, options: Options) -> Problems:
         folder, seed = options[OutputOptions].resume, options[TrainingOptions].seed

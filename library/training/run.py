@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from library.cli.errors import UserError
 from library.cli.parser import Options
 from library.data.dataset import BatchDataset, BatchLoader
 from library.data.options import CachingOptions, DatasetOptions
 from library.data.plan import TrainingData
+from library.data.records import StepClock
 from library.diffusion.options import NoiseOptions
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
@@ -22,15 +25,17 @@ from library.training.dataset_report import warn_long_captions
 from library.training.latents import LatentSource
 from library.training.lr_schedules import check_lr_schedule, make_lr_schedule
 from library.training.metadata import Metadata
-from library.training.method import TrainingMethod
+from library.training.method import ParamGroup, TrainingMethod
 from library.training.objective import Objective
 from library.training.optimizers import check_optimizer, check_rates, make_optimizer
 from library.training.options import (
+    AverageOptions,
     LoggingOptions,
     OptimizerOptions,
     OutputOptions,
     SampleOptions,
     TrainingOptions,
+    ValidationOptions,
 )
 from library.training.precision import DTYPES, check_memory_options, make_accelerator
 from library.training.preflight import PreflightResult
@@ -41,6 +46,8 @@ from library.training.text_outputs import TextSource, check_text_caching
 from library.training.trackers import make_tracker
 from library.training.train_plan import Position, TrainPlan, make_train_plan
 from library.training.trainer import Trainer, TrainerOptions, TrainerParts
+from library.training.validation import Validator
+from library.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -164,31 +171,15 @@ def _assemble(
     accelerator: Accelerator,
     plan: TrainPlan,
 ) -> tuple[Trainer, TrainerParts, Path | None]:
-    caching, noise, output = options[CachingOptions], options[NoiseOptions], options[OutputOptions]
-    data = preflight.data
-    skip_bad_images = options[DatasetOptions].skip_bad_images
-    latents = LatentSource(family, caching, accelerator, skip_bad_images)
-    known_bad = latents.fill_caches(data)
-    if caching.caches_latents and not options[MemoryOptions].highvram and accelerator.device.type != "cpu":
-        family.set_vae_aside()
-    dataset = BatchDataset(
-        data,
-        seed=plan.seed,
-        clock=plan.clock,
-        latent_source=latents.kind,
-        fingerprint=latents.fingerprint if caching.cache_latents_to_disk else "",
-        prior_loss_weight=noise.prior_loss_weight,
-        skip_bad_images=skip_bad_images,
-        known_bad=known_bad,
-    )
-    texts = TextSource(family, caching, accelerator, method.trains_text_encoders)
-    texts.fill_cache(data)
+    output, data = options[OutputOptions], preflight.data
+    objective, loader_of = _make_inputs(options, data, method, family, accelerator, plan.seed)
+    modules = [family.unet, *family.text_encoders, family.vae, *method.trainable_modules()]
     groups = method.param_groups()
     optimizer = accelerator.prepare(make_optimizer(options[OptimizerOptions], groups))
     tracker = make_tracker(options[LoggingOptions]) if accelerator.is_main_process else None
     sampler = Sampler(
         family,
-        method.trainable_modules(),
+        modules,
         preflight.prompts,
         folder=Path(output.output_dir) / "sample",
         name=output.output_name,
@@ -200,10 +191,12 @@ def _assemble(
         family=family,
         method=method,
         data=data,
-        loader=BatchLoader(dataset, caching.max_data_loader_n_workers, caching.persistent_data_loader_workers),
-        objective=Objective(family, latents, texts, accelerator, noise),
+        loader=loader_of(data, plan.clock),
+        objective=objective,
         plan=plan,
         groups=groups,
+        average=_make_average(options[AverageOptions], groups),
+        validator=_make_validator(options[ValidationOptions], data, objective, loader_of, accelerator, modules),
         optimizer=optimizer,
         lr_schedule=make_lr_schedule(optimizer.optimizer, options[OptimizerOptions], plan.num_steps),
         saver=Saver(output, method),
@@ -211,8 +204,71 @@ def _assemble(
         tracker=tracker[0] if tracker else None,
         metadata=Metadata(options, data, family, method, plan, optimizer.optimizer),
     )
-    trainer = Trainer(parts, TrainerOptions(options[TrainingOptions], output, options[SampleOptions]))
+    trainer = Trainer(
+        parts, TrainerOptions(options[TrainingOptions], output, options[SampleOptions], options[ValidationOptions])
+    )
     return trainer, parts, tracker[1] if tracker else None
+
+
+LoaderOf = Callable[[TrainingData, StepClock], BatchLoader]
+
+
+def _make_inputs(
+    options: Options,
+    data: TrainingData,
+    method: TrainingMethod,
+    family: ModelFamily,
+    accelerator: Accelerator,
+    seed: int,
+) -> tuple[Objective, LoaderOf]:
+    """Fills the caches; gives the way from a batch to its loss, and what makes the loader of some data."""
+    caching, noise, skips_bad = options[CachingOptions], options[NoiseOptions], options[DatasetOptions].skip_bad_images
+    latents = LatentSource(family, caching, accelerator, skips_bad)
+    known_bad = latents.fill_caches(data)
+    if caching.caches_latents and not options[MemoryOptions].highvram and accelerator.device.type != "cpu":
+        family.set_vae_aside()
+    texts = TextSource(family, caching, accelerator, method.trains_text_encoders)
+    texts.fill_cache(data)
+
+    def loader_of(data: TrainingData, clock: StepClock) -> BatchLoader:
+        dataset = BatchDataset(
+            data,
+            seed=seed,
+            clock=clock,
+            latent_source=latents.kind,
+            fingerprint=latents.fingerprint if caching.cache_latents_to_disk else "",
+            prior_loss_weight=noise.prior_loss_weight,
+            skip_bad_images=skips_bad,
+            known_bad=known_bad,
+        )
+        return BatchLoader(dataset, caching.max_data_loader_n_workers, caching.persistent_data_loader_workers)
+
+    return Objective(family, latents, texts, accelerator, noise), loader_of
+
+
+def _make_average(options: AverageOptions, groups: Sequence[ParamGroup]) -> WeightAverage | None:
+    return WeightAverage([param for group in groups for param in group.params], options) if options.ema else None
+
+
+def _make_validator(
+    options: ValidationOptions,
+    data: TrainingData,
+    objective: Objective,
+    loader_of: LoaderOf,
+    accelerator: Accelerator,
+    modules: Sequence[nn.Module],
+) -> Validator | None:
+    if data.validation is None:
+        return None
+    clock = StepClock(group_size=1, steps_per_epoch=data.validation.num_micro_batches, num_steps=1)
+    return Validator(
+        objective,
+        loader_of(data.validation, clock),
+        data.validation,
+        accelerator,
+        modules=modules,
+        max_batches=options.max_validation_steps,
+    )
 
 
 def _say_what_was_written(

@@ -15,6 +15,7 @@ from torch import nn
 from library.cli.atomic_files import atomic_path
 from library.data.randomness import derive_seed
 from library.models.family import Conditioning, ModelFamily
+from library.training.evaluation import evaluation_mode
 from library.training.prompts import SamplePrompt
 from library.training.samplers import SAMPLERS
 
@@ -67,7 +68,7 @@ class Sampler:
     def __init__(
         self,
         family: ModelFamily,
-        trainable_modules: Sequence[nn.Module],
+        modules: Sequence[nn.Module],
         prompts: Sequence[SamplePrompt],
         *,
         folder: Path,
@@ -76,7 +77,7 @@ class Sampler:
         seed: int,
     ):
         self._family = family
-        self._modules = [family.unet, *family.text_encoders, family.vae, *trainable_modules]
+        self._modules = modules
         self._prompts = prompts
         self._folder = folder
         self._name = name
@@ -88,21 +89,20 @@ class Sampler:
 
         Returns (name, picture) for the trackers. Nothing is dropped out of the model; afterwards it trains on.
         """
-        was_training = [module.training for module in self._modules]
-        for module in self._modules:
-            module.eval()
         self._folder.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%d%H%M%S")
         drawn = []
-        for index, prompt in enumerate(self._prompts):
-            seed = derive_seed("sample", self._seed, index) if prompt.seed is None else prompt.seed
-            picture = draw_sample(self._family, prompt, sampler=prompt.sampler or self._sampler, seed=seed)
-            suffix = "" if prompt.seed is None else f"_{prompt.seed}"
-            path = self._folder / f"{self._name}_{when}_{index:02d}_{stamp}{suffix}.png"
-            with atomic_path(path) as temporary:
-                picture.save(temporary, format="PNG")
-            drawn.append((f"sample/{index:02d}", picture))
-        for module, training in zip(self._modules, was_training, strict=True):
-            module.train(training)
+        with evaluation_mode(self._modules):
+            for index, prompt in enumerate(self._prompts):
+                picture = self._draw_one(index, prompt)
+                seed = "" if prompt.seed is None else f"_{prompt.seed}"
+                path = self._folder / f"{self._name}_{when}_{index:02d}_{stamp}{seed}.png"
+                with atomic_path(path) as temporary:
+                    picture.save(temporary, format="PNG")
+                drawn.append((f"sample/{index:02d}", picture))
         logger.info("%d sample pictures (%s) in %s", len(drawn), when, self._folder)
         return drawn
+
+    def _draw_one(self, index: int, prompt: SamplePrompt) -> Image.Image:
+        seed = derive_seed("sample", self._seed, index) if prompt.seed is None else prompt.seed
+        return draw_sample(self._family, prompt, sampler=prompt.sampler or self._sampler, seed=seed)

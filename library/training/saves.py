@@ -41,9 +41,11 @@ class Saver:
         self._write(self._folder / name, lambda path: self._write_weights(path, metadata))
 
     def save_state(self, suffix: str, state: Callable[[Path], None]) -> None:
-        """With `--save_state`, lets `state` write `<name><suffix>-state`. Raises `UserError` as `save` does."""
-        if self._options.save_state:
-            self._write(self._folder / f"{self._options.output_name}{suffix}-state", state)
+        """Lets `state` write `<name><suffix>-state`. Raises `UserError` as `save` does."""
+        self._write(self.state_folder(suffix), state)
+
+    def state_folder(self, suffix: str) -> Path:
+        return self._folder / f"{self._options.output_name}{suffix}-state"
 
     def _write(self, path: Path, write: Callable[[Path], None]) -> None:
         try:

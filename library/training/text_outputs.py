@@ -75,7 +75,7 @@ class TextSource:
     def conditioning_of(self, batch: Batch) -> Conditioning:
         """The conditioning of a batch's captions, on the device."""
         if not self._options.caches_text_encoder_outputs:
-            with torch.set_grad_enabled(self._trains):
+            with torch.set_grad_enabled(self._trains and torch.is_grad_enabled()):
                 return self._family.encode_prompts(batch.captions)
         pictures = [key.path for key in batch.latent_keys]
         states = [self._cached(caption, path) for caption, path in zip(batch.captions, pictures, strict=True)]

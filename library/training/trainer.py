@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,14 @@ from library.data.dataset import BatchLoader
 from library.data.plan import TrainingData
 from library.data.records import Batch
 from library.models.family import ModelFamily
+from library.training.evaluation import shown_weights
 from library.training.losses import LossHistory
 from library.training.metadata import Metadata
 from library.training.method import ParamGroup, TrainingMethod
+from library.training.nonfinite import NonfiniteSteps
 from library.training.objective import Objective
-from library.training.optimizer_state import evaluation_weights, load_exactly, start_training
-from library.training.options import OutputOptions, SampleOptions, TrainingOptions
+from library.training.optimizer_state import load_exactly, start_training
+from library.training.options import OutputOptions, SampleOptions, TrainingOptions, ValidationOptions
 from library.training.precision import reduce_gradients
 from library.training.progress import progress_bar
 from library.training.rates import RateHistory
@@ -30,6 +35,8 @@ from library.training.saves import Saver, epoch_suffix, step_suffix
 from library.training.states import header_at, read_state, write_state
 from library.training.trackers import Tracker
 from library.training.train_plan import Position, TrainPlan
+from library.training.validation import Validator
+from library.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +50,7 @@ class TrainerOptions:
     training: TrainingOptions
     output: OutputOptions
     sample: SampleOptions
+    validation: ValidationOptions
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class TrainerParts:
     objective: Objective
     plan: TrainPlan
     groups: list[ParamGroup]
+    average: WeightAverage | None
+    validator: Validator | None
     optimizer: torch.optim.Optimizer
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
     saver: Saver
@@ -78,6 +88,8 @@ class Trainer:
         self._params = [param for group in parts.groups for param in group.params]
         self._losses = LossHistory(parts.plan.steps_per_epoch)
         self._rates = RateHistory([group.name for group in parts.groups], parts.optimizer)
+        self._nonfinite = NonfiniteSteps(parts.accelerator, options.training.max_nonfinite_steps)
+        self._validated_at: int | None = None
         self._position = Position()
 
     def run(self) -> None:
@@ -87,11 +99,12 @@ class Trainer:
         done, is_quiet = self._position.global_step, not self._accelerator.is_local_main_process
         bar = progress_bar(self._plan.num_steps, "steps", initial=done, is_quiet=is_quiet)
         with logging_redirect_tqdm(), bar as self._progress:
-            if self._options.sample.sample_at_first and self._position.global_step == 0:
-                self._draw_samples("000000")
+            if self._position.global_step == 0:
+                self._before_first_step()
             while self._position.global_step < self._plan.num_steps:
                 self._run_epoch()
             self._log()
+            self._validate()
         self._save("")
 
     def _run_epoch(self) -> None:
@@ -120,28 +133,62 @@ class Trainer:
     def _train_step(self, batches: list[Batch], num_in_step: int) -> None:
         """One optimizer step on the mean loss of the step's micro-batches, those of other processes included."""
         self._method.on_step_start()
-        total = torch.zeros((), device=self._accelerator.device)
-        for batch in batches:
-            loss = self._parts.objective.training_loss(batch, self._plan.seed) / num_in_step
-            self._accelerator.backward(loss)
-            total += loss.detach()
+        losses = [self._backward(batch, num_in_step) for batch in batches]
         reduce_gradients(self._accelerator, self._params)
-        if self._options.training.max_grad_norm:
-            self._accelerator.clip_grad_norm_(self._params, self._options.training.max_grad_norm)
-        self._rates.before_step()
-        self._parts.optimizer.step()
-        self._parts.lr_schedule.step()
-        self._rates.after_step(self._position.global_step + 1)
-        self._parts.optimizer.zero_grad(set_to_none=True)
+        # no limit is an infinite one: the norm is what tells whether the step can be applied
+        limit = self._options.training.max_grad_norm or math.inf
+        norm = self._accelerator.clip_grad_norm_(self._params, limit)
+        total = sum(losses, torch.zeros((), device=self._accelerator.device))
         if self._accelerator.num_processes > 1:
             total = self._accelerator.reduce(total, reduction="sum")
-        self._losses.add(self._position.global_step + 1, total)
+        step = self._position.global_step + 1
+        self._rates.before_step()
+        # the one wait for the device in a step: whether it is applied depends on it
+        if torch.isfinite(total) & torch.isfinite(norm):
+            self._apply(step, total)
+        else:
+            self._leave_out(step, batches, losses)
+        self._rates.after_step(step)
+        self._parts.optimizer.zero_grad(set_to_none=True)
+
+    def _backward(self, batch: Batch, num_in_step: int) -> torch.Tensor:
+        """Adds a micro-batch's share to the gradients; gives its share of the step's loss."""
+        loss = self._parts.objective.training_loss(batch, self._plan.seed) / num_in_step
+        self._accelerator.backward(loss)
+        return loss.detach()
+
+    def _apply(self, step: int, loss: torch.Tensor) -> None:
+        self._parts.optimizer.step()
+        self._parts.lr_schedule.step()
+        if self._parts.average is not None:
+            self._parts.average.update(step)
+        self._losses.add(step, loss)
+        self._nonfinite.end_row()
+
+    def _leave_out(self, step: int, batches: list[Batch], losses: list[torch.Tensor]) -> None:
+        """A step whose loss or gradients are not finite changes nothing but the place in plan and schedule."""
+        self._nonfinite.add(step, batches, losses)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self._parts.lr_schedule.step()
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.update()  # lowers the scale: it has seen the gradients overflow
+
+    def _before_first_step(self) -> None:
+        self._validate()  # the point that the curve starts from
+        if self._options.sample.sample_at_first:
+            self._draw_samples("000000")
 
     def _after_step(self) -> None:
         step = self._position.global_step
         self._progress.update(1)
         if step % LOG_INTERVAL == 0:
             self._log()
+        if self._nonfinite.are_too_many:
+            self._stop_nonfinite()
+        every = self._options.validation.validate_every_n_steps
+        if every and step % every == 0:
+            self._validate()
         every = self._options.sample.sample_every_n_steps
         if every and not self._options.sample.sample_every_n_epochs and step % every == 0:
             self._draw_samples(f"{step:06d}")
@@ -151,6 +198,9 @@ class Trainer:
     def _after_epoch(self, epoch: int) -> None:
         """`epoch` counts from 1."""
         self._log()
+        every = self._options.validation.epochs_between
+        if every and epoch % every == 0:
+            self._validate()
         every = self._options.sample.sample_every_n_epochs
         if every and epoch % every == 0:
             self._draw_samples(f"e{epoch:06d}")
@@ -169,7 +219,7 @@ class Trainer:
     def _draw_samples(self, when: str) -> None:
         if self._parts.sampler is not None and self._accelerator.is_main_process:
             self._log()
-            with evaluation_weights(self._parts.optimizer.optimizer), self._accelerator.autocast():
+            with self._shown_weights(), self._accelerator.autocast():
                 pictures = self._parts.sampler.draw(when)
             if self._parts.tracker is not None:
                 for name, picture in pictures:
@@ -179,10 +229,36 @@ class Trainer:
     def _save(self, suffix: str) -> None:
         self._log()
         if self._accelerator.is_main_process:
-            with evaluation_weights(self._parts.optimizer.optimizer):
+            with self._shown_weights():
                 self._parts.saver.save(suffix, self._parts.metadata.at(self._position))
+            if self._options.output.save_state:
+                self._parts.saver.save_state(suffix, self._write_state)
+        self._accelerator.wait_for_everyone()
+
+    def _shown_weights(self) -> AbstractContextManager[None]:
+        return shown_weights(self._parts.optimizer.optimizer, self._parts.average)
+
+    def _validate(self) -> None:
+        """Measures the validation loss, where pictures are held out and this step has not been measured yet."""
+        step = self._position.global_step
+        if self._parts.validator is None or self._validated_at == step:
+            return
+        self._validated_at = step
+        self._log()
+        with self._shown_weights():
+            losses = self._parts.validator.losses()
+        logger.info("validation loss %.4f at step %d", losses["loss/validation"], step)
+        if self._parts.tracker is not None:
+            self._parts.tracker.scalars(losses, step)
+
+    def _stop_nonfinite(self) -> None:
+        """Ends the run with a saved state. Raises `UserError`."""
+        suffix = step_suffix(self._position.global_step)
+        if self._accelerator.is_main_process:
             self._parts.saver.save_state(suffix, self._write_state)
         self._accelerator.wait_for_everyone()
+        are_finite = all(bool(torch.isfinite(param).all()) for param in self._params)
+        raise self._nonfinite.error(str(self._parts.saver.state_folder(suffix)), are_finite)
 
     def _set_training_mode(self) -> None:
         for module in [self._family.unet, *self._family.text_encoders, *self._method.trainable_modules()]:
@@ -201,6 +277,7 @@ class Trainer:
             "lr_schedule": self._parts.lr_schedule.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "losses": self._losses.state(),
+            "average": None if self._parts.average is None else self._parts.average.state(),
         }
         write_state(folder, header, self._method.state_dict(), training)
 
@@ -213,5 +290,15 @@ class Trainer:
         if self._accelerator.scaler is not None and training["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(training["scaler"])
         self._losses = LossHistory(self._plan.steps_per_epoch, training["losses"])
+        self._resume_average(training.get("average"))
         self._position = position
         logger.info("resumed at step %d (epoch %d)", position.global_step, position.epoch + 1)
+
+    def _resume_average(self, state: Mapping[str, Any] | None) -> None:
+        average = self._parts.average
+        if average is not None and state is not None:
+            average.load(state)
+        elif average is not None:
+            logger.warning("--ema: the state has no moving average; one begins here")
+        elif state is not None:
+            logger.warning("the moving average of the state is left behind: --ema is not given")

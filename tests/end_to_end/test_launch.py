@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.end_to_end.runs import ROOT, arguments, assert_same, run_command, train
+from tests.end_to_end.runs import ROOT, arguments, assert_same, logged, run_command, train
 
 
 def launch(argv, *options, **environment):
@@ -36,6 +36,7 @@ def test_python_and_accelerate_launch_write_the_same_file(data_dir, tmp_path):
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does_with_twice_the_accumulation(data_dir, tmp_path):
     options = {"max_train_steps": 5, "cache_latents_to_disk": True, "network_dropout": 0.2}
+    options |= {"ema": True, "ema_decay": 0.5, "validation_split": 0.4, "train_batch_size": 1}
     one = train(data_dir, tmp_path / "one", gradient_accumulation_steps=2, **options)
     for cache in data_dir.rglob("*_sd.npz"):
         cache.unlink()  # the two are to share the work
@@ -49,4 +50,7 @@ def test_two_processes_learn_what_one_does_with_twice_the_accumulation(data_dir,
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
+    curves = [logged(tmp_path / name, "loss/validation") for name in ("one", "two")]
+    assert [step for step, _ in curves[0]] == [step for step, _ in curves[1]] == [0, 3, 5]
+    assert [value for _, value in curves[1]] == pytest.approx([value for _, value in curves[0]], rel=1e-4)
     assert max(tensor.abs().max() for name, tensor in one.items() if "lora_up" in name) > 1e-3

@@ -1,0 +1,70 @@
+"""Steps whose loss or gradients are not finite: they are named, not applied, and too many in a row end the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from library.cli.errors import UserError, listed
+from library.data.records import Batch
+
+logger = logging.getLogger(__name__)
+
+_MAX_NAMES = 8
+
+
+class NonfiniteSteps:
+    """Counts the steps in a row that could not be applied."""
+
+    def __init__(self, accelerator: Accelerator, most: int):
+        """most: `--max_nonfinite_steps`."""
+        self._accelerator = accelerator
+        self._most = most
+        self._in_a_row = 0
+        self._last = ""
+
+    @property
+    def are_too_many(self) -> bool:
+        return self._in_a_row >= self._most
+
+    def end_row(self) -> None:
+        """Call for a step that was applied."""
+        self._in_a_row = 0
+
+    def add(self, step: int, batches: Sequence[Batch], losses: Sequence[torch.Tensor]) -> None:
+        """Names a step that is not applied, with its pictures: those of the batches whose loss is not finite, or all.
+
+        All processes call it for the same step; batches and losses are this process's.
+        """
+        self._in_a_row += 1
+        bad = [batch for batch, loss in zip(batches, losses, strict=True) if not torch.isfinite(loss)]
+        named = gather_object([(bool(bad), key.path) for batch in bad or batches for key in batch.latent_keys])
+        has_bad_loss = any(is_bad for is_bad, _ in named)
+        pictures = dict.fromkeys(path for is_bad, path in named if is_bad == has_bad_loss)
+        what = "the loss is not finite" if has_bad_loss else "the gradients are not finite" + self._scale()
+        self._last = f"step {step}: {what}, with the pictures {listed(list(pictures), _MAX_NAMES)}"
+        logger.warning("%s; the step is not applied (%d in a row)", self._last, self._in_a_row)
+
+    def _scale(self) -> str:
+        """What fp16's scale of the loss, which is lowered until gradients fit, was."""
+        scaler = self._accelerator.scaler
+        return "" if scaler is None else f" in fp16, with the loss scaled by {scaler.get_scale():g}"
+
+    def error(self, state: str, are_weights_finite: bool) -> UserError:
+        """What ends the run. `state`: the folder that was saved."""
+        message = f"{self._in_a_row} steps in a row could not be applied; the last was {self._last}"
+        if not are_weights_finite:
+            return UserError(
+                f"{message}. The weights themselves are not finite any more",
+                hint="start again, or from an earlier state, with a lower --learning_rate"
+                " (--max_grad_norm 1 limits what one bad step does)",
+            )
+        return UserError(
+            f"{message}. The state is saved in {state}",
+            hint="look at these pictures, lower --learning_rate, give --mixed_precision bf16 or no instead of fp16;"
+            f" then go on with --resume {state}",
+        )
