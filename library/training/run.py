@@ -224,8 +224,8 @@ def _say_what_was_written(
         lines.append(f"  {Path(output.output_dir) / 'sample'} (sample pictures)")
     if log_folder is not None:
         lines.append(f"  {log_folder} (curves; tensorboard --logdir {options[LoggingOptions].logging_dir} shows them)")
-    last = next(path for path in reversed(parts.saver.written) if path.suffix == ".safetensors")
-    lines += ["Next:", f"  {method.usage_hint(last)}"]
+    if parts.saver.last_result is not None:
+        lines += ["Next:", f"  {method.usage_hint(parts.saver.last_result)}"]
     if output.save_state:
         state = parts.saver.written[-1]
         lines.append(f"  or go on: the same command with --resume {state} and more --max_train_steps")

@@ -119,7 +119,7 @@ class Trainer:
 
     def _train_step(self, batches: list[Batch], num_in_step: int) -> None:
         """One optimizer step on the mean loss of the step's micro-batches, those of other processes included."""
-        self._method.on_step_start()
+        self._method.on_step_start(self._position.global_step)
         total = torch.zeros((), device=self._accelerator.device)
         for batch in batches:
             loss = self._parts.objective.training_loss(batch, self._plan.seed) / num_in_step
@@ -180,13 +180,15 @@ class Trainer:
         self._log()
         if self._accelerator.is_main_process:
             with evaluation_weights(self._parts.optimizer.optimizer):
-                self._parts.saver.save(suffix, self._parts.metadata.at(self._position))
+                self._parts.saver.save(suffix, self._parts.metadata.at(self._position), self._position)
             self._parts.saver.save_state(suffix, self._write_state)
         self._accelerator.wait_for_everyone()
 
     def _set_training_mode(self) -> None:
-        for module in [self._family.unet, *self._family.text_encoders, *self._method.trainable_modules()]:
+        for module in [self._family.unet, *self._method.trainable_modules()]:
             module.train()
+        for encoder in self._family.text_encoders:
+            encoder.train(self._method.trains_text_encoders)
 
     def _write_state(self, folder: Path) -> None:
         header = header_at(
