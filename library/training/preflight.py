@@ -22,6 +22,7 @@ from library.training.prompts import SamplePrompt, read_prompt_file
 from library.training.states import StateHeader, read_state_header
 
 if TYPE_CHECKING:
+    from library.data.config import Source
     from library.data.plan import TrainingData
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,9 @@ class PreflightResult:
 class Preflight:
     """Checks for `parse_options`; keeps what they read. Nothing here imports torch."""
 
-    def __init__(self) -> None:
+    def __init__(self, data_source: Source | None = None) -> None:
+        """`data_source`: what must describe all pictures, folders or metadata files; None for either."""
+        self._data_source = data_source
         self._data: TrainingData | None = None
         self._prompts: list[SamplePrompt] = []
         self._state: StateHeader | None = None
@@ -74,7 +77,7 @@ class Preflight:
         if options[ReportOptions].replaces_training:  # bad pictures are what the user wants to see
             described = replace(described, skip_bad_images=True)
         with kept_warnings() as warnings:
-            self._data = load_training_data(described, options.get(CachingOptions))
+            self._data = load_training_data(described, options.get(CachingOptions), only=self._data_source)
         self._data_warnings = tuple(warnings)
         return ()
 

@@ -32,7 +32,8 @@ from library.training.options import (
     SampleOptions,
     TrainingOptions,
 )
-from library.training.precision import DTYPES, check_memory_options, make_accelerator
+from library.training.placement import place_method, place_model
+from library.training.precision import check_memory_options, make_accelerator
 from library.training.preflight import PreflightResult
 from library.training.samples import Sampler
 from library.training.saves import Saver
@@ -66,7 +67,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     check_lr_schedule(options[OptimizerOptions], plan.num_steps)
 
     check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
-    family = _load(options, accelerator)
+    family = _load(options, accelerator, method)
     if accelerator.is_main_process:
         warn_long_captions(preflight.data, family, options[PromptOptions].max_token_length)
     method.prepare(
@@ -76,7 +77,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
         checkpointing=training.gradient_checkpointing,
     )
     check_rates(options[OptimizerOptions], method.param_groups())  # before hours are spent on caches
-    _place_method(method, accelerator, training)
+    place_method(method, accelerator.device, training)
     if options[MemoryOptions].torch_compile:
         family.compile(options[MemoryOptions].dynamo_backend)
     trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, plan)
@@ -136,24 +137,16 @@ def _arithmetic(data: TrainingData, plan: TrainPlan) -> str:
     )
 
 
-def _load(options: Options, accelerator: Accelerator) -> ModelFamily:
-    """The model on the device: frozen weights in the precision of the computation."""
+def _load(options: Options, accelerator: Accelerator, method: TrainingMethod) -> ModelFamily:
+    """The model on the device."""
     training, memory = options[TrainingOptions], options[MemoryOptions]
     device = accelerator.device
     family = load_family(options[ModelOptions], options[PromptOptions], device if memory.lowram else "cpu")
-    dtype = DTYPES[training.mixed_precision]
-    family.place(device, unet=dtype, text_encoder=dtype, vae=torch.float32 if memory.no_half_vae else dtype)
+    place_model(family, method, training, memory, device)
     family.save_memory(memory, device)
     if training.gradient_checkpointing:
         family.enable_gradient_checkpointing()
     return family
-
-
-def _place_method(method: TrainingMethod, accelerator: Accelerator, training: TrainingOptions) -> None:
-    """What learns stays in float32, unless `--full_fp16` or `--full_bf16` is given."""
-    is_half = training.full_fp16 or training.full_bf16
-    for module in method.trainable_modules():
-        module.to(accelerator.device, DTYPES[training.mixed_precision] if is_half else torch.float32)
 
 
 def _assemble(
