@@ -132,8 +132,8 @@ class WholeModel:
 
     def usage_hint(self, path: Path) -> str:
         call = "from_single_file" if self.ending else "from_pretrained"
-        where = "use it as a model in your image program" if self.ending else "it is a Diffusers folder"
-        return f"{where}, or in Diffusers: StableDiffusionPipeline.{call}({str(path)!r})"
+        where = "choose it as the model in your image program, or load it" if self.ending else "load it"
+        return f"{where} in Diffusers: StableDiffusionPipeline.{call}({str(path)!r})"
 
 
 def _group(name: str, modules: list[nn.Module], learning_rate: float) -> ParamGroup:

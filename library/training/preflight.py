@@ -17,7 +17,14 @@ from library.data.options import CachingOptions, DatasetOptions, ReportOptions
 from library.data.report.messages import Message, kept_warnings
 from library.models.options import MemoryOptions, ModelOptions
 from library.models.path_checks import model_problems
-from library.training.options import LoggingOptions, OutputOptions, SampleOptions, TrainingOptions
+from library.training.fused_backward import fused_backward_problems
+from library.training.options import (
+    LoggingOptions,
+    OptimizerOptions,
+    OutputOptions,
+    SampleOptions,
+    TrainingOptions,
+)
 from library.training.prompts import SamplePrompt, read_prompt_file
 from library.training.states import StateHeader, read_state_header
 
@@ -56,6 +63,7 @@ class Preflight:
             self._check_report,
             self._check_prompts,
             self._check_state,
+            lambda options: fused_backward_problems(options[TrainingOptions], options[OptimizerOptions]),
             self._check_data,
         ]
 

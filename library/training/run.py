@@ -19,6 +19,7 @@ from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.registry import load_family
 from library.training.dataset_report import warn_long_captions
+from library.training.fused_backward import check_fused_backward, step_in_backward
 from library.training.latents import LatentSource
 from library.training.lr_schedules import check_lr_schedule, make_lr_schedule
 from library.training.metadata import Metadata
@@ -53,6 +54,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     check_memory_options(options[MemoryOptions], accelerator)
+    check_fused_backward(training, accelerator.num_processes)
     check_optimizer(options[OptimizerOptions], accelerator.device)
     for line in preflight.data.bucket_table():
         logger.info("%s", line)
@@ -178,6 +180,8 @@ def _assemble(
     texts.fill_cache(data)
     groups = method.param_groups()
     optimizer = accelerator.prepare(make_optimizer(options[OptimizerOptions], groups))
+    if options[TrainingOptions].fused_backward_pass:
+        step_in_backward(optimizer.optimizer, options[TrainingOptions].max_grad_norm)
     tracker = make_tracker(options[LoggingOptions]) if accelerator.is_main_process else None
     sampler = Sampler(
         family,
