@@ -4,59 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from library.cli.entry import run_entry
-from library.cli.parser import parse_options
-from library.data.options import CachingOptions, DatasetOptions, ReportOptions
-from library.diffusion.options import NoiseOptions
+from library.cli.parser import Options
 from library.methods.options import NetworkOptions
-from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
-from library.training.options import (
-    AverageOptions,
-    LoggingOptions,
-    OptimizerOptions,
-    OutputOptions,
-    SampleOptions,
-    TrainingOptions,
-    ValidationOptions,
-)
-from library.training.preflight import Preflight
+from library.training.script import TrainingScript, option_groups, run_script
 
-OPTION_GROUPS = (
-    ModelOptions,
-    PromptOptions,
-    MemoryOptions,
-    DatasetOptions,
-    CachingOptions,
-    OutputOptions,
-    MetadataOptions,
-    NetworkOptions,
-    TrainingOptions,
-    OptimizerOptions,
-    NoiseOptions,
-    AverageOptions,
-    ValidationOptions,
-    SampleOptions,
-    LoggingOptions,
-    ReportOptions,
-)
+if TYPE_CHECKING:
+    from library.methods.adapter import AdapterNetwork
+
+OPTION_GROUPS = option_groups(NetworkOptions)
+
+
+def make_method(options: Options) -> AdapterNetwork:
+    from library.methods.adapter import AdapterNetwork
+
+    return AdapterNetwork(options[NetworkOptions])
 
 
 def train(argv: Sequence[str]) -> None:
-    preflight = Preflight()
-    options = parse_options(
-        argv, OPTION_GROUPS, program="train_network.py", description=__doc__, checks=preflight.checks()
-    )
-    # heavy imports only now: --help and mistakes are answered without them
-    if options[ReportOptions].replaces_training:
-        from library.training.dataset_report import look_at_data
-
-        look_at_data(options, preflight.result())
-        return
-    from library.methods.adapter import AdapterNetwork
-    from library.training.run import run_training
-
-    run_training(options, preflight.result(), AdapterNetwork(options[NetworkOptions]))
+    run_script(TrainingScript("train_network.py", __doc__, OPTION_GROUPS, make_method), argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes docs/options.md from the declarations of the options: python docs/make_options.py"""
+"""Writes the pages of options from their declarations: python docs/make_options.py"""
 
 from __future__ import annotations
 
@@ -8,16 +8,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import fine_tune  # noqa: E402
+import train_db  # noqa: E402
 import train_network  # noqa: E402
 from library.cli.options_page import options_page  # noqa: E402
 from library.cli.parser import ConfigFileOptions  # noqa: E402
 
-PAGE = ROOT / "docs" / "options.md"
+DOCS = ROOT / "docs"
+SCRIPTS = {
+    "options.md": ("train_network.py", train_network.OPTION_GROUPS),
+    "options_train_db.md": ("train_db.py", train_db.OPTION_GROUPS),
+    "options_fine_tune.md": ("fine_tune.py", fine_tune.OPTION_GROUPS),
+}
 
 
-def page() -> str:
-    return options_page("train_network.py", (*train_network.OPTION_GROUPS, ConfigFileOptions))
+def pages() -> dict[str, str]:
+    """The text of each page, under the name of its file."""
+    return {
+        name: options_page(program, (*groups, ConfigFileOptions)) for name, (program, groups) in SCRIPTS.items()
+    }
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")

@@ -36,10 +36,14 @@ class ConfigFileOptions:
 
 
 class Options:
-    """The option groups of a run, each under its class: `options[NoiseOptions].noise_offset`."""
+    """The option groups of a run, each under its class: `options[NoiseOptions].noise_offset`.
+
+    A group that a script extends, a subclass with more options, is found under the class that it extends too.
+    """
 
     def __init__(self, groups: Iterable[Any]):
-        self._groups = {type(group): group for group in groups}
+        self._all = list(groups)
+        self._groups = {owner: group for group in self._all for owner in type(group).__mro__ if owner is not object}
 
     def __getitem__(self, owner: type[T]) -> T:
         return self._groups[owner]
@@ -49,7 +53,7 @@ class Options:
         return self._groups[owner]
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._groups.values())
+        return iter(self._all)
 
 
 class OutputConfigWritten(Exception):
@@ -224,12 +228,15 @@ class _OnlyValid(Options):
         self._invalid = invalid
 
     def __getitem__(self, owner: type[T]) -> T:
-        if owner in self._invalid:
+        if self._is_invalid(owner):
             raise self.Invalid
         return super().__getitem__(owner)
 
     def get(self, owner: type[T]) -> T | None:
-        return None if owner in self._invalid else super().get(owner)
+        return None if self._is_invalid(owner) else super().get(owner)
+
+    def _is_invalid(self, owner: type) -> bool:
+        return any(issubclass(invalid, owner) for invalid in self._invalid)
 
 
 def _run_checks(

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from library.data.buckets import BucketSettings
 from library.data.records import Size
 
+Source = Literal["metadata", "folder"]
+
 
 @dataclass(frozen=True)
 class SubsetConfig:
@@ -46,7 +48,7 @@ class SubsetConfig:
     custom_attributes: dict[str, Any] | None = None
 
     @property
-    def source(self) -> Literal["metadata", "folder"]:
+    def source(self) -> Source:
         """What describes its pictures: a metadata file, or the folder they lie in."""
         return "folder" if self.metadata_file is None else "metadata"
 

@@ -5,12 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from library.cli.errors import UserError, listed
-from library.data.config import DatasetConfig, SubsetConfig
+from library.data.config import DatasetConfig, Source, SubsetConfig
 from library.data.options import CachingOptions, DatasetOptions
 
 _DIFFERENT_EACH_TIME = ("color_aug", "random_crop", "face_crop_aug_range")
 _NEED_THE_PICTURE = (*_DIFFERENT_EACH_TIME, "alpha_mask")
 _MAX_PLACES = 5
+
+# of a description that is not of the kind a script takes: what it is, and what to do instead
+_OTHER_SOURCES = {
+    "metadata": (
+        "a metadata file, and this script learns from folders of pictures",
+        "train with fine_tune.py, or name the folder of the pictures alone (image_dir, --train_data_dir)",
+    ),
+    "folder": (
+        "a folder of pictures, and this script learns from metadata files",
+        "train with train_db.py, or name a metadata file too (metadata_file, --in_json)",
+    ),
+}
+
+
+def source_problems(
+    configs: Sequence[DatasetConfig], options: DatasetOptions, only: Source | None
+) -> Iterator[UserError]:
+    """`only`: the kind of description that is accepted; None for any. Other kinds are named, each at its place."""
+    if only is None:
+        return
+    for other, (what, hint) in _OTHER_SOURCES.items():
+        subsets = [subset for config in configs for subset in config.subsets if subset.source == other]
+        if other != only and subsets:
+            key = "metadata_file" if other == "metadata" else "image_dir"
+            places = [f"{each.place}.{key}" if options.dataset_config else each.place for each in subsets]
+            yield UserError(f"{listed(list(dict.fromkeys(places)), _MAX_PLACES)}: {what}", hint=hint)
 
 
 def caching_problems(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from library.cli.errors import UserError, listed, raise_together
 from library.data.buckets import BucketChooser
-from library.data.config import DatasetConfig, SubsetConfig
-from library.data.conflicts import caching_problems, prepared_problems
+from library.data.config import DatasetConfig, Source, SubsetConfig
+from library.data.conflicts import caching_problems, prepared_problems, source_problems
 from library.data.face_names import split_face_name
 from library.data.holdout import split_off
 from library.data.metadata_source import scan_metadata
@@ -34,20 +34,26 @@ _MAX_RESIZED_PIXELS = 2**27  # a picture of extreme aspect ratio would fill the 
 _SCANS = {"folder": scan_folder, "metadata": scan_metadata}  # by `SubsetConfig.source`
 
 
-def load_training_data(options: DatasetOptions, caching: CachingOptions | None = None) -> TrainingData:
+def load_training_data(
+    options: DatasetOptions, caching: CachingOptions | None = None, *, only: Source | None = None
+) -> TrainingData:
     """Reads the description of the data, scans the pictures and places them in buckets.
 
     Only headers of pictures are read, and what takes long to import (NumPy) is imported when all is well. `caching`:
-    checked against the data where it is known. Raises `UserError` with everything that is wrong.
+    checked against the data where it is known. `only`: what must describe all pictures, folders or metadata files.
+    Raises `UserError` with everything that is wrong.
     """
     raise_together(options.problems())
     with _collector_paused():
-        return _load(options, caching)
+        return _load(options, caching, only)
 
 
-def _load(options: DatasetOptions, caching: CachingOptions | None) -> TrainingData:
+def _load(options: DatasetOptions, caching: CachingOptions | None, only: Source | None) -> TrainingData:
     problems: list[UserError] = []
-    configs = _read_configs(options, problems)
+    configs = _read_configs(options, problems, only)
+    others = list(source_problems(configs, options, only))
+    if others:  # their pictures need no look
+        raise_together([*problems, *others])
     if caching is not None:
         problems += caching_problems(configs, options, caching)
     scanned = [(config, _scan(config, options, problems)) for config in configs]
@@ -77,10 +83,15 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _read_configs(options: DatasetOptions, problems: list[UserError]) -> list[DatasetConfig]:
+def _read_configs(options: DatasetOptions, problems: list[UserError], only: Source | None) -> list[DatasetConfig]:
     if options.dataset_config is None:
-        describe = _from_folders if options.in_json is None else _from_metadata
-        return describe(options, problems)
+        if options.in_json is not None:
+            return _from_metadata(options, problems)
+        if only == "metadata":  # whatever the folder holds
+            hint = "name the metadata file of the pictures; train_db.py learns from folders of pictures"
+            problems.append(UserError("--in_json is missing", hint=hint))
+            return []
+        return _from_folders(options, problems)
     for name in ("train_data_dir", "reg_data_dir", "in_json"):
         if getattr(options, name) is not None:
             logger.warning("--%s is ignored: --dataset_config says where the pictures are", name)

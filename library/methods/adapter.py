@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from library.cli.atomic_files import atomic_path
 from library.cli.errors import UserError
 from library.data.randomness import derive_seed
 from library.methods.options import NetworkOptions
 from library.models.family import ModelFamily
 from library.training.method import ParamGroup
+from library.training.train_plan import Position
 
 
 class AdapterNetwork:
@@ -26,7 +28,9 @@ class AdapterNetwork:
     Implements `library.training.method.TrainingMethod`.
     """
 
+    learning_parts: frozenset[str] = frozenset()
     architecture_suffix = "/lora"
+    ending = ".safetensors"
 
     def __init__(self, options: NetworkOptions):
         self._options = options
@@ -100,12 +104,13 @@ class AdapterNetwork:
     def on_epoch_start(self, epoch: int) -> None:
         self._network.on_epoch_start(self._text_encoder, self._unet)
 
-    def on_step_start(self) -> None:
+    def on_step_start(self, step: int) -> None:
         if hasattr(self._network, "on_step_start"):
             self._network.on_step_start()
 
-    def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
-        self._network.save_weights(str(path), dtype, dict(metadata))  # some add to what they are given
+    def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
+        with atomic_path(path) as temporary:
+            self._network.save_weights(str(temporary), dtype, dict(metadata))  # some add to what they are given
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return dict(self._network.state_dict())

@@ -1,4 +1,4 @@
-"""Options of the adapter network."""
+"""Options of what is trained: an adapter network, or the whole model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from library.cli.errors import UserError
 from library.cli.options import option
+from library.models.model_saving import FORMATS
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,74 @@ class NetworkOptions:
     def keyword_arguments(self) -> dict[str, str]:
         """`--network_args` as the network module takes them; all values are texts."""
         return dict(argument.split("=", 1) for argument in self.network_args)
+
+
+@dataclass(frozen=True)
+class WholeModelOptions:
+    """What `train_db.py` and `fine_tune.py` have in common; each adds what it does with the text encoder."""
+
+    GROUP: ClassVar[str] = "Whole model"
+    HOW_TO_FREEZE: ClassVar[str]  # how its user leaves the text encoder as it is
+
+    save_model_as: str | None = option(
+        help="format of saved models (default: that of the model trained on)", choices=tuple(FORMATS)
+    )
+    use_safetensors: bool = option(False, help="save .safetensors where the format would be one of pickles")
+    learning_rate_te: float | None = option(
+        help="learning rate of the text encoder (default: --learning_rate)", minimum=0
+    )
+
+    @property
+    def text_encoder_learns(self) -> bool:
+        """Whether the text encoder is made ready for training, however soon it stops."""
+        return True
+
+    @property
+    def text_encoder_stops_at(self) -> int | None:
+        """Steps after which the text encoder stays as it is; None where it learns to the end."""
+        return None
+
+    def problems(self) -> Iterator[UserError]:
+        if self.learning_rate_te is not None and not self.text_encoder_learns:
+            yield UserError(
+                f"--learning_rate_te {self.learning_rate_te} is given, but the text encoder is not trained",
+                hint=f"leave it out; the text encoder is not trained {self.HOW_TO_FREEZE}",
+            )
+
+
+@dataclass(frozen=True)
+class DreamBoothOptions(WholeModelOptions):
+    """Of train_db.py: the text encoder learns, for as long as its user wants."""
+
+    HOW_TO_FREEZE: ClassVar[str] = "with --stop_text_encoder_training -1"
+
+    stop_text_encoder_training: int | None = option(
+        help="steps after which the text encoder stays as it is; 0 stops it from the start; -1 does not even make it"
+        " ready for training, which needs less memory (default: it learns to the end)",
+        minimum=-1,
+        metavar="STEPS",
+    )
+
+    @property
+    def text_encoder_learns(self) -> bool:
+        """Whether the text encoder is made ready for training, however soon it stops."""
+        return self.stop_text_encoder_training != -1
+
+    @property
+    def text_encoder_stops_at(self) -> int | None:
+        """Steps after which the text encoder stays as it is; None where it learns to the end."""
+        return self.stop_text_encoder_training if self.text_encoder_learns else None
+
+
+@dataclass(frozen=True)
+class FineTuningOptions(WholeModelOptions):
+    """Of fine_tune.py: the text encoder stays as it is, unless its user asks."""
+
+    HOW_TO_FREEZE: ClassVar[str] = "without --train_text_encoder"
+
+    train_text_encoder: bool = option(False, help="let the text encoder learn too")
+
+    @property
+    def text_encoder_learns(self) -> bool:
+        """Whether the text encoder learns."""
+        return self.train_text_encoder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -46,6 +46,9 @@ class ModelFamily(Protocol):
 
     def adapter_roots(self) -> AdapterRoots: ...
 
+    def keep_for_saving(self, parts: Collection[str]) -> None:
+        """Keeps copies of parts that `place` is going to round ("text_encoder", "vae"), which `save` then writes."""
+
     def place(self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype) -> None:
         """Moves all parts to a device, each in its data type."""
 
@@ -63,7 +66,8 @@ class ModelFamily(Protocol):
     def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Conditioning:
         """Tokenizes and encodes; gradients flow unless the caller forbids them.
 
-        `weighted`: whether brackets in the prompts weigh their parts; None as `--weighted_captions` says.
+        `weighted`: whether brackets in the prompts weigh their parts; None for captions, which are as the options
+        say. Other prompts are always padded, as programs that draw pictures do it.
         """
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:

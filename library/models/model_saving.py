@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.cli.atomic_files import atomic_folder, atomic_path
 from library.cli.errors import UserError
-from library.models.path_checks import PICKLE_ENDINGS, SAFETENSORS_ENDING
+from library.models.path_checks import PICKLE_ENDINGS, SAFETENSORS_ENDING, find_weights
 
 if TYPE_CHECKING:
     import torch
@@ -90,14 +90,19 @@ _WITH_SAFETENSORS = {"ckpt": "safetensors", "diffusers": "diffusers_safetensors"
 
 
 def choose_format(save_model_as: str | None, *, use_safetensors: bool, source: str) -> str:
-    """The format to save in: the one asked for, else that of the model at `source`.
+    """The format to save in: the one asked for, else that of the model at `source`; diffusers for a name on the Hub.
 
     `use_safetensors` (the flag --use_safetensors) turns a format of pickles into its safetensors twin.
     """
     if save_model_as is None:
         ending = Path(source).suffix.lower()
         is_file = ending == SAFETENSORS_ENDING or ending in PICKLE_ENDINGS
-        save_model_as = ("safetensors" if ending == SAFETENSORS_ENDING else "ckpt") if is_file else "diffusers"
+        if is_file:
+            save_model_as = "safetensors" if ending == SAFETENSORS_ENDING else "ckpt"
+        else:
+            weights = find_weights(Path(source) / "unet", "unet")
+            is_safe = weights is not None and weights.suffix == SAFETENSORS_ENDING
+            save_model_as = "diffusers_safetensors" if is_safe else "diffusers"
     return _WITH_SAFETENSORS.get(save_model_as, save_model_as) if use_safetensors else save_model_as
 
 

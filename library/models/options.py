@@ -71,7 +71,23 @@ class PromptOptions:
     weighted_captions: bool = option(
         False, help="brackets weigh parts of captions: (more), (much:1.3), [less]; \\( and \\[ are plain brackets"
     )
-    no_token_padding: bool = False  # of train_db.py: captions are padded to the longest of their batch
+    no_token_padding: bool = False  # captions are padded to the longest of their batch
+
+    def problems(self) -> Iterator[UserError]:
+        if self.no_token_padding and self.max_token_length > _TOKEN_LENGTHS[0]:
+            yield UserError(
+                f"--no_token_padding with --max_token_length {self.max_token_length}",
+                hint="leave one of them out: longer captions come in padded pieces",
+            )
+
+
+@dataclass(frozen=True)
+class DreamBoothPromptOptions(PromptOptions):
+    """Those of train_db.py."""
+
+    no_token_padding: bool = option(
+        False, help="pad captions to the longest of their batch, not to 75 tokens; sample prompts are always padded"
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,11 @@ class MemoryOptions:
     GROUP: ClassVar[str] = "Attention and memory"
 
     sdpa: bool = option(False, help="PyTorch's own attention; the default")
-    xformers: bool = option(False, help="attention of the package xformers, where it is installed and there is a GPU")
+    xformers: bool = option(
+        False,
+        help="attention of the package xformers, where it is installed and there is a GPU",
+        aliases=("diffusers_xformers",),
+    )
     mem_eff_attn: bool = option(False, help="attention in pieces: little memory, slower")
     no_half_vae: bool = option(False, help="keep the VAE in float32 with --mixed_precision")
     vae_slicing: bool = option(False, help="let the VAE take one picture at a time")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,6 +93,7 @@ class StableDiffusion:
         self._fingerprints: dict[tuple[int, torch.dtype], str] = {}
         self._vae_in_float32: AutoencoderKL | None = None  # made when the VAE's own precision turns out too low
         self._unet_dtype = torch.float32
+        self._kept: dict[str, nn.Module] = {}
 
     def alphas_cumprod(self) -> torch.Tensor:
         """The noise schedule, (num_train_timesteps,) float32; a copy, which may be changed."""
@@ -101,6 +102,12 @@ class StableDiffusion:
     def adapter_roots(self) -> AdapterRoots:
         """The U-Net and the text encoder."""
         return AdapterRoots(self.unet, self.text_encoders)
+
+    def keep_for_saving(self, parts: Collection[str]) -> None:
+        """Keeps copies of parts ("text_encoder", "vae") as they are now, on the CPU; `save` writes those."""
+        (encoder,) = self.text_encoders
+        modules = {"text_encoder": encoder, "vae": self.vae}
+        self._kept = {name: nn.Module.to(copy.deepcopy(modules[name]), "cpu") for name in parts}
 
     def place(self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype) -> None:
         """Moves all parts to a device, each in its data type."""
@@ -146,7 +153,10 @@ class StableDiffusion:
         """
         (encoder,) = self.text_encoders
         options = self._prompt_options
-        tokens = self.tokenizer.encode(prompts, options, options.weighted_captions if weighted is None else weighted)
+        if weighted is None:
+            tokens = self.tokenizer.encode(prompts, options, options.weighted_captions)
+        else:
+            tokens = self.tokenizer.encode(prompts, replace(options, no_token_padding=False), weighted)
         device = next(encoder.parameters()).device
         pieces = [
             encoder(tokens.ids[:, piece].to(device), options.clip_skip or 1) for piece in range(tokens.ids.shape[1])
@@ -242,7 +252,8 @@ class StableDiffusion:
         `epoch` and `global_step` stand in .ckpt files.
         """
         (encoder,) = self.text_encoders
-        parts = ModelParts(self.unet, self.vae, encoder, self._unread)
+        kept = self._kept
+        parts = ModelParts(self.unet, kept.get("vae", self.vae), kept.get("text_encoder", encoder), self._unread)
         model = SavedModel(
             parts, self.tokenizer, self.is_v2, self._scheduler, dtype, metadata, epoch=epoch, global_step=global_step
         )

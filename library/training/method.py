@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from library.models.family import ModelFamily
+from library.training.train_plan import Position
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class TrainingMethod(Protocol):
     The trainer calls `prepare` once, then the hooks; it never asks which method it has.
     """
 
-    trains_text_encoders: bool
+    trains_text_encoders: bool  # gradients flow through them
+    learning_parts: frozenset[str]  # "unet", "text_encoder": whose own weights learn; a method with any saves the model
     architecture_suffix: str  # behind the model's architecture in `modelspec.architecture`: "/lora", or nothing
+    ending: str  # of the files that `save` writes; empty for folders
 
     def prepare(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
-        """Creates or chooses what learns, in float32, on the CPU. New weights depend on `seed` alone."""
+        """Creates what learns, in float32, on the CPU, or chooses it. New weights depend on `seed` alone."""
 
     def param_groups(self) -> list[ParamGroup]: ...
 
@@ -41,10 +44,11 @@ class TrainingMethod(Protocol):
 
     def on_epoch_start(self, epoch: int) -> None: ...
 
-    def on_step_start(self) -> None: ...
+    def on_step_start(self, step: int) -> None:
+        """`step`: how many steps are done, those before a resume included."""
 
-    def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
-        """Writes the result as other programs read it; `path` is a temporary name that keeps the ending."""
+    def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
+        """Writes the result as other programs read it, whole or not at all; `path` has the method's ending."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What learns, exactly, for resuming."""
@@ -55,4 +59,4 @@ class TrainingMethod(Protocol):
         """The `ss_*` entries that only the method knows."""
 
     def usage_hint(self, path: Path) -> str:
-        """One line that says what can be done with the file."""
+        """One line that says what can be done with the file or folder."""

@@ -37,6 +37,11 @@ class TrainingOptions:
     gradient_checkpointing: bool = option(
         False, help="save memory by computing activations again in the backward pass"
     )
+    fused_backward_pass: bool = option(
+        False,
+        help="save the memory of gradients: AdamW or AdaFactor updates each weight as soon as its gradient is there;"
+        " --max_grad_norm then limits each weight's gradient by itself",
+    )
 
     def problems(self) -> Iterator[UserError]:
         for precision in ("fp16", "bf16"):
@@ -45,6 +50,17 @@ class TrainingOptions:
                     f"--full_{precision} with --mixed_precision {self.mixed_precision}",
                     hint=f"give --mixed_precision {precision} too",
                 )
+        if self.fused_backward_pass and self.gradient_accumulation_steps > 1:
+            yield UserError(
+                f"--fused_backward_pass with --gradient_accumulation_steps {self.gradient_accumulation_steps}:"
+                " there is nothing to accumulate in",
+                hint="leave one of them out, or raise --train_batch_size",
+            )
+        if self.fused_backward_pass and self.mixed_precision == "fp16":
+            yield UserError(
+                "--fused_backward_pass with --mixed_precision fp16, whose scaled gradients are checked all together",
+                hint="use bf16 or no",
+            )
 
 
 def _steps_or_share(value: Any) -> int | float:

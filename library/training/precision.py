@@ -49,6 +49,7 @@ def reduce_gradients(accelerator: Accelerator, params: list[torch.nn.Parameter])
     """Sums gradients over the processes, in one message; a process without a micro-batch adds zeros."""
     if accelerator.num_processes == 1:
         return
+    params = [param for param in params if param.requires_grad]  # some stop learning on the way
     for param in params:
         if param.grad is None:
             param.grad = torch.zeros_like(param)

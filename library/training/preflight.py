@@ -17,6 +17,7 @@ from library.data.options import CachingOptions, DatasetOptions, ReportOptions
 from library.data.report.messages import Message, kept_warnings
 from library.models.options import MemoryOptions, ModelOptions
 from library.models.path_checks import model_problems
+from library.training.fused_backward import fused_backward_problems
 from library.training.optimizer_table import averages_itself
 from library.training.optimizers import optimizer_name
 from library.training.options import (
@@ -32,6 +33,7 @@ from library.training.prompts import SamplePrompt, read_prompt_file
 from library.training.states import StateHeader, read_state_header
 
 if TYPE_CHECKING:
+    from library.data.config import Source
     from library.data.plan import TrainingData
 
 logger = logging.getLogger(__name__)
@@ -50,7 +52,9 @@ class PreflightResult:
 class Preflight:
     """Checks for `parse_options`; keeps what they read. Nothing here imports torch."""
 
-    def __init__(self) -> None:
+    def __init__(self, data_source: Source | None = None) -> None:
+        """`data_source`: what must describe all pictures, folders or metadata files; None for either."""
+        self._data_source = data_source
         self._data: TrainingData | None = None
         self._prompts: list[SamplePrompt] = []
         self._state: StateHeader | None = None
@@ -64,6 +68,7 @@ class Preflight:
             self._check_prompts,
             self._check_state,
             self._check_average,
+            lambda options: fused_backward_problems(options[TrainingOptions], options[OptimizerOptions]),
             self._check_data,
         ]
 
@@ -85,7 +90,7 @@ class Preflight:
         if options[ReportOptions].replaces_training:  # bad pictures are what the user wants to see
             described = replace(described, skip_bad_images=True)
         with kept_warnings() as warnings:
-            self._data = load_training_data(described, options.get(CachingOptions))
+            self._data = load_training_data(described, options.get(CachingOptions), only=self._data_source)
         self._data_warnings = tuple(warnings)
         validation = options.get(ValidationOptions)
         if self._data.validation is None and validation is not None and validation.is_asked_for:

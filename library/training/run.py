@@ -22,6 +22,7 @@ from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.registry import load_family
 from library.training.dataset_report import warn_long_captions
+from library.training.fused_backward import check_fused_backward, step_in_backward
 from library.training.latents import LatentSource
 from library.training.lr_schedules import check_lr_schedule, make_lr_schedule
 from library.training.metadata import Metadata
@@ -37,7 +38,8 @@ from library.training.options import (
     TrainingOptions,
     ValidationOptions,
 )
-from library.training.precision import DTYPES, check_memory_options, make_accelerator
+from library.training.placement import place_method, place_model
+from library.training.precision import check_memory_options, make_accelerator
 from library.training.preflight import PreflightResult
 from library.training.samples import Sampler
 from library.training.saves import Saver
@@ -59,6 +61,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     check_memory_options(options[MemoryOptions], accelerator)
+    check_fused_backward(training, accelerator.num_processes)
     check_optimizer(options[OptimizerOptions], accelerator.device)
     for line in preflight.data.bucket_table():
         logger.info("%s", line)
@@ -73,7 +76,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     check_lr_schedule(options[OptimizerOptions], plan.num_steps)
 
     check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
-    family = _load(options, accelerator)
+    family = _load(options, accelerator, method)
     if accelerator.is_main_process:
         warn_long_captions(preflight.data, family, options[PromptOptions].max_token_length)
     method.prepare(
@@ -83,7 +86,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
         checkpointing=training.gradient_checkpointing,
     )
     check_rates(options[OptimizerOptions], method.param_groups())  # before hours are spent on caches
-    _place_method(method, accelerator, training)
+    place_method(method, accelerator.device, training)
     if options[MemoryOptions].torch_compile:
         family.compile(options[MemoryOptions].dynamo_backend)
     trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, plan)
@@ -143,24 +146,16 @@ def _arithmetic(data: TrainingData, plan: TrainPlan) -> str:
     )
 
 
-def _load(options: Options, accelerator: Accelerator) -> ModelFamily:
-    """The model on the device: frozen weights in the precision of the computation."""
+def _load(options: Options, accelerator: Accelerator, method: TrainingMethod) -> ModelFamily:
+    """The model on the device."""
     training, memory = options[TrainingOptions], options[MemoryOptions]
     device = accelerator.device
     family = load_family(options[ModelOptions], options[PromptOptions], device if memory.lowram else "cpu")
-    dtype = DTYPES[training.mixed_precision]
-    family.place(device, unet=dtype, text_encoder=dtype, vae=torch.float32 if memory.no_half_vae else dtype)
+    place_model(family, method, training, memory, device)
     family.save_memory(memory, device)
     if training.gradient_checkpointing:
         family.enable_gradient_checkpointing()
     return family
-
-
-def _place_method(method: TrainingMethod, accelerator: Accelerator, training: TrainingOptions) -> None:
-    """What learns stays in float32, unless `--full_fp16` or `--full_bf16` is given."""
-    is_half = training.full_fp16 or training.full_bf16
-    for module in method.trainable_modules():
-        module.to(accelerator.device, DTYPES[training.mixed_precision] if is_half else torch.float32)
 
 
 def _assemble(
@@ -176,6 +171,8 @@ def _assemble(
     modules = [family.unet, *family.text_encoders, family.vae, *method.trainable_modules()]
     groups = method.param_groups()
     optimizer = accelerator.prepare(make_optimizer(options[OptimizerOptions], groups))
+    if options[TrainingOptions].fused_backward_pass:
+        step_in_backward(optimizer.optimizer, options[TrainingOptions].max_grad_norm)
     tracker = make_tracker(options[LoggingOptions]) if accelerator.is_main_process else None
     sampler = Sampler(
         family,
@@ -280,8 +277,8 @@ def _say_what_was_written(
         lines.append(f"  {Path(output.output_dir) / 'sample'} (sample pictures)")
     if log_folder is not None:
         lines.append(f"  {log_folder} (curves; tensorboard --logdir {options[LoggingOptions].logging_dir} shows them)")
-    last = next(path for path in reversed(parts.saver.written) if path.suffix == ".safetensors")
-    lines += ["Next:", f"  {method.usage_hint(last)}"]
+    if parts.saver.last_result is not None:
+        lines += ["Next:", f"  {method.usage_hint(parts.saver.last_result)}"]
     if output.save_state:
         state = parts.saver.written[-1]
         lines.append(f"  or go on: the same command with --resume {state} and more --max_train_steps")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from library.cli.atomic_files import atomic_path
 from library.cli.errors import UserError
 from library.training.method import TrainingMethod
 from library.training.options import OutputOptions
 from library.training.precision import DTYPES
+from library.training.train_plan import Position
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,14 @@ class Saver:
         self._method = method
         self._folder = Path(options.output_dir or ".")
         self.written: list[Path] = []
+        self.last_result: Path | None = None  # of what was written, the last that is no state
 
-    def save(self, suffix: str, metadata: dict[str, str]) -> None:
-        """Writes `<name><suffix>.safetensors`. Raises `UserError` when the folder cannot be written to."""
-        name = f"{self._options.output_name}{suffix}.safetensors"
-        self._write(self._folder / name, lambda path: self._write_weights(path, metadata))
+    def save(self, suffix: str, metadata: dict[str, str], position: Position) -> None:
+        """Writes `<name><suffix>` with the method's ending. Raises `UserError` when the folder cannot be written to."""
+        path = self._folder / f"{self._options.output_name}{suffix}{self._method.ending}"
+        dtype = DTYPES[self._options.save_precision]
+        self._write(path, lambda target: self._method.save(target, dtype, metadata, position))
+        self.last_result = path
 
     def save_state(self, suffix: str, state: Callable[[Path], None]) -> None:
         """Lets `state` write `<name><suffix>-state`. Raises `UserError` as `save` does."""
@@ -58,7 +61,3 @@ class Saver:
             ) from None
         self.written.append(path)
         logger.info("saved %s", path)
-
-    def _write_weights(self, path: Path, metadata: dict[str, str]) -> None:
-        with atomic_path(path) as temporary:
-            self._method.save(temporary, DTYPES[self._options.save_precision], metadata)

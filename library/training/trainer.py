@@ -132,7 +132,7 @@ class Trainer:
 
     def _train_step(self, batches: list[Batch], num_in_step: int) -> None:
         """One optimizer step on the mean loss of the step's micro-batches, those of other processes included."""
-        self._method.on_step_start()
+        self._method.on_step_start(self._position.global_step)
         losses = [self._backward(batch, num_in_step) for batch in batches]
         reduce_gradients(self._accelerator, self._params)
         # no limit is an infinite one: the norm is what tells whether the step can be applied
@@ -154,7 +154,9 @@ class Trainer:
     def _backward(self, batch: Batch, num_in_step: int) -> torch.Tensor:
         """Adds a micro-batch's share to the gradients; gives its share of the step's loss."""
         loss = self._parts.objective.training_loss(batch, self._plan.seed) / num_in_step
-        self._accelerator.backward(loss)
+        # with --fused_backward_pass the backward pass is the step already
+        if not self._options.training.fused_backward_pass or torch.isfinite(loss):
+            self._accelerator.backward(loss)
         return loss.detach()
 
     def _apply(self, step: int, loss: torch.Tensor) -> None:
@@ -230,7 +232,7 @@ class Trainer:
         self._log()
         if self._accelerator.is_main_process:
             with self._shown_weights():
-                self._parts.saver.save(suffix, self._parts.metadata.at(self._position))
+                self._parts.saver.save(suffix, self._parts.metadata.at(self._position), self._position)
             if self._options.output.save_state:
                 self._parts.saver.save_state(suffix, self._write_state)
         self._accelerator.wait_for_everyone()
@@ -261,8 +263,10 @@ class Trainer:
         raise self._nonfinite.error(str(self._parts.saver.state_folder(suffix)), are_finite)
 
     def _set_training_mode(self) -> None:
-        for module in [self._family.unet, *self._family.text_encoders, *self._method.trainable_modules()]:
+        for module in [self._family.unet, *self._method.trainable_modules()]:
             module.train()
+        for encoder in self._family.text_encoders:
+            encoder.train(self._method.trains_text_encoders)
 
     def _write_state(self, folder: Path) -> None:
         header = header_at(

@@ -1,0 +1,148 @@
+"""The training method of `train_db.py` and `fine_tune.py`: the model's own weights learn.
+
+The two differ in the data they take and in what the text encoder does, which their options say.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from library.cli.errors import UserError
+from library.methods.options import WholeModelOptions
+from library.models.family import ModelFamily
+from library.models.model_saving import FORMATS
+from library.training.method import ParamGroup
+from library.training.train_plan import Position
+
+logger = logging.getLogger(__name__)
+
+
+class WholeModel:
+    """U-Net, and text encoder where the options let it learn.
+
+    Implements `library.training.method.TrainingMethod`.
+    """
+
+    architecture_suffix = ""
+
+    def __init__(self, options: WholeModelOptions, format: str):
+        """`format`: of saved models, a row of `model_saving.FORMATS`."""
+        self._options = options
+        self._format = format
+        self.trains_text_encoders = options.text_encoder_learns
+        self.learning_parts = frozenset({"unet", "text_encoder"} if options.text_encoder_learns else {"unet"})
+        self.ending = FORMATS[format].ending
+        self._has_stopped = False
+        self._family: ModelFamily
+        self._groups: list[ParamGroup] = []
+        self._modules: dict[str, nn.Module] = {}  # that learn, under their names in states
+
+    def prepare(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
+        """Unfreezes what learns. Nothing is new, so nothing is drawn; the family does the checkpointing."""
+        self._family = family
+        self._modules = {"unet": family.unet}
+        self._groups = [_group("unet", [family.unet], default_learning_rate)]
+        if self.trains_text_encoders:
+            rate = self._options.learning_rate_te
+            encoders = list(family.text_encoders)
+            self._modules |= {_encoder_name(index): encoder for index, encoder in enumerate(encoders)}
+            self._groups.append(_group("textencoder", encoders, default_learning_rate if rate is None else rate))
+        for module in self._modules.values():
+            module.requires_grad_(True)
+
+    def param_groups(self) -> list[ParamGroup]:
+        return self._groups
+
+    def trainable_modules(self) -> list[nn.Module]:
+        return list(self._modules.values())
+
+    def on_epoch_start(self, epoch: int) -> None:
+        pass
+
+    def on_step_start(self, step: int) -> None:
+        """Stops the text encoder when its time has come.
+
+        Without gradients no optimizer touches its weights, be it by momentum or by decay.
+        """
+        stops_at = self._options.text_encoder_stops_at
+        if stops_at is None or step < stops_at or self._has_stopped:
+            return
+        for encoder in self._family.text_encoders:
+            encoder.requires_grad_(False)
+            encoder.eval()
+            for param in encoder.parameters():
+                param.grad = None
+        self._has_stopped = True
+        logger.info("the text encoder stays as it is from step %d on", step)
+
+    def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
+        """Writes U-Net, text encoder and VAE. Raises `UserError` when they cannot be written."""
+        self._family.save(
+            path,
+            format=self._format,
+            dtype=dtype,
+            metadata=metadata,
+            epoch=position.epoch,
+            global_step=position.global_step,
+        )
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}.{key}": tensor
+            for name, module in self._modules.items()
+            for key, tensor in module.state_dict().items()
+            if tensor.is_floating_point()  # older versions of transformers keep positions among the weights
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Raises `UserError` when the state is that of another model, or of another choice of what learns."""
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            parts = {_parts(own), _parts(state)}
+            raise UserError(
+                "the state to resume from is that of another model"
+                if len(parts) == 1
+                else f"the state to resume from is of a run that trains {_parts(state)}, this one trains {_parts(own)}",
+                hint="give the same model, and the text encoder the same part in it, as in the run that saved it",
+            )
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise UserError(
+                    f"the state to resume from is that of another model: {name} has the shape"
+                    f" {tuple(state[name].shape)} there, {tuple(tensor.shape)} here",
+                    hint="give the same --pretrained_model_name_or_path as the run that saved it",
+                )
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def metadata(self) -> dict[str, str]:
+        rates = {f"ss_{group.name}_lr": str(group.learning_rate) for group in self._groups}
+        return {
+            "ss_unet_lr": rates["ss_unet_lr"],
+            "ss_text_encoder_lr": rates.get("ss_textencoder_lr", "None"),
+            "ss_train_text_encoder": str(self.trains_text_encoders),
+            "ss_stop_text_encoder_training": str(self._options.text_encoder_stops_at),
+        }
+
+    def usage_hint(self, path: Path) -> str:
+        call = "from_single_file" if self.ending else "from_pretrained"
+        where = "choose it as the model in your image program, or load it" if self.ending else "load it"
+        return f"{where} in Diffusers: StableDiffusionPipeline.{call}({str(path)!r})"
+
+
+def _group(name: str, modules: list[nn.Module], learning_rate: float) -> ParamGroup:
+    return ParamGroup(name, [param for module in modules for param in module.parameters()], learning_rate)
+
+
+def _encoder_name(index: int) -> str:
+    return "text_encoder" if index == 0 else f"text_encoder_{index + 1}"
+
+
+def _parts(state: Mapping[str, torch.Tensor]) -> str:
+    return " and ".join(dict.fromkeys(name.split(".")[0] for name in state))

@@ -1,0 +1,90 @@
+"""What can be wrong with training a whole model before anything is loaded. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from library.cli.errors import UserError
+from library.cli.options import Problems
+from library.cli.parser import Options
+from library.data.options import CachingOptions, DatasetOptions, ReportOptions
+from library.methods.options import WholeModelOptions
+from library.models.model_saving import FORMATS, choose_format, target_problem
+from library.models.options import MemoryOptions, ModelOptions, PromptOptions
+from library.training.options import LoggingOptions, OutputOptions, SampleOptions
+
+
+def whole_model_checks() -> list[Callable[[Options], Problems]]:
+    """Checks for `parse_options`, beside those of `Preflight`."""
+    return [_check_text_caching, _check_padding, _check_float8, _check_target]
+
+
+def chosen_format(options: Options) -> str:
+    """The format that models are saved in, a row of `model_saving.FORMATS`."""
+    chosen = options[WholeModelOptions]
+    source = options[ModelOptions].pretrained_model_name_or_path or ""
+    return choose_format(chosen.save_model_as, use_safetensors=chosen.use_safetensors, source=source)
+
+
+def _check_text_caching(options: Options) -> Problems:
+    whole = options[WholeModelOptions]
+    if options[CachingOptions].caches_text_encoder_outputs and whole.text_encoder_learns:
+        yield UserError(
+            "--cache_text_encoder_outputs: the text encoder is trained, its outputs change",
+            hint=f"leave it out, or train the U-Net alone, {whole.HOW_TO_FREEZE}",
+        )
+
+
+def _check_padding(options: Options) -> Problems:
+    if options[CachingOptions].caches_text_encoder_outputs and options[PromptOptions].no_token_padding:
+        yield UserError(
+            "--cache_text_encoder_outputs with --no_token_padding: what is cached would have many lengths",
+            hint="leave one of them out",
+        )
+
+
+def _check_float8(options: Options) -> Problems:
+    if options[MemoryOptions].fp8_base:
+        yield UserError(
+            "--fp8_base keeps a frozen U-Net in 8 bits, and here the U-Net learns",
+            hint="leave it out; --full_bf16, --optimizer_type AdaFactor and --gradient_checkpointing save memory",
+        )
+
+
+def _check_target(options: Options) -> Problems:
+    """Said at once, not when hours of training are to be saved."""
+    if options[ReportOptions].replaces_training or options[OutputOptions].output_dir is None:
+        return
+    output, format = options[OutputOptions], chosen_format(options)
+    target = Path(output.output_dir or ".") / f"{output.output_name}{FORMATS[format].ending}"
+    problem = target_problem(target, format)
+    if problem is not None:
+        yield UserError(
+            f"the model cannot be saved: {problem.message}", hint="choose another --output_dir or --output_name"
+        )
+        return
+    for flag, path in _paths_in_use(options):
+        used = Path(path).resolve()
+        if target.resolve() in (used, *used.parents):
+            yield UserError(
+                f"{flag} {path} would be replaced by the saved model, {target}",
+                hint="choose another --output_dir or --output_name",
+            )
+
+
+def _paths_in_use(options: Options) -> Iterator[tuple[str, str]]:
+    model, data, output = options[ModelOptions], options[DatasetOptions], options[OutputOptions]
+    paths = {
+        "--pretrained_model_name_or_path": model.pretrained_model_name_or_path,
+        "--vae": model.vae,
+        "--train_data_dir": data.train_data_dir,
+        "--reg_data_dir": data.reg_data_dir,
+        "--in_json": data.in_json,
+        "--dataset_config": data.dataset_config,
+        "--logging_dir": options[LoggingOptions].logging_dir,
+        "--resume": output.resume,
+    }
+    yield from ((flag, path) for flag, path in paths.items() if path is not None)
+    if options[SampleOptions].sample_prompts is not None:
+        yield "the folder of sample pictures", str(Path(output.output_dir or ".") / "sample")

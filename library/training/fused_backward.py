@@ -1,0 +1,78 @@
+"""The optimizer's steps inside the backward pass: each parameter learns as soon as its gradient is there.
+
+Gradients of all parameters are then never in memory together ("Full Parameter Fine-tuning for Large Language Models
+with Limited Resources", Lv et al., 2306.09782). What is learned is the same, bit for bit, but for the limit of the
+gradient's norm: the norm of the whole is not known when the first parameter learns, so that each parameter's own is
+limited.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from library.cli.errors import UserError
+from library.training.optimizers import optimizer_name
+from library.training.options import OptimizerOptions, TrainingOptions
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+_FLAG = "--fused_backward_pass"
+OPTIMIZERS = ("AdamW", "AdaFactor")  # what they do to one parameter depends on no other
+
+
+def fused_backward_problems(training: TrainingOptions, optimizer: OptimizerOptions) -> Iterator[UserError]:
+    """What can be said without a device. Imports no torch."""
+    if not training.fused_backward_pass:
+        return
+    name = optimizer_name(optimizer)
+    if name.lower() not in {known.lower() for known in OPTIMIZERS}:
+        yield UserError(
+            f"{_FLAG} with --optimizer_type {name}: it cannot step for one parameter at a time",
+            hint=f"use {' or '.join(OPTIMIZERS)}, or leave {_FLAG} out",
+        )
+
+
+def check_fused_backward(training: TrainingOptions, num_processes: int) -> None:
+    """Raises `UserError` where several processes would each go their own way."""
+    if training.fused_backward_pass and num_processes > 1:
+        raise UserError(
+            f"{_FLAG} with {num_processes} processes: gradients are summed when all are there",
+            hint="leave it out, or train with one process",
+        )
+
+
+def step_in_backward(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+    """From now on, a backward pass steps; afterwards no parameter has a gradient, and `step` finds nothing to do."""
+    if max_grad_norm:
+        logger.info("%s: --max_grad_norm %g limits the gradient of each parameter by itself", _FLAG, max_grad_norm)
+    for index, group in enumerate(optimizer.param_groups):
+        for param in group["params"]:
+            param.register_post_accumulate_grad_hook(partial(_step_for_one, optimizer, index, max_grad_norm))
+
+
+def _step_for_one(
+    optimizer: torch.optim.Optimizer, index: int, max_grad_norm: float, param: torch.nn.Parameter
+) -> None:
+    import torch
+
+    norm = torch.nn.utils.clip_grad_norm_([param], max_grad_norm or math.inf)
+    if not torch.isfinite(norm):
+        logger.warning("%s: a gradient is not finite; its parameter stays as it is in this step", _FLAG)
+        param.grad = None
+        return
+    groups = optimizer.param_groups  # looked up each time: a resume makes new ones
+    group = groups[index]
+    params = group["params"]
+    group["params"], optimizer.param_groups = [param], [group]
+    try:
+        optimizer.step()
+    finally:
+        group["params"], optimizer.param_groups = params, groups
+    param.grad = None

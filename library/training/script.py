@@ -1,0 +1,86 @@
+"""What the training scripts have in common: options, checks, and the way from a command line into the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from library.cli.options import Problems
+from library.cli.parser import Options, parse_options
+from library.data.config import Source
+from library.data.options import CachingOptions, DatasetOptions, ReportOptions
+from library.diffusion.options import NoiseOptions
+from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
+from library.training.options import (
+    AverageOptions,
+    LoggingOptions,
+    OptimizerOptions,
+    OutputOptions,
+    SampleOptions,
+    TrainingOptions,
+    ValidationOptions,
+)
+from library.training.preflight import Preflight
+
+if TYPE_CHECKING:
+    from library.training.method import TrainingMethod
+
+
+@dataclass(frozen=True)
+class TrainingScript:
+    """What is a script's own.
+
+    `make_method` is called when the options are valid, and may import what is heavy only then. `data_source`: what
+    must describe all pictures, folders or metadata files; None for either.
+    """
+
+    program: str
+    description: str
+    option_groups: tuple[type, ...]
+    make_method: Callable[[Options], TrainingMethod]
+    checks: Sequence[Callable[[Options], Problems]] = ()
+    data_source: Source | None = None
+
+
+def option_groups(method_options: type, *, prompt_options: type = PromptOptions) -> tuple[type, ...]:
+    """The groups of a training script, in the order of `--help`; `method_options` say what is trained."""
+    return (
+        ModelOptions,
+        prompt_options,
+        MemoryOptions,
+        DatasetOptions,
+        CachingOptions,
+        OutputOptions,
+        MetadataOptions,
+        method_options,
+        TrainingOptions,
+        OptimizerOptions,
+        NoiseOptions,
+        AverageOptions,
+        ValidationOptions,
+        SampleOptions,
+        LoggingOptions,
+        ReportOptions,
+    )
+
+
+def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
+    """Trains as a command line says. Raises `UserError` for what its user can mend."""
+    preflight = Preflight(script.data_source)
+    options = parse_options(
+        argv,
+        script.option_groups,
+        program=script.program,
+        description=script.description,
+        checks=[*preflight.checks(), *script.checks],
+    )
+    # heavy imports only now: --help and mistakes are answered without them
+    if options[ReportOptions].replaces_training:
+        from library.training.dataset_report import look_at_data
+
+        look_at_data(options, preflight.result())
+        return
+    from library.training.run import run_training
+
+    run_training(options, preflight.result(), script.make_method(options))
