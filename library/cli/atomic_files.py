@@ -74,6 +74,22 @@ def restore_folder(path: str | os.PathLike[str]) -> None:
             os.replace(old, target)
 
 
+def set_aside_targets(folder: str | os.PathLike[str]) -> list[Path]:
+    """The folders in `folder` that `restore_folder` has something to do for."""
+    parent = Path(folder)
+    return [parent / path.name[1 : -len(".old")] for path in parent.glob(".*.old") if path.is_dir()]
+
+
+def remove_whole(path: Path) -> None:
+    """Removes a file or folder; of a folder nothing is left that could be taken for a whole one."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    leaving = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    os.replace(path, leaving)
+    shutil.rmtree(leaving, ignore_errors=True)
+
+
 def _set_aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 

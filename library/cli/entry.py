@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from library.cli.errors import UserError, UserErrors
+from library.cli.errors import Stopped, UserError, UserErrors
 from library.cli.parser import OutputConfigWritten
 
 USER_ERROR_STATUS = 2
-INTERRUPTED_STATUS = 130
+SIGNAL_STATUS = 128  # plus the number of the signal, as shells have it
 
 
 def run_entry(work: Callable[[], None]) -> int:
-    """Runs `work` and returns the exit status: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    """Runs `work` and returns the exit status: 0, 2 for what the user can mend, 130 for Ctrl-C, 143 for SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(_Formatter())
     for chatty in ("httpx", "tensorboard", "PIL", "diffusers", "transformers", "accelerate"):
@@ -30,10 +35,35 @@ def run_entry(work: Callable[[], None]) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return USER_ERROR_STATUS
+    except Stopped as stopped:
+        sys.stderr.write(f"stopped by {signal.Signals(stopped.signal_number).name}. {_way_on(stopped.state)}\n")
+        return SIGNAL_STATUS + stopped.signal_number
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
-        return INTERRUPTED_STATUS
+        return SIGNAL_STATUS + signal.SIGINT
     return 0
+
+
+def _way_on(state: str | None) -> str:
+    """The command that continues the run."""
+    if state is None:
+        return "No state was saved (--no-save_state_on_signal)."
+    start = ["accelerate", "launch"] if int(os.environ.get("WORLD_SIZE", 1)) > 1 else [Path(sys.executable).name]
+    words = [*start, *_without_start(sys.argv), "--resume", state]
+    quoted = subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+    return f"To go on: {quoted}"
+
+
+def _without_start(words: Sequence[str]) -> list[str]:
+    """A command line without what says where the run begins."""
+    valued = ("--resume", "--initial_epoch", "--initial_step")
+    kept, is_value = [], False
+    for word in words:
+        is_start = is_value or word.split("=")[0] in (*valued, "--skip_until_initial_step", "--overwrite")
+        is_value = word in valued
+        if not is_start:
+            kept.append(word)
+    return kept
 
 
 class _Formatter(logging.Formatter):

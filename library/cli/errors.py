@@ -33,6 +33,16 @@ class UserErrors(UserError):
         return type(self), (self.errors,)
 
 
+class Stopped(Exception):
+    """A signal has ended the program, which has saved what there was to save."""
+
+    def __init__(self, signal_number: int, state: str | None):
+        """state: the folder to go on from, if one was saved."""
+        super().__init__(signal_number, state)
+        self.signal_number = signal_number
+        self.state = state
+
+
 def raise_together(errors: Iterable[UserError]) -> None:
     """Raises all of `errors` as one exception; does nothing when there are none."""
     flat: list[UserError] = []

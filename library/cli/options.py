@@ -13,7 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from library.cli.errors import UserError
 
@@ -37,6 +37,8 @@ class OptionSpec:
     toml_key: str | None = None
     waives: tuple[str, ...] = ()
     positional: bool = False
+    secret: bool = False
+    on_resume: Literal["listed", "kept", "same", "unimportant"] = "listed"
 
 
 def option(default: Any = None, *, help: str, **details: Any) -> Any:
@@ -46,7 +48,9 @@ def option(default: Any = None, *, help: str, **details: Any) -> Any:
     line, any TOML value from a file) into the field's value and raises `ValueError` saying what was expected.
     `toml_level` is "dataset" or "subset" for an option that is the default of a dataset-TOML key, `toml_key` that key
     where it is spelled differently. `waives` names required options that are not needed when this one is given.
-    `positional`: the value stands on the command line without a flag, in the order of declaration.
+    `positional`: the value stands on the command line without a flag, in the order of declaration. `secret`: it is
+    written nowhere. `on_resume`: what a difference to the saved run means when a run is resumed: it is "listed";
+    listed, with the saved value "kept" in force; an error, since the run must be the "same"; or "unimportant".
     """
     spec = OptionSpec(help=help, **details)
     return dataclasses.field(default=default, metadata={"option": spec})

@@ -26,9 +26,12 @@ class ConfigFileOptions:
     GROUP: ClassVar[str] = "Configuration file"
 
     config_file: str | None = option(
-        help="TOML file of options; sections are flattened, the command line wins", metavar="FILE"
+        help="TOML file of options; sections are flattened, the command line wins", metavar="FILE",
+        on_resume="unimportant",
+    )  # fmt: skip
+    output_config: bool = option(
+        False, help="write the options given to --config_file and end", on_resume="unimportant"
     )
-    output_config: bool = option(False, help="write the options given to --config_file and end")
 
     def problems(self) -> Iterator[UserError]:
         if self.output_config and self.config_file is None:
@@ -83,7 +86,7 @@ def build_argument_parser(groups: Sequence[type], program: str, description: str
 
 def _argparse_kind(field: OptionField) -> dict[str, Any]:
     if field.kind is bool:
-        return {"action": "store_true"}
+        return {"action": argparse.BooleanOptionalAction if field.default else "store_true"}
     metavar = field.spec.metavar or (
         "{" + ",".join(field.spec.choices) + "}" if field.spec.choices else field.kind.__name__.upper()
     )
@@ -284,7 +287,7 @@ def _write_config(options: Options, fields: dict[str, OptionField]) -> None:
         section = {
             field.name: _toml_value(getattr(group, field.name))
             for field in option_fields(type(group))
-            if getattr(group, field.name) is not None
+            if getattr(group, field.name) is not None and not field.spec.secret
         }
         document[group.GROUP.lower().replace(" ", "_")] = section
     Path(target).parent.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
@@ -286,6 +287,17 @@ class TrainingData:
         """Those to train on and those of held-out pictures."""
         return self.datasets if self.validation is None else (*self.datasets, *self.validation.datasets)
 
+    def digest(self) -> str:
+        """What is trained, without the folders it lies in: equal digests mean equal pictures, captions and settings."""
+        digest = hashlib.blake2b(digest_size=16)
+        for dataset in self.all_datasets:
+            settings = replace(dataset.config, place="", subsets=tuple(map(_without_place, dataset.config.subsets)))
+            digest.update(repr(settings).encode("utf-8", "surrogatepass"))
+            for record in dataset.records:
+                facts = (record.key, record.size, record.caption, record.num_repeats, record.subset_index)
+                digest.update(repr(facts).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
     def bucket_table(self) -> list[str]:
         """Lines for people: each dataset's buckets with pictures, items, batches and how full these are."""
         lines = [line for index, dataset in enumerate(self.datasets) for line in _table_lines(index, dataset)]
@@ -295,6 +307,10 @@ class TrainingData:
                 f" {self.validation.num_micro_batches} batches"
             )
         return lines
+
+
+def _without_place(subset: SubsetConfig) -> SubsetConfig:
+    return replace(subset, place="", image_dir=None, metadata_file=None, cache_info=False)
 
 
 def _batch_lengths(num_items: int, batch_size: int) -> np.ndarray:

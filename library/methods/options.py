@@ -20,18 +20,24 @@ class NetworkOptions:
 
     GROUP: ClassVar[str] = "LoRA network"
 
-    network_module: str = option("networks.lora", help="Python module of the network", metavar="MODULE")
-    network_dim: int = option(4, help="rank: more can learn more, and makes a larger file", minimum=1)
-    network_alpha: float = option(1.0, help="the network's output is scaled by alpha / dim", above=0)
-    network_dropout: float | None = option(help="share of the network's neurons left out in each step", minimum=0)
-    network_args: tuple[str, ...] = option((), help="arguments of the network module, each as key=value")
-    network_weights: str | None = option(help="start from the weights in this file", metavar="FILE")
-    unet_lr: float | None = option(help="learning rate of the U-Net's part (default: --learning_rate)", minimum=0)
-    text_encoder_lr: float | None = option(
-        help="learning rate of the text encoder's part (default: --learning_rate)", minimum=0
+    network_module: str = option(
+        "networks.lora", help="Python module of the network", metavar="MODULE", on_resume="same"
     )
-    network_train_unet_only: bool = option(False, help="train no part on the text encoder")
-    network_train_text_encoder_only: bool = option(False, help="train no part on the U-Net")
+    network_dim: int = option(4, help="rank: more can learn more, and makes a larger file", minimum=1, on_resume="same")
+    network_alpha: float = option(1.0, help="the network's output is scaled by alpha / dim", above=0, on_resume="same")
+    network_dropout: float | None = option(help="share of the network's neurons left out in each step", minimum=0)
+    network_args: tuple[str, ...] = option(
+        (), help="arguments of the network module, each as key=value", on_resume="same"
+    )
+    network_weights: str | None = option(help="start from the weights in this file", metavar="FILE")
+    unet_lr: float | None = option(
+        help="learning rate of the U-Net's part (default: --learning_rate)", minimum=0, on_resume="kept"
+    )
+    text_encoder_lr: float | None = option(
+        help="learning rate of the text encoder's part (default: --learning_rate)", minimum=0, on_resume="kept"
+    )
+    network_train_unet_only: bool = option(False, help="train no part on the text encoder", on_resume="same")
+    network_train_text_encoder_only: bool = option(False, help="train no part on the U-Net", on_resume="same")
 
     def problems(self) -> Iterator[UserError]:
         if self.network_train_unet_only and self.network_train_text_encoder_only:

@@ -38,9 +38,13 @@ def look_at_data(options: Options, preflight: PreflightResult) -> None:
     Raises `UserError` when the page cannot be written, and where windows cannot be opened.
     """
     report, training = options[ReportOptions], options[TrainingOptions]
-    seed = preflight.state.seed if preflight.state is not None else training.seed
+    seed = preflight.state.header.seed if preflight.state is not None else training.seed
     plan = make_train_plan(
-        training, seed=seed or 0, num_micro_batches=preflight.data.num_micro_batches, num_processes=1
+        training,
+        options[OutputOptions],
+        seed=seed or 0,
+        num_micro_batches=preflight.data.num_micro_batches,
+        num_processes=1,
     )
     draw = Draw(plan.seed, seed is not None, plan.clock)
     if report.debug_dataset:

@@ -148,6 +148,12 @@ def schedule_name(options: OptimizerOptions) -> str:
     return "adafactor" if needs_adafactor_schedule(options) else options.lr_scheduler_type or options.lr_scheduler
 
 
+def schedule_kind(options: OptimizerOptions) -> str:
+    """What the state of a schedule belongs to: the named schedules share one form, classes have their own."""
+    name = schedule_name(options)
+    return name if name == "adafactor" or options.lr_scheduler_type else "a named schedule"
+
+
 def check_lr_schedule(options: OptimizerOptions, num_steps: int) -> None:
     """Warns of options that the schedule does not read. Raises `UserError` where it does not fit into the run."""
     name = schedule_name(options)

@@ -157,6 +157,11 @@ def optimizer_label(optimizer: torch.optim.Optimizer, options: OptimizerOptions)
     return f"{kind}({arguments})" if arguments else kind
 
 
+def optimizer_class_path(options: OptimizerOptions) -> str:
+    """The class asked for, `module.Class`, whichever of its names was given."""
+    return _row(options).path
+
+
 def _row(options: OptimizerOptions) -> OptimizerRow:
     row = find_optimizer(optimizer_name(options))
     assert row is not None, "the options were checked"

@@ -99,11 +99,14 @@ class OptimizerOptions:
         metavar="NAME",
     )
     optimizer_args: tuple[str, ...] = option(
-        (), help="arguments of the optimizer, each as key=value: weight_decay=0.01 betas=.9,.999", metavar="KEY=VALUE"
-    )
+        (), help="arguments of the optimizer, each as key=value: weight_decay=0.01 betas=.9,.999", metavar="KEY=VALUE",
+        on_resume="kept",
+    )  # fmt: skip
     use_8bit_adam: bool = option(False, help="the same as --optimizer_type AdamW8bit")
     use_lion_optimizer: bool = option(False, help="the same as --optimizer_type Lion")
-    learning_rate: float = option(2e-6, help="learning rate of what has none of its own", minimum=0)
+    learning_rate: float = option(
+        2e-6, help="learning rate of what has none of its own", minimum=0, on_resume="kept"
+    )
     lr_scheduler: str = option(
         "constant",
         help="course of the learning rate",
@@ -221,10 +224,41 @@ class OutputOptions:
     output_dir: str | None = option(help="folder for everything that is written", required=True, metavar="FOLDER")
     output_name: str = option("last", help="name of the files, without ending", metavar="NAME")
     save_precision: str = option("float", help="data type of saved weights", choices=("float", "fp16", "bf16"))
+    overwrite: bool = option(
+        False, help="write over what an earlier run of this name has left", on_resume="unimportant"
+    )
     save_every_n_epochs: int | None = option(help="save every so many epochs", minimum=1)
     save_every_n_steps: int | None = option(help="save every so many steps", minimum=1)
+    save_n_epoch_ratio: int | None = option(help="save so often that there are at least so many saves", minimum=1)
+    save_last_n_epochs: int | None = option(help="of the saves of epochs, keep the last so many", minimum=1)
+    save_last_n_steps: int | None = option(
+        help="of the saves of steps, keep those of the last so many steps", minimum=1
+    )
     save_state: bool = option(False, help="with every save, and at the end, save what --resume needs")
-    resume: str | None = option(help="continue from this state folder", metavar="FOLDER")
+    save_state_on_train_end: bool = option(False, help="save what --resume needs at the end")
+    save_last_n_epochs_state: int | None = option(
+        help="of the states of epochs, keep the last so many (default: as of the saves)", minimum=1
+    )
+    save_last_n_steps_state: int | None = option(
+        help="of the states of steps, keep those of the last so many steps (default: as of the saves)", minimum=1
+    )
+    save_state_on_signal: bool = option(
+        True, help="when Ctrl-C or SIGTERM ends the run, save what --resume needs"
+    )
+    resume: str | None = option(
+        help="continue from this state folder; auto: from the newest in --output_dir, if there is one",
+        metavar="FOLDER",
+        on_resume="unimportant",
+    )
+    initial_epoch: int | None = option(help="begin with this epoch, counted from 1", minimum=1, on_resume="unimportant")
+    initial_step: int | None = option(
+        help="begin behind so many steps; wins over --initial_epoch", minimum=0, on_resume="unimportant"
+    )
+    skip_until_initial_step: bool = option(
+        False,
+        help="with --initial_step, begin at that very step, not with its epoch",
+        on_resume="unimportant",
+    )
     training_comment: str | None = option(help="a comment for the metadata", metavar="TEXT")
     no_metadata: bool = option(False, help="write only the metadata that other programs need to load the file")
 
@@ -233,6 +267,8 @@ class OutputOptions:
             yield UserError(
                 f"--output_name {self.output_name!r} is not a file name", hint="put the folder into --output_dir"
             )
+        if self.skip_until_initial_step and self.initial_step is None and self.initial_epoch is None:
+            yield UserError("--skip_until_initial_step without --initial_step", hint="give --initial_step, or neither")
 
 
 @dataclass(frozen=True)

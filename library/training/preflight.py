@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, listed
 from library.cli.options import Problems
 from library.cli.parser import Options
 from library.data.options import CachingOptions, DatasetOptions, ReportOptions
@@ -30,7 +30,8 @@ from library.training.options import (
     ValidationOptions,
 )
 from library.training.prompts import SamplePrompt, read_prompt_file
-from library.training.states import StateHeader, read_state_header
+from library.training.resuming import AUTO, FoundState, continuing_problems, newest_state, read_whole_state
+from library.training.saved_names import saved_under
 
 if TYPE_CHECKING:
     from library.data.config import Source
@@ -45,7 +46,7 @@ class PreflightResult:
 
     data: TrainingData
     prompts: list[SamplePrompt]
-    state: StateHeader | None
+    state: FoundState | None
     data_warnings: tuple[Message, ...] = ()  # that were logged while the data was read
 
 
@@ -57,7 +58,7 @@ class Preflight:
         self._data_source = data_source
         self._data: TrainingData | None = None
         self._prompts: list[SamplePrompt] = []
-        self._state: StateHeader | None = None
+        self._state: FoundState | None = None
         self._data_warnings: tuple[Message, ...] = ()
 
     def checks(self) -> list[Callable[[Options], Problems]]:
@@ -67,6 +68,7 @@ class Preflight:
             self._check_report,
             self._check_prompts,
             self._check_state,
+            self._check_earlier_run,
             self._check_average,
             lambda options: fused_backward_problems(options[TrainingOptions], options[OptimizerOptions]),
             self._check_data,
@@ -125,14 +127,37 @@ class Preflight:
             )
 
     def _check_state(self, options: Options) -> Problems:
-        folder, seed = options[OutputOptions].resume, options[TrainingOptions].seed
-        if folder is None:
+        output, seed = options[OutputOptions], options[TrainingOptions].seed
+        if output.resume is None:
             return
-        self._state = read_state_header(folder)
-        if seed is not None and seed != self._state.seed:
+        if output.resume == AUTO:
+            self._state = newest_state(output.output_dir or ".", output.output_name)
+            logger.info(
+                "--resume auto: %s",
+                "a new run, as there is no state" if self._state is None else f"going on from {self._state.folder}",
+            )
+        else:
+            self._state = read_whole_state(output.resume)
+        if self._state is None:
+            return
+        header = self._state.header
+        if seed is not None and seed != header.seed:
             yield UserError(
-                f"--seed {seed} is not the seed of {folder}, which is {self._state.seed}",
+                f"--seed {seed} is not the seed of {self._state.folder}, which is {header.seed}",
                 hint="leave --seed out to continue that run",
+            )
+        yield from continuing_problems(header, options)
+
+    def _check_earlier_run(self, options: Options) -> Problems:
+        """A new run would write over what an earlier one of its name has left."""
+        output = options[OutputOptions]
+        if output.resume is not None or output.overwrite or options[ReportOptions].replaces_training:
+            return
+        found = [saved.path.name for saved in saved_under(Path(output.output_dir or "."), output.output_name)]
+        if found:
+            yield UserError(
+                f"--output_dir {output.output_dir} holds an earlier run's {listed(found, 3)}",
+                hint="choose another --output_name, give --overwrite, or go on with --resume auto",
             )
 
 

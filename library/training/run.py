@@ -24,11 +24,11 @@ from library.models.registry import load_family
 from library.training.dataset_report import warn_long_captions
 from library.training.fused_backward import check_fused_backward, step_in_backward
 from library.training.latents import LatentSource
-from library.training.lr_schedules import check_lr_schedule, make_lr_schedule
+from library.training.lr_schedules import check_lr_schedule, make_lr_schedule, schedule_kind
 from library.training.metadata import Metadata
 from library.training.method import ParamGroup, TrainingMethod
 from library.training.objective import Objective
-from library.training.optimizers import check_optimizer, check_rates, make_optimizer
+from library.training.optimizers import check_optimizer, check_rates, make_optimizer, optimizer_class_path
 from library.training.options import (
     AverageOptions,
     LoggingOptions,
@@ -41,12 +41,13 @@ from library.training.options import (
 from library.training.placement import place_method, place_model
 from library.training.precision import check_memory_options, make_accelerator
 from library.training.preflight import PreflightResult
+from library.training.resuming import FoundState, differences, option_values
 from library.training.samples import Sampler
 from library.training.saves import Saver
-from library.training.states import StateHeader
+from library.training.states import RunFacts
 from library.training.text_outputs import TextSource, check_text_caching
 from library.training.trackers import make_tracker
-from library.training.train_plan import Position, TrainPlan, make_train_plan
+from library.training.train_plan import Position, TrainPlan, first_position, make_train_plan
 from library.training.trainer import Trainer, TrainerOptions, TrainerParts
 from library.training.validation import Validator
 from library.training.weight_average import WeightAverage
@@ -67,12 +68,19 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
         logger.info("%s", line)
     plan = make_train_plan(
         training,
+        options[OutputOptions],
         seed=_choose_seed(training, preflight.state, accelerator),
         num_micro_batches=preflight.data.num_micro_batches,
         num_processes=accelerator.num_processes,
     )
-    _check_state_fits(preflight.state, plan)
+    state = preflight.state
+    start = first_position(options[OutputOptions], plan, Position() if state is None else state.position)
+    _check_state_fits(state, plan, start)
     logger.info("%s", _arithmetic(preflight.data, plan))
+    facts = _facts_of(options, preflight.data, plan)
+    if state is not None:
+        for line in differences(state.header, options, facts.versions, facts.data):
+            logger.warning("--resume: %s", line)
     check_lr_schedule(options[OptimizerOptions], plan.num_steps)
 
     check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
@@ -89,10 +97,14 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     place_method(method, accelerator.device, training)
     if options[MemoryOptions].torch_compile:
         family.compile(options[MemoryOptions].dynamo_backend)
-    trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, plan)
-    if preflight.state is not None and options[OutputOptions].resume is not None:
-        state = preflight.state
-        trainer.resume(options[OutputOptions].resume, Position(state.epoch, state.step_in_epoch, state.global_step))
+    trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, plan, facts)
+    if state is not None:
+        trainer.resume(state.folder)
+    trainer.start_at(start)
+    if start.global_step:
+        logger.info("going on after step %d, in epoch %d", start.global_step, start.epoch + 1)
+    if accelerator.is_main_process:
+        parts.saver.remove_unfinished()
     try:
         trainer.run()
     finally:  # the curve of a run that ends early is wanted most
@@ -103,10 +115,22 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     accelerator.end_training()
 
 
-def _choose_seed(training: TrainingOptions, state: StateHeader | None, accelerator: Accelerator) -> int:
+def _facts_of(options: Options, data: TrainingData, plan: TrainPlan) -> RunFacts:
+    return RunFacts(
+        seed=plan.seed,
+        num_micro_batches=plan.num_micro_batches,
+        group_size=plan.group_size,
+        optimizer=optimizer_class_path(options[OptimizerOptions]),
+        lr_schedule=schedule_kind(options[OptimizerOptions]),
+        data=data.digest(),
+        options=option_values(options),
+    )
+
+
+def _choose_seed(training: TrainingOptions, state: FoundState | None, accelerator: Accelerator) -> int:
     """The seed given, or the resumed state's, or one drawn by the first process and logged."""
     if state is not None:
-        return state.seed
+        return state.header.seed
     if training.seed is not None:
         return training.seed
     drawn = torch.tensor(random.SystemRandom().randrange(2**31), device=accelerator.device)
@@ -116,21 +140,21 @@ def _choose_seed(training: TrainingOptions, state: StateHeader | None, accelerat
     return int(drawn)
 
 
-def _check_state_fits(state: StateHeader | None, plan: TrainPlan) -> None:
+def _check_state_fits(state: FoundState | None, plan: TrainPlan, start: Position) -> None:
     """A position inside an epoch means something only in the same plan."""
-    if state is None:
+    if state is None or start != state.position:
         return
     now = (plan.num_micro_batches, plan.group_size)
-    then = (state.num_micro_batches, state.group_size)
-    if state.step_in_epoch and now != then:
+    then = (state.header.num_micro_batches, state.header.group_size)
+    if start.step_in_epoch and now != then:
         raise UserError(
             f"--resume: an epoch of the saved run had {then[0]} batches, {then[1]} to a step; now {now[0]}, {now[1]}",
             hint="resume with the same data, batch size, accumulation and processes, or from a state saved"
             " at the end of an epoch",
         )
-    if state.global_step >= plan.num_steps:
+    if start.global_step >= plan.num_steps:
         raise UserError(
-            f"--resume: the saved run has done {state.global_step} steps, and {plan.num_steps} are asked for",
+            f"--resume: the saved run has done {start.global_step} steps, and {plan.num_steps} are asked for",
             hint="raise --max_train_steps or --max_train_epochs",
         )
 
@@ -165,6 +189,7 @@ def _assemble(
     family: ModelFamily,
     accelerator: Accelerator,
     plan: TrainPlan,
+    facts: RunFacts,
 ) -> tuple[Trainer, TrainerParts, Path | None]:
     output, data = options[OutputOptions], preflight.data
     objective, loader_of = _make_inputs(options, data, method, family, accelerator, plan.seed)
@@ -191,12 +216,13 @@ def _assemble(
         loader=loader_of(data, plan.clock),
         objective=objective,
         plan=plan,
+        facts=facts,
         groups=groups,
         average=_make_average(options[AverageOptions], groups),
         validator=_make_validator(options[ValidationOptions], data, objective, loader_of, accelerator, modules),
         optimizer=optimizer,
         lr_schedule=make_lr_schedule(optimizer.optimizer, options[OptimizerOptions], plan.num_steps),
-        saver=Saver(output, method),
+        saver=Saver(output, method, plan.epochs_between_saves),
         sampler=sampler if preflight.prompts else None,
         tracker=tracker[0] if tracker else None,
         metadata=Metadata(options, data, family, method, plan, optimizer.optimizer),
@@ -279,8 +305,8 @@ def _say_what_was_written(
         lines.append(f"  {log_folder} (curves; tensorboard --logdir {options[LoggingOptions].logging_dir} shows them)")
     if parts.saver.last_result is not None:
         lines += ["Next:", f"  {method.usage_hint(parts.saver.last_result)}"]
-    if output.save_state:
-        state = parts.saver.written[-1]
+    state = parts.saver.state_folder("")
+    if state in parts.saver.written:
         lines.append(f"  or go on: the same command with --resume {state} and more --max_train_steps")
     for line in lines:
         logger.info("%s", line)

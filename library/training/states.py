@@ -1,96 +1,185 @@
 """States: everything a run needs to go on, bit for bit, in a folder that is complete or absent.
 
     <name>-state/
-      state.json            format, position, seed, what the state belongs to; written last
       weights.safetensors   what learns, exactly
-      training.pt           optimizer, LR schedule, gradient scaler, loss average; read with weights_only=True
+      training.pt           optimizer, LR schedule, gradient scaler, moving average, losses; read with weights_only=True
+      state.json            format, position, seed, what the state belongs to, and the size and SHA-256 of the other
+                            files; written last
 
 No generator is stored: randomness is keyed by position (see library/data/randomness.py).
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-from dataclasses import asdict, dataclass
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.cli.atomic_files import atomic_folder, restore_folder
 from library.cli.errors import UserError
+from library.cli.file_hashes import file_sha256
 
 if TYPE_CHECKING:
     import torch
 
     from library.training.train_plan import Position
 
-FORMAT = 1
+FORMAT = 2
+HEADER, WEIGHTS, TRAINING = "state.json", "weights.safetensors", "training.pt"
 ANOTHER = "resume from another state"
+_PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "bitsandbytes", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a state belongs to: the same in all states of a run."""
+
+    seed: int
+    num_micro_batches: int  # per epoch
+    group_size: int  # micro-batches in a step
+    optimizer: str = ""  # class
+    lr_schedule: str = ""  # kind
+    data: str = ""  # digest of pictures and captions
+    options: Mapping[str, Any] | None = None  # by name
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions of what computes."""
+        return {"python": platform.python_version(), **dict(_installed())}
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
 
 
 @dataclass(frozen=True)
 class StateHeader:
     """`state.json`: where the run was, and what must be the same to go on."""
 
+    format: int
     epoch: int
     step_in_epoch: int
     global_step: int
     seed: int
     num_micro_batches: int
     group_size: int
-    format: int = FORMAT
+    optimizer: str
+    lr_schedule: str
+    data: str
+    options: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, dict[str, Any]]  # {"size": bytes, "sha256": hexadecimal digits} by name
 
 
-def read_state_header(folder: str) -> StateHeader:
+def read_state_header(folder: str | Path) -> StateHeader:
     """Reads `state.json`. Raises `UserError` for a folder that is no complete state. Imports no torch."""
     path = Path(folder)
     restore_folder(path)
     if not path.is_dir():
         raise UserError(f"--resume {folder} is not a folder", hint="give a state folder, such as <name>-000004-state")
     try:
-        facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        header = StateHeader(**facts)
+        facts = json.loads((path / HEADER).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"--resume {folder} holds no state.json", hint="give a folder that --save_state has written"
+            f"--resume {folder} holds no {HEADER}", hint="give a folder that --save_state has written"
         ) from None
-    except (ValueError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"--resume {folder}: state.json is damaged: {error}", hint=ANOTHER) from None
-    if header.format != FORMAT:
-        raise UserError(f"--resume {folder} has format {header.format}, not {FORMAT}", hint=ANOTHER)
-    for name in ("weights.safetensors", "training.pt"):
-        if not (path / name).is_file():
-            raise UserError(f"--resume {folder} lacks {name}", hint=ANOTHER)
-    return header
+    except OSError as error:
+        raise UserError(f"--resume {folder}: {HEADER} cannot be read: {error.strerror}", hint=ANOTHER) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--resume {folder}: {HEADER} is damaged: {error}", hint=ANOTHER) from None
+    return _checked_header(facts, folder)
+
+
+_KINDS = {"int": int, "str": str}
+
+
+def _checked_header(facts: Any, folder: str | Path) -> StateHeader:
+    damaged = f"--resume {folder}: {HEADER} is damaged"
+    if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
+        raise UserError(f"{damaged}: it has no format", hint=ANOTHER)
+    if facts["format"] != FORMAT:
+        raise UserError(f"--resume {folder} has format {facts['format']}, not {FORMAT}", hint=ANOTHER)
+    for field in fields(StateHeader):
+        kind = _KINDS.get(str(field.type), dict)
+        if type(facts.get(field.name)) is not kind or (kind is int and facts[field.name] < 0):
+            raise UserError(f"{damaged}: {field.name} is missing or wrong", hint=ANOTHER)
+    files = facts["files"]
+    if set(files) != {WEIGHTS, TRAINING} or not all(_is_file_entry(entry) for entry in files.values()):
+        raise UserError(f"{damaged}: files is wrong", hint=ANOTHER)
+    return StateHeader(**{field.name: facts[field.name] for field in fields(StateHeader)})
+
+
+def _is_file_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
+
+
+def check_files(folder: str | Path, header: StateHeader) -> None:
+    """Raises `UserError` naming a file that is missing, or is not what was written."""
+    for name, entry in header.files.items():
+        path = Path(folder) / name
+        try:
+            size = path.stat().st_size
+            is_whole = size == entry["size"] and file_sha256(path) == entry["sha256"]
+        except FileNotFoundError:
+            raise UserError(f"--resume {folder} lacks {name}", hint=ANOTHER) from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}", hint=ANOTHER) from None
+        if not is_whole:
+            what = f"{size} bytes instead of {entry['size']}" if size != entry["size"] else "its checksum is another"
+            raise UserError(f"{path} is damaged: {what}", hint=ANOTHER)
 
 
 def write_state(
-    folder: Path, header: StateHeader, weights: dict[str, torch.Tensor], training: dict[str, Any]
+    folder: Path, position: Position, facts: RunFacts, weights: dict[str, torch.Tensor], training: dict[str, Any]
 ) -> None:
     """Writes a state under a temporary name and renames it whole; an older one of the same name is replaced.
 
     Raises `OSError` when it cannot be written, and leaves nothing of it then.
     """
     with atomic_folder(folder) as temporary:
-        _write_files(temporary, header, weights, training)
+        _write_files(temporary, weights, training)
+        written = {
+            name: {"size": (temporary / name).stat().st_size, "sha256": file_sha256(temporary / name)}
+            for name in (WEIGHTS, TRAINING)
+        }
+        header = StateHeader(
+            format=FORMAT,
+            **asdict(position),
+            seed=facts.seed,
+            num_micro_batches=facts.num_micro_batches,
+            group_size=facts.group_size,
+            optimizer=facts.optimizer,
+            lr_schedule=facts.lr_schedule,
+            data=facts.data,
+            options=dict(facts.options or {}),
+            versions=facts.versions,
+            files=written,
+        )
+        (temporary / HEADER).write_text(json.dumps(asdict(header), indent=2), encoding="utf-8")
 
 
-def _write_files(
-    folder: Path, header: StateHeader, weights: dict[str, torch.Tensor], training: dict[str, Any]
-) -> None:
+def _write_files(folder: Path, weights: dict[str, torch.Tensor], training: dict[str, Any]) -> None:
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     try:
-        save_file(on_cpu, folder / "weights.safetensors")
-        torch.save(training, folder / "training.pt")
+        save_file(on_cpu, folder / WEIGHTS)
+        torch.save(training, folder / TRAINING)
     except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
         raise OSError(str(error).splitlines()[0]) from error
-    (folder / "state.json").write_text(json.dumps(asdict(header), indent=2), encoding="utf-8")
 
 
-def read_state(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_state(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights and training state of a state folder. Raises `UserError` naming the damaged file."""
     import pickle
 
@@ -100,24 +189,12 @@ def read_state(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     path = Path(folder)
     try:
-        weights = load_file(path / "weights.safetensors")
+        weights = load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path / 'weights.safetensors'} is damaged: {error}", hint=ANOTHER) from None
+        raise UserError(f"{path / WEIGHTS} is damaged: {error}", hint=ANOTHER) from None
     try:
-        training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+        training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path / 'training.pt'} is damaged: {reason}", hint=ANOTHER) from None
+        raise UserError(f"{path / TRAINING} is damaged: {reason}", hint=ANOTHER) from None
     return weights, training
-
-
-def header_at(position: Position, *, seed: int, num_micro_batches: int, group_size: int) -> StateHeader:
-    """The header of a state at `position`."""
-    return StateHeader(
-        epoch=position.epoch,
-        step_in_epoch=position.step_in_epoch,
-        global_step=position.global_step,
-        seed=seed,
-        num_micro_batches=num_micro_batches,
-        group_size=group_size,
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from library.cli.errors import Stopped, UserError
 from library.data.dataset import BatchLoader
 from library.data.plan import TrainingData
 from library.data.records import Batch
@@ -31,8 +33,10 @@ from library.training.precision import reduce_gradients
 from library.training.progress import progress_bar
 from library.training.rates import RateHistory
 from library.training.samples import Sampler
-from library.training.saves import Saver, epoch_suffix, step_suffix
-from library.training.states import header_at, read_state, write_state
+from library.training.saved_names import epoch_suffix, step_suffix
+from library.training.saves import Saver
+from library.training.states import RunFacts, read_state, write_state
+from library.training.stopping import StopRequest
 from library.training.trackers import Tracker
 from library.training.train_plan import Position, TrainPlan
 from library.training.validation import Validator
@@ -64,6 +68,7 @@ class TrainerParts:
     loader: BatchLoader
     objective: Objective
     plan: TrainPlan
+    facts: RunFacts
     groups: list[ParamGroup]
     average: WeightAverage | None
     validator: Validator | None
@@ -90,6 +95,9 @@ class Trainer:
         self._rates = RateHistory([group.name for group in parts.groups], parts.optimizer)
         self._nonfinite = NonfiniteSteps(parts.accelerator, options.training.max_nonfinite_steps)
         self._validated_at: int | None = None
+        self._stop = StopRequest()
+        self._asked_to_stop = 0  # the number of the signal, the same in all processes
+        self._is_saved = self._is_state_saved = False  # by the last save
         self._position = Position()
 
     def run(self) -> None:
@@ -101,11 +109,13 @@ class Trainer:
         with logging_redirect_tqdm(), bar as self._progress:
             if self._position.global_step == 0:
                 self._before_first_step()
-            while self._position.global_step < self._plan.num_steps:
-                self._run_epoch()
+            with self._stop.listening():
+                while self._position.global_step < self._plan.num_steps:
+                    self._run_epoch()
             self._log()
             self._validate()
-        self._save("")
+        self._save("", with_state=self._options.output.save_state or self._options.output.save_state_on_train_end)
+        self._parts.saver.raise_failures()
 
     def _run_epoch(self) -> None:
         epoch = self._position.epoch
@@ -113,7 +123,9 @@ class Trainer:
         for batches, num_in_step in self._steps_of_epoch():
             self._train_step(batches, num_in_step)
             self._position = self._plan.after_step(self._position)
+            self._end_if_asked()
             self._after_step()
+            self._end_if_asked()
             if self._position.global_step == self._plan.num_steps:
                 break
         if self._position.epoch > epoch:
@@ -139,8 +151,7 @@ class Trainer:
         limit = self._options.training.max_grad_norm or math.inf
         norm = self._accelerator.clip_grad_norm_(self._params, limit)
         total = sum(losses, torch.zeros((), device=self._accelerator.device))
-        if self._accelerator.num_processes > 1:
-            total = self._accelerator.reduce(total, reduction="sum")
+        total = self._agree(total)
         step = self._position.global_step + 1
         self._rates.before_step()
         # the one wait for the device in a step: whether it is applied depends on it
@@ -158,6 +169,16 @@ class Trainer:
         if not self._options.training.fused_backward_pass or torch.isfinite(loss):
             self._accelerator.backward(loss)
         return loss.detach()
+
+    def _agree(self, loss: torch.Tensor) -> torch.Tensor:
+        """The sum of the processes' losses; all learn whether one of them was asked to stop."""
+        asked = self._stop.signal_number
+        if self._accelerator.num_processes > 1:
+            asked_here = torch.full_like(loss, bool(asked))
+            loss, anywhere = self._accelerator.reduce(torch.stack([loss, asked_here]), reduction="sum")
+            asked = asked or (signal.SIGTERM if anywhere else 0)
+        self._asked_to_stop = asked
+        return loss
 
     def _apply(self, step: int, loss: torch.Tensor) -> None:
         self._parts.optimizer.step()
@@ -195,7 +216,8 @@ class Trainer:
         if every and not self._options.sample.sample_every_n_epochs and step % every == 0:
             self._draw_samples(f"{step:06d}")
         if self._options.output.save_every_n_steps and step % self._options.output.save_every_n_steps == 0:
-            self._save(step_suffix(step))
+            self._save(step_suffix(step), with_state=self._options.output.save_state)
+            self._let_go("step", step)
 
     def _after_epoch(self, epoch: int) -> None:
         """`epoch` counts from 1."""
@@ -206,9 +228,10 @@ class Trainer:
         every = self._options.sample.sample_every_n_epochs
         if every and epoch % every == 0:
             self._draw_samples(f"e{epoch:06d}")
-        every = self._options.output.save_every_n_epochs
+        every = self._plan.epochs_between_saves
         if every and epoch % every == 0 and epoch < self._plan.num_epochs:
-            self._save(epoch_suffix(epoch))
+            self._save(epoch_suffix(epoch), with_state=self._options.output.save_state)
+            self._let_go("epoch", epoch)
 
     def _log(self) -> None:
         """Hands the losses and rates since the last call to the tracker and the progress bar."""
@@ -228,14 +251,35 @@ class Trainer:
                     self._parts.tracker.picture(name, picture, self._position.global_step)
         self._accelerator.wait_for_everyone()
 
-    def _save(self, suffix: str) -> None:
+    def _save(self, suffix: str, *, with_state: bool) -> None:
         self._log()
         if self._accelerator.is_main_process:
             with self._shown_weights():
-                self._parts.saver.save(suffix, self._parts.metadata.at(self._position), self._position)
-            if self._options.output.save_state:
-                self._parts.saver.save_state(suffix, self._write_state)
+                self._is_saved = self._parts.saver.save(
+                    suffix, self._parts.metadata.at(self._position), self._position
+                )
+            self._is_state_saved = with_state and self._parts.saver.save_state(suffix, self._write_state)
         self._accelerator.wait_for_everyone()
+
+    def _let_go(self, when: str, number: int) -> None:
+        """Removes earlier saves and states that are too old, each where the new one is in place."""
+        if self._accelerator.is_main_process:
+            if self._is_saved:
+                self._parts.saver.let_go(when, number, states=False)
+            if self._is_state_saved:
+                self._parts.saver.let_go(when, number, states=True)
+
+    def _end_if_asked(self) -> None:
+        """Saves and raises `Stopped` when a signal has asked the run to end before its last step."""
+        if self._accelerator.num_processes == 1:
+            self._asked_to_stop = self._stop.signal_number
+        step = self._position.global_step
+        if not self._asked_to_stop or step == self._plan.num_steps:
+            return
+        output = self._options.output
+        self._save(step_suffix(step), with_state=output.save_state or output.save_state_on_signal)
+        state = str(self._parts.saver.state_folder(step_suffix(step))) if self._is_state_saved else None
+        raise Stopped(self._asked_to_stop, state)
 
     def _shown_weights(self) -> AbstractContextManager[None]:
         return shown_weights(self._parts.optimizer.optimizer, self._parts.average)
@@ -269,12 +313,6 @@ class Trainer:
             encoder.train(self._method.trains_text_encoders)
 
     def _write_state(self, folder: Path) -> None:
-        header = header_at(
-            self._position,
-            seed=self._plan.seed,
-            num_micro_batches=self._plan.num_micro_batches,
-            group_size=self._plan.group_size,
-        )
         scaler = self._accelerator.scaler
         training: dict[str, Any] = {
             "optimizer": self._parts.optimizer.state_dict(),
@@ -283,20 +321,29 @@ class Trainer:
             "losses": self._losses.state(),
             "average": None if self._parts.average is None else self._parts.average.state(),
         }
-        write_state(folder, header, self._method.state_dict(), training)
+        write_state(folder, self._position, self._parts.facts, self._method.state_dict(), training)
 
-    def resume(self, folder: str, position: Position) -> None:
-        """Goes to `position` with the weights and the training state of a state folder."""
+    def start_at(self, position: Position) -> None:
+        """The place in the plan that `run` begins with."""
+        self._position = position
+
+    def resume(self, folder: str) -> None:
+        """Takes up the weights and the training state of a state folder. Raises `UserError` where they do not fit."""
         weights, training = read_state(folder)
         self._method.load_state_dict(weights)
-        load_exactly(self._parts.optimizer.optimizer, training["optimizer"])
+        try:
+            load_exactly(self._parts.optimizer.optimizer, training["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"--resume {folder}: the optimizer's state is of other parts of the model: {error}",
+                hint="give the options of the run that saved it, learning rates of 0 among them",
+            ) from None
         self._parts.lr_schedule.load_state_dict(training["lr_schedule"])
         if self._accelerator.scaler is not None and training["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(training["scaler"])
         self._losses = LossHistory(self._plan.steps_per_epoch, training["losses"])
         self._resume_average(training.get("average"))
-        self._position = position
-        logger.info("resumed at step %d (epoch %d)", position.global_step, position.epoch + 1)
+        logger.info("weights and optimizer are those of %s", folder)
 
     def _resume_average(self, state: Mapping[str, Any] | None) -> None:
         average = self._parts.average

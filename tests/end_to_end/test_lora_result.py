@@ -278,7 +278,7 @@ def test_saves_have_their_names_precision_and_metadata(data_dir, tmp_path):
     assert json.loads(metadata["ss_dataset_dirs"]) == {"2_shs fox": {"n_repeats": 2, "img_count": 5}}
     assert json.loads(metadata["ss_tag_frequency"])["2_shs fox"]["a shs fox on a blue background"] == 1
     assert len(metadata["sshs_model_hash"]) == 64 and len(metadata["sshs_legacy_hash"]) == 8
-    train(data_dir, out, no_metadata=True, max_train_steps=1)
+    train(data_dir, out, no_metadata=True, max_train_steps=1, overwrite=True)
     with safe_open(out / "run.safetensors", "pt") as file:
         assert {key for key in file.metadata() if key.startswith("ss_")} == {
             "ss_v2",

@@ -142,7 +142,7 @@ def test_a_state_of_another_run_is_refused(data_dir, tmp_path, capsys):
     state = tmp_path / "first" / "run-step00000001-state"
     cases = [
         ({"seed": 8}, "--seed 8"),
-        ({"network_dim": 8, "seed": None}, "another network"),
+        ({"network_dim": 8, "seed": None}, "--network_dim 4, this one 8"),
         ({"train_batch_size": 4, "seed": None}, "batches"),
         ({"max_train_steps": 1, "seed": None}, "has done 1 steps"),
     ]

@@ -12,7 +12,7 @@ from library.training.optimizer_state import evaluation_weights, load_exactly, s
 from library.training.optimizer_table import OPTIMIZERS
 from library.training.optimizers import check_optimizer, make_optimizer, optimizer_label
 from library.training.options import OptimizerOptions
-from library.training.states import header_at, read_state, write_state
+from library.training.states import RunFacts, read_state, write_state
 from library.training.train_plan import Position
 
 # rates that suit the small problem below; the others learn at 0.02, those that find their step size at 1
@@ -53,7 +53,7 @@ class Fit:
     def save(self, folder) -> None:
         weights = {str(index): param.data for index, param in enumerate(self.params)}
         training = {"optimizer": self.optimizer.state_dict(), "lr_schedule": self.schedule.state_dict()}
-        write_state(folder, header_at(Position(), seed=1, num_micro_batches=1, group_size=1), weights, training)
+        write_state(folder, Position(), RunFacts(seed=1, num_micro_batches=1, group_size=1), weights, training)
 
     def resume(self, folder) -> None:
         weights, training = read_state(str(folder))

@@ -9,17 +9,19 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
-from library.training.states import header_at, read_state, read_state_header, write_state
+from library.training.states import RunFacts, check_files, read_state, read_state_header, write_state
 from library.training.train_plan import Position
 
 
 def save(folder: Path, step: int) -> None:
-    header = header_at(Position(1, step, 10 + step), seed=3, num_micro_batches=7, group_size=2)
-    write_state(folder, header, {"w": torch.full((2,), float(step))}, {"losses": torch.tensor([0.5, step])})
+    facts = RunFacts(seed=3, num_micro_batches=7, group_size=2)
+    weights, training = {"w": torch.full((2,), float(step))}, {"losses": torch.tensor([0.5, step])}
+    write_state(folder, Position(1, step, 10 + step), facts, weights, training)
 
 
 def step_of(folder: Path) -> tuple[int, float]:
     header = read_state_header(str(folder))  # first, as a run does
+    check_files(folder, header)
     weights, training = read_state(str(folder))
     assert training["losses"][1] == weights["w"][0]
     return header.step_in_epoch, float(weights["w"][0])
@@ -75,14 +77,14 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from library.training.states import header_at, write_state
+from library.training.states import RunFacts, write_state
 from library.training.train_plan import Position
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-header = header_at(Position(), seed=1, num_micro_batches=1, group_size=1)
+facts = RunFacts(seed=1, num_micro_batches=1, group_size=1)
 weights, training = int(sys.argv[2]), int(sys.argv[3])
 try:
-    write_state(Path(sys.argv[1]), header, {"w": torch.zeros(weights)}, {"losses": torch.zeros(training)})
+    write_state(Path(sys.argv[1]), Position(), facts, {"w": torch.zeros(weights)}, {"losses": torch.zeros(training)})
 except OSError:
     sys.exit(28)
 """
@@ -113,4 +115,4 @@ def test_what_is_no_state_is_said(tmp_path):
     save(tmp_path / "t", 1)
     (tmp_path / "t" / "training.pt").unlink()
     with pytest.raises(UserError, match="lacks training.pt"):
-        read_state_header(str(tmp_path / "t"))
+        check_files(tmp_path / "t", read_state_header(tmp_path / "t"))

@@ -1,12 +1,16 @@
 """If these fail, a run takes other steps than asked for, or loses its place when resumed."""
 
-from library.training.options import TrainingOptions
-from library.training.train_plan import Position, make_train_plan
+import pytest
+
+from library.cli.errors import UserError
+from library.training.options import OutputOptions, TrainingOptions
+from library.training.train_plan import Position, first_position, make_train_plan
 
 
-def make(num_micro_batches=7, processes=1, **options):
+def make(num_micro_batches=7, processes=1, output=None, **options):
+    output = output or OutputOptions()
     return make_train_plan(
-        TrainingOptions(**options), seed=1, num_micro_batches=num_micro_batches, num_processes=processes
+        TrainingOptions(**options), output, seed=1, num_micro_batches=num_micro_batches, num_processes=processes
     )
 
 
@@ -33,3 +37,31 @@ def test_every_position_continues_where_the_walk_would():
         position = plan.after_step(position)
     assert walked == [(epoch, group) for epoch in range(3) for group in plan.groups(0)]
     assert position == Position(3, 0, 12)
+
+
+@pytest.mark.parametrize(("epochs", "ratio", "between"), [(10, 5, 2), (10, 4, 2), (3, 5, 1), (7, 1, 7), (9, None, 3)])
+def test_a_ratio_of_saves_gives_at_least_so_many(epochs, ratio, between):
+    output = OutputOptions(save_every_n_epochs=3, save_n_epoch_ratio=ratio)
+    assert make(max_train_epochs=epochs, output=output).epochs_between_saves == between
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, Position(1, 1, 9)),  # where the state was
+        ({"initial_epoch": 3}, Position(2, 0, 14)),
+        ({"initial_step": 16}, Position(2, 0, 14)),
+        ({"initial_step": 16, "initial_epoch": 1, "skip_until_initial_step": True}, Position(2, 2, 16)),
+        ({"initial_step": 0}, Position(0, 0, 0)),
+    ],
+)
+def test_where_a_run_begins(options, expected):
+    plan = make(num_micro_batches=14, gradient_accumulation_steps=2, max_train_epochs=3)
+    assert first_position(OutputOptions(**options), plan, Position(1, 1, 9)) == expected
+
+
+def test_a_beginning_behind_the_end_is_refused():
+    plan = make(max_train_epochs=3)
+    for options in ({"initial_step": 21}, {"initial_epoch": 4}):
+        with pytest.raises(UserError, match="--initial_(step|epoch) begins behind step 21, and the run has 21"):
+            first_position(OutputOptions(**options), plan, Position())
