@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from library.cli.entry import run_entry
 from library.cli.parser import parse_options
 from library.data.options import CachingOptions, DatasetOptions, ReportOptions
-from library.diffusion.options import NoiseOptions
+from library.diffusion.options import LossOptions, NoiseOptions
 from library.methods.options import NetworkOptions
 from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
 from library.training.options import (
@@ -32,6 +32,7 @@ OPTION_GROUPS = (
     TrainingOptions,
     OptimizerOptions,
     NoiseOptions,
+    LossOptions,
     SampleOptions,
     LoggingOptions,
     ReportOptions,

@@ -14,7 +14,9 @@ from library.cli.parser import Options
 from library.data.dataset import BatchDataset, BatchLoader
 from library.data.options import CachingOptions, DatasetOptions
 from library.data.plan import TrainingData
-from library.diffusion.options import NoiseOptions
+from library.diffusion.contradictions import check_objective
+from library.diffusion.options import LossOptions, NoiseOptions
+from library.diffusion.schedule import NoiseSchedule
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.registry import load_family
@@ -141,6 +143,11 @@ def _load(options: Options, accelerator: Accelerator) -> ModelFamily:
     training, memory = options[TrainingOptions], options[MemoryOptions]
     device = accelerator.device
     family = load_family(options[ModelOptions], options[PromptOptions], device if memory.lowram else "cpu")
+    noise = options[NoiseOptions]
+    if noise.zero_terminal_snr:
+        family.rescale_to_zero_terminal_snr()
+    schedule = NoiseSchedule(family.alphas_cumprod())
+    check_objective(noise, options[LossOptions], family.prediction_type, schedule)
     dtype = DTYPES[training.mixed_precision]
     family.place(device, unet=dtype, text_encoder=dtype, vae=torch.float32 if memory.no_half_vae else dtype)
     family.save_memory(memory, device)
@@ -164,7 +171,7 @@ def _assemble(
     accelerator: Accelerator,
     plan: TrainPlan,
 ) -> tuple[Trainer, TrainerParts, Path | None]:
-    caching, noise, output = options[CachingOptions], options[NoiseOptions], options[OutputOptions]
+    caching, output, loss = options[CachingOptions], options[OutputOptions], options[LossOptions]
     data = preflight.data
     skip_bad_images = options[DatasetOptions].skip_bad_images
     latents = LatentSource(family, caching, accelerator, skip_bad_images)
@@ -177,7 +184,7 @@ def _assemble(
         clock=plan.clock,
         latent_source=latents.kind,
         fingerprint=latents.fingerprint if caching.cache_latents_to_disk else "",
-        prior_loss_weight=noise.prior_loss_weight,
+        prior_loss_weight=loss.prior_loss_weight,
         skip_bad_images=skip_bad_images,
         known_bad=known_bad,
     )
@@ -201,7 +208,7 @@ def _assemble(
         method=method,
         data=data,
         loader=BatchLoader(dataset, caching.max_data_loader_n_workers, caching.persistent_data_loader_workers),
-        objective=Objective(family, latents, texts, accelerator, noise),
+        objective=Objective(family, latents, texts, accelerator, options[NoiseOptions], loss),
         plan=plan,
         groups=groups,
         optimizer=optimizer,
