@@ -25,13 +25,15 @@ def _betas(family: ModelFamily, least_alpha: float = 0.0) -> np.ndarray:
     return 1 - alphas / np.concatenate([[1.0], alphas[:-1]])
 
 
-def _spacing(family: ModelFamily) -> str:
+def _spacing(family: ModelFamily, usual: str) -> str:
     """Where the schedule ends in noise alone drawing has to start from its last step, as training did.
 
     "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al., 2305.08891). Predicted noise says
-    nothing of the picture there, and drawing with it starts a little later, as from other schedules.
+    nothing of the picture there, and drawing with it starts a little later.
     """
-    return "trailing" if _ends_in_noise(family) and family.prediction_type == "v_prediction" else "leading"
+    if not _ends_in_noise(family):
+        return usual
+    return "trailing" if family.prediction_type == "v_prediction" else "leading"
 
 
 def _ends_in_noise(family: ModelFamily) -> bool:
@@ -43,7 +45,7 @@ def _ddim(family: ModelFamily) -> SchedulerMixin:
 
     return DDIMScheduler(
         trained_betas=_betas(family, 0.0 if family.prediction_type == "v_prediction" else _LEAST_ALPHA),
-        timestep_spacing=_spacing(family),
+        timestep_spacing=_spacing(family, "leading"),
         prediction_type=family.prediction_type,
         clip_sample=False,
         set_alpha_to_one=False,
@@ -57,7 +59,7 @@ def _euler_a(family: ModelFamily) -> SchedulerMixin:
     return EulerAncestralDiscreteScheduler(
         trained_betas=_betas(family),
         rescale_betas_zero_snr=_ends_in_noise(family),  # which keeps the last sigma finite
-        timestep_spacing=_spacing(family),
+        timestep_spacing=_spacing(family, "linspace"),
         prediction_type=family.prediction_type,
         steps_offset=1,
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from library.cli.errors import UserError
 from library.data.randomness import derive_seed
 from tests.end_to_end.runs import BASE, copy_pictures, logged, train
 
@@ -179,3 +180,33 @@ def test_a_model_of_v_trains_with_everything_at_once(data, base_of_v, tmp_path):
         assert {key: saved.get(key) for key in expected} == expected
     (drawn,), (usual,) = ((tmp_path / output / "sample").glob("*.png") for output in ("all", "plain"))
     assert drawn.read_bytes() != usual.read_bytes()
+
+
+REFUSED = {
+    "--scale_v_pred_loss_like_noise_pred is for models that predict v": {"scale_v_pred_loss_like_noise_pred": True},
+    "--debiased_estimation_loss has no bound": {"debiased_estimation_loss": True, "zero_terminal_snr": True},
+    "--max_timestep 1200": {"max_timestep": 1200},
+    "--v_pred_like_loss is for models that predict noise": {"v_pred_like_loss": 0.1, "v_parameterization": True},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_the_model_does_not_allow_ends_the_run_before_it_begins(data, tmp_path, message):
+    with pytest.raises(UserError, match=message):
+        train(data, tmp_path / "out", **REFUSED[message])
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_masked_loss_is_accepted_and_says_when_it_has_no_masks(data, tmp_path, caplog):
+    plain = losses(data, tmp_path / "plain", max_train_steps=1)
+    assert "--masked_loss" not in caplog.text
+    without = losses(data, tmp_path / "without", max_train_steps=1, masked_loss=True)
+    assert "--masked_loss does nothing" in caplog.text and np.array_equal(without, plain)
+    caplog.clear()
+    opaque = losses(data, tmp_path / "opaque", max_train_steps=1, masked_loss=True, alpha_mask=True)
+    assert "--masked_loss" not in caplog.text and np.array_equal(opaque, plain)
+
+
+def test_options_without_effect_are_said_before_training(data, tmp_path, caplog):
+    losses(data, tmp_path / "out", max_train_steps=1, huber_c=0.3, multires_noise_discount=0.5)
+    assert "--huber_c does nothing" in caplog.text and "--multires_noise_discount does nothing" in caplog.text

@@ -53,8 +53,9 @@ def test_a_perfect_denoiser_draws_its_picture(name, alphas, prediction_type, num
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_models_of_v_are_drawn_from_the_last_step_where_training_ended_there(name):
     assert int(sampler(name, "v_prediction", ZERO_TERMINAL).timesteps[0]) == 999
-    assert int(sampler(name, "v_prediction", USUAL).timesteps[0]) == 951  # 19 x 50 + 1, as ever
-    assert int(sampler(name, "epsilon", ZERO_TERMINAL).timesteps[0]) == 951
+    assert int(sampler(name, "epsilon", ZERO_TERMINAL).timesteps[0]) == 951  # 19 x 50 + 1
+    # on the usual schedule as ever: one begins a step before the end, the other at it
+    assert int(sampler(name, "v_prediction", USUAL).timesteps[0]) == {"ddim": 951, "euler_a": 999}[name]
 
 
 def test_the_rescaled_schedule_is_diffusers_own():
