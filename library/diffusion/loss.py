@@ -1,20 +1,50 @@
-"""The loss of a micro-batch and its weights."""
+"""The loss of a micro-batch: how large errors are, and the mean of what they count."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from library.diffusion.options import NoiseOptions
+from library.diffusion.loss_weights import timestep_weights
+from library.diffusion.options import LossOptions
 from library.diffusion.schedule import NoiseSchedule
 
 
-def min_snr_weights(snr: torch.Tensor, gamma: float, prediction_type: str) -> torch.Tensor:
-    """Weights (B,) of "Efficient Diffusion Training via Min-SNR Weighting Strategy" (Hang et al., 2303.09556).
+def huber_borders(timesteps: torch.Tensor, schedule: NoiseSchedule, options: LossOptions) -> torch.Tensor:
+    """Below which size errors are squared, and above which they are not, at each of the timesteps (B,).
 
-    min(SNR, gamma) / SNR where noise is predicted, min(SNR, gamma) / (SNR + 1) where velocity is.
+    "Improving Diffusion Models's Data-Corruption Resistance using Scheduled Pseudo-Huber Loss" (Khrapov et al.,
+    2403.16728): the border c falls from 1 where there is little noise to `huber_c` where there is most. `snr` goes
+    with the noise per signal, sigma = 1 / sqrt(SNR), and knows no `huber_scale`.
     """
-    divisor = snr + 1 if prediction_type == "v_prediction" else snr
-    return snr.clamp(max=gamma) / divisor
+    lowest = options.huber_c
+    if options.huber_schedule == "snr":
+        return (1 - lowest) / (1 + schedule.snr(timesteps).rsqrt()) ** 2 + lowest
+    if options.huber_schedule == "exponential":
+        progress = timesteps.to(schedule.alphas_cumprod.dtype) / schedule.num_timesteps
+        return options.huber_scale * lowest**progress
+    return torch.full_like(schedule.alphas_cumprod[timesteps], options.huber_scale * lowest)
+
+
+def _smooth_l1(difference: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """2 (sqrt(d^2 + c^2) - c): d^2 / c where d is small, 2 |d| where it is large."""
+    squares = difference.square()
+    return 2 * squares / ((squares + c.square()).sqrt() + c)  # the difference above, without its loss of digits
+
+
+def _huber(difference: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """2 c (sqrt(d^2 + c^2) - c): d^2 where d is small, 2 c |d| where it is large."""
+    return c * _smooth_l1(difference, c)
+
+
+# each takes differences (B, C, h, w) and borders (B, 1, 1, 1)
+_MEASURES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "l2": lambda difference, _: difference.square(),
+    "l1": lambda difference, _: difference.abs(),
+    "huber": _huber,
+    "smooth_l1": _smooth_l1,
+}
 
 
 def weighted_loss(
@@ -25,20 +55,19 @@ def weighted_loss(
     timesteps: torch.Tensor,
     schedule: NoiseSchedule,
     prediction_type: str,
-    options: NoiseOptions,
+    options: LossOptions,
     masks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean squared error per picture, in float32, weighted, then the mean over the B pictures; a scalar.
+    """Mean error per picture, in float32 or better, weighted, then the mean over the B pictures; a scalar.
 
     prediction, target: (B, C, h, w). loss_weights: (B,), `prior_loss_weight` for regularisation images. masks:
-    (B, 1, h, w), what each square counts; the mean is over all of them, so that a picture of which little counts
+    (B, 1, h, w), what each error counts; the mean is over all of them, so that a picture of which little counts
     has a small loss.
     """
-    squares = (prediction.float() - target.float()).square()
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    borders = huber_borders(timesteps, schedule, options).view(-1, 1, 1, 1)
+    errors = _MEASURES[options.loss_type](prediction.to(dtype) - target.to(dtype), borders)
     if masks is not None:
-        squares = squares * masks
-    per_picture = squares.mean(dim=(1, 2, 3))
-    weights = loss_weights
-    if options.min_snr_gamma is not None:
-        weights = weights * min_snr_weights(schedule.snr(timesteps), options.min_snr_gamma, prediction_type)
-    return (per_picture * weights).mean()
+        errors = errors * masks
+    weights = loss_weights * timestep_weights(schedule.snr(timesteps), prediction_type, options)
+    return (errors.mean(dim=(1, 2, 3)) * weights).mean()

@@ -2,24 +2,96 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from torch.nn import functional
 
 from library.diffusion.options import NoiseOptions
 
 
-def make_noise(latents: torch.Tensor, options: NoiseOptions, generator: torch.Generator) -> torch.Tensor:
-    """Noise shaped like `latents` (B, C, h, w), float32, on their device.
+@dataclass(frozen=True)
+class Noise:
+    """The noise of a micro-batch, each (B, C, h, w) float32; the two differ by the input perturbation."""
 
-    With `noise_offset`, each channel of each picture is shifted by a constant, itself normal with that deviation
-    ("Diffusion with Offset Noise", Guttenberg, 2023).
+    target: torch.Tensor  # what the denoiser is to find
+    added: torch.Tensor  # what the latents are mixed with
+
+
+def make_noise(latents: torch.Tensor, options: NoiseOptions, generator: torch.Generator) -> Noise:
+    """Noise shaped like `latents` (B, C, h, w), on their device.
+
+    Plain noise is drawn first, so that it is the same whatever is added to it. In that order: the noise offset
+    ("Diffusion with Offset Noise", Guttenberg, 2023) shifts each channel of each picture by a constant; pyramid noise
+    adds coarser noise; the input perturbation ("Input Perturbation Reduces Exposure Bias in Diffusion Models", Ning et
+    al., 2301.11706) is added to what the denoiser sees, and not to what it is to find.
     """
-    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-    if options.noise_offset:
-        shape = (*latents.shape[:2], 1, 1)
-        noise = noise + options.noise_offset * torch.randn(shape, generator=generator, device=latents.device)
-    return noise
+    device = latents.device
+    noise = torch.randn(latents.shape, generator=generator, device=device)
+    if options.noise_offset or options.adaptive_noise_scale:
+        strengths = _offset_strengths(latents, options, generator)
+        noise = noise + strengths * torch.randn(strengths.shape, generator=generator, device=device)
+    if options.multires_noise_iterations:
+        noise = add_pyramid(noise, options.multires_noise_iterations, options.multires_noise_discount, generator)
+    added = noise
+    if options.ip_noise_gamma:
+        gamma = _strength(
+            options.ip_noise_gamma, options.ip_noise_gamma_random_strength, len(latents), generator, device
+        )
+        added = noise + gamma * torch.randn(latents.shape, generator=generator, device=device)
+    return Noise(noise, added)
 
 
-def sample_timesteps(batch_size: int, num_timesteps: int, generator: torch.Generator) -> torch.Tensor:
-    """Uniform timesteps (B,) int64 on the generator's device."""
-    return torch.randint(0, num_timesteps, (batch_size,), generator=generator, device=generator.device)
+def _strength(
+    largest: float, is_random: bool, batch_size: int, generator: torch.Generator, device: torch.device
+) -> torch.Tensor:
+    """(B, 1, 1, 1): `largest`, or of each picture a number drawn between 0 and `largest`."""
+    if not is_random:
+        return torch.full((batch_size, 1, 1, 1), largest, device=device)
+    return largest * torch.rand((batch_size, 1, 1, 1), generator=generator, device=device)
+
+
+def _offset_strengths(latents: torch.Tensor, options: NoiseOptions, generator: torch.Generator) -> torch.Tensor:
+    """The deviation (B, C, 1, 1) of each channel's constant: noise_offset + adaptive_noise_scale |mean|, never below 0.
+
+    Without `noise_offset`, the adaptive scale starts from 0.
+    """
+    is_random = options.noise_offset_random_strength and bool(options.noise_offset)
+    offset = _strength(options.noise_offset or 0.0, is_random, len(latents), generator, latents.device)
+    means = latents.float().mean(dim=(2, 3), keepdim=True).abs()
+    return (offset + (options.adaptive_noise_scale or 0.0) * means).clamp(min=0)
+
+
+def add_pyramid(noise: torch.Tensor, num_levels: int, discount: float, generator: torch.Generator) -> torch.Tensor:
+    """Adds `num_levels` levels of noise to `noise` (B, C, h, w), each coarser one weaker; deviation 1 over the batch.
+
+    "Multi-Resolution Noise for Diffusion Model Training" (Whitaker, 2023). Level i has sides of 1/r^i, r drawn between
+    2 and 4 at each level, is interpolated linearly to the full size, and counts discount^i; the level that is down to
+    one row or column is the last. Level 0 is of full size: it counts as much as the noise given.
+    """
+    height, width = noise.shape[2:]
+    ratios = 2 + 2 * torch.rand(num_levels, generator=generator, device=noise.device)
+    total = noise
+    for level, ratio in enumerate(ratios.tolist()):
+        size = max(1, int(height / ratio**level)), max(1, int(width / ratio**level))
+        coarse = torch.randn((*noise.shape[:2], *size), generator=generator, device=noise.device)
+        total = total + discount**level * functional.interpolate(coarse, (height, width), mode="bilinear")
+        if 1 in size:
+            break
+    return total / total.std()
+
+
+def timestep_range(options: NoiseOptions, num_timesteps: int) -> range:
+    """The timesteps that are trained, of a schedule with `num_timesteps`.
+
+    From `min_timestep` up to `max_timestep`, which is not included; where both are the same it is that one alone.
+    """
+    first = options.min_timestep or 0
+    end = num_timesteps if options.max_timestep is None else options.max_timestep
+    return range(first, max(first + 1, end))
+
+
+def sample_timesteps(batch_size: int, timesteps: range, generator: torch.Generator) -> torch.Tensor:
+    """Uniform draws (B,) int64 of `timesteps`, on the generator's device."""
+    shape = (batch_size,)
+    return torch.randint(timesteps.start, timesteps.stop, shape, generator=generator, device=generator.device)

@@ -20,6 +20,11 @@ class NoiseSchedule:
     def num_timesteps(self) -> int:
         return len(self.alphas_cumprod)
 
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether nothing is left of a picture at the last timestep."""
+        return float(self.alphas_cumprod[-1]) == 0
+
     def to(self, device: torch.device) -> NoiseSchedule:
         return NoiseSchedule(self.alphas_cumprod.to(device))
 
@@ -42,6 +47,17 @@ class NoiseSchedule:
         """Signal-to-noise ratio a_t / (1 - a_t) of each timestep, (B,)."""
         alphas = self.alphas_cumprod[timesteps]
         return alphas / (1 - alphas)
+
+
+def rescale_to_zero_terminal_snr(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """The schedule (T,) stretched so that nothing is left of a picture at the last timestep; the first stays.
+
+    Algorithm 1 of "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al., 2305.08891). A schedule
+    that ends so already stays as it is.
+    """
+    signal = alphas_cumprod.double().sqrt()
+    stretched = (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
+    return stretched.square().to(alphas_cumprod.dtype)
 
 
 def target_of(

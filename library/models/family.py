@@ -44,6 +44,9 @@ class ModelFamily(Protocol):
     def alphas_cumprod(self) -> torch.Tensor:
         """The noise schedule, (num_train_timesteps,) float32."""
 
+    def rescale_to_zero_terminal_snr(self) -> None:
+        """From now on the noise schedule ends in noise alone: when training, drawing samples and in what is saved."""
+
     def adapter_roots(self) -> AdapterRoots: ...
 
     def keep_for_saving(self, parts: Collection[str]) -> None:

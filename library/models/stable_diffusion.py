@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from library.cli.errors import UserError
+from library.diffusion.schedule import rescale_to_zero_terminal_snr
 from library.models import ldm_layout
 from library.models.attention import set_attention
 from library.models.checkpoint_files import WeightFile
@@ -98,6 +99,11 @@ class StableDiffusion:
     def alphas_cumprod(self) -> torch.Tensor:
         """The noise schedule, (num_train_timesteps,) float32; a copy, which may be changed."""
         return self._alphas_cumprod.clone()
+
+    def rescale_to_zero_terminal_snr(self) -> None:
+        """From now on the noise schedule ends in noise alone: when training, drawing samples and in what is saved."""
+        self._alphas_cumprod = rescale_to_zero_terminal_snr(self._alphas_cumprod)
+        self._scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
     def adapter_roots(self) -> AdapterRoots:
         """The U-Net and the text encoder."""

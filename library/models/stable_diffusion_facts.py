@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from library.cli.errors import UserError, raise_together
+from library.diffusion.schedule import rescale_to_zero_terminal_snr
 from library.models import ldm_layout
 from library.models.checkpoint_files import WeightFile
 from library.models.diffusers_folder import DiffusersFolder
@@ -99,18 +100,16 @@ def make_alphas_cumprod(scheduler: Mapping[str, Any], source: str) -> torch.Tens
     What is absent has Stable Diffusion's value: scaled linear, 0.00085 to 0.012, 1000 steps; computed in float32 as
     Diffusers does. Raises `UserError` for other kinds of schedule.
     """
-    if scheduler.get("trained_betas") is not None:
-        betas = torch.tensor(scheduler["trained_betas"], dtype=torch.float32)
-        return torch.cumprod(1.0 - betas, dim=0)
     start, end = scheduler.get("beta_start", 0.00085), scheduler.get("beta_end", 0.012)
     num_steps = scheduler.get("num_train_timesteps", 1000)
     kind = scheduler.get("beta_schedule", "scaled_linear")
-    if kind == "scaled_linear":
+    if scheduler.get("trained_betas") is not None:
+        betas = torch.tensor(scheduler["trained_betas"], dtype=torch.float32)
+    elif kind == "scaled_linear":
         betas = torch.linspace(start**0.5, end**0.5, num_steps, dtype=torch.float32) ** 2
     elif kind == "linear":
         betas = torch.linspace(start, end, num_steps, dtype=torch.float32)
     else:
         raise UserError(f"{source}: beta_schedule {kind!r} is not known", "known are scaled_linear and linear")
-    if scheduler.get("rescale_betas_zero_snr"):
-        logger.warning("%s was made with zero terminal SNR; it is trained on the schedule without that", source)
-    return torch.cumprod(1.0 - betas, dim=0)
+    alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
+    return rescale_to_zero_terminal_snr(alphas_cumprod) if scheduler.get("rescale_betas_zero_snr") else alphas_cumprod

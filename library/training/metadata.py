@@ -19,7 +19,8 @@ from library.cli.file_hashes import file_sha256, model_hash
 from library.cli.parser import Options
 from library.data.options import CachingOptions, DatasetOptions
 from library.data.plan import TrainingData
-from library.diffusion.options import NoiseOptions
+from library.diffusion.noise import timestep_range
+from library.diffusion.options import LossOptions, NoiseOptions
 from library.models.family import ModelFamily
 from library.models.model_metadata import SpecifiedModel, specification_entries
 from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
@@ -124,7 +125,7 @@ def _name_and_hashes(given: str | None, what: str, has_hashes: bool) -> dict[str
 
 
 def _option_entries(options: Options, plan: TrainPlan, optimizer: torch.optim.Optimizer) -> dict[str, str]:
-    training, rates, noise = options[TrainingOptions], options[OptimizerOptions], options[NoiseOptions]
+    training, rates = options[TrainingOptions], options[OptimizerOptions]
     output, caching = options[OutputOptions], options[CachingOptions]
     memory, prompts = options[MemoryOptions], options[PromptOptions]
     return _texts(
@@ -148,11 +149,36 @@ def _option_entries(options: Options, plan: TrainPlan, optimizer: torch.optim.Op
             "ss_max_train_steps": plan.num_steps,
             "ss_seed": plan.seed,
             "ss_cache_latents": caching.caches_latents,
-            "ss_noise_offset": noise.noise_offset,
-            "ss_min_snr_gamma": noise.min_snr_gamma,
-            "ss_prior_loss_weight": noise.prior_loss_weight,
+            **_objective_entries(options[NoiseOptions], options[LossOptions]),
         }
     )
+
+
+def _objective_entries(noise: NoiseOptions, loss: LossOptions) -> dict[str, Any]:
+    return {
+        "ss_noise_offset": noise.noise_offset,
+        "ss_noise_offset_random_strength": noise.noise_offset_random_strength,
+        "ss_adaptive_noise_scale": noise.adaptive_noise_scale,
+        "ss_multires_noise_iterations": noise.multires_noise_iterations,
+        "ss_multires_noise_discount": noise.multires_noise_discount,
+        "ss_ip_noise_gamma": noise.ip_noise_gamma,
+        "ss_ip_noise_gamma_random_strength": noise.ip_noise_gamma_random_strength,
+        "ss_zero_terminal_snr": noise.zero_terminal_snr,
+        "ss_loss_type": loss.loss_type,
+        "ss_huber_schedule": loss.huber_schedule,
+        "ss_huber_c": loss.huber_c,
+        "ss_huber_scale": loss.huber_scale,
+        "ss_min_snr_gamma": loss.min_snr_gamma,
+        "ss_debiased_estimation": loss.debiased_estimation_loss,
+        "ss_prior_loss_weight": loss.prior_loss_weight,
+    }
+
+
+def _timestep_range(noise: NoiseOptions, family: ModelFamily) -> tuple[int, int] | None:
+    """The first and last timestep that are trained; None where all are."""
+    num_timesteps = len(family.alphas_cumprod())
+    trained = timestep_range(noise, num_timesteps)
+    return None if len(trained) == num_timesteps else (trained[0], trained[-1])
 
 
 def _plan_entries(data: TrainingData, plan: TrainPlan) -> dict[str, str]:
@@ -190,6 +216,7 @@ def _specification_entries(
             prediction_type=family.prediction_type,
             resolution=data.datasets[0].config.resolution,
             clip_skip=options[PromptOptions].clip_skip,
+            timestep_range=_timestep_range(options[NoiseOptions], family),
         ),
         options[MetadataOptions],
         title=options[OutputOptions].output_name,

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from library.data.randomness import derive_seed
 from library.data.records import Batch
 from library.diffusion.loss import weighted_loss
-from library.diffusion.noise import make_noise, sample_timesteps
-from library.diffusion.options import NoiseOptions
+from library.diffusion.noise import Noise, make_noise, sample_timesteps, timestep_range
+from library.diffusion.options import LossOptions, NoiseOptions
 from library.diffusion.schedule import NoiseSchedule, target_of
 from library.models.family import ModelFamily
 from library.training.latents import LatentSource
@@ -25,13 +25,15 @@ class Objective:
         latents: LatentSource,
         texts: TextSource,
         accelerator: Accelerator,
-        options: NoiseOptions,
+        noise_options: NoiseOptions,
+        loss_options: LossOptions,
     ):
         self._family = family
         self._latents = latents
         self._texts = texts
         self._accelerator = accelerator
-        self._options = options
+        self._noise_options = noise_options
+        self._loss_options = loss_options
         self._schedule = NoiseSchedule(family.alphas_cumprod()).to(accelerator.device)
 
     @property
@@ -40,8 +42,8 @@ class Objective:
 
     @property
     def timesteps(self) -> range:
-        """The timesteps that are trained."""
-        return range(self.num_timesteps)
+        """Those that are trained."""
+        return timestep_range(self._noise_options, self.num_timesteps)
 
     def training_loss(self, batch: Batch, seed: int) -> torch.Tensor:
         """The loss of one micro-batch, a scalar. Its randomness is a function of (seed, epoch, index in the plan)."""
@@ -49,8 +51,9 @@ class Objective:
         generator = torch.Generator(self._accelerator.device).manual_seed(derive_seed("noise", *key))
         torch.manual_seed(derive_seed("network", *key))  # dropout draws from the global generators
         latents = self._latents.latents_of(batch)
-        noise = make_noise(latents, self._options, generator)
-        timesteps = sample_timesteps(len(latents), self.num_timesteps, generator)
+        # before the noise: they stay the same whatever the noise is made of
+        timesteps = sample_timesteps(len(latents), self.timesteps, generator)
+        noise = make_noise(latents, self._noise_options, generator)
         return self._loss(batch, latents, noise, timesteps)
 
     @torch.no_grad()
@@ -59,25 +62,23 @@ class Objective:
         key = ("validation noise", batch.micro_batch.index, timestep)
         generator = torch.Generator(self._accelerator.device).manual_seed(derive_seed(*key))
         latents = self._latents.latents_of(batch)
-        noise = make_noise(latents, self._options, generator)
+        noise = make_noise(latents, self._noise_options, generator)
         timesteps = torch.full((len(latents),), timestep, device=latents.device)
         return self._loss(batch, latents, noise, timesteps)
 
-    def _loss(
-        self, batch: Batch, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
-        """latents, noise: (B, C, h, w). timesteps: (B,) int64."""
-        noisy = self._schedule.add_noise(latents, noise, timesteps)
+    def _loss(self, batch: Batch, latents: torch.Tensor, noise: Noise, timesteps: torch.Tensor) -> torch.Tensor:
+        """latents: (B, C, h, w). timesteps: (B,) int64."""
+        noisy = self._schedule.add_noise(latents, noise.added, timesteps)
         with self._accelerator.autocast():
             conditioning = self._texts.conditioning_of(batch)
             prediction = self._family.predict(noisy, timesteps, conditioning)
         return weighted_loss(
             prediction,
-            target_of(self._family.prediction_type, self._schedule, latents, noise, timesteps),
+            target_of(self._family.prediction_type, self._schedule, latents, noise.target, timesteps),
             loss_weights=batch.loss_weights.to(latents.device),
             timesteps=timesteps,
             schedule=self._schedule,
             prediction_type=self._family.prediction_type,
-            options=self._options,
+            options=self._loss_options,
             masks=self._latents.masks_of(batch),
         )

@@ -15,6 +15,7 @@ from library.cli.options import Problems
 from library.cli.parser import Options
 from library.data.options import CachingOptions, DatasetOptions, ReportOptions
 from library.data.report.messages import Message, kept_warnings
+from library.diffusion.options import LossOptions, NoiseOptions
 from library.models.options import MemoryOptions, ModelOptions
 from library.models.path_checks import model_problems
 from library.training.fused_backward import fused_backward_problems
@@ -64,6 +65,7 @@ class Preflight:
     def checks(self) -> list[Callable[[Options], Problems]]:
         return [
             self._check_model,
+            self._check_objective,
             self._check_folders,
             self._check_report,
             self._check_prompts,
@@ -85,6 +87,16 @@ class Preflight:
             logger.warning("--xformers: the package xformers is not installed; PyTorch's own attention is used")
         return model_problems(options[ModelOptions])
 
+    def _check_objective(self, options: Options) -> Problems:
+        noise, loss = options[NoiseOptions], options[LossOptions]
+        for line in (*noise.without_effect(), *loss.without_effect()):
+            logger.warning("%s", line)
+        if loss.v_pred_like_loss and options[ModelOptions].v_parameterization:
+            yield UserError(
+                "--v_pred_like_loss is for models that predict noise, --v_parameterization for those that predict v",
+                hint="leave out one of the two",
+            )
+
     def _check_data(self, options: Options) -> Problems:
         from library.data.prepare import load_training_data  # NumPy and Pillow are not for --help
 
@@ -94,6 +106,8 @@ class Preflight:
         with kept_warnings() as warnings:
             self._data = load_training_data(described, options.get(CachingOptions), only=self._data_source)
         self._data_warnings = tuple(warnings)
+        if not options[ReportOptions].replaces_training:
+            _warn_useless_weights(self._data, options.get(LossOptions))
         validation = options.get(ValidationOptions)
         if self._data.validation is None and validation is not None and validation.is_asked_for:
             yield UserError(
@@ -159,6 +173,12 @@ class Preflight:
                 f"--output_dir {output.output_dir} holds an earlier run's {listed(found, 3)}",
                 hint="choose another --output_name, give --overwrite, or go on with --resume auto",
             )
+
+
+def _warn_useless_weights(data: TrainingData, loss: LossOptions | None) -> None:
+    subsets = [subset for dataset in data.datasets for subset in dataset.config.subsets]
+    if loss is not None and loss.masked_loss and not any(subset.alpha_mask for subset in subsets):
+        logger.warning("--masked_loss does nothing: no pictures have masks, alpha_mask in the dataset makes them")
 
 
 def folder_problems(flag: str, folder: str | None) -> Problems:

@@ -17,7 +17,9 @@ from library.data.dataset import BatchDataset, BatchLoader
 from library.data.options import CachingOptions, DatasetOptions
 from library.data.plan import TrainingData
 from library.data.records import StepClock
-from library.diffusion.options import NoiseOptions
+from library.diffusion.contradictions import check_objective
+from library.diffusion.options import LossOptions, NoiseOptions
+from library.diffusion.schedule import NoiseSchedule
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.registry import load_family
@@ -175,6 +177,11 @@ def _load(options: Options, accelerator: Accelerator, method: TrainingMethod) ->
     training, memory = options[TrainingOptions], options[MemoryOptions]
     device = accelerator.device
     family = load_family(options[ModelOptions], options[PromptOptions], device if memory.lowram else "cpu")
+    noise = options[NoiseOptions]
+    if noise.zero_terminal_snr:
+        family.rescale_to_zero_terminal_snr()
+    schedule = NoiseSchedule(family.alphas_cumprod())
+    check_objective(noise, options[LossOptions], family.prediction_type, schedule)
     place_model(family, method, training, memory, device)
     family.save_memory(memory, device)
     if training.gradient_checkpointing:
@@ -245,7 +252,7 @@ def _make_inputs(
     seed: int,
 ) -> tuple[Objective, LoaderOf]:
     """Fills the caches; gives the way from a batch to its loss, and what makes the loader of some data."""
-    caching, noise, skips_bad = options[CachingOptions], options[NoiseOptions], options[DatasetOptions].skip_bad_images
+    caching, loss, skips_bad = options[CachingOptions], options[LossOptions], options[DatasetOptions].skip_bad_images
     latents = LatentSource(family, caching, accelerator, skips_bad)
     known_bad = latents.fill_caches(data)
     if caching.caches_latents and not options[MemoryOptions].highvram and accelerator.device.type != "cpu":
@@ -260,13 +267,13 @@ def _make_inputs(
             clock=clock,
             latent_source=latents.kind,
             fingerprint=latents.fingerprint if caching.cache_latents_to_disk else "",
-            prior_loss_weight=noise.prior_loss_weight,
+            prior_loss_weight=loss.prior_loss_weight,
             skip_bad_images=skips_bad,
             known_bad=known_bad,
         )
         return BatchLoader(dataset, caching.max_data_loader_n_workers, caching.persistent_data_loader_workers)
 
-    return Objective(family, latents, texts, accelerator, noise), loader_of
+    return Objective(family, latents, texts, accelerator, options[NoiseOptions], loss), loader_of
 
 
 def _make_average(options: AverageOptions, groups: Sequence[ParamGroup]) -> WeightAverage | None:

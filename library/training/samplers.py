@@ -10,24 +10,42 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from diffusers import SchedulerMixin
 
     from library.models.family import ModelFamily
 
 
-def _betas(alphas_cumprod: torch.Tensor) -> np.ndarray:
+_LEAST_ALPHA = 2.0**-24  # where a picture is computed from predicted noise, by a division by its root
+
+
+def _betas(family: ModelFamily, least_alpha: float = 0.0) -> np.ndarray:
     import numpy as np
 
-    alphas = alphas_cumprod.double().cpu().numpy()
+    alphas = family.alphas_cumprod().double().cpu().numpy().clip(min=least_alpha)
     return 1 - alphas / np.concatenate([[1.0], alphas[:-1]])
+
+
+def _spacing(family: ModelFamily, usual: str) -> str:
+    """Where the schedule ends in noise alone drawing has to start from its last step, as training did.
+
+    "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al., 2305.08891). Predicted noise says
+    nothing of the picture there, and drawing with it starts a little later.
+    """
+    if not _ends_in_noise(family):
+        return usual
+    return "trailing" if family.prediction_type == "v_prediction" else "leading"
+
+
+def _ends_in_noise(family: ModelFamily) -> bool:
+    return float(family.alphas_cumprod()[-1]) == 0
 
 
 def _ddim(family: ModelFamily) -> SchedulerMixin:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
-        trained_betas=_betas(family.alphas_cumprod()),
+        trained_betas=_betas(family, 0.0 if family.prediction_type == "v_prediction" else _LEAST_ALPHA),
+        timestep_spacing=_spacing(family, "leading"),
         prediction_type=family.prediction_type,
         clip_sample=False,
         set_alpha_to_one=False,
@@ -39,7 +57,9 @@ def _euler_a(family: ModelFamily) -> SchedulerMixin:
     from diffusers import EulerAncestralDiscreteScheduler
 
     return EulerAncestralDiscreteScheduler(
-        trained_betas=_betas(family.alphas_cumprod()),
+        trained_betas=_betas(family),
+        rescale_betas_zero_snr=_ends_in_noise(family),  # which keeps the last sigma finite
+        timestep_spacing=_spacing(family, "linspace"),
         prediction_type=family.prediction_type,
         steps_offset=1,
     )

@@ -10,7 +10,7 @@ from library.cli.options import Problems
 from library.cli.parser import Options, parse_options
 from library.data.config import Source
 from library.data.options import CachingOptions, DatasetOptions, ReportOptions
-from library.diffusion.options import NoiseOptions
+from library.diffusion.options import LossOptions, NoiseOptions
 from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
 from library.training.options import (
     AverageOptions,
@@ -57,6 +57,7 @@ def option_groups(method_options: type, *, prompt_options: type = PromptOptions)
         TrainingOptions,
         OptimizerOptions,
         NoiseOptions,
+        LossOptions,
         AverageOptions,
         ValidationOptions,
         SampleOptions,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from library.diffusion.loss import weighted_loss
-from library.diffusion.options import NoiseOptions
+from library.diffusion.options import LossOptions
 from library.diffusion.schedule import NoiseSchedule
 
 ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
@@ -20,7 +20,7 @@ def _loss(prediction, target, masks, *, weights=(1.0, 1.0), gamma=None):
         timesteps=torch.tensor([100, 700]),
         schedule=SCHEDULE,
         prediction_type="epsilon",
-        options=NoiseOptions(min_snr_gamma=gamma),
+        options=LossOptions(min_snr_gamma=gamma),
         masks=None if masks is None else torch.tensor(masks, dtype=torch.float32),
     )
 
@@ -59,7 +59,7 @@ def test_what_is_masked_out_is_not_learned():
         timesteps=torch.tensor([100, 700]),
         schedule=SCHEDULE,
         prediction_type="epsilon",
-        options=NoiseOptions(),
+        options=LossOptions(),
         masks=masks,
     ).backward()
     assert torch.all(prediction.grad[:, :, 3:] == 0)

@@ -63,9 +63,9 @@ def loss_of(pipe, data, micro_batch):
         latents.append((posterior.mean + posterior.std * noise) * pipe.vae.config.scaling_factor)
     latents = torch.cat(latents).detach()
     generator = torch.Generator().manual_seed(derive_seed("noise", SEED, micro_batch.epoch, micro_batch.index))
+    timesteps = torch.randint(0, 1000, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
     noise = noise + OFFSET * torch.randn((len(latents), 4, 1, 1), generator=generator)
-    timesteps = torch.randint(0, 1000, (len(latents),), generator=generator)
     ids = pipe.tokenizer([record.caption for record in records], padding="max_length", return_tensors="pt").input_ids
     noisy = pipe.scheduler.add_noise(latents, noise, timesteps)
     prediction = pipe.unet(noisy, timesteps, encoder_hidden_states=pipe.text_encoder(ids)[0]).sample

@@ -244,6 +244,16 @@ def test_a_single_file_of_an_unusual_model_is_read_as_that_model(tiny_v1, tmp_pa
     assert again.scale_latents(torch.ones(1)).item() == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("format", ["safetensors", "diffusers"])
+def test_a_model_trained_on_zero_terminal_snr_says_so(folder_v1, tmp_path, format):
+    family = load(folder_v1)
+    family.rescale_to_zero_terminal_snr()
+    again = load(save(family, tmp_path, format))
+    assert again.alphas_cumprod()[-1] == 0
+    assert torch.equal(again.alphas_cumprod(), family.alphas_cumprod())
+    assert not torch.equal(load(folder_v1).alphas_cumprod(), family.alphas_cumprod())
+
+
 def test_a_damaged_entry_about_that_is_a_user_error(file_v1, tmp_path):
     save_file(load_file(file_v1), tmp_path / "model.safetensors", {"config_not_in_weights": "{"})
     with pytest.raises(UserError, match="config_not_in_weights is damaged"):

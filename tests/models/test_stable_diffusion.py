@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from library.cli.errors import UserError
@@ -228,6 +228,16 @@ def test_the_noise_schedule_is_that_of_the_schedulers_config(kind):
     config = {"beta_schedule": kind, "beta_start": 0.001, "beta_end": 0.02, "num_train_timesteps": 500}
     expected = DDPMScheduler(**config).alphas_cumprod
     torch.testing.assert_close(make_alphas_cumprod(config, "x"), expected, atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("betas", [None, [0.01, 0.02, 0.05, 0.1]])
+def test_a_schedulers_zero_terminal_snr_is_followed(betas):
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "trained_betas": betas}
+    config = {**config, "num_train_timesteps": 4 if betas else 1000, "rescale_betas_zero_snr": True}
+    expected = DDIMScheduler(**config).alphas_cumprod
+    found = make_alphas_cumprod(config, "x")
+    assert found[-1] == 0
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-4)
 
 
 def test_the_usual_noise_schedule_is_taken_for_single_files(file_v1):

@@ -1,0 +1,69 @@
+"""If these fail, sample pictures of a model whose schedule ends in noise alone are grey, or no pictures at all."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from library.diffusion.schedule import rescale_to_zero_terminal_snr
+from library.training.samplers import SAMPLERS
+
+USUAL = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, dim=0)
+ZERO_TERMINAL = rescale_to_zero_terminal_snr(USUAL)
+
+
+def sampler(name: str, prediction_type: str, alphas: torch.Tensor, num_steps: int = 20):
+    family = SimpleNamespace(prediction_type=prediction_type, alphas_cumprod=alphas.clone)
+    scheduler = SAMPLERS[name](family)
+    scheduler.set_timesteps(num_steps)
+    return scheduler
+
+
+def drawn(scheduler, denoise) -> torch.Tensor:
+    """What a denoiser's picture becomes; `denoise(x_t, t)` is its output."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, 16, 16, generator=generator) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(denoise(scheduler.scale_model_input(x, t), t), t, x, generator=generator).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("alphas", [USUAL, ZERO_TERMINAL], ids=["usual", "zero terminal"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("num_steps", [20, 500])
+def test_a_perfect_denoiser_draws_its_picture(name, alphas, prediction_type, num_steps):
+    """A denoiser that knows one picture alone, as derived from x_t = sqrt(a) x + sqrt(1 - a) e."""
+    picture = torch.linspace(-2, 1, 4 * 256).view(1, 4, 16, 16)
+
+    def denoise(x, t):
+        alpha = alphas[int(t)].double()
+        noise = (x - alpha.sqrt() * picture) / (1 - alpha).sqrt()
+        output = noise if prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * picture
+        return output.float()
+
+    found = drawn(sampler(name, prediction_type, alphas, num_steps), denoise)
+    assert torch.isfinite(found).all()
+    # what is left is the noise of the first timestep, of deviation 0.029, and for predicted noise rounding
+    assert (found - picture).square().mean().sqrt() < 0.06
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_models_of_v_are_drawn_from_the_last_step_where_training_ended_there(name):
+    assert int(sampler(name, "v_prediction", ZERO_TERMINAL).timesteps[0]) == 999
+    assert int(sampler(name, "epsilon", ZERO_TERMINAL).timesteps[0]) == 951  # 19 x 50 + 1
+    # on the usual schedule as ever: one begins a step before the end, the other at it
+    assert int(sampler(name, "v_prediction", USUAL).timesteps[0]) == {"ddim": 951, "euler_a": 999}[name]
+
+
+def test_the_rescaled_schedule_is_diffusers_own():
+    ours = sampler("ddim", "v_prediction", ZERO_TERMINAL).alphas_cumprod
+    theirs = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True
+    ).alphas_cumprod
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-7)
+    euler = sampler("euler_a", "v_prediction", ZERO_TERMINAL)
+    np.testing.assert_allclose(euler.alphas_cumprod[:-1], theirs[:-1], rtol=2e-3)
+    assert torch.isfinite(euler.sigmas).all()
