@@ -185,7 +185,8 @@ def _assemble(
     texts.fill_cache(data)
     groups = method.param_groups()
     optimizer = accelerator.prepare(make_optimizer(options[OptimizerOptions], groups))
-    tracker = make_tracker(options[LoggingOptions]) if accelerator.is_main_process else None
+    logs = options[LoggingOptions]
+    tracker = make_tracker(logs.log_with, logs.logging_dir, logs.log_prefix) if accelerator.is_main_process else None
     sampler = Sampler(
         family,
         method.trainable_modules(),

@@ -67,7 +67,7 @@ MISTAKES = {
     "unknown option": ({"learning_rat": 1}, "--learning_rat", "--learning_rate"),
     "wrong type": ({"max_train_steps": "many"}, "--max_train_steps many", "whole number"),
     "wrong choice": ({"mixed_precision": "fp8"}, "--mixed_precision fp8", "bf16"),
-    "unknown optimizer": ({"optimizer_type": "Adamm"}, "--optimizer_type Adamm", "AdamW8bit"),
+    "unknown optimizer": ({"optimizer_type": "Prodgy"}, "--optimizer_type Prodgy", "Prodigy?"),
     "unknown network module": ({"network_module": "networks.lorra"}, "networks.lorra", "networks.lora"),
     "missing LoRA": ({"network_weights": "no.safetensors"}, "--network_weights no.safetensors", "LoRA"),
     "missing prompts": ({"sample_prompts": "no.txt"}, "--sample_prompts no.txt", "prompts"),
