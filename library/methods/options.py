@@ -27,7 +27,9 @@ class NetworkOptions:
     network_weights: str | None = option(help="start from the weights in this file", metavar="FILE")
     unet_lr: float | None = option(help="learning rate of the U-Net's part (default: --learning_rate)", minimum=0)
     text_encoder_lr: float | None = option(
-        help="learning rate of the text encoder's part (default: --learning_rate)", minimum=0
+        help="learning rate of the text encoder's part (default: --learning_rate)",
+        minimum=0,
+        aliases=("learning_rate_te",),
     )
     network_train_unet_only: bool = option(False, help="train no part on the text encoder")
     network_train_text_encoder_only: bool = option(False, help="train no part on the U-Net")

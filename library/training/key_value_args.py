@@ -42,9 +42,9 @@ def read_pairs(
 
 
 def _pieces(argument: str) -> list[str]:
-    """`a=1 b=2`, as some files hold it, is two arguments; a text in quotes that looks like it is one."""
+    """`a=1 b=2`, as some files hold it, is two arguments, but a text in quotes is one. An empty text is none."""
     text = argument.partition("=")[2].strip()
-    return [argument] if _is_quoted(text) else _NEXT_PAIR.split(argument.strip())
+    return [argument] if _is_quoted(text) else [piece for piece in _NEXT_PAIR.split(argument.strip()) if piece]
 
 
 def _is_quoted(text: str) -> bool:
