@@ -1,5 +1,7 @@
 """If these fail, an optimizer that the documents name does not learn in a real run, or does not resume exactly."""
 
+import subprocess
+import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 import train_network
 from library.training.optimizer_table import OPTIMIZERS
 from library.training.states import read_state
-from tests.end_to_end.runs import arguments, assert_same, copy_pictures, logged
+from tests.end_to_end.runs import ROOT, arguments, assert_same, copy_pictures, logged
 
 STEPS, STATE_AT, LAST = 16, 10, 6
 
@@ -144,3 +146,46 @@ def test_the_documented_recipe_of_adafactor(data, tmp_path, caplog):
     rates = [value for _, value in logged(tmp_path, "lr/unet")]
     assert rates == pytest.approx([0, 1e-7, 2e-7, 3e-7, 4e-7, 4e-7], rel=1e-6)
     assert "is added" not in caplog.text
+
+
+def test_each_part_learns_at_its_own_rate(data, tmp_path):
+    """With the documented second name of the text encoder's rate; a part of rate 0 stays as it is."""
+    run(data, tmp_path / "own", learning_rate_te=1e-4, unet_lr=2e-3, max_train_steps=2)
+    for part, rate in (("textencoder", 1e-4), ("unet", 2e-3)):
+        assert [value for _, value in logged(tmp_path / "own", f"lr/{part}")] == pytest.approx([rate, rate])
+    run(data, tmp_path / "zero", optimizer_type="Prodigy", learning_rate=1.0, learning_rate_te=0, max_train_steps=3)
+    for name, value in load_file(tmp_path / "zero" / "run.safetensors").items():
+        if name.endswith("lora_up.weight"):  # begins as 0
+            assert bool(value.any()) == name.startswith("lora_unet")
+
+
+HIDING = """
+import importlib.abc, sys
+class Hiding(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] == {package!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hiding())
+import train_network
+from library.cli.entry import run_entry
+status = run_entry(lambda: train_network.train(sys.argv[1:]))
+print("torch" in sys.modules)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "to_install"),
+    [
+        ("prodigy", "prodigyopt", "prodigyopt"),
+        ("Lion", "lion_pytorch", "lion-pytorch"),
+        ("schedulefree.SGDScheduleFree", "schedulefree", "schedulefree"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_at_once(data, tmp_path, name, package, to_install):
+    argv = arguments(data, tmp_path, optimizer_type=name)
+    command = [sys.executable, "-c", HIDING.format(package=package), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    said = f"--optimizer_type {name} needs the package {to_install}, which is not installed"
+    assert done.stderr.splitlines() == [f"error: {said}", f"  pip install {to_install}"]
+    assert (done.returncode, done.stdout) == (2, "False\n")
