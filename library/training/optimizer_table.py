@@ -35,7 +35,7 @@ class OptimizerRow:
     """Where an optimizer comes from, and what is special about it."""
 
     path: str  # module.Class
-    package: str  # what pip installs
+    package: str | None  # what pip installs; None when it is not known
     added: Mapping[str, Any] = field(default_factory=dict)  # arguments it needs, unless --optimizer_args has them
     rates: Rates = Rates.ANY
     own_rate: str | None = None  # the argument that makes it set its rate itself
@@ -123,6 +123,12 @@ def name_problems(name: str) -> Iterator[UserError]:
         names = f"give one of {', '.join(OPTIMIZERS)}, a class of torch.optim, or module.Class"
         hint = f"did you mean {known[nearest]}?" if nearest else names
         yield UserError(f"--optimizer_type {name} is not known", hint=hint)
+    elif not is_installed(row) and row.package is None:
+        # no pip install of what may be a slip: a stranger's package could bear that name
+        yield UserError(
+            f"--optimizer_type {name}: there is no module {row.path.split('.')[0]}",
+            hint="check the name, or install the package that it comes from",
+        )
     elif not is_installed(row):
         yield UserError(
             f"--optimizer_type {name} needs the package {row.package}, which is not installed",
@@ -139,7 +145,8 @@ def _row_of_path(path: str) -> OptimizerRow:
         is_known = (row.path.split(".")[0], row.path.split(".")[-1]) == (top, last)
         if is_known and (row.adapts or row.own_rate):
             return row
-    return OptimizerRow(path, top)
+    packages = {row.path.split(".")[0]: row.package for row in OPTIMIZERS.values()}
+    return OptimizerRow(path, packages.get(top))
 
 
 def torch_names() -> tuple[str, ...]:

@@ -162,7 +162,7 @@ def _load_class(options: OptimizerOptions) -> type[torch.optim.Optimizer]:
     try:
         kind = getattr(importlib.import_module(module), last, None)
     except ImportError as error:
-        hint = f"pip install -U {row.package}, or check the name"
+        hint = f"pip install -U {row.package}, or check the name" if row.package else "check the name"
         raise UserError(f"--optimizer_type {name} cannot be imported: {error}", hint=hint) from None
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise UserError(

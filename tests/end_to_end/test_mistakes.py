@@ -68,6 +68,8 @@ MISTAKES = {
     "wrong type": ({"max_train_steps": "many"}, "--max_train_steps many", "whole number"),
     "wrong choice": ({"mixed_precision": "fp8"}, "--mixed_precision fp8", "bf16"),
     "unknown optimizer": ({"optimizer_type": "Prodgy"}, "--optimizer_type Prodgy", "Prodigy?"),
+    "optimizer of no module": ({"optimizer_type": "adamw.AdamW"}, "no module adamw", "check the name"),
+    "optimizer of another training": ({"optimizer_type": "lbfgs"}, "computes the loss several times", "another"),
     "unknown network module": ({"network_module": "networks.lorra"}, "networks.lorra", "networks.lora"),
     "missing LoRA": ({"network_weights": "no.safetensors"}, "--network_weights no.safetensors", "LoRA"),
     "missing prompts": ({"sample_prompts": "no.txt"}, "--sample_prompts no.txt", "prompts"),

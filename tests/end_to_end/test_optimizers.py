@@ -179,7 +179,7 @@ sys.exit(status)
     [
         ("prodigy", "prodigyopt", "prodigyopt"),
         ("Lion", "lion_pytorch", "lion-pytorch"),
-        ("schedulefree.SGDScheduleFree", "schedulefree", "schedulefree"),
+        ("lion_pytorch.lion_pytorch.Lion", "lion_pytorch", "lion-pytorch"),
     ],
 )
 def test_a_package_that_is_missing_is_named_at_once(data, tmp_path, name, package, to_install):
