@@ -24,6 +24,8 @@ def run_entry(work: Callable[[], None]) -> int:
     logging.getLogger().handlers[0].setFormatter(_Formatter())
     for chatty in ("httpx", "tensorboard", "PIL", "diffusers", "transformers", "accelerate"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # at every start it warns of a 4-bit kernel for CPUs, which nothing here uses
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     try:
         work()
     except OutputConfigWritten as written:

@@ -1,7 +1,7 @@
 """Options declared once: a frozen dataclass per concern becomes flags, help, config keys and checks.
 
 A field is declared with `option(...)`. Its annotation gives the type: `bool` (a flag without value), `int`, `float`,
-`str`, `tuple[str, ...]` (one or more values), each possibly `| None`. A dataclass has a `GROUP` class variable, the
+`str`, `tuple[str, ...]` (a list of values), each possibly `| None`. A dataclass has a `GROUP` class variable, the
 title under which its flags stand in `--help`, and may have a method `problems()` that yields a `UserError` for each
 contradiction between its fields.
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from library.cli.options import OptionField, Problems, convert, option, option_f
 from library.cli.toml_files import read_toml, toml_text
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,16 @@ class _ArgumentParser(argparse.ArgumentParser):
         raise UserError(message, hint=f"{self.prog} --help lists the options")
 
 
+class _ListAction(argparse.Action):
+    """The last list given holds, as the last of any option does; no values are an empty list."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        earlier = getattr(namespace, self.dest, None)
+        if earlier:
+            logger.warning("%s is given twice: %s is not used", option_string, " ".join(map(str, earlier)))
+        setattr(namespace, self.dest, values)
+
+
 def build_argument_parser(groups: Sequence[type], program: str, description: str) -> argparse.ArgumentParser:
     """The flags of all groups, titled as in the documents. Values stay text: conversion is done by `convert`."""
     parser = _ArgumentParser(
@@ -90,7 +103,7 @@ def _argparse_kind(field: OptionField) -> dict[str, Any]:
     metavar = field.spec.metavar or (
         "{" + ",".join(field.spec.choices) + "}" if field.spec.choices else field.kind.__name__.upper()
     )
-    return {"metavar": metavar, "nargs": "+"} if field.is_list else {"metavar": metavar}
+    return {"metavar": metavar, "nargs": "*", "action": _ListAction} if field.is_list else {"metavar": metavar}
 
 
 def _help_text(field: OptionField) -> str:

@@ -34,7 +34,10 @@ class NetworkOptions:
         help="learning rate of the U-Net's part (default: --learning_rate)", minimum=0, on_resume="kept"
     )
     text_encoder_lr: float | None = option(
-        help="learning rate of the text encoder's part (default: --learning_rate)", minimum=0, on_resume="kept"
+        help="learning rate of the text encoder's part (default: --learning_rate)",
+        minimum=0,
+        aliases=("learning_rate_te",),
+        on_resume="kept",
     )
     network_train_unet_only: bool = option(False, help="train no part on the text encoder", on_resume="same")
     network_train_text_encoder_only: bool = option(False, help="train no part on the U-Net", on_resume="same")

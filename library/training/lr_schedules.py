@@ -1,125 +1,22 @@
-"""Learning-rate schedules: a factor for each optimizer step. A new one is a row of `SCHEDULES`.
-
-Imports no torch: the options take their choices from the table.
-"""
+"""Makes the learning-rate schedule that the options name, and fits it into the run. The curves: `schedule_curves`."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from library.cli.errors import UserError
 from library.training.optimizers import needs_adafactor_schedule
-from library.training.schedule_args import StepRules, read_schedule_args
+from library.training.options import OptimizerOptions
+from library.training.schedule_args import read_schedule_args
+from library.training.schedule_curves import SCHEDULES, Course
 
 if TYPE_CHECKING:
     import torch
     from torch.optim.lr_scheduler import LRScheduler
 
-    from library.training.options import OptimizerOptions
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Course:
-    """What the course of a rate depends on. Steps are optimizer steps, counted from 0."""
-
-    num_steps: int
-    warmup: int = 0
-    decay: int = 0
-    num_cycles: float = 1
-    power: float = 1.0
-    timescale: int | None = None
-    min_ratio: float = 0.0
-    end_ratio: float = 0.0  # the rate at the end of `polynomial` as a share of the first
-    step_rules: StepRules | None = None
-
-    def progress(self, step: int) -> float:
-        """How much of the steps after the warm-up is done: 0 to 1, and above when the run is longer."""
-        return (step - self.warmup) / max(1, self.num_steps - self.warmup)
-
-
-def _constant(step: int, course: Course) -> float:
-    return 1.0
-
-
-def _linear(step: int, course: Course) -> float:
-    return max(0.0, 1 - course.progress(step))
-
-
-def _cosine(step: int, course: Course) -> float:
-    """`num_cycles` half waves: one leads from 1 to 0. SGDR, arXiv:1608.03983, equation 5, without a restart."""
-    return max(0.0, 0.5 * (1 + math.cos(math.pi * course.num_cycles * course.progress(step))))
-
-
-def _cosine_with_restarts(step: int, course: Course) -> float:
-    """`num_cycles` times from 1 to 0, with a jump back to 1 between. SGDR, arXiv:1608.03983, equation 5."""
-    progress = course.progress(step)
-    return 0.0 if progress >= 1 else 0.5 * (1 + math.cos(math.pi * (course.num_cycles * progress % 1)))
-
-
-def _polynomial(step: int, course: Course) -> float:
-    left = max(0.0, 1 - course.progress(step))
-    return (1 - course.end_ratio) * left**course.power + course.end_ratio
-
-
-def _inverse_sqrt(step: int, course: Course) -> float:
-    """1 / sqrt(1 + steps after the warm-up / timescale); the timescale is the warm-up, or 10,000 without one."""
-    timescale = course.timescale or course.warmup or 10_000
-    return 1 / math.sqrt(1 + (step - course.warmup) / timescale)
-
-
-def _cosine_with_min_lr(step: int, course: Course) -> float:
-    return course.min_ratio + (1 - course.min_ratio) * _cosine(step, course)
-
-
-def _warmup_stable_decay(step: int, course: Course) -> float:
-    """1 up to the last `decay` steps, then half waves of a cosine down to `min_ratio`. arXiv:2404.06395, section 4."""
-    start = course.num_steps - course.decay
-    if step < start:
-        return 1.0
-    if step >= course.num_steps:
-        return course.min_ratio
-    wave = 0.5 * (1 + math.cos(math.pi * course.num_cycles * (step - start) / course.decay))
-    return course.min_ratio + (1 - course.min_ratio) * wave
-
-
-def _piecewise_constant(step: int, course: Course) -> float:
-    assert course.step_rules is not None, "the options were checked"
-    return next((factor for bound, factor in course.step_rules.bounds if step < bound), course.step_rules.last)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A row of the table."""
-
-    factor: Callable[[int, Course], float]  # of a step after the warm-up
-    has_warmup: bool = True
-    warmup_from_min_ratio: bool = False  # the warm-up rises from `min_ratio`, not from 0
-    reads: tuple[str, ...] = ()  # the options that it depends on, beside the warm-up
-
-
-SCHEDULES: dict[str, Schedule] = {
-    "constant": Schedule(_constant, has_warmup=False),
-    "constant_with_warmup": Schedule(_constant),
-    "linear": Schedule(_linear),
-    "cosine": Schedule(_cosine),
-    "cosine_with_restarts": Schedule(_cosine_with_restarts, reads=("lr_scheduler_num_cycles",)),
-    "polynomial": Schedule(_polynomial, reads=("lr_scheduler_power",)),
-    "inverse_sqrt": Schedule(_inverse_sqrt, reads=("lr_scheduler_timescale",)),
-    "cosine_with_min_lr": Schedule(_cosine_with_min_lr, reads=("lr_scheduler_num_cycles", "lr_scheduler_min_lr_ratio")),
-    "warmup_stable_decay": Schedule(
-        _warmup_stable_decay,
-        warmup_from_min_ratio=True,
-        reads=("lr_decay_steps", "lr_scheduler_num_cycles", "lr_scheduler_min_lr_ratio"),
-    ),
-    "piecewise_constant": Schedule(_piecewise_constant, has_warmup=False),
-    "adafactor": Schedule(_constant, has_warmup=False),  # AdaFactor's relative_step makes the rate
-}
 
 # options that only some schedules read, and their defaults
 _SHAPING = {
@@ -168,6 +65,8 @@ def check_lr_schedule(options: OptimizerOptions, num_steps: int) -> None:
         )
     if name != options.lr_scheduler and name == "adafactor":
         logger.info("the optimizer makes its own rates: --lr_scheduler adafactor is used")
+        if options.lr_warmup_steps:
+            logger.warning("--lr_warmup_steps is without effect: the optimizer makes its own rates")
     if options.lr_scheduler_type:
         from library.training.schedule_classes import check_schedule_class
 

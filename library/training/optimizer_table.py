@@ -8,11 +8,13 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
+
+from library.cli.errors import UserError, nearest_name
 
 DEFAULT = "AdamW"
 
@@ -33,7 +35,7 @@ class OptimizerRow:
     """Where an optimizer comes from, and what is special about it."""
 
     path: str  # module.Class
-    package: str  # what pip installs
+    package: str | None  # what pip installs; None when it is not known
     added: Mapping[str, Any] = field(default_factory=dict)  # arguments it needs, unless --optimizer_args has them
     rates: Rates = Rates.ANY
     own_rate: str | None = None  # the argument that makes it set its rate itself
@@ -87,21 +89,53 @@ OPTIMIZERS: Mapping[str, OptimizerRow] = {
     "SGDScheduleFree": _schedule_free("SGDScheduleFree"),
 }
 
+# classes of torch.optim that this training cannot use
+UNFIT = {
+    "LBFGS": "computes the loss several times a step, which this training does not do",
+    "SparseAdam": "takes sparse gradients only, which nothing here has",
+}
+
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def find_optimizer(name: str) -> OptimizerRow | None:
     """The row of a name: of the table or a class of `torch.optim`, in any case of letters, or `module.Class`.
 
-    None for a name that is none of these. Whether the class of a path exists is not looked at.
+    None for a name that is none of these. Whether the class of another package's path exists is not looked at.
     """
     rows = {known.lower(): row for known, row in OPTIMIZERS.items()}
     if name.lower() in rows:
         return rows[name.lower()]
-    if _CLASS_PATH.fullmatch(name):
-        return _row_of_path(name)
-    in_torch = {known.lower(): known for known in torch_names()}.get(name.lower())
+    short = name.removeprefix("torch.optim.")
+    if "." in short:
+        return _row_of_path(name) if _CLASS_PATH.fullmatch(name) else None
+    in_torch = {known.lower(): known for known in torch_names()}.get(short.lower())
     return None if in_torch is None else OptimizerRow(f"torch.optim.{in_torch}", "torch")
+
+
+def name_problems(name: str) -> Iterator[UserError]:
+    """What can be said against `--optimizer_type` without importing the optimizer."""
+    row = find_optimizer(name)
+    last = "" if row is None else row.path.rpartition(".")[2]
+    if row is None:
+        known = {word.lower(): word for word in (*torch_names(), *OPTIMIZERS)}
+        nearest = nearest_name(name.removeprefix("torch.optim.").lower(), known)
+        names = f"give one of {', '.join(OPTIMIZERS)}, a class of torch.optim, or module.Class"
+        hint = f"did you mean {known[nearest]}?" if nearest else names
+        yield UserError(f"--optimizer_type {name} is not known", hint=hint)
+    elif not is_installed(row) and row.package is None:
+        # no pip install of what may be a slip: a stranger's package could bear that name
+        yield UserError(
+            f"--optimizer_type {name}: there is no module {row.path.split('.')[0]}",
+            hint="check the name, or install the package that it comes from",
+        )
+    elif not is_installed(row):
+        yield UserError(
+            f"--optimizer_type {name} needs the package {row.package}, which is not installed",
+            hint=f"pip install {row.package}",
+        )
+    elif row.package == "torch" and last in UNFIT:
+        yield UserError(f"--optimizer_type {name} {UNFIT[last]}", hint="choose another optimizer")
 
 
 def _row_of_path(path: str) -> OptimizerRow:
@@ -111,7 +145,8 @@ def _row_of_path(path: str) -> OptimizerRow:
         is_known = (row.path.split(".")[0], row.path.split(".")[-1]) == (top, last)
         if is_known and (row.adapts or row.own_rate):
             return row
-    return OptimizerRow(path, top)
+    packages = {row.path.split(".")[0]: row.package for row in OPTIMIZERS.values()}
+    return OptimizerRow(path, packages.get(top))
 
 
 def averages_itself(name: str) -> bool:

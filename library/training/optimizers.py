@@ -1,6 +1,6 @@
 """Makes the optimizer that the options name. Its names are the rows of `optimizer_table.OPTIMIZERS`.
 
-Imports no torch: the options are checked here.
+Imports no torch before an optimizer is made or checked.
 """
 
 from __future__ import annotations
@@ -13,24 +13,15 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from library.cli.errors import UserError, nearest_name, raise_together
-from library.training.optimizer_args import argument_problems, parse_arguments, unknown_arguments
-from library.training.optimizer_table import (
-    ALIASES,
-    DEFAULT,
-    OPTIMIZERS,
-    OptimizerRow,
-    Rates,
-    find_optimizer,
-    is_installed,
-    torch_names,
-)
+from library.cli.errors import UserError, raise_together
+from library.training.key_value_args import read_pairs, unfit_values, unknown_arguments
+from library.training.optimizer_table import OptimizerRow, Rates, find_optimizer
+from library.training.options import OptimizerOptions
 
 if TYPE_CHECKING:
     import torch
 
     from library.training.method import ParamGroup
-    from library.training.options import OptimizerOptions
 
 logger = logging.getLogger(__name__)
 
@@ -38,47 +29,6 @@ Groups = list[dict[str, Any]]
 
 # rates between these are no surprise to an optimizer that multiplies them with a step size of its own
 FACTOR_RANGE = (0.1, 10.0)
-
-
-def optimizer_name(options: OptimizerOptions) -> str:
-    """The optimizer asked for, by `--optimizer_type` or by one of the older flags."""
-    old = [name for flag, name in ALIASES.items() if getattr(options, flag)]
-    return options.optimizer_type or (old[0] if old else DEFAULT)
-
-
-def optimizer_problems(options: OptimizerOptions) -> Iterator[UserError]:
-    """What can be said about the optimizer without importing it."""
-    yield from _contradictions(options)
-    yield from argument_problems(options.optimizer_args)
-    name = optimizer_name(options)
-    row = find_optimizer(name)
-    if row is None:
-        nearest = nearest_name(name.lower(), [known.lower() for known in (*OPTIMIZERS, *torch_names())])
-        meant = f"did you mean {nearest}? " if nearest else ""
-        yield UserError(
-            f"--optimizer_type {name} is not known",
-            hint=f"{meant}give one of {', '.join(OPTIMIZERS)}, a class of torch.optim, or module.Class",
-        )
-        return
-    if not is_installed(row):
-        yield UserError(
-            f"--optimizer_type {name} needs the package {row.package}, which is not installed",
-            hint=f"pip install {row.package}",
-        )
-    if options.lr_warmup_steps and not row.starts_at_zero:
-        yield UserError(
-            f"--optimizer_type {name} cannot begin with a rate of 0, but --lr_warmup_steps is"
-            f" {options.lr_warmup_steps}",
-            hint="leave --lr_warmup_steps out",
-        )
-
-
-def _contradictions(options: OptimizerOptions) -> Iterator[UserError]:
-    asked = {f"--{flag}": name for flag, name in ALIASES.items() if getattr(options, flag)}
-    if options.optimizer_type:
-        asked[f"--optimizer_type {options.optimizer_type}"] = options.optimizer_type
-    if len({name.lower() for name in asked.values()}) > 1:
-        yield UserError(f"{' and '.join(asked)} name different optimizers", hint="keep one of them")
 
 
 def needs_adafactor_schedule(options: OptimizerOptions) -> bool:
@@ -106,7 +56,7 @@ def check_optimizer(options: OptimizerOptions, device: torch.device | str = "cpu
 
 def check_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> None:
     """Raises `UserError` for rates that the optimizer would not follow, and warns of unlikely ones."""
-    row, name = _row(options), optimizer_name(options)
+    row, name = _row(options), options.optimizer
     if not row.adapts:
         return
     rates = {group.name: group.learning_rate for group in groups}
@@ -131,18 +81,17 @@ def check_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> None
 def make_optimizer(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
     """The optimizer that the options name, each group at its own learning rate; says which arguments were added.
 
-    Raises `UserError` when it refuses the arguments, the rates or the parameters.
+    Raises `UserError` when it refuses the arguments or the parameters; the rates are those that `check_rates` passed.
     """
-    row, name = _row(options), optimizer_name(options)
-    check_rates(options, groups)
-    given = parse_arguments(options.optimizer_args)
+    row, name = _row(options), options.optimizer
+    given = _given_arguments(options)
     for key, value in row.added.items():
         if key not in given:
             logger.info("%s: %s=%s is added to --optimizer_args", name, key, value)
     is_own_rate = needs_adafactor_schedule(options)
     if is_own_rate:
         logger.info(
-            "%s sets its rate itself (%s=True): the learning rates given are only shown, before its first step",
+            "%s sets its rate itself (%s=True): the learning rates given are not used",
             name,
             row.own_rate,
         )
@@ -163,13 +112,19 @@ def optimizer_class_path(options: OptimizerOptions) -> str:
 
 
 def _row(options: OptimizerOptions) -> OptimizerRow:
-    row = find_optimizer(optimizer_name(options))
+    row = find_optimizer(options.optimizer)
     assert row is not None, "the options were checked"
     return row
 
 
 def _all_arguments(options: OptimizerOptions) -> dict[str, Any]:
-    return {**_row(options).added, **parse_arguments(options.optimizer_args)}
+    return {**_row(options).added, **_given_arguments(options)}
+
+
+def _given_arguments(options: OptimizerOptions) -> dict[str, Any]:
+    arguments, problems = read_pairs("--optimizer_args", options.optimizer_args)
+    assert not problems, "the options were checked"
+    return arguments
 
 
 def _build(options: OptimizerOptions, groups: Groups) -> torch.optim.Optimizer:
@@ -178,7 +133,8 @@ def _build(options: OptimizerOptions, groups: Groups) -> torch.optim.Optimizer:
     valid = [name for name in list(parameters)[2:] if name != "lr"]
     arguments = _all_arguments(options)
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        raise_together(unknown_arguments(arguments, valid, optimizer_name(options)))
+        raise_together(unknown_arguments("--optimizer_args", arguments, valid, options.optimizer))
+    raise_together(unfit_values("--optimizer_args", arguments, parameters))
     if "lr" in parameters:  # some keep the constructor's rate beside those of the groups
         rates = [group["lr"] for group in groups if group["lr"] is not None]
         arguments["lr"] = max(rates, default=None)
@@ -189,7 +145,7 @@ def _build(options: OptimizerOptions, groups: Groups) -> torch.optim.Optimizer:
 @contextlib.contextmanager
 def _refusals(options: OptimizerOptions) -> Iterator[None]:
     """What an optimizer says against its arguments becomes a `UserError`; what it prints, a line of the log."""
-    name, printed = optimizer_name(options), io.StringIO()
+    name, printed = options.optimizer, io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
             yield
@@ -206,12 +162,12 @@ def _refusals(options: OptimizerOptions) -> Iterator[None]:
 def _load_class(options: OptimizerOptions) -> type[torch.optim.Optimizer]:
     import torch
 
-    row, name = _row(options), optimizer_name(options)
+    row, name = _row(options), options.optimizer
     module, _, last = row.path.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), last, None)
     except ImportError as error:
-        hint = f"pip install {row.package}, or check the name"
+        hint = f"pip install -U {row.package}, or check the name" if row.package else "check the name"
         raise UserError(f"--optimizer_type {name} cannot be imported: {error}", hint=hint) from None
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise UserError(

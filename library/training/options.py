@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from library.cli.errors import UserError
 from library.cli.options import option
-from library.training.lr_schedules import SCHEDULES
-from library.training.optimizer_table import DEFAULT, OPTIMIZERS
-from library.training.optimizers import optimizer_name, optimizer_problems
+from library.training.key_value_args import read_pairs
+from library.training.optimizer_table import ALIASES, DEFAULT, OPTIMIZERS, find_optimizer, name_problems
 from library.training.samplers import SAMPLERS
-from library.training.schedule_args import read_schedule_args, split_args
+from library.training.schedule_args import read_schedule_args
+from library.training.schedule_curves import SCHEDULES
 from library.training.trackers import TRACKERS
 
 
@@ -147,24 +147,52 @@ class OptimizerOptions:
         maximum=1,
     )
 
+    @property
+    def optimizer(self) -> str:
+        """The optimizer asked for, by `--optimizer_type` or by one of the older flags."""
+        old = [name for flag, name in ALIASES.items() if getattr(self, flag)]
+        return self.optimizer_type or (old[0] if old else DEFAULT)
+
     def problems(self) -> Iterator[UserError]:
-        yield from optimizer_problems(self)
+        yield from self._optimizer_problems()
         yield from self._schedule_problems()
+
+    def _optimizer_problems(self) -> Iterator[UserError]:
+        asked = {f"--{flag}": name for flag, name in ALIASES.items() if getattr(self, flag)}
+        if self.optimizer_type:
+            asked[f"--optimizer_type {self.optimizer_type}"] = self.optimizer_type
+        if len({name.lower() for name in asked.values()}) > 1:
+            yield UserError(f"{' and '.join(asked)} name different optimizers", hint="keep one of them")
+        yield from name_problems(self.optimizer)
+        arguments, problems = read_pairs("--optimizer_args", self.optimizer_args)
+        yield from problems
+        if "lr" in arguments:
+            yield UserError(
+                f"--optimizer_args lr={arguments['lr']} is a learning rate",
+                hint="give it as --learning_rate, or as the rate of a part",
+            )
+        row = find_optimizer(self.optimizer)
+        if self.lr_warmup_steps and row is not None and not row.starts_at_zero:
+            yield UserError(
+                f"--optimizer_type {self.optimizer} cannot begin with a rate of 0, but --lr_warmup_steps is"
+                f" {self.lr_warmup_steps}",
+                hint="give --lr_warmup_steps 0",
+            )
 
     def _schedule_problems(self) -> Iterator[UserError]:
         if self.lr_warmup_steps and (self.lr_scheduler_type or not SCHEDULES[self.lr_scheduler].has_warmup):
             name = f"_type {self.lr_scheduler_type}" if self.lr_scheduler_type else f" {self.lr_scheduler}"
             yield UserError(
                 f"--lr_scheduler{name} has no warm-up, but --lr_warmup_steps is {self.lr_warmup_steps}",
-                hint="use --lr_scheduler constant_with_warmup, or another that has one",
+                hint="give --lr_warmup_steps 0, or --lr_scheduler constant_with_warmup or another that has one",
             )
         if self.lr_scheduler_type:
-            yield from split_args("--lr_scheduler_args", self.lr_scheduler_args)[1]
+            yield from read_pairs("--lr_scheduler_args", self.lr_scheduler_args)[1]
             return
         yield from read_schedule_args(self.lr_scheduler, self.lr_scheduler_args)[1]
-        if self.lr_scheduler == "adafactor" and optimizer_name(self).lower() != "adafactor":
+        if self.lr_scheduler == "adafactor" and self.optimizer.lower() != "adafactor":
             yield UserError(
-                f"--lr_scheduler adafactor with --optimizer_type {optimizer_name(self)}",
+                f"--lr_scheduler adafactor with --optimizer_type {self.optimizer}",
                 hint="give --optimizer_type AdaFactor, or another --lr_scheduler",
             )
         if self.lr_scheduler == "cosine_with_min_lr" and self.lr_scheduler_min_lr_ratio is None:

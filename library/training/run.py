@@ -205,7 +205,8 @@ def _assemble(
     optimizer = accelerator.prepare(make_optimizer(options[OptimizerOptions], groups))
     if options[TrainingOptions].fused_backward_pass:
         step_in_backward(optimizer.optimizer, options[TrainingOptions].max_grad_norm)
-    tracker = make_tracker(options[LoggingOptions]) if accelerator.is_main_process else None
+    logs = options[LoggingOptions]
+    tracker = make_tracker(logs.log_with, logs.logging_dir, logs.log_prefix) if accelerator.is_main_process else None
     sampler = Sampler(
         family,
         modules,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from library.cli.errors import UserError, nearest_name
+from library.cli.errors import UserError
+from library.training.key_value_args import read_pairs, unknown_arguments
 
 FLAG = "--lr_scheduler_args"
 RULES_HINT = f'for instance {FLAG} "step_rules=1:100,0.1:200,0.01" (factor:up to which step, and the last factor)'
@@ -21,28 +21,6 @@ class StepRules:
     last: float
 
 
-def split_args(flag: str, arguments: Sequence[str]) -> tuple[dict[str, Any], list[UserError]]:
-    """The values of `key=value` arguments, read as Python literals or else as texts, and what is wrong with them."""
-    values: dict[str, Any] = {}
-    problems = []
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals or not key.strip().isidentifier():
-            problems.append(UserError(f"{flag} {argument} is not key=value", hint="write it as key=value"))
-        elif key.strip() in values:
-            problems.append(UserError(f"{flag} gives {key.strip()} twice", hint="leave one of them out"))
-        else:
-            values[key.strip()] = _literal(text.strip())
-    return values, problems
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-
-
 def _positive(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise ValueError("a number above 0")
@@ -53,10 +31,9 @@ def _not_negative(value: Any) -> float:
     return 0.0 if value == 0 and not isinstance(value, bool) else _positive(value)
 
 
-def _step_rules(value: Any) -> StepRules:
+def _step_rules(value: str) -> StepRules:
     """`1:10,0.1:20,0.005`: 1 before step 10, 0.1 before step 20, then 0.005."""
-    # a single factor is read as a number before it comes here
-    *rules, last = str(value).split(",")
+    *rules, last = value.split(",")
     try:
         bounds = []
         for rule in rules:
@@ -82,28 +59,21 @@ ARGUMENTS: dict[str, dict[str, Callable[[Any], Any]]] = {
 }
 
 
+TEXTS = ("step_rules",)  # values that are no Python literals
+
+
 def read_schedule_args(schedule: str, arguments: Sequence[str]) -> tuple[dict[str, Any], list[UserError]]:
     """What `--lr_scheduler_args` give to the named schedule, and everything that is wrong with them."""
-    given, problems = split_args(FLAG, arguments)
+    given, problems = read_pairs(FLAG, arguments, TEXTS)
     known = ARGUMENTS.get(schedule, {})
+    problems += unknown_arguments(FLAG, given, list(known), schedule)
     values = {}
     for key, value in given.items():
-        if key not in known:
-            problems.append(_unknown(schedule, key, known))
-            continue
         try:
-            values[key] = known[key](value)
+            if key in known:
+                values[key] = known[key](value)
         except ValueError as error:
             problems.append(UserError(f"{FLAG} {key}={value} is not right", hint=f"give {error}"))
     if schedule == "piecewise_constant" and "step_rules" not in given:
         problems.append(UserError("--lr_scheduler piecewise_constant needs the argument step_rules", hint=RULES_HINT))
     return values, problems
-
-
-def _unknown(schedule: str, key: str, known: dict[str, Any]) -> UserError:
-    nearest = nearest_name(key, known)
-    if nearest:
-        hint = f"did you mean {nearest}?"
-    else:
-        hint = f"it takes {', '.join(known)}" if known else "leave it out: this schedule takes none"
-    return UserError(f"{FLAG}: {schedule} has no argument {key}", hint=hint)

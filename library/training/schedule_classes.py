@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from library.cli.errors import UserError, nearest_name, raise_together
-from library.training.schedule_args import FLAG, split_args
+from library.training.key_value_args import read_pairs, unfit_values
+from library.training.schedule_args import FLAG
 
 if TYPE_CHECKING:
     import torch
@@ -51,20 +52,21 @@ def find_schedule_class(name: str) -> type[LRScheduler]:
 def check_schedule_class(name: str, arguments: Sequence[str]) -> type[LRScheduler]:
     """The class, whose constructor takes the arguments. Raises `UserError` for what it does not take, or lacks."""
     found = find_schedule_class(name)
-    values, problems = split_args(FLAG, arguments)
+    values, problems = read_pairs(FLAG, arguments)
     raise_together(problems)
     try:
         inspect.signature(found).bind(None, **values)
     except TypeError as error:
         takes = ", ".join(list(inspect.signature(found).parameters)[1:])
         raise UserError(f"{FLAG}: {name}: {error}", hint=f"it takes {takes}") from None
+    raise_together(unfit_values(FLAG, values, inspect.signature(found).parameters))
     return found
 
 
 def make_schedule_of_class(optimizer: torch.optim.Optimizer, name: str, arguments: Sequence[str]) -> LRScheduler:
     """A schedule of the class. Raises `UserError` when it refuses, or has a state that a later run could not read."""
     found = check_schedule_class(name, arguments)
-    values, _ = split_args(FLAG, arguments)
+    values, _ = read_pairs(FLAG, arguments)
     try:
         schedule = found(optimizer, **values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:

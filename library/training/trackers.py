@@ -15,8 +15,6 @@ from library.cli.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from library.training.options import LoggingOptions
-
 
 class Tracker(Protocol):
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
@@ -52,9 +50,9 @@ class TensorBoardTracker:
 TRACKERS: dict[str, Callable[[Path], Tracker]] = {"tensorboard": TensorBoardTracker}
 
 
-def make_tracker(options: LoggingOptions) -> tuple[Tracker, Path] | None:
-    """The tracker that the options ask for and its folder, `<logging_dir>/<prefix><time>`; None without one."""
-    if options.logging_dir is None:
+def make_tracker(name: str, logging_dir: str | None, prefix: str) -> tuple[Tracker, Path] | None:
+    """The tracker of that name and its folder, `<logging_dir>/<prefix><time>`; None without a folder for logs."""
+    if logging_dir is None:
         return None
-    folder = Path(options.logging_dir) / f"{options.log_prefix}{time.strftime('%Y%m%d%H%M%S')}"
-    return TRACKERS[options.log_with](folder), folder
+    folder = Path(logging_dir) / f"{prefix}{time.strftime('%Y%m%d%H%M%S')}"
+    return TRACKERS[name](folder), folder

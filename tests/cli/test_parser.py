@@ -89,6 +89,17 @@ def test_a_wrong_value_is_named_with_what_is_right(argv, hint):
     assert messages(caught.value)[0][1] == hint
 
 
+def test_an_empty_list_is_none():
+    """Scripts pass `--names $NAMES` whether they have any or not."""
+    assert parse("--names", "--steps", "3")[Rates].names == ()
+
+
+def test_a_list_given_twice_is_the_last_one_and_that_is_said(caplog):
+    """Somebody who gives each value a flag of its own would train without the first."""
+    assert parse("--names", "a", "b", "--names", "c")[Rates].names == ("c",)
+    assert "--names is given twice: a b is not used" in caplog.text
+
+
 def test_checks_run_beside_other_problems_but_not_on_broken_groups():
     def check_rates(options):
         yield UserError(f"rate {options[Rates].rate} is bad")

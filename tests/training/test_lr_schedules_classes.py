@@ -60,7 +60,7 @@ def test_one_cycle():
 
 
 def test_a_class_of_ones_own(own_module):
-    options = class_options(f"{own_module}.Halving", "steps=3", "names=x,y")
+    options = class_options(f"{own_module}.Halving", "steps=3", "names=('x', 'y')")
     check_lr_schedule(options, 100)
     assert_curve(curve(options, 7, base_rates=(1.0, 0.1)), np.outer([1, 1, 1, 0.5, 0.5, 0.5, 0.25], [1.0, 0.1]))
 
@@ -83,6 +83,7 @@ def test_the_class_wins_over_the_named_schedule():
         ("ReduceLROnPlateau", [], "not the steps"),
         ("StepLR", [], "step_size"),
         ("StepLR", ["step_size=5", "gama=0.1"], "gama"),
+        ("StepLR", ["step_size=5", "gamma=low"], "gamma=low"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(own_module, name, arguments, message):

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import train_network
 from tests.end_to_end.runs import arguments, assert_same, copy_pictures, logged, train
+from tests.end_to_end.test_launch import launch
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,17 @@ def test_a_class_that_changes_more_than_the_rate_resumes_bit_for_bit(data, tmp_p
     rows = logged(tmp_path / "whole", "lr/unet")
     assert rows[0] == (1, pytest.approx(0.01 / 25)) and len(rows) == 8
     assert logged(tmp_path / "resumed", "lr/unet") == rows[3:]
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_same_curve(data, tmp_path):
+    """A schedule that every process steps would be over in half the steps."""
+    argv = arguments(data, tmp_path, lr_scheduler="cosine", lr_warmup_steps=2, max_train_steps=6)
+    launch(
+        argv, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+        "--dynamo_backend", "no",
+    )  # fmt: skip
+    factors = [0, 0.5, *(math.cos(math.pi * step / 8) ** 2 for step in range(4))]
+    assert logged(tmp_path, "lr/unet") == [
+        (step, pytest.approx(1e-3 * factor, rel=1e-6)) for step, factor in enumerate(factors, start=1)
+    ]

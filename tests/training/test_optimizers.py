@@ -1,16 +1,18 @@
 """If these fail, an optimizer does not learn, learns something else than its paper says, or forgets at a resume."""
 
+import logging
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from library.cli.errors import UserError
 from library.training.lr_schedules import make_lr_schedule
 from library.training.method import ParamGroup
 from library.training.optimizer_state import evaluation_weights, load_exactly, start_training
 from library.training.optimizer_table import OPTIMIZERS
-from library.training.optimizers import check_optimizer, make_optimizer, optimizer_label
+from library.training.optimizers import check_optimizer, check_rates, make_optimizer, optimizer_label
 from library.training.options import OptimizerOptions
 from library.training.states import RunFacts, read_state, write_state
 from library.training.train_plan import Position
@@ -222,6 +224,55 @@ def test_the_weights_come_back_when_a_save_fails():
         raise OSError("disk full")
     assert all(torch.equal(*pair) for pair in zip(trained, fit.params, strict=True))
     fit.steps(1)
+
+
+def movement(options, rates):
+    """How far each of two equal parameters comes in 30 steps downhill, or None when the optimizer refuses the rates."""
+    groups = [ParamGroup(name, [torch.nn.Parameter(torch.ones(4, 4))], rate) for name, rate in rates.items()]
+    optimizer = make_optimizer(options, groups)
+    for _ in range(30):
+        for group in groups:
+            group.params[0].grad = 2 * group.params[0].detach().clone()
+        try:
+            optimizer.step()
+        except RuntimeError:
+            return None
+    return [(1 - group.params[0].detach()).abs().max().item() for group in groups]
+
+
+@pytest.mark.parametrize("name", [name for name, row in OPTIMIZERS.items() if row.adapts])
+@pytest.mark.parametrize("other", [0.0, 0.5])
+def test_rates_that_an_adaptive_optimizer_would_not_follow_are_refused(name, other):
+    """A part that is to stay as it is must not learn, nor one at half the rate learn at the whole. The steps decide."""
+    options = OptimizerOptions(optimizer_type=name, learning_rate=1.0)
+    rates = {"unet": 1.0, "textencoder": other}
+    moved = movement(options, rates)
+    is_honoured = moved is not None and moved[1] == pytest.approx(other * moved[0], rel=0.05)
+    groups = [ParamGroup(part, [], rate) for part, rate in rates.items()]
+    if is_honoured:
+        check_rates(options, groups)
+        return
+    with pytest.raises(UserError, match=f"one rate for everything, but the learning rates are unet 1, .* {other:g}"):
+        check_rates(options, groups)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("Prodigy", 1e-4), ("dadaptation", 2e-6), ("DAdaptLion", 100.0)])
+def test_a_rate_that_suits_other_optimizers_is_warned_of(name, rate, caplog):
+    """At 1e-4 Prodigy learns next to nothing for hours."""
+    check_rates(OptimizerOptions(optimizer_type=name), [ParamGroup("unet", [], 1.0)])
+    assert caplog.text == ""
+    check_rates(OptimizerOptions(optimizer_type=name), [ParamGroup("unet", [], rate)])
+    assert f"about 1.0 is usual, not unet {rate:g}" in caplog.text
+
+
+def test_arguments_that_are_needed_are_added_and_said(caplog):
+    param = torch.nn.Parameter(torch.zeros(2, 2))
+    with caplog.at_level(logging.INFO):
+        for name, arguments in (("SGDNesterov", ("momentum=0.5",)), ("adafactor", ())):
+            options = OptimizerOptions(optimizer_type=name, optimizer_args=arguments)
+            make_optimizer(options, [ParamGroup("all", [param], 1.0)])
+    assert "SGDNesterov: nesterov=True is added" in caplog.text and "momentum" not in caplog.text
+    assert "adafactor: relative_step=True is added" in caplog.text
 
 
 def test_the_metadata_show_class_and_arguments_as_other_programs_do():
