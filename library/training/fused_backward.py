@@ -15,7 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from library.cli.errors import UserError
-from library.training.optimizers import optimizer_name
 from library.training.options import OptimizerOptions, TrainingOptions
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def fused_backward_problems(training: TrainingOptions, optimizer: OptimizerOptio
     """What can be said without a device. Imports no torch."""
     if not training.fused_backward_pass:
         return
-    name = optimizer_name(optimizer)
+    name = optimizer.optimizer
     if name.lower() not in {known.lower() for known in OPTIMIZERS}:
         yield UserError(
             f"{_FLAG} with --optimizer_type {name}: it cannot step for one parameter at a time",

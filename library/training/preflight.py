@@ -20,7 +20,6 @@ from library.models.options import MemoryOptions, ModelOptions
 from library.models.path_checks import model_problems
 from library.training.fused_backward import fused_backward_problems
 from library.training.optimizer_table import averages_itself
-from library.training.optimizers import optimizer_name
 from library.training.options import (
     AverageOptions,
     LoggingOptions,
@@ -134,7 +133,7 @@ class Preflight:
         yield from folder_problems("--logging_dir", options[LoggingOptions].logging_dir)
 
     def _check_average(self, options: Options) -> Problems:
-        name = optimizer_name(options[OptimizerOptions])
+        name = options[OptimizerOptions].optimizer
         if options[AverageOptions].ema and averages_itself(name):
             yield UserError(
                 f"--ema with --optimizer_type {name}, whose weights are an average already", hint="leave --ema out"
