@@ -23,12 +23,13 @@ RATES = {"SGDNesterov": 1.0, "SGDNesterov8bit": 1.0, "SGDScheduleFree": 10.0, "S
 # Optimizers that find their step size begin at 1e-6 of it and need hundreds of steps: a first guess `d0` brings them
 # there, and `growth_rate` keeps the guess from overshooting, which real runs would mend in the steps that follow.
 GUESS = ("d0=1e-3", "growth_rate=1.1")
-GUESSED = ["DAdaptation", "DAdaptAdam", "DAdaptAdamPreprint", "DAdaptAdan", "DAdaptAdanIP", "Prodigy"]
+GUESSED = ["DAdaptation", "DAdaptAdam", "DAdaptAdan", "DAdaptAdanIP", "Prodigy"]
 ARGUMENTS = {
     **dict.fromkeys(GUESSED, GUESS),
     "DAdaptAdaGrad": ("d0=2e-3",),
     "DAdaptLion": ("d0=1e-3",),
-    "DAdaptSGD": ("d0=0.3",),
+    "DAdaptAdamPreprint": ("d0=3e-4", "growth_rate=1.3"),
+    "DAdaptSGD": ("d0=0.1", "growth_rate=1.05"),
     # its own rate is a share of the weights' size, and half of a new LoRA's weights are 0
     "AdaFactor": ("scale_parameter=False",),
 }
