@@ -82,6 +82,8 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
 
         look_at_data(options, preflight.result())
         return
+    from library.training.out_of_memory import memory_errors
     from library.training.run import run_training
 
-    run_training(options, preflight.result(), script.make_method(options))
+    with memory_errors(options):
+        run_training(options, preflight.result(), script.make_method(options))

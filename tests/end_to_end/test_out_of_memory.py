@@ -1,0 +1,37 @@
+"""If this fails, a run that does not fit into memory ends in a traceback instead of what to do about it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.end_to_end.runs import ROOT, arguments
+
+# the address space is limited once the model is there, so that a large batch does not fit
+LIMITED = """
+import resource, sys
+import library.training.run as run
+real = run.make_optimizer
+def limited(*args):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, resource.RLIM_INFINITY))
+    return real(*args)
+run.make_optimizer = limited
+import train_network
+from library.cli.entry import run_entry
+sys.exit(run_entry(lambda: train_network.train(sys.argv[1:])))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory work otherwise")
+def test_the_flags_that_would_help_are_named(data_dir, tmp_path):
+    argv = arguments(
+        data_dir, tmp_path, resolution=512, min_bucket_reso=512, max_bucket_reso=1024, train_batch_size=4,
+        gradient_checkpointing=True, cache_latents=True,
+    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", LIMITED, *argv], capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert "there is not enough memory for this run" in done.stderr
+    said = done.stderr.split("the cheapest first: ")[1]
+    assert "--mixed_precision bf16, --optimizer_type AdamW8bit, a smaller batch size" in said
+    assert "--gradient_checkpointing" not in said and "--cache_latents" not in said  # these are in use

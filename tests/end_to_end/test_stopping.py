@@ -1,0 +1,94 @@
+"""If these fail, somebody who stops a run, or whose machine is shut down, loses what it has learned."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.end_to_end.runs import ROOT, arguments, assert_same, command, copy_pictures, logged, train
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are other things there")
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return copy_pictures(tmp_path_factory.mktemp("pictures") / "data")
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tmp_path_factory):
+    return train(pictures, tmp_path_factory.mktemp("whole"), **OPTIONS)
+
+
+OPTIONS = {"max_train_steps": STEPS, "cache_latents": True, "save_every_n_steps": 3}
+
+
+def started(argv):
+    return subprocess.Popen(command(argv), stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(pictures, whole, tmp_path, number, status):
+    process = started(arguments(pictures, tmp_path, **OPTIONS))
+    wait_for(tmp_path / "run-step00000003.safetensors", process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status and "Traceback" not in said, said[-2000:]
+    (state,) = tmp_path.glob("run-step*-state")
+    assert state.with_name(f"{state.name.removesuffix('-state')}.safetensors").exists()
+    last = said.strip().splitlines()[-1]
+    assert last.startswith(f"stopped by {signal.Signals(number).name}. To go on: python")
+    assert int(state.name[8:16]) < STEPS and not (tmp_path / "run.safetensors").exists()
+    words = shlex.split(last.split("To go on: ")[1])
+    done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same(load_file(tmp_path / "run.safetensors"), whole)
+    assert sorted(step for step, _ in logged(tmp_path)) == list(range(1, STEPS + 1))
+
+
+def test_a_signal_without_a_state(pictures, tmp_path):
+    argv = arguments(pictures, tmp_path, **OPTIONS)
+    process = started([*argv, "--no-save_state_on_signal"])
+    wait_for(tmp_path / "run-step00000003.safetensors", process)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and "No state was saved" in said
+    assert not list(tmp_path.glob("*-state")) and list(tmp_path.glob("run-step*.safetensors"))
+
+
+def test_a_second_signal_ends_at_once(pictures, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox --w 64 --h 64 --s 900\n" * 20)  # minutes of drawing
+    argv = arguments(pictures, tmp_path, **OPTIONS, sample_prompts=prompts, sample_every_n_steps=4)
+    process = started(argv)
+    wait_for(tmp_path / "run-step00000003.safetensors", process)
+    time.sleep(1)  # it is at its pictures now
+    process.terminate()
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.terminate()
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGTERM
+    assert not list(tmp_path.glob(".run*")), "nothing half made"
+
+
+def test_a_signal_before_training_ends_at_once(pictures, tmp_path):
+    process = started(arguments(pictures, tmp_path, **OPTIONS))
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert not any(name.startswith("run") for name in os.listdir(tmp_path))
