@@ -42,6 +42,7 @@ class SubsetConfig:
     random_crop: bool = False
     resize_interpolation: str | None = None
     alpha_mask: bool = False
+    conditioning_data_dir: str | None = None  # of mask pictures
     cache_info: bool = False
     validation_split: float = 0.0
     validation_seed: int = 0
@@ -63,6 +64,11 @@ class SubsetConfig:
         """The options that make captions differ from time to time, other than those that leave them out."""
         names = ("shuffle_caption", "enable_wildcard", "caption_tag_dropout_rate", "token_warmup_step")
         return [name for name in names if getattr(self, name)]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether something weighs the loss of its pictures, place by place."""
+        return self.alpha_mask or self.conditioning_data_dir is not None
 
     @property
     def has_random_placement(self) -> bool:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import cv2
@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from library.cli.errors import UserError
-from library.data.images import load_image
+from library.data.images import load_image, load_mask
 from library.data.items import ItemPlace, draw_item, item_places, items_from
 from library.data.latent_cache import read_latents
 from library.data.pictures import UnreadablePicture
@@ -121,7 +121,7 @@ def _latents_from_disk(item: Item, fingerprint: str | None) -> CachedLatents:
             f"the cached latents of {item.latent_key.path} are gone or were changed during training",
             hint="start again, they are made anew",
         )
-    return latents
+    return latents if item.latent_key.mask_path is None else replace(latents, mask=load_mask(item.latent_key))
 
 
 _LOADERS: dict[str, Callable[[Item, str | None], Loaded]] = {

@@ -109,15 +109,36 @@ def load_image(key: LatentKey, colour: ColourShift | None = None) -> TrainedImag
     image = place_image(image, key.placement, key.flipped, key.interpolation)
     if colour is not None:
         image = apply_colour(image, colour)
+    if key.mask_path is not None:
+        return TrainedImage(to_pixels(image), load_mask(key))
     return TrainedImage(to_pixels(image), _mask(opacity, key) if key.alpha_is_mask else None)
 
 
-def _mask(opacity: np.ndarray | None, key: LatentKey) -> np.ndarray:
-    """float32 (H/8, W/8) in [0, 1]: the mean of the pixels of each latent; ones where all is opaque."""
+_MOST_ASPECT_ERROR = 0.02  # of a mask picture's aspect ratio against that of its picture: what rounding can do
+
+
+def load_mask(key: LatentKey) -> np.ndarray:
+    """The mask picture of a latent, placed as the picture is: float32 (H/8, W/8) in [0, 1], from its red channel.
+
+    It may be smaller or larger than the picture. Raises `UserError` naming the file if it cannot be decoded, or has
+    another aspect ratio than the picture.
+    """
+    red = decode_image(key.mask_path)[:, :, 0]
+    (height, width), (picture_width, picture_height) = red.shape, key.image_size
+    if abs(width * picture_height / (height * picture_width) - 1) > _MOST_ASPECT_ERROR:
+        raise UserError(
+            f"mask {key.mask_path} is {width}x{height}, and its picture {picture_width}x{picture_height}",
+            hint="make a mask of the picture's shape, or remove it from conditioning_data_dir",
+        )
+    return _mask(red, key)
+
+
+def _mask(values: np.ndarray | None, key: LatentKey) -> np.ndarray:
+    """float32 (H/8, W/8) in [0, 1]: the mean of the pixels of each latent, of values up to 255; ones without any."""
     width, height = (side // PIXELS_PER_LATENT for side in key.placement.bucket)
-    if opacity is None:
+    if values is None:
         return np.ones((height, width), dtype=np.float32)
-    placed = place_image(opacity, key.placement, key.flipped, key.interpolation)
+    placed = place_image(values, key.placement, key.flipped, key.interpolation)
     blocks = placed.reshape(height, PIXELS_PER_LATENT, width, PIXELS_PER_LATENT)
     return blocks.mean(axis=(1, 3), dtype=np.float32) / np.float32(255)
 

@@ -94,6 +94,7 @@ class PlannedDataset:
             interpolation=subset.resize_interpolation,
             alpha_is_mask=subset.alpha_mask,
             prepared_path=record.prepared.path if record.prepared else None,
+            mask_path=record.mask_path,
         )
 
     @property
@@ -279,6 +280,7 @@ class TrainingData:
                     # what differs first stands first: comparing the keys themselves takes several times as long
                     order = (key.path, place.resized, flipped, place.crop, key.image_size, key.mtime_ns)
                     order += (key.alpha_is_mask, key.interpolation or "", key.prepared_path or "")
+                    order += (key.mask_path or "",)
                     by_bucket.setdefault(place.bucket, {})[order] = key
         return [keys[order] for _, keys in sorted(by_bucket.items()) for order in sorted(keys)]
 
@@ -310,7 +312,7 @@ class TrainingData:
 
 
 def _without_place(subset: SubsetConfig) -> SubsetConfig:
-    return replace(subset, place="", image_dir=None, metadata_file=None, cache_info=False)
+    return replace(subset, place="", image_dir=None, metadata_file=None, conditioning_data_dir=None, cache_info=False)
 
 
 def _batch_lengths(num_items: int, batch_size: int) -> np.ndarray:

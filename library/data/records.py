@@ -25,6 +25,7 @@ class ImageRecord:
     subset_index: int
     is_reg: bool
     prepared: PreparedLatents | None = None
+    mask_path: str | None = None  # a picture that says what counts in the loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class LatentKey:
     interpolation: str | None = None  # `resize_interpolation`
     alpha_is_mask: bool = False  # transparency weighs the loss, instead of lying over white
     prepared_path: str | None = None  # of `PreparedLatents`: the picture is not looked at
+    mask_path: str | None = None  # of a picture whose brightness weighs the loss; never part of a cached latent
 
 
 @dataclass(frozen=True, slots=True)

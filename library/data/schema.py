@@ -53,13 +53,22 @@ class _SubsetOnlyKeys:
     metadata_file: str | None = option(
         help="JSON file that describes pictures", parse=parse_path, toml_level="subset"
     )
+    conditioning_data_dir: str | None = option(
+        help="folder of mask pictures, of the same names: what is white in them is learned, what is black is not",
+        parse=parse_path,
+        toml_level="subset",
+    )
     is_reg: bool = option(False, help="the pictures are regularisation pictures", toml_level="subset")
 
 
 Keys = dict[str, OptionField]
 
-# what is without meaning beside `metadata_file`: captions stand in that file
-_FOLDER_KEYS = ("class_tokens", "caption_extension")
+# what is without meaning beside `metadata_file`, and why
+_FOLDER_KEYS = {
+    "class_tokens": "captions are those in the metadata file",
+    "caption_extension": "captions are those in the metadata file",
+    "conditioning_data_dir": "masks are found for the pictures of an image_dir",
+}
 
 
 def _keys(level: str, *owners: type) -> Keys:
@@ -269,7 +278,12 @@ class _Builder:
         if values["metadata_file"] is not None:
             self._check_metadata_keys(place, table)
             values["is_reg"] = False
-        elif values["image_dir"] is None:
+        elif values["conditioning_data_dir"] is not None and values["alpha_mask"]:
+            self._add(
+                f"{place}.conditioning_data_dir cannot be used with alpha_mask: both say what counts in the loss",
+                "set alpha_mask = false there, or leave conditioning_data_dir out",
+            )
+        if values["image_dir"] is None and values["metadata_file"] is None:
             self._add(f"{place}.image_dir is missing", "name the folder of pictures, or a metadata_file")
             return None
         return SubsetConfig(place=place, **values)
@@ -281,11 +295,11 @@ class _Builder:
                 f"{place}.is_reg = true cannot be used with {place}.metadata_file",
                 "describe regularisation pictures by image_dir, in a dataset of such subsets",
             )
-        for name in _FOLDER_KEYS:
+        for name, reason in _FOLDER_KEYS.items():
             if name in table:
                 self._add(
                     f"{place}.{name} has no meaning beside {place}.metadata_file",
-                    f"leave {name} out: captions are those in the metadata file",
+                    f"leave {name} out: {reason}",
                 )
 
     def _check_one_kind(self, place: str, subsets: list[SubsetConfig]) -> None:

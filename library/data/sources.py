@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from library.cli.errors import UserError, UserErrors, listed, raise_together
 from library.data.config import SubsetConfig
@@ -42,11 +43,32 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = Fal
         pairs, scanned = _leave_out_bad(subset, pairs, scanned)
     problems = [each for each in scanned if isinstance(each, UserError)]
     raise_together([*problems, *_caption_problems(subset, pairs, scanned)])
-    return _make_records(subset, subset_index, pairs, scanned)
+    return _with_masks(subset, _make_records(subset, subset_index, pairs, scanned))
 
 
-def _list_folder(subset: SubsetConfig) -> set[str]:
-    folder, place = subset.image_dir, f"{subset.place}: image_dir"
+def _with_masks(subset: SubsetConfig, records: list[ImageRecord]) -> list[ImageRecord]:
+    """The records, each with the mask picture of its stem. Raises `UserError` with those that have none."""
+    folder = subset.conditioning_data_dir
+    if folder is None:
+        return records
+    names = sorted(filter(is_picture_name, _list_folder(subset, "conditioning_data_dir")), reverse=True)
+    by_stem = {name[: name.rindex(".")]: name for name in names}
+    missing = [record.key for record in records if _stem(record.key) not in by_stem]
+    if missing:
+        raise UserError(
+            f"{subset.place}: conditioning_data_dir {folder} lacks the masks of {len(missing)} pictures:"
+            f" {listed(missing, _MAX_NAMES_IN_WARNING)}",
+            hint="put a picture of the same name there for each: white where it is learned, black where it is not",
+        )
+    return [replace(record, mask_path=os.path.join(folder, by_stem[_stem(record.key)])) for record in records]
+
+
+def _stem(name: str) -> str:
+    return name[: name.rindex(".")]
+
+
+def _list_folder(subset: SubsetConfig, key: Literal["image_dir", "conditioning_data_dir"] = "image_dir") -> set[str]:
+    folder, place = getattr(subset, key), f"{subset.place}: {key}"
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.is_dir()}

@@ -100,7 +100,8 @@ class LossOptions:
     )
     debiased_estimation_loss: bool = option(False, help="weight timesteps by the debiased estimation's 1/sqrt(SNR)")
     masked_loss: bool = option(
-        False, help="weight the loss by the masks of the pictures, which alpha_mask in the dataset makes"
+        False,
+        help="weight the loss by the pictures' masks, which alpha_mask or conditioning_data_dir in the dataset make",
     )
     prior_loss_weight: float = option(1.0, help="loss weight of regularisation images", minimum=0)
 

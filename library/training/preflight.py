@@ -176,8 +176,11 @@ class Preflight:
 
 def _warn_useless_weights(data: TrainingData, loss: LossOptions | None) -> None:
     subsets = [subset for dataset in data.datasets for subset in dataset.config.subsets]
-    if loss is not None and loss.masked_loss and not any(subset.alpha_mask for subset in subsets):
-        logger.warning("--masked_loss does nothing: no pictures have masks, alpha_mask in the dataset makes them")
+    if loss is not None and loss.masked_loss and not any(subset.has_masks for subset in subsets):
+        logger.warning(
+            "--masked_loss does nothing: no pictures have masks, which alpha_mask or conditioning_data_dir in the"
+            " dataset file make"
+        )
 
 
 def folder_problems(flag: str, folder: str | None) -> Problems:

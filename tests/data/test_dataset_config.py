@@ -78,6 +78,7 @@ SUBSET_KEYS = {
 SUBSET_ONLY_KEYS = {
     "image_dir": ("'a'", "a", "''"),
     "metadata_file": ("'m.json'", "m.json", "1"),
+    "conditioning_data_dir": ("'masks'", "masks", "''"),
     "is_reg": ("true", True, "1"),
 }
 EVERY_KEY = {**DATASET_KEYS, **SUBSET_KEYS, **SUBSET_ONLY_KEYS}

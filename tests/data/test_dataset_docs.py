@@ -60,7 +60,7 @@ def test_every_key_stands_in_the_table_with_its_level_option_and_default() -> No
     flags = {field.spec.toml_key or field.name: field for field in option_fields(DatasetOptions)}
     for key, field in keys.items():
         _, level, option, default, _, _ = rows[f"`{key}`"]
-        is_alone = key in ("image_dir", "metadata_file", "is_reg")
+        is_alone = key in ("image_dir", "conditioning_data_dir", "metadata_file", "is_reg")
         assert level == ("subset only" if is_alone else field.spec.toml_level), key
         assert option == (f"`{flags[key].flag}`" if key in flags and not is_alone else ""), key
         if isinstance(field.default, bool):

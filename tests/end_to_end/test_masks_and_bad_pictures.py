@@ -56,3 +56,22 @@ def test_a_bad_picture_ends_the_run_unless_it_may_go_on(data_dir: Path, tmp_path
     with pytest.raises(UserError, match=f"{bad.name} cannot be read"):
         train(data_dir, tmp_path / "out", **CACHING[caching])
     assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("caching", CACHING)
+def test_mask_pictures_weigh_the_loss_wherever_latents_lie(data_dir: Path, tmp_path: Path, caching: str) -> None:
+    """Also when they change: latents in files are not those of the masks."""
+    (folder,) = data_dir.iterdir()
+    (tmp_path / "data.toml").write_text(
+        f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{folder}'\nconditioning_data_dir = '{tmp_path}/masks'\n"
+    )
+    options = {**CACHING[caching], "train_data_dir": None, "dataset_config": tmp_path / "data.toml"}
+    losses = {}
+    (tmp_path / "masks").mkdir()
+    for value in (255, 51, 0):
+        for path in folder.glob("*.png"):
+            Image.new("L", Image.open(path).size, value).save(tmp_path / "masks" / path.name)
+        train(None, tmp_path / str(value), masked_loss=True, max_train_steps=1, **options)
+        losses[value] = logged(tmp_path / str(value))[0][1]
+    assert losses[51] == pytest.approx(losses[255] / 5, rel=1e-5)
+    assert losses[0] == 0 < losses[255]
