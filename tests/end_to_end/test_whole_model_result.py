@@ -39,6 +39,13 @@ def test_each_format_opens_in_diffusers_with_what_learned_and_nothing_else_chang
         before = weights
 
 
+@pytest.mark.parametrize("script", ["train_db", "fine_tune"])
+def test_a_lower_precision_of_the_computation_rounds_no_weights(script, data_dir, tmp_path, base):
+    """Neither of frozen parts nor of those that learn, here at a rate of 0."""
+    train_whole(script, data_dir, tmp_path / "out", mixed_precision="bf16", learning_rate=0, save_state=True)
+    assert changed_parts(read_model(tmp_path / "out" / "run"), base) == set()
+
+
 @pytest.mark.parametrize(
     ("options", "learned"),
     [
