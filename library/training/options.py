@@ -28,7 +28,9 @@ class TrainingOptions:
     gradient_accumulation_steps: int = option(1, help="batches that make one optimizer step", minimum=1)
     max_grad_norm: float = option(1.0, help="largest norm of the gradient, 0 for no limit", minimum=0)
     seed: int | None = option(help="seed of everything random; without it one is drawn and logged", minimum=0)
-    mixed_precision: str = option("no", help="precision of the frozen model", choices=("no", "fp16", "bf16"))
+    mixed_precision: str = option(
+        "no", help="precision of the computation, and of what does not learn", choices=("no", "fp16", "bf16")
+    )
     full_fp16: bool = option(False, help="keep what learns in fp16 too: little memory, coarse steps")
     full_bf16: bool = option(False, help="keep what learns in bf16 too: little memory, coarse steps")
     gradient_checkpointing: bool = option(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from library.training.states import read_state
-from tests.end_to_end.runs import BASE, assert_same, copy_pictures, logged
+from tests.end_to_end.runs import BASE, assert_same, copy_pictures, logged, train
 from tests.end_to_end.whole_models import changed_parts, read_model, train_whole
 
 STEPS = 6  # 5 to the epoch
@@ -98,6 +98,12 @@ def test_steps_in_the_backward_pass_are_the_usual_steps(optimizer, data_dir, tmp
     assert_same_states(tmp_path / "usual" / "run-state", tmp_path / "fused" / "run-state")
     for curve in ("loss/current", "lr/unet", "lr/textencoder"):
         assert logged(tmp_path / "usual", curve) == logged(tmp_path / "fused", curve) != []
+
+
+def test_adapters_can_step_in_the_backward_pass_too(data_dir, tmp_path):
+    options = {"max_grad_norm": 0, "max_train_steps": 3}
+    usual = train(data_dir, tmp_path / "usual", **options)
+    assert_same(usual, train(data_dir, tmp_path / "fused", fused_backward_pass=True, **options))
 
 
 def test_caches_and_workers_change_nothing(tmp_path):
