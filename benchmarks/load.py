@@ -19,6 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.process_memory import forget_peak, peak, resident  # noqa: E402
+from benchmarks.random_models import make_model  # noqa: E402
+
 FORMS = {
     "safetensors, float32": ("safetensors", "float32"),
     "safetensors, float16": ("safetensors", "float16"),
@@ -30,46 +33,14 @@ FORMS = {
 TARGET = 1.3
 
 
-def make_model(share: float, folder: Path) -> None:
+def write_models(share: float, folder: Path) -> None:
     """Writes the model in every form."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from library.models.model_saving import FORMATS
 
-    from library.models.model_parts import ModelParts
-    from library.models.model_saving import FORMATS, SavedModel, save_model
-    from library.models.text_encoder import build_text_encoder
-    from library.models.tokenizer import load_tokenizer
+    def path(title: str, form: str) -> Path:
+        return folder / (title.replace(", ", "-").replace(" ", "") + FORMATS[form].ending)
 
-    def width(full: int) -> int:
-        return max(64, round(full * share / 64) * 64)
-
-    text_width = width(768)
-    unet = UNet2DConditionModel(
-        block_out_channels=[width(channels) for channels in (320, 640, 1280, 1280)],
-        cross_attention_dim=text_width,
-        attention_head_dim=8,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=[width(channels) for channels in (128, 256, 512, 512)],
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        layers_per_block=2,
-    )
-    text = build_text_encoder(
-        {
-            "vocab_size": 49408,
-            "hidden_size": text_width,
-            "intermediate_size": 4 * text_width,
-            "num_hidden_layers": 12,
-            "num_attention_heads": text_width // 64,
-        }
-    )
-    parts = ModelParts(unet, vae, text)
-    tokenizer = load_tokenizer(None, pads_with_end=True)
-    for title, (form, precision) in FORMS.items():
-        path = folder / (title.replace(", ", "-").replace(" ", "") + FORMATS[form].ending)
-        scheduler = {"prediction_type": "epsilon"}
-        save_model(path, form, SavedModel(parts, tokenizer, False, scheduler, getattr(torch, precision)))
+    make_model(share, [(form, precision, path(title, form)) for title, (form, precision) in FORMS.items()])
 
 
 def measure(path: str) -> None:
@@ -78,22 +49,15 @@ def measure(path: str) -> None:
     from library.models.options import ModelOptions
     from library.models.registry import load_family
 
-    before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = resident()
+    forget_peak()
     start = time.perf_counter()
     family = load_family(ModelOptions(path))
     seconds = time.perf_counter() - start
-    peak = _memory("VmHWM") - before
+    most = peak() - before
     modules = (family.unet, family.vae, *family.text_encoders)
     size = sum(parameter.nbytes for module in modules for parameter in module.parameters())
-    print(json.dumps({"seconds": seconds, "peak": peak, "size": size}))
-
-
-def _memory(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {name} in /proc/self/status")
+    print(json.dumps({"seconds": seconds, "peak": most, "size": size}))
 
 
 def main() -> None:
@@ -105,16 +69,16 @@ def main() -> None:
     if arguments.measure is not None:
         return measure(arguments.measure)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        make_model(arguments.share, Path(folder))
+        write_models(arguments.share, Path(folder))
         print(f"{'form':24} {'in memory':>10} {'seconds':>8} {'peak':>10} {'peak / size':>12}   (target {TARGET})")
         for title in FORMS:
             (path,) = Path(folder).glob(title.replace(", ", "-").replace(" ", "") + "*")
             command = [sys.executable, __file__, "--measure", str(path)]
             done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
             result = json.loads(done.stdout.splitlines()[-1])
-            size, peak = result["size"], result["peak"]
+            size, most = result["size"], result["peak"]
             print(
-                f"{title:24} {size / 2**20:7.0f} MB {result['seconds']:8.1f} {peak / 2**20:7.0f} MB {peak / size:12.2f}"
+                f"{title:24} {size / 2**20:7.0f} MB {result['seconds']:8.1f} {most / 2**20:7.0f} MB {most / size:12.2f}"
             )
 
 

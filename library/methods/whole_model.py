@@ -104,12 +104,11 @@ class WholeModel:
         """Raises `UserError` when the state is that of another model, or of another choice of what learns."""
         own = self.state_dict()
         if own.keys() != state.keys():
-            parts = {_parts(own), _parts(state)}
+            then, now = _parts(state), _parts(own)
+            what = "of another model" if then == now else f"of a run that trains {then}, this one trains {now}"
             raise UserError(
-                "the state to resume from is that of another model"
-                if len(parts) == 1
-                else f"the state to resume from is of a run that trains {_parts(state)}, this one trains {_parts(own)}",
-                hint="give the same model, and the text encoder the same part in it, as in the run that saved it",
+                f"the state to resume from is {what}",
+                hint="give the same model, and train the same parts of it, as the run that saved the state",
             )
         for name, tensor in own.items():
             if tensor.shape != state[name].shape:
@@ -145,4 +144,4 @@ def _encoder_name(index: int) -> str:
 
 
 def _parts(state: Mapping[str, torch.Tensor]) -> str:
-    return " and ".join(dict.fromkeys(name.split(".")[0] for name in state))
+    return " and ".join(sorted({name.split(".")[0] for name in state}))

@@ -116,9 +116,9 @@ def make_lr_schedule(optimizer: torch.optim.Optimizer, options: OptimizerOptions
     from torch.optim.lr_scheduler import LambdaLR
 
     if needs_adafactor_schedule(options):
-        from transformers.optimization import AdafactorSchedule
+        from library.training.adafactor_rates import AdafactorRates
 
-        return AdafactorSchedule(optimizer, initial_lr=options.learning_rate)
+        return AdafactorRates(optimizer, options.learning_rate)
     if options.lr_scheduler_type:
         from library.training.schedule_classes import make_schedule_of_class
 

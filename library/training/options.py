@@ -31,7 +31,9 @@ class TrainingOptions:
     max_nonfinite_steps: int = option(
         10, help="steps in a row with a loss or gradients that are not finite, after which the run ends", minimum=1
     )
-    mixed_precision: str = option("no", help="precision of the frozen model", choices=("no", "fp16", "bf16"))
+    mixed_precision: str = option(
+        "no", help="precision of the computation, and of what does not learn", choices=("no", "fp16", "bf16")
+    )
     full_fp16: bool = option(False, help="keep what learns in fp16 too: little memory, coarse steps")
     full_bf16: bool = option(False, help="keep what learns in bf16 too: little memory, coarse steps")
     gradient_checkpointing: bool = option(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from accelerate import Accelerator
 
 from library.cli.errors import UserError
 from library.models.options import MemoryOptions
 
+_MESSAGE_ELEMENTS = 2**25  # 128 MiB in float32
 DTYPES = {"float": torch.float32, "no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -46,15 +49,28 @@ class HalfGradScaler(torch.amp.GradScaler):
 
 
 def reduce_gradients(accelerator: Accelerator, params: list[torch.nn.Parameter]) -> None:
-    """Sums gradients over the processes, in one message; a process without a micro-batch adds zeros."""
+    """Sums gradients over the processes, in few messages; a process without a micro-batch adds zeros."""
     if accelerator.num_processes == 1:
         return
     params = [param for param in params if param.requires_grad]  # some stop learning on the way
     for param in params:
         if param.grad is None:
             param.grad = torch.zeros_like(param)
-    total = accelerator.reduce(torch.cat([param.grad.flatten() for param in params]), reduction="sum")
-    start = 0
+    for together in _messages(params):
+        total = accelerator.reduce(torch.cat([param.grad.flatten() for param in together]), reduction="sum")
+        start = 0
+        for param in together:
+            param.grad.copy_(total[start : start + param.numel()].view_as(param))
+            start += param.numel()
+
+
+def _messages(params: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """All parameters in pieces of some size: a second copy of a whole model's gradients would be large."""
+    together: list[torch.nn.Parameter] = []
     for param in params:
-        param.grad.copy_(total[start : start + param.numel()].view_as(param))
-        start += param.numel()
+        together.append(param)
+        if sum(each.numel() for each in together) >= _MESSAGE_ELEMENTS:
+            yield together
+            together = []
+    if together:
+        yield together

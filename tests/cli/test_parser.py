@@ -143,3 +143,18 @@ def test_toml_errors_say_line_and_column(tmp_path):
         read_toml(file, "--config_file")
 
 
+
+
+@dataclasses.dataclass(frozen=True)
+class MoreRates(Rates):
+    decay: float = option(0.0, help="added by one script")
+
+
+def test_a_group_that_a_script_extends_is_found_under_both_names():
+    options = parse("--decay", "2", "--rate", "3", groups=(MoreRates,))
+    assert options[Rates] is options[MoreRates] and (options[Rates].rate, options[MoreRates].decay) == (3.0, 2.0)
+    assert [type(group) for group in options].count(MoreRates) == 1
+    # and a check that reads the part is left out when the whole has problems
+    with pytest.raises(UserError) as caught:
+        parse("--decay", "many", groups=(MoreRates,), checks=[lambda options: [UserError(str(options[Rates].rate))]])
+    assert [message for message, _ in messages(caught.value)] == ["--decay many is not valid"]

@@ -85,7 +85,8 @@ def test_batches_carry_masks_of_some_subsets(tmp_path):
     data = load(tmp_path, subset=others, dataset="batch_size = 2")
     dataset = BatchDataset(data, seed=1, clock=StepClock(1, 1, 1), latent_source="pixels")
     batch = dataset[data.plan(1, 0)[0]]
-    values = {Path(key.path).name: mask.unique().tolist() for key, mask in zip(batch.latent_keys, batch.masks, strict=True)}
+    pairs = zip(batch.latent_keys, batch.masks, strict=True)
+    values = {Path(key.path).name: mask.unique().tolist() for key, mask in pairs}
     assert values == {"a.png": [pytest.approx(0.2, abs=0.01)], "b.png": [1.0]}
 
 

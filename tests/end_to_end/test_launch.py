@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.end_to_end.runs import ROOT, arguments, assert_same, logged, run_command, train
+from tests.end_to_end.runs import BASE, ROOT, arguments, assert_same, logged, run_command, train
+from tests.end_to_end.whole_models import changed_parts, read_model, train_whole
 
 
-def launch(argv, *options, **environment):
+def launch(argv, *options, script="train_network.py", **environment):
     """`accelerate launch`, without a configuration of the machine's own."""
-    start = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, "train_network.py"]
+    start = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, script]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", **environment}
     done = subprocess.run([*start, *argv], capture_output=True, text=True, timeout=300, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -31,6 +32,22 @@ def test_python_and_accelerate_launch_write_the_same_file(data_dir, tmp_path):
         "--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
     )  # fmt: skip
     assert_same(*(load_file(tmp_path / name / "run.safetensors") for name in ("python", "launched")))
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_whole_model_as_one_does_with_twice_the_accumulation(data_dir, tmp_path):
+    options = {"max_train_steps": 4, "stop_text_encoder_training": 2, "learning_rate": 1e-2, "optimizer_type": "SGD"}
+    train_whole("train_db", data_dir, tmp_path / "one", gradient_accumulation_steps=2, **options)
+    launch(
+        arguments(data_dir, tmp_path / "two", **options),
+        "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+        "--dynamo_backend", "no", script="train_db.py",
+    )  # fmt: skip
+    one, two = (read_model(tmp_path / name / "run") for name in ("one", "two"))
+    assert changed_parts(one, read_model(BASE)) == {"unet", "text_encoder"}
+    for part in one:
+        for name, tensor in one[part].items():
+            torch.testing.assert_close(two[part][name], tensor, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -508,6 +508,12 @@ def test_the_format_is_the_one_asked_for_or_that_of_the_source(save_model_as, us
     assert choose_format(save_model_as, use_safetensors=use_safetensors, source=source) == expected
 
 
+@pytest.mark.parametrize("format", FOLDERS)
+def test_a_folder_is_saved_with_weights_of_its_own_kind(folder_v1, tmp_path, format):
+    saved = save(load(folder_v1), tmp_path, format)
+    assert choose_format(None, use_safetensors=False, source=str(saved)) == format
+
+
 def test_gradients_and_training_go_on_after_a_save(tmp_path):
     family = load(write_folder(make_tiny(False), tmp_path / "source"))
     family.unet.requires_grad_(True)

@@ -1,0 +1,84 @@
+"""Short runs of the training scripts on a random model and one made picture, each in a process of its own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.process_memory import RETURN_FREED_MEMORY, forget_peak, peak, resident
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make_data(folder: Path, size: int, count: int = 1) -> None:
+    """Pictures as folders (train/1_x) and as a metadata file (meta.json), at `size` x `size`."""
+    import numpy as np
+    from PIL import Image
+
+    pictures = folder / "train" / "1_x"
+    pictures.mkdir(parents=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+    entries = {f"{number}.png": {"caption": "a picture"} for number in range(count)}
+    (folder / "meta.json").write_text(json.dumps(entries))
+
+
+def run(script: str, flags: list[str], *, model: Path, data: Path, output: Path, size: int) -> dict[str, float]:
+    """Runs a script with some flags. Returns "seconds" (of the loop), "peak" (bytes, of all) and "loop_peak".
+
+    Peaks are beyond what the process held before it loaded anything but libraries. Raises `CalledProcessError`.
+    """
+    described = (
+        ["--train_data_dir", str(data / "train" / "1_x"), "--in_json", str(data / "meta.json")]
+        if script == "fine_tune"
+        else ["--train_data_dir", str(data / "train")]
+    )
+    argv = [
+        "--pretrained_model_name_or_path", str(model), *described, "--resolution", str(size), "--seed", "1",
+        "--output_dir", str(output), "--max_data_loader_n_workers", "0", "--max_train_steps", "2",
+        "--no_metadata", *flags,
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.training_runs", script, *argv]
+    environment = {**os.environ, **RETURN_FREED_MEMORY}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    if done.returncode:
+        sys.stderr.write(done.stderr[-3000:])
+        done.check_returncode()
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measure(script: str, argv: list[str]) -> dict[str, float]:
+    """Trains in this process; what is imported is not counted."""
+    import bitsandbytes  # noqa: F401
+    import transformers.optimization  # noqa: F401
+
+    import library.methods.adapter  # noqa: F401
+    import library.methods.whole_model  # noqa: F401
+    from library.training.trainer import Trainer
+
+    found: dict[str, float] = {}
+    train = Trainer.run
+
+    def measured(trainer: Trainer) -> None:
+        found["loading_peak"] = peak() - before
+        forget_peak()
+        start = time.perf_counter()
+        train(trainer)
+        found["seconds"] = time.perf_counter() - start
+        found["loop_peak"] = peak() - before
+
+    Trainer.run = measured  # the loop begins when all is loaded
+    before = resident()
+    forget_peak()
+    importlib.import_module(script).train(argv)
+    return {**found, "peak": max(found["loading_peak"], found["loop_peak"])}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(sys.argv[1], sys.argv[2:])))

@@ -1,0 +1,54 @@
+"""If these fail, --fused_backward_pass learns something else than its documents say, or keeps what it should
+free."""
+
+import pytest
+import torch
+
+from library.cli.errors import UserError
+from library.training.fused_backward import check_fused_backward, step_in_backward
+from library.training.options import TrainingOptions
+
+
+def _fit():
+    draws = torch.Generator().manual_seed(5)
+    first, second = (torch.nn.Parameter(torch.randn(4, 4, generator=draws)) for _ in range(2))
+    optimizer = torch.optim.AdamW([{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.01}])
+    return first, second, optimizer, torch.randn(8, 4, generator=draws)
+
+
+def test_the_limit_is_on_each_gradient_by_itself_and_none_is_left():
+    first, second, _, inputs = _fit()
+    sgd = torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": [second], "lr": 2.0}])
+    before = first.detach().clone(), second.detach().clone()
+    loss = (torch.tanh(inputs @ first) @ second).square().sum()
+    gradients = torch.autograd.grad(loss, [first, second], retain_graph=True)
+    step_in_backward(sgd, max_grad_norm=0.25)
+    loss.backward()
+    for param, start, gradient, rate in zip((first, second), before, gradients, (0.5, 2.0), strict=True):
+        assert gradient.norm() > 0.25  # there is something to limit
+        torch.testing.assert_close(param.detach(), start - rate * 0.25 * gradient / gradient.norm())
+        assert param.grad is None
+
+
+def test_it_goes_on_with_the_groups_of_a_loaded_state():
+    first, second, optimizer, inputs = _fit()
+    step_in_backward(optimizer, 0)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = 0.0  # as a schedule would, after a resume
+    before = first.detach().clone(), second.detach().clone()
+    (inputs @ first @ second).square().sum().backward()
+    assert torch.equal(first, before[0]) and not torch.equal(second, before[1])
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
+
+
+def test_a_weight_that_is_used_twice_steps_once_with_the_whole_gradient():
+    first, _, optimizer, inputs = _fit()
+    step_in_backward(optimizer, 0)
+    (inputs @ first @ first).square().sum().backward()
+    assert optimizer.state[first]["step"] == 1
+
+
+def test_several_processes_are_refused():
+    with pytest.raises(UserError, match="2 processes"):
+        check_fused_backward(TrainingOptions(fused_backward_pass=True), 2)
+    check_fused_backward(TrainingOptions(), 2)
