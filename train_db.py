@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from library.cli.entry import run_entry
 from library.cli.parser import Options
 from library.methods.options import DreamBoothOptions
-from library.methods.whole_model_checks import chosen_format, whole_model_checks
+from library.methods.whole_model_checks import chosen_ending, chosen_format, whole_model_checks
 from library.models.options import DreamBoothPromptOptions
 from library.training.script import TrainingScript, option_groups, run_script
 
@@ -27,7 +27,13 @@ def make_method(options: Options) -> WholeModel:
 
 def train(argv: Sequence[str]) -> None:
     script = TrainingScript(
-        "train_db.py", __doc__, OPTION_GROUPS, make_method, checks=whole_model_checks(), data_source="folder"
+        "train_db.py",
+        __doc__,
+        OPTION_GROUPS,
+        make_method,
+        checks=whole_model_checks(),
+        data_source="folder",
+        ending_of=chosen_ending,
     )
     run_script(script, argv)
 

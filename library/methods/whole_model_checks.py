@@ -27,6 +27,11 @@ def chosen_format(options: Options) -> str:
     return choose_format(chosen.save_model_as, use_safetensors=chosen.use_safetensors, source=source)
 
 
+def chosen_ending(options: Options) -> str:
+    """The ending of saved models; empty where they are folders."""
+    return FORMATS[chosen_format(options)].ending
+
+
 def _check_text_caching(options: Options) -> Problems:
     whole = options[WholeModelOptions]
     if options[CachingOptions].caches_text_encoder_outputs and whole.text_encoder_learns:

@@ -14,7 +14,7 @@ from library.models.options import MemoryOptions
 from library.training.options import OptimizerOptions, TrainingOptions
 
 # what PyTorch says when the system gives it no memory; a GPU's has a class of its own
-_CPU_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
+_CPU_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "could not create a primitive")
 
 
 @contextmanager

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+AdaptData = Callable[[Options, "TrainingData"], "TrainingData"]
+
 
 @dataclass(frozen=True)
 class PreflightResult:
@@ -53,9 +55,21 @@ class PreflightResult:
 class Preflight:
     """Checks for `parse_options`; keeps what they read. Nothing here imports torch."""
 
-    def __init__(self, data_source: Source | None = None) -> None:
-        """`data_source`: what must describe all pictures, folders or metadata files; None for either."""
+    def __init__(
+        self,
+        data_source: Source | None = None,
+        *,
+        ending_of: Callable[[Options], str],
+        adapt_data: AdaptData | None = None,
+    ):
+        """`data_source`: what must describe all pictures, folders or metadata files; None for either.
+
+        `ending_of`: of the files that a run writes. `adapt_data`: gives the data as a method wants it, and raises
+        `UserError` for data that it cannot use.
+        """
         self._data_source = data_source
+        self._ending_of = ending_of
+        self._adapt_data = adapt_data
         self._data: TrainingData | None = None
         self._prompts: list[SamplePrompt] = []
         self._state: FoundState | None = None
@@ -104,6 +118,8 @@ class Preflight:
             described = replace(described, skip_bad_images=True)
         with kept_warnings() as warnings:
             self._data = load_training_data(described, options.get(CachingOptions), only=self._data_source)
+            if self._adapt_data is not None:
+                self._data = self._adapt_data(options, self._data)
         self._data_warnings = tuple(warnings)
         if not options[ReportOptions].replaces_training:
             _warn_useless_weights(self._data, options.get(LossOptions))
@@ -166,7 +182,9 @@ class Preflight:
         output = options[OutputOptions]
         if output.resume is not None or output.overwrite or options[ReportOptions].replaces_training:
             return
-        found = [saved.path.name for saved in saved_under(Path(output.output_dir or "."), output.output_name)]
+        ending = self._ending_of(options)
+        saved = saved_under(Path(output.output_dir or "."), output.output_name)
+        found = [each.path.name for each in saved if each.is_state or each.ending == ending]
         if found:
             yield UserError(
                 f"--output_dir {output.output_dir} holds an earlier run's {listed(found, 3)}",

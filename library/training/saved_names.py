@@ -29,7 +29,11 @@ class Saved:
     path: Path
     when: Literal["epoch", "step", "end"]
     number: int  # the epoch, counted from 1, or the step; 0 at the end
-    is_state: bool
+    ending: str  # "-state", or that of a file of weights; empty for a folder
+
+    @property
+    def is_state(self) -> bool:
+        return self.ending == STATE_ENDING
 
 
 def saved_under(folder: Path, name: str) -> Iterator[Saved]:
@@ -44,7 +48,7 @@ def saved_under(folder: Path, name: str) -> Iterator[Saved]:
             continue
         epoch, step, ending = match.groups()
         when = "epoch" if epoch else "step" if step else "end"
-        yield Saved(path, when, int(epoch or step or 0), ending == STATE_ENDING)
+        yield Saved(path, when, int(epoch or step or 0), ending)
 
 
 @dataclass(frozen=True)

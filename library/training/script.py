@@ -21,7 +21,7 @@ from library.training.options import (
     TrainingOptions,
     ValidationOptions,
 )
-from library.training.preflight import Preflight
+from library.training.preflight import AdaptData, Preflight
 
 if TYPE_CHECKING:
     from library.training.method import TrainingMethod
@@ -32,7 +32,8 @@ class TrainingScript:
     """What is a script's own.
 
     `make_method` is called when the options are valid, and may import what is heavy only then. `data_source`: what
-    must describe all pictures, folders or metadata files; None for either.
+    must describe all pictures, folders or metadata files; None for either. `ending_of`: of the files of a run;
+    empty for folders. `adapt_data`: gives the data as the method wants it.
     """
 
     program: str
@@ -41,6 +42,8 @@ class TrainingScript:
     make_method: Callable[[Options], TrainingMethod]
     checks: Sequence[Callable[[Options], Problems]] = ()
     data_source: Source | None = None
+    ending_of: Callable[[Options], str] = lambda options: ".safetensors"
+    adapt_data: AdaptData | None = None
 
 
 def option_groups(method_options: type, *, prompt_options: type = PromptOptions) -> tuple[type, ...]:
@@ -68,7 +71,7 @@ def option_groups(method_options: type, *, prompt_options: type = PromptOptions)
 
 def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
     """Trains as a command line says. Raises `UserError` for what its user can mend."""
-    preflight = Preflight(script.data_source)
+    preflight = Preflight(script.data_source, ending_of=script.ending_of, adapt_data=script.adapt_data)
     options = parse_options(
         argv,
         script.option_groups,

@@ -136,6 +136,7 @@ def test_nothing_of_the_users_is_replaced_by_a_saved_model(data_dir, tmp_path, c
     ]
     for change, named in cases:
         errors, said = lines_of("train_db", arguments(data_dir, tmp_path / "models", **change), capsys)
+        errors = [error for error in errors if "earlier run" not in error]  # a folder of a model could be one's
         assert len(errors) == 1 and named in errors[0] and "--output_name" in said, said
     # a file beside a folder of that name is no such case
     argv = {"output_name": "base", "save_model_as": "safetensors", "max_train_steps": 1}

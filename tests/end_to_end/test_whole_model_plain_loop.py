@@ -63,7 +63,7 @@ def compare(found, expected, learned):
         changes = torch.cat([(tensor - base[part][name]).flatten() for name, tensor in expected[part].items()])
         errors = torch.cat([(tensor - found[part][name]).flatten() for name, tensor in expected[part].items()])
         assert errors.abs().max() < 1e-6, (part, errors.abs().max())
-        assert changes.abs().max() > 1e-3  # what is compared is not nothing
+        assert changes.abs().max() > 5e-4  # what is compared is not nothing
 
 
 @pytest.fixture

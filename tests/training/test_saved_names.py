@@ -18,7 +18,7 @@ STEPS = [
 def let_go(when, number, every, retention):
     """The newest of all earlier numbers that is let go, with all that are older."""
     numbers = range(0, number, every)
-    gone = [each for each in numbers if retention.lets_go(Saved(None, when, each, False), when, number, every)]
+    gone = [each for each in numbers if retention.lets_go(Saved(None, when, each, ".safetensors"), when, number, every)]
     assert gone == [each for each in numbers if gone and each <= gone[-1]]
     return gone[-1] if gone else None
 
