@@ -27,6 +27,7 @@ class AdapterNetwork:
     """
 
     architecture_suffix = "/lora"
+    file_suffix = ".safetensors"
 
     def __init__(self, options: NetworkOptions):
         self._options = options

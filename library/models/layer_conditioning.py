@@ -37,7 +37,7 @@ def cross_attention_layers(unet: nn.Module) -> dict[str, str]:
             places.append((order, int(number), form.format(int(number)), path))
     if not paths or len(places) != len(paths):
         raise UserError(
-            f"the U-Net has {len(paths)} cross-attention layers, of which {len(places)} are where Stable Diffusion's are",
+            f"of the U-Net's {len(paths)} cross-attention layers {len(places)} are where Stable Diffusion has them",
             hint="--xti works with Stable Diffusion 1.x and 2.x",
         )
     return {name: path for _, _, name, path in sorted(places)}

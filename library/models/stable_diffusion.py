@@ -184,7 +184,7 @@ class StableDiffusion:
         """From now on prompts are read with this word in them. Raises `UserError` if it is in the vocabulary."""
         (encoder,) = self.text_encoders
         if self.tokenizer.knows(word.text):
-            raise UserError(f"{word.text!r} is in the model's vocabulary already", "choose a word that it does not know")
+            raise UserError(f"{word.text} is in the model's vocabulary already", "choose a word that it does not know")
         self.tokenizer = self.tokenizer.with_word(word.text, word.attach(encoder.token_embedding))
         self._word = word
         if word.num_layers > 1 and self._layer_conditioning is None:

@@ -30,6 +30,7 @@ class TrainingMethod(Protocol):
 
     trains_text_encoders: bool
     architecture_suffix: str  # behind the model's architecture in `modelspec.architecture`: "/lora", or nothing
+    file_suffix: str  # ending of the files that `save` writes: ".safetensors"
 
     def prepare(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
         """Creates or chooses what learns, in float32, on the CPU. New weights depend on `seed` alone."""

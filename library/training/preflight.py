@@ -50,7 +50,9 @@ class PreflightResult:
 class Preflight:
     """Checks for `parse_options`; keeps what they read. Nothing here imports torch."""
 
-    def __init__(self) -> None:
+    def __init__(self, adapt_data: Callable[[Options, TrainingData], TrainingData] | None = None):
+        """adapt_data: gives the data as a method wants it, and raises `UserError` for data that it cannot use."""
+        self._adapt_data = adapt_data
         self._data: TrainingData | None = None
         self._prompts: list[SamplePrompt] = []
         self._state: StateHeader | None = None
@@ -86,6 +88,8 @@ class Preflight:
             described = replace(described, skip_bad_images=True)
         with kept_warnings() as warnings:
             self._data = load_training_data(described, options.get(CachingOptions))
+            if self._adapt_data is not None:
+                self._data = self._adapt_data(options, self._data)
         self._data_warnings = tuple(warnings)
         validation = options.get(ValidationOptions)
         if self._data.validation is None and validation is not None and validation.is_asked_for:

@@ -74,14 +74,14 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
 
     check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
     family = _load(options, accelerator)
-    if accelerator.is_main_process:
-        warn_long_captions(preflight.data, family, options[PromptOptions].max_token_length)
     method.prepare(
         family,
         seed=plan.seed,
         default_learning_rate=options[OptimizerOptions].learning_rate,
         checkpointing=training.gradient_checkpointing,
     )
+    if accelerator.is_main_process:  # when it is known how many tokens a new word has
+        warn_long_captions(preflight.data, family, options[PromptOptions].max_token_length)
     check_rates(options[OptimizerOptions], method.param_groups())  # before hours are spent on caches
     _place_method(method, accelerator, training)
     if options[MemoryOptions].torch_compile:
@@ -280,7 +280,7 @@ def _say_what_was_written(
         lines.append(f"  {Path(output.output_dir) / 'sample'} (sample pictures)")
     if log_folder is not None:
         lines.append(f"  {log_folder} (curves; tensorboard --logdir {options[LoggingOptions].logging_dir} shows them)")
-    last = next(path for path in reversed(parts.saver.written) if path.suffix == ".safetensors")
+    last = next(path for path in reversed(parts.saver.written) if path.suffix == method.file_suffix)
     lines += ["Next:", f"  {method.usage_hint(last)}"]
     if output.save_state:
         state = parts.saver.written[-1]

@@ -36,8 +36,8 @@ class Saver:
         self.written: list[Path] = []
 
     def save(self, suffix: str, metadata: dict[str, str]) -> None:
-        """Writes `<name><suffix>.safetensors`. Raises `UserError` when the folder cannot be written to."""
-        name = f"{self._options.output_name}{suffix}.safetensors"
+        """Writes `<name><suffix>` with the method's ending. Raises `UserError` when the folder cannot be written to."""
+        name = f"{self._options.output_name}{suffix}{self._method.file_suffix}"
         self._write(self._folder / name, lambda path: self._write_weights(path, metadata))
 
     def save_state(self, suffix: str, state: Callable[[Path], None]) -> None:
