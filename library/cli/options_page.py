@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from library.cli.options import OptionField, option_fields
 
 
-def options_page(program: str, groups: Sequence[type]) -> str:
-    """A Markdown page with one table for each group of options."""
+def options_page(program: str, groups: Sequence[type], note: str | None = None) -> str:
+    """A Markdown page with one table for each group of options; `note` stands before them."""
     parts = [
         f"# Options of {program}",
         "Made from the declarations in the code; `docs/make_options.py` writes it. Every option can stand in a"
         " `--config_file` under its name without dashes.",
+        *([] if note is None else [note]),
     ]
     for owner in groups:
         rows = "\n".join(_row(field) for field in option_fields(owner))

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from tests.end_to_end.runs import ROOT, arguments, assert_same, logged, run_command, train
 
 
-def launch(argv, *options, **environment):
+def launch(argv, *options, script="train_network.py", **environment):
     """`accelerate launch`, without a configuration of the machine's own."""
-    start = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, "train_network.py"]
+    start = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, script]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", **environment}
     done = subprocess.run([*start, *argv], capture_output=True, text=True, timeout=300, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr[-3000:]

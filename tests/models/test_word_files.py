@@ -61,7 +61,7 @@ def test_diffusers_reads_it_and_its_text_encoder_says_the_same(tmp_path, tiny, f
     pipe = StableDiffusionPipeline(
         vae=tiny.vae,
         text_encoder=copy.deepcopy(tiny.text_encoder),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=77),
         unet=tiny.unet,
         scheduler=DDIMScheduler(),
         safety_checker=None,
