@@ -114,7 +114,10 @@ class TextualInversion:
 
 def _read_earlier(options: TextualInversionOptions) -> WordVectors:
     assert options.weights is not None
-    word = read_word(Path(options.weights))
+    try:
+        word = read_word(Path(options.weights))
+    except UserError as error:
+        raise UserError(f"--weights {error.message}", error.hint) from error
     num_vectors, wanted = word.vectors.shape[1], options.num_vectors_per_token
     if wanted is not None and wanted != num_vectors:
         raise UserError(
