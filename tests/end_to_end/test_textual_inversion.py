@@ -64,14 +64,14 @@ def random_vectors(seed, layers=1):
 
 @pytest.mark.parametrize("xti", [False, True], ids=["plain", "xti"])
 def test_a_word_learns_what_the_pictures_show(tmp_path, xti):
-    """The loss on them falls by a seventh and more; with a random word that is not trained it is where it began."""
+    """The loss on them falls by a fifth and more; with a random word that is not trained it is where it began."""
     pictures = copy_with_word(tmp_path / "data", count=12)
     options = {"init_word": "dog", "xti": xti, "cache_latents": True, "train_batch_size": 4}
     start = train_word(pictures, tmp_path / "start", learning_rate=0, max_train_steps=1, **options)
     trained = train_word(pictures, tmp_path / "trained", max_train_steps=60, **options)
     before, after = mean_loss(pictures, start.vectors), mean_loss(pictures, trained.vectors)
     untrained = [mean_loss(pictures, random_vectors(seed)) for seed in range(4)]
-    assert after < before * 6 / 7, (before, after, untrained)
+    assert after < before * 4 / 5, (before, after, untrained)
     assert sum(untrained) / 4 > before * 0.95, (before, after, untrained)
 
 
