@@ -21,6 +21,7 @@ RUNS = {
     "train_network": ["--network_dim", "16", "--network_alpha", "8"],
     "train_db": ["--optimizer_type", "AdaFactor", "--fused_backward_pass"],
     "fine_tune": ["--optimizer_type", "AdamW8bit", "--gradient_checkpointing"],
+    "train_textual_inversion": ["--token_string", "<shs>", "--use_object_template", "--num_vectors_per_token", "4"],
 }
 
 
@@ -36,7 +37,7 @@ def main() -> None:
         num_parameters = make_model(arguments.share, [("safetensors", "float16", folder / "model.safetensors")])
         make_data(folder, arguments.size)
         print(f"{num_parameters / 1e9:.2f} billion parameters, one picture of {arguments.size} x {arguments.size}")
-        print(f"{'script':16} {'seconds, 2 steps and a save':>28} {'peak loading':>13} {'peak training':>14}   flags")
+        print(f"{'script':24} {'seconds, 2 steps and a save':>28} {'peak loading':>13} {'peak training':>14}   flags")
         for script in [arguments.only] if arguments.only else RUNS:
             found = run(
                 script,
@@ -47,7 +48,7 @@ def main() -> None:
                 size=arguments.size,
             )
             print(
-                f"{script:16} {found['seconds']:28.1f} {found['loading_peak'] / 2**30:10.2f} GB"
+                f"{script:24} {found['seconds']:28.1f} {found['loading_peak'] / 2**30:10.2f} GB"
                 f" {found['loop_peak'] / 2**30:11.2f} GB   {' '.join(RUNS[script])}",
                 flush=True,
             )

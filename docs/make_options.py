@@ -5,20 +5,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))
 
 import fine_tune  # noqa: E402
 import train_db  # noqa: E402
 import train_network  # noqa: E402
+import train_textual_inversion  # noqa: E402
 from library.cli.options_page import options_page  # noqa: E402
 from library.cli.parser import ConfigFileOptions  # noqa: E402
 
-DOCS = ROOT / "docs"
 SCRIPTS = {
     "options.md": ("train_network.py", train_network.OPTION_GROUPS),
     "options_train_db.md": ("train_db.py", train_db.OPTION_GROUPS),
     "options_fine_tune.md": ("fine_tune.py", fine_tune.OPTION_GROUPS),
+    "options_train_textual_inversion.md": ("train_textual_inversion.py", train_textual_inversion.OPTION_GROUPS),
 }
 
 

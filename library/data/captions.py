@@ -65,7 +65,8 @@ def final_caption(
 ) -> str:
     """The caption as it is trained once, in this order:
 
-    1. nothing is left of it by `caption_dropout_rate`, and in each `caption_dropout_every_n_epochs`th epoch;
+    1. nothing is left of it by `caption_dropout_rate`, and in each `caption_dropout_every_n_epochs`th epoch; with
+       `caption_templates` it is one of these, as it stands there;
     2. `caption_prefix` and `caption_suffix` with a space between;
     3. one of its lines and of the texts of each {a|b} with `enable_wildcard`, without it the first line;
     4. with shuffling, token warm-up or tag dropout it is split at `caption_separator`: tags that must stay in place
@@ -76,6 +77,8 @@ def final_caption(
     """
     if _is_dropped(subset, rng, epoch):
         return ""
+    if subset.caption_templates:
+        return rng.choice(subset.caption_templates)
     if subset.caption_prefix:
         caption = f"{subset.caption_prefix} {caption}"
     if subset.caption_suffix:

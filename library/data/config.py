@@ -47,6 +47,7 @@ class SubsetConfig:
     validation_split: float = 0.0
     validation_seed: int = 0
     custom_attributes: dict[str, Any] | None = None
+    caption_templates: tuple[str, ...] = ()  # in place of the pictures' own; no key, the method says so
 
     @property
     def source(self) -> Source:

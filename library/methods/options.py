@@ -1,4 +1,4 @@
-"""Options of what is trained: an adapter network, or the whole model."""
+"""Options of what is trained: an adapter network, the whole model, or a new word."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import ClassVar
 
 from library.cli.errors import UserError
 from library.cli.options import option
+from library.data.caption_templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from library.models.model_saving import FORMATS
+from library.models.vocabulary import is_one_token
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class WholeModelOptions:
     )
     use_safetensors: bool = option(False, help="save .safetensors where the format would be one of pickles")
     learning_rate_te: float | None = option(
-        help="learning rate of the text encoder (default: --learning_rate)", minimum=0
+        help="learning rate of the text encoder (default: --learning_rate)", minimum=0, on_resume="kept"
     )
 
     @property
@@ -143,9 +145,97 @@ class FineTuningOptions(WholeModelOptions):
 
     HOW_TO_FREEZE: ClassVar[str] = "without --train_text_encoder"
 
-    train_text_encoder: bool = option(False, help="let the text encoder learn too")
+    train_text_encoder: bool = option(False, help="let the text encoder learn too", on_resume="same")
 
     @property
     def text_encoder_learns(self) -> bool:
         """Whether the text encoder learns."""
         return self.train_text_encoder
+
+
+_WORD_FILE_ENDINGS = (".safetensors", ".pt", ".ckpt", ".bin", ".png")
+_SIGNS_OF_CAPTIONS = "()[]{}|\\,"  # which weigh, choose and divide there
+
+
+@dataclass(frozen=True)
+class TextualInversionOptions:
+    """The new word."""
+
+    GROUP: ClassVar[str] = "Textual inversion"
+
+    token_string: str | None = option(
+        help="the new word, as captions and prompts hold it: one that the model does not know, such as <shs>",
+        required=True,
+        metavar="WORD",
+        on_resume="same",
+    )
+    num_vectors_per_token: int | None = option(
+        help="vectors that the word stands for, and tokens that it takes (default: as many as --weights holds, or 1)",
+        minimum=1,
+        maximum=75,
+        on_resume="same",
+    )
+    init_word: str | None = option(
+        help="a known word that comes close: the vectors begin as its tokens' (default: at random)", metavar="TEXT"
+    )
+    weights: str | None = option(
+        help="go on from the word in this file: of this program, of Diffusers, or of a web UI (.pt, .png)",
+        metavar="FILE",
+    )
+    use_object_template: bool = option(False, help='captions "a photo of a WORD" and the like, instead of their own')
+    use_style_template: bool = option(
+        False, help='captions "a painting in the style of WORD" and the like, instead of their own'
+    )
+    xti: bool = option(
+        False, help="learn vectors for each cross-attention layer of the U-Net (P+, extended textual inversion)",
+        on_resume="same",
+    )
+    save_model_as: str = option(
+        "safetensors", help="form of the file; pt and ckpt are that of web UIs", choices=("safetensors", "ckpt", "pt")
+    )
+
+    def problems(self) -> Iterator[UserError]:
+        if self.use_object_template and self.use_style_template:
+            yield UserError(
+                "--use_object_template and --use_style_template are different captions", hint="give one of them"
+            )
+        if self.init_word is not None and not self.init_word.strip():
+            yield UserError("--init_word is empty", hint="give a word that comes close, or leave it out")
+        yield from self._word_problems()
+        yield from self._file_problems()
+
+    def _word_problems(self) -> Iterator[UserError]:
+        word = self.token_string
+        if word is None:
+            return
+        if not word or word != "".join(word.split()):
+            yield UserError(f"--token_string {word!r} is not one word", hint="give a word without spaces: <my-dog>")
+        elif any(sign in word for sign in _SIGNS_OF_CAPTIONS):
+            yield UserError(
+                f"--token_string {word} holds signs that mean something else in captions: {_SIGNS_OF_CAPTIONS}",
+                hint="give a word of letters, digits, <, >, - and _: <my-dog>",
+            )
+        elif is_one_token(word):
+            yield UserError(
+                f"--token_string {word} is in the model's vocabulary already",
+                hint=f"give a word that it does not know, such as <{word.strip('<>') or 'my-dog'}>",
+            )
+
+    def _file_problems(self) -> Iterator[UserError]:
+        if self.weights is None:
+            return
+        path = Path(self.weights)
+        if not path.is_file():
+            yield UserError(f"--weights {path} does not exist", hint="give the path of a file of a learned word")
+        elif path.suffix.lower() not in _WORD_FILE_ENDINGS:
+            yield UserError(
+                f"--weights {path}: unknown kind of file {path.suffix or '(no ending)'!r}",
+                hint=f"known endings: {', '.join(_WORD_FILE_ENDINGS)}",
+            )
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """What stands in place of captions; nothing where they are used themselves."""
+        if self.use_object_template:
+            return OBJECT_TEMPLATES
+        return STYLE_TEMPLATES if self.use_style_template else ()

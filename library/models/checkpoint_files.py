@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from library.cli.errors import UserError
 from library.models.lazy_tensors import LazyTensors
@@ -117,7 +118,8 @@ def _open_pickle(path: Path) -> WeightFile:
     try:
         # of a zip file only the places of tensors in it, each to be mapped by itself when it is asked for
         is_mappable = is_zip and _is_uncompressed(path)
-        loaded = torch.load(path, map_location="meta" if is_mappable else "cpu", weights_only=True)
+        with torch.serialization.safe_globals([nn.ParameterDict]):  # of the first embeddings of textual inversion
+            loaded = torch.load(path, map_location="meta" if is_mappable else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
@@ -162,7 +164,7 @@ def _tensors_in(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
 
 def _tensors_below(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Tensors one level down, as in embeddings of textual inversion: `string_to_param.*`."""
-    groups = {key: value for key, value in loaded.items() if isinstance(value, Mapping)}
+    groups = {key: value for key, value in loaded.items() if isinstance(value, (Mapping, nn.ParameterDict))}
     return {
         f"{key}.{name}": value
         for key, group in groups.items()

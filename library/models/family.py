@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from library.models.new_word import NewWord
     from library.models.options import MemoryOptions
 
 
 @dataclass
 class Conditioning:
-    """What prompts say to the denoiser: hidden states of the text encoder, (B, tokens, width)."""
+    """What prompts say to the denoiser: hidden states of the text encoder.
+
+    (B, tokens, width); or (layers, B, tokens, width) where each cross-attention layer is told something of its own, in
+    the order of `ModelFamily.cross_attention_layers`.
+    """
 
     hidden_states: torch.Tensor
 
@@ -75,6 +80,15 @@ class ModelFamily(Protocol):
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """How many tokens each prompt has, start and end not counted, however many of them are read."""
+
+    def cross_attention_layers(self) -> tuple[str, ...]:
+        """Names of the denoiser's layers that see the text, in the order in which they are computed."""
+
+    def token_vectors(self, text: str | None = None) -> torch.Tensor:
+        """Rows of the text encoder's table, (tokens, width) float32: of a text's tokens, or of all the vocabulary."""
+
+    def add_word(self, word: NewWord) -> None:
+        """From now on prompts are read with this word in them. Raises `UserError` if it is in the vocabulary."""
 
     def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), picture i sampled with seeds[i]."""

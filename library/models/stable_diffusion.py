@@ -21,8 +21,10 @@ from library.models.checkpoint_files import WeightFile
 from library.models.diffusers_folder import DiffusersFolder, load_folder
 from library.models.family import AdapterRoots, Conditioning
 from library.models.float8_weights import store_in_float8
+from library.models.layer_conditioning import LayerConditioning, cross_attention_layers
 from library.models.model_parts import ModelParts
 from library.models.model_saving import SavedModel, save_model
+from library.models.new_word import NewWord
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.stable_diffusion_facts import (
     V_PREDICTION,
@@ -33,7 +35,7 @@ from library.models.stable_diffusion_facts import (
     facts_of_folder,
     make_alphas_cumprod,
 )
-from library.models.tokenizer import PromptTokenizer, load_tokenizer
+from library.models.tokenizer import PromptTokenizer, PromptTokens, load_tokenizer
 from library.models.vae_loading import load_vae
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,8 @@ class StableDiffusion:
         self._vae_in_float32: AutoencoderKL | None = None  # made when the VAE's own precision turns out too low
         self._unet_dtype = torch.float32
         self._kept: dict[str, nn.Module] = {}
+        self._word: NewWord | None = None
+        self._layer_conditioning: LayerConditioning | None = None  # where layers are told different things
 
     def alphas_cumprod(self) -> torch.Tensor:
         """The noise schedule, (num_train_timesteps,) float32; a copy, which may be changed."""
@@ -155,23 +159,52 @@ class StableDiffusion:
     def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Conditioning:
         """Prompts -> hidden states (B, 2 + 75 n, D); what is beyond `max_token_length` = 75 n is lost. Gradients flow.
 
-        The n pieces are encoded one by one; of their start and end tokens, the first and the last are kept.
+        With a word that has vectors for each layer: (layers, B, 2 + 75 n, D). The n pieces are encoded one by one; of
+        their start and end tokens, the first and the last are kept.
         """
-        (encoder,) = self.text_encoders
         options = self._prompt_options
         if weighted is None:
             tokens = self.tokenizer.encode(prompts, options, options.weighted_captions)
         else:
             tokens = self.tokenizer.encode(prompts, replace(options, no_token_padding=False), weighted)
+        if self._word is None or self._word.num_layers == 1:
+            return Conditioning(self._encode(tokens))
+        (encoder,) = self.text_encoders
+        ids = self._word.ids_of_layers(tokens.ids, encoder.token_embedding.num_embeddings)
+        weights = None if tokens.weights is None else tokens.weights.expand(ids.shape).flatten(0, 1)
+        states = self._encode(PromptTokens(ids.flatten(0, 1), weights))
+        return Conditioning(states.unflatten(0, ids.shape[:2]))
+
+    def _encode(self, tokens: PromptTokens) -> torch.Tensor:
+        (encoder,) = self.text_encoders
         device = next(encoder.parameters()).device
-        pieces = [
-            encoder(tokens.ids[:, piece].to(device), options.clip_skip or 1) for piece in range(tokens.ids.shape[1])
-        ]
+        ids, clip_skip = tokens.ids.to(device), self._prompt_options.clip_skip or 1
+        pieces = [encoder(ids[:, piece], clip_skip) for piece in range(ids.shape[1])]
         if tokens.weights is not None:
             weights = tokens.weights.to(device, pieces[0].dtype).unsqueeze(-1)
             pieces = [states * weights[:, piece] for piece, states in enumerate(pieces)]
         inner = [states[:, 1:-1] for states in pieces]
-        return Conditioning(torch.cat([pieces[0][:, :1], *inner, pieces[-1][:, -1:]], dim=1))
+        return torch.cat([pieces[0][:, :1], *inner, pieces[-1][:, -1:]], dim=1)
+
+    def cross_attention_layers(self) -> tuple[str, ...]:
+        """Names of the U-Net's layers that see the text, in the order in which they are computed; usually 16."""
+        return tuple(cross_attention_layers(self.unet))
+
+    def token_vectors(self, text: str | None = None) -> torch.Tensor:
+        """Rows of the text encoder's table, (tokens, D) float32: of a text's tokens, or of all the vocabulary."""
+        (encoder,) = self.text_encoders
+        table = encoder.token_embedding.weight.detach()
+        return (table if text is None else table[self.tokenizer.token_ids(text)]).float()
+
+    def add_word(self, word: NewWord) -> None:
+        """From now on prompts are read with this word in them. Raises `UserError` if it is in the vocabulary."""
+        (encoder,) = self.text_encoders
+        if self.tokenizer.knows(word.text):
+            raise UserError(f"{word.text} is in the model's vocabulary already", "choose a word that it does not know")
+        self.tokenizer = self.tokenizer.with_word(word.text, word.attach(encoder.token_embedding))
+        self._word = word
+        if word.num_layers > 1 and self._layer_conditioning is None:
+            self._layer_conditioning = LayerConditioning(self.unet)
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """How many tokens each prompt has, start and end not counted, however many of them are read."""
@@ -226,6 +259,8 @@ class StableDiffusion:
         Inputs are brought to the U-Net's precision, which that of the text encoder need not be.
         """
         hidden_states = conditioning.hidden_states.to(self._unet_dtype)
+        if self._layer_conditioning is not None:
+            hidden_states = self._layer_conditioning.pack(hidden_states)
         return self.unet(latents.to(self._unet_dtype), timesteps, encoder_hidden_states=hidden_states).sample
 
     def vae_fingerprint(self) -> str:

@@ -32,6 +32,11 @@ class TextEncoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.text_model.final_layer_norm.weight.dtype
 
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        """The table of tokens: a row for each id of the vocabulary."""
+        return self.text_model.embeddings.token_embedding
+
     def forward(self, input_ids: torch.Tensor, clip_skip: int = 1) -> torch.Tensor:
         """Token ids (B, 77) -> hidden states of the layer `clip_skip` from the end, after the final norm (B, 77, D)."""
         if clip_skip == 1:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +35,19 @@ class PromptTokenizer:
 
     tokenizer: CLIPTokenizer
     pad_id: int
+    new_words: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # id of a new word -> ids read in its place
+
+    def knows(self, word: str) -> bool:
+        """Whether the vocabulary has the word as one token already, at the end of a word or within one."""
+        vocabulary = self.tokenizer.get_vocab()
+        return word in vocabulary or len(self.token_ids(word)) < 2
+
+    def with_word(self, word: str, ids: Sequence[int]) -> PromptTokenizer:
+        """A tokenizer that reads a new word, in any case of letters and wherever it stands in a text, as these ids."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.add_tokens(word)
+        number = tokenizer.convert_tokens_to_ids(word)
+        return replace(self, tokenizer=tokenizer, new_words={**self.new_words, number: tuple(ids)})
 
     def encode(
         self, prompts: Sequence[str], options: PromptOptions | None = None, weighted: bool = False
@@ -58,6 +72,10 @@ class PromptTokenizer:
                 weights[row, piece, 1 : len(here) - 1] = torch.tensor(factors[part])
         return PromptTokens(ids, weights if weighted else None)
 
+    def token_ids(self, text: str) -> list[int]:
+        """Token ids of a text as it stands, without start and end."""
+        return self._tokens(text, False)[0]
+
     def count(self, prompt: str, weighted: bool = False) -> int:
         """Tokens of a prompt without start and end, however long it is; with `weighted`, without its brackets."""
         return len(self._tokens(prompt, weighted)[0])
@@ -65,7 +83,8 @@ class PromptTokenizer:
     def _tokens(self, prompt: str, weighted: bool) -> tuple[list[int], list[float]]:
         ids, factors = [], []
         for text, weight in parse_prompt_weights(prompt) if weighted else [(prompt, 1.0)]:
-            part = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            found = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            part = [number for each in found for number in self.new_words.get(each, (each,))]
             ids += part
             factors += [weight] * len(part)
         return ids, factors

@@ -97,14 +97,17 @@ def continuing_problems(header: StateHeader, options: Options) -> Iterator[UserE
 
 
 def _another(flag: str, then: Any, now: Any) -> UserError:
+    before = f"give {flag}" if then is True else f"give {flag} {_shown(then)}" if then else f"leave {flag} out"
     return UserError(
         f"--resume: the saved run has {flag} {_shown(then)}, this one {_shown(now)}",
-        hint=f"give {flag} {_shown(then)} to go on, or start a new run without --resume",
+        hint=f"{before} to go on, or start a new run without --resume",
     )
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if value in (None, [], False):
+        return "off" if value is False else "left out"
+    return "on" if value is True else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def differences(header: StateHeader, options: Options, versions: Mapping[str, str], data: str) -> Iterator[str]:

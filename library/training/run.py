@@ -87,14 +87,14 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
 
     check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
     family = _load(options, accelerator, method)
-    if accelerator.is_main_process:
-        warn_long_captions(preflight.data, family, options[PromptOptions].max_token_length)
     method.prepare(
         family,
         seed=plan.seed,
         default_learning_rate=options[OptimizerOptions].learning_rate,
         checkpointing=training.gradient_checkpointing,
     )
+    if accelerator.is_main_process:  # when it is known how many tokens a new word has
+        warn_long_captions(preflight.data, family, options[PromptOptions].max_token_length)
     check_rates(options[OptimizerOptions], method.param_groups())  # before hours are spent on caches
     place_method(method, accelerator.device, training)
     if options[MemoryOptions].torch_compile:

@@ -118,7 +118,7 @@ def test_what_differs_is_listed_and_what_cannot_be_is_refused(pictures, whole, t
     said = [record.getMessage() for record in caplog.records if "--resume" in record.getMessage()]
     for line in (
         "--learning_rate was 0.001 in the saved run and is 0.0005 now; the saved one stays in force",
-        "--noise_offset was None in the saved run and is 0.1 now",
+        "--noise_offset was left out in the saved run and is 0.1 now",
         "--max_train_steps was 8 in the saved run and is 9 now",
         "pictures, captions or dataset settings are not those of the saved run",
     ):

@@ -1,0 +1,174 @@
+"""The training method of `train_textual_inversion.py`: the vectors of a new word learn, the model stays as it is.
+
+"An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion" (Gal et al., 2208.01618);
+with vectors for each cross-attention layer "P+: Extended Textual Conditioning in Text-to-Image Generation" (Voynov et
+al., 2303.09522).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from library.cli.atomic_files import atomic_path
+from library.cli.errors import UserError
+from library.data.randomness import derive_seed
+from library.methods.options import TextualInversionOptions
+from library.models.family import ModelFamily
+from library.models.new_word import NewWord
+from library.models.word_files import WordVectors, read_word, write_word
+from library.training.method import ParamGroup
+from library.training.train_plan import Position
+
+logger = logging.getLogger(__name__)
+
+_ANOTHER_RUN = "give the same --token_string, --num_vectors_per_token and --xti as the run that saved it"
+
+
+class TextualInversion:
+    """A new word in the text encoder's table; implements `library.training.method.TrainingMethod`."""
+
+    trains_text_encoders = True  # gradients go through it to the word's vectors
+    learning_parts: frozenset[str] = frozenset()
+    architecture_suffix = "/textual-inversion"
+
+    def __init__(self, options: TextualInversionOptions):
+        """Reads `--weights`. Raises `UserError` for a file that cannot be used."""
+        assert options.token_string is not None, "it is required"
+        self._options = options
+        self._text = options.token_string
+        self.ending = f".{options.save_model_as}"
+        self._earlier = None if options.weights is None else _read_earlier(options)
+        self._layers: tuple[str, ...] = ()
+        self._word: NewWord
+        self._learning_rate = 0.0
+
+    def prepare(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
+        """Adds the word to the model. Raises `UserError` for a word that it knows, and vectors that do not fit."""
+        self._learning_rate = default_learning_rate
+        if self._options.xti:
+            self._layers = family.cross_attention_layers()
+            logger.info("vectors for each of %d cross-attention layers: %s", len(self._layers), ", ".join(self._layers))
+        num_layers = len(self._layers) or 1
+        if self._earlier is not None:
+            vectors = _checked_earlier(self._earlier, family, self._layers, f"--weights {self._options.weights}")
+        else:
+            vectors = _first_vectors(self._options, family, seed)
+        self._word = NewWord(self._text, vectors.expand(num_layers, -1, -1))
+        family.add_word(self._word)
+        if self._word.num_vectors > 1:
+            logger.info("%s stands for %d vectors, and takes as many tokens", self._text, self._word.num_vectors)
+
+    def param_groups(self) -> list[ParamGroup]:
+        return [ParamGroup("word", [self._word.vectors], self._learning_rate)]
+
+    def trainable_modules(self) -> list[nn.Module]:
+        return [self._word]
+
+    def on_epoch_start(self, epoch: int) -> None: ...
+
+    def on_step_start(self, step: int) -> None: ...
+
+    def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
+        word = WordVectors(self._word.vectors.detach(), self._layers)
+        with atomic_path(path) as temporary:
+            write_word(temporary, word, name=self._text, dtype=dtype, metadata=metadata, step=position.global_step)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {self._text: self._word.vectors.detach()}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Raises `UserError` when the state is that of another word, or of another number of vectors."""
+        if set(state) != {self._text}:
+            raise UserError(f"the state to resume from is not of {self._text} but of {', '.join(state)}", _ANOTHER_RUN)
+        saved, own = state[self._text], self._word.vectors
+        if saved.shape != own.shape:
+            raise UserError(
+                f"the state to resume from has vectors of shape {tuple(saved.shape)}, not {tuple(own.shape)}"
+                " (layers, vectors, width)",
+                _ANOTHER_RUN,
+            )
+        with torch.no_grad():
+            own.copy_(saved)
+
+    def metadata(self) -> dict[str, str]:
+        options = self._options
+        return {
+            "ss_token_string": self._text,
+            "ss_num_vectors_per_token": str(self._word.num_vectors),
+            "ss_init_word": str(options.init_word),
+            "ss_use_object_template": str(options.use_object_template),
+            "ss_use_style_template": str(options.use_style_template),
+            "ss_xti": str(options.xti),
+        }
+
+    def usage_hint(self, path: Path) -> str:
+        if self._options.xti:
+            return f"learn on from it with --xti --weights {path}; few programs read vectors for each layer"
+        return (
+            "put it into the folder of embeddings of your image program, where its name is the word; or in Diffusers:"
+            f" pipe.load_textual_inversion({str(path)!r}, token={self._text!r})"
+        )
+
+
+def _read_earlier(options: TextualInversionOptions) -> WordVectors:
+    assert options.weights is not None
+    try:
+        word = read_word(Path(options.weights))
+    except UserError as error:
+        raise UserError(f"--weights {error.message}", error.hint) from error
+    num_vectors, wanted = word.vectors.shape[1], options.num_vectors_per_token
+    if wanted is not None and wanted != num_vectors:
+        raise UserError(
+            f"--num_vectors_per_token {wanted}, and --weights {options.weights} holds {num_vectors}",
+            "leave out --num_vectors_per_token",
+        )
+    if word.layers and not options.xti:
+        raise UserError(
+            f"--weights {options.weights} has vectors for each of {len(word.layers)} layers", "give --xti too"
+        )
+    if options.init_word is not None:
+        logger.warning("--init_word is not used: the vectors begin as those of --weights")
+    return word
+
+
+def _checked_earlier(earlier: WordVectors, family: ModelFamily, layers: tuple[str, ...], place: str) -> torch.Tensor:
+    """Vectors of `--weights` in the order of the model's layers, if they fit it: (layers or 1, vectors, width)."""
+    width, expected = earlier.vectors.shape[-1], family.token_vectors("a").shape[-1]
+    if width != expected:
+        raise UserError(
+            f"{place} has vectors of width {width}, the model's text encoder has {expected}",
+            "give a file made for this kind of model: SD 1.x has width 768, SD 2.x has 1024",
+        )
+    if not earlier.layers:
+        return earlier.vectors  # all layers begin alike
+    if set(earlier.layers) != set(layers):
+        raise UserError(
+            f"{place} has vectors for {len(earlier.layers)} layers, the model's U-Net has {len(layers)}:"
+            f" {', '.join(layers)}",
+            "give a file made for this kind of model",
+        )
+    return earlier.vectors[[earlier.layers.index(name) for name in layers]]
+
+
+def _first_vectors(options: TextualInversionOptions, family: ModelFamily, seed: int) -> torch.Tensor:
+    """(1, vectors, width): those of the tokens of `--init_word`, in turn, or random ones like the vocabulary's."""
+    num_vectors = options.num_vectors_per_token or 1
+    if options.init_word is None:
+        table = family.token_vectors()
+        generator = torch.Generator().manual_seed(derive_seed("new word", seed))
+        noise = torch.randn((num_vectors, table.shape[-1]), generator=generator)
+        logger.info("without --init_word the vectors of %s begin at random", options.token_string)
+        return (table.mean(dim=0).cpu() + table.std(dim=0).cpu() * noise)[None]
+    tokens = family.token_vectors(options.init_word).cpu()
+    if len(tokens) != num_vectors:
+        logger.info(
+            "--init_word %r has %d tokens for %d vectors: %s",
+            options.init_word, len(tokens), num_vectors,
+            "the last are left out" if len(tokens) > num_vectors else "they are taken in turn",
+        )  # fmt: skip
+    return tokens[torch.arange(num_vectors) % len(tokens)][None]

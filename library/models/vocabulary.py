@@ -1,0 +1,15 @@
+"""What can be asked of CLIP's vocabulary without a tokenizer. Standard library only, so that it answers at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+_VOCABULARY = Path(__file__).parent / "clip_vocabulary" / "vocab.json"
+_END_OF_WORD = "</w>"
+
+
+def is_one_token(word: str) -> bool:
+    """Whether the vocabulary of Stable Diffusion 1.x and 2.x has the word as one token, whole or as part of others."""
+    vocabulary = json.loads(_VOCABULARY.read_text(encoding="utf-8"))
+    return any(form in vocabulary for form in (word, word.lower(), word.lower() + _END_OF_WORD))

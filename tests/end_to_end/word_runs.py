@@ -1,0 +1,31 @@
+"""Runs of `train_textual_inversion.py` on the quickstart's model and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate.state import AcceleratorState
+
+import train_textual_inversion
+from library.models.word_files import WordVectors, read_word
+from tests.end_to_end.runs import arguments, copy_pictures
+
+WORD = "<fox>"
+
+
+def copy_with_word(folder: Path, count: int = 5) -> Path:
+    """Pictures whose captions hold the word."""
+    for caption in copy_pictures(folder, count).rglob("*.txt"):
+        caption.write_text(caption.read_text().replace("shs fox", WORD))
+    return folder
+
+
+def word_arguments(data: Path | None, output: Path, **overrides) -> list[str]:
+    return arguments(data, output, **{"token_string": WORD, "max_train_steps": 4, "learning_rate": 1e-2, **overrides})
+
+
+def train_word(data: Path | None, output: Path, **overrides) -> WordVectors:
+    """Runs in this process, as if in one of its own; gives the word of the last save."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_textual_inversion.train(word_arguments(data, output, **overrides))
+    return read_word(output / f"run.{overrides.get('save_model_as', 'safetensors')}")

@@ -1,0 +1,41 @@
+"""Teaches a Stable Diffusion model a new word (textual inversion; with --xti each of its layers its own)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from library.cli.entry import run_entry
+from library.cli.parser import Options
+from library.methods.options import TextualInversionOptions
+from library.methods.word_captions import captions_with_word, text_caching_problems
+from library.training.script import TrainingScript, option_groups, run_script
+
+if TYPE_CHECKING:
+    from library.methods.textual_inversion import TextualInversion
+
+OPTION_GROUPS = option_groups(TextualInversionOptions)
+
+
+def make_method(options: Options) -> TextualInversion:
+    from library.methods.textual_inversion import TextualInversion
+
+    return TextualInversion(options[TextualInversionOptions])
+
+
+def train(argv: Sequence[str]) -> None:
+    script = TrainingScript(
+        "train_textual_inversion.py",
+        __doc__,
+        OPTION_GROUPS,
+        make_method,
+        checks=[text_caching_problems],
+        ending_of=lambda options: f".{options[TextualInversionOptions].save_model_as}",
+        adapt_data=captions_with_word,
+    )
+    run_script(script, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry(lambda: train(sys.argv[1:])))
