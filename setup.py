@@ -16,11 +16,11 @@ def requirements(name: str) -> list[str]:
 setup(
     name="stable-diffusion-training-toolkit",
     version="0.1.0",
-    description="Training of LoRAs and whole models for Stable Diffusion from the command line",
+    description="Training of LoRAs, whole models and new words for Stable Diffusion from the command line",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["library", "library.*", "networks", "networks.*"]),
-    py_modules=["train_network", "train_db", "fine_tune"],
+    py_modules=["train_network", "train_db", "fine_tune", "train_textual_inversion"],
     package_data={"library.models": ["clip_vocabulary/*"], "library.data.report": ["*.css", "*.js"]},
     install_requires=requirements("requirements.txt"),
     extras_require={
