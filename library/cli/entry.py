@@ -38,7 +38,8 @@ def run_entry(work: Callable[[], None]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return USER_ERROR_STATUS
     except Stopped as stopped:
-        sys.stderr.write(f"stopped by {signal.Signals(stopped.signal_number).name}. {_way_on(stopped.state)}\n")
+        if int(os.environ.get("RANK", 0)) == 0:  # of several processes the one that writes
+            sys.stderr.write(f"stopped by {signal.Signals(stopped.signal_number).name}. {_way_on(stopped.state)}\n")
         return SIGNAL_STATUS + stopped.signal_number
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

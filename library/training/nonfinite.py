@@ -54,8 +54,8 @@ class NonfiniteSteps:
         scaler = self._accelerator.scaler
         return "" if scaler is None else f" in fp16, with the loss scaled by {scaler.get_scale():g}"
 
-    def error(self, state: str, are_weights_finite: bool) -> UserError:
-        """What ends the run. `state`: the folder that was saved."""
+    def error(self, state: str | None, are_weights_finite: bool) -> UserError:
+        """What ends the run. `state`: the folder that was saved, if one could be."""
         message = f"{self._in_a_row} steps in a row could not be applied; the last was {self._last}"
         if not are_weights_finite:
             return UserError(
@@ -63,8 +63,9 @@ class NonfiniteSteps:
                 hint="start again, or from an earlier state, with a lower --learning_rate"
                 " (--max_grad_norm 1 limits what one bad step does)",
             )
+        remedy = "look at these pictures, lower --learning_rate, give --mixed_precision bf16 or no instead of fp16"
+        if state is None:
+            return UserError(message, hint=remedy)
         return UserError(
-            f"{message}. The state is saved in {state}",
-            hint="look at these pictures, lower --learning_rate, give --mixed_precision bf16 or no instead of fp16;"
-            f" then go on with --resume {state}",
+            f"{message}. The state is saved in {state}", hint=f"{remedy}; then go on with --resume {state}"
         )

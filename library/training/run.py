@@ -114,6 +114,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
             parts.tracker.close()
     if accelerator.is_main_process:
         _say_what_was_written(parts, options, method, log_folder)
+        parts.saver.raise_failures()
     accelerator.end_training()
 
 

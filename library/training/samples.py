@@ -89,7 +89,6 @@ class Sampler:
 
         Returns (name, picture) for the trackers. Nothing is dropped out of the model; afterwards it trains on.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%d%H%M%S")
         drawn = []
         with evaluation_mode(self._modules):
@@ -97,11 +96,19 @@ class Sampler:
                 picture = self._draw_one(index, prompt)
                 seed = "" if prompt.seed is None else f"_{prompt.seed}"
                 path = self._folder / f"{self._name}_{when}_{index:02d}_{stamp}{seed}.png"
-                with atomic_path(path) as temporary:
-                    picture.save(temporary, format="PNG")
+                self._write(picture, path)
                 drawn.append((f"sample/{index:02d}", picture))
         logger.info("%d sample pictures (%s) in %s", len(drawn), when, self._folder)
         return drawn
+
+    def _write(self, picture: Image.Image, path: Path) -> None:
+        """What cannot be written is said: a picture is no reason to end a run."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                picture.save(temporary, format="PNG")
+        except OSError as error:
+            logger.error("%s cannot be written: %s", path, error.strerror or error)
 
     def _draw_one(self, index: int, prompt: SamplePrompt) -> Image.Image:
         seed = derive_seed("sample", self._seed, index) if prompt.seed is None else prompt.seed

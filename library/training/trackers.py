@@ -5,6 +5,7 @@ Imports nothing heavy: the options take their choices from the table.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ from library.cli.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -32,19 +36,30 @@ class TensorBoardTracker:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError(f"--log_with tensorboard: {error}", hint="pip install tensorboard") from None
-        self._writer = SummaryWriter(str(folder))
+        self._folder = folder
+        self._writer: SummaryWriter | None = SummaryWriter(str(folder))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._write(lambda writer, name=name, value=value: writer.add_scalar(name, value, step))
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
         import numpy as np
 
-        self._writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        self._write(lambda writer: writer.add_image(name, np.asarray(picture), step, dataformats="HWC"))
 
     def close(self) -> None:
-        self._writer.close()
+        self._write(lambda writer: writer.close())
+
+    def _write(self, write: Callable[[SummaryWriter], None]) -> None:
+        """What cannot be written is said once: curves are no reason to end a run."""
+        if self._writer is None:
+            return
+        try:
+            write(self._writer)
+        except OSError as error:
+            self._writer = None
+            logger.error("the curves in %s end here: %s", self._folder, error.strerror or error)
 
 
 TRACKERS: dict[str, Callable[[Path], Tracker]] = {"tensorboard": TensorBoardTracker}

@@ -112,10 +112,13 @@ class Trainer:
             with self._stop.listening():
                 while self._position.global_step < self._plan.num_steps:
                     self._run_epoch()
-            self._log()
-            self._validate()
-        self._save("", with_state=self._options.output.save_state or self._options.output.save_state_on_train_end)
-        self._parts.saver.raise_failures()
+                self._finish()
+
+    def _finish(self) -> None:
+        self._log()
+        self._validate()
+        output = self._options.output
+        self._save("", with_state=output.save_state or output.save_state_on_train_end)
 
     def _run_epoch(self) -> None:
         epoch = self._position.epoch
@@ -300,11 +303,11 @@ class Trainer:
     def _stop_nonfinite(self) -> None:
         """Ends the run with a saved state. Raises `UserError`."""
         suffix = step_suffix(self._position.global_step)
-        if self._accelerator.is_main_process:
-            self._parts.saver.save_state(suffix, self._write_state)
+        is_saved = self._accelerator.is_main_process and self._parts.saver.save_state(suffix, self._write_state)
         self._accelerator.wait_for_everyone()
         are_finite = all(bool(torch.isfinite(param).all()) for param in self._params)
-        raise self._nonfinite.error(str(self._parts.saver.state_folder(suffix)), are_finite)
+        state = str(self._parts.saver.state_folder(suffix)) if is_saved else None
+        raise self._nonfinite.error(state, are_finite)
 
     def _set_training_mode(self) -> None:
         for module in [self._family.unet, *self._method.trainable_modules()]:

@@ -193,6 +193,39 @@ def test_a_save_that_fails_is_said_and_training_goes_on(pictures, whole, tmp_pat
     assert_same(load_file(tmp_path / "run.safetensors"), whole[1])
 
 
+def test_pictures_that_cannot_be_written_end_nothing(pictures, whole, tmp_path, caplog):
+    """What is called "sample" is a file."""
+    (tmp_path / "sample").touch()
+    (tmp_path / "prompts.txt").write_text("a fox --w 64 --h 64 --s 1")
+    drawn = train(pictures, tmp_path, **STATES, sample_prompts=tmp_path / "prompts.txt", sample_every_n_steps=4)
+    assert_same(drawn, whole[1])
+    assert len([each for each in caplog.records if "_000004_00_" in each.getMessage()]) == 1
+    assert any("cannot be written" in record.getMessage() for record in caplog.records)
+
+
+CURVES = """
+import resource, signal, sys
+from pathlib import Path
+from library.training.trackers import TensorBoardTracker
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+tracker = TensorBoardTracker(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+for step in range(3000):
+    tracker.scalars({"loss": 1.0, "another": 2.0}, step)
+    if step % 100 == 0:
+        tracker._writer and tracker._writer.flush()
+tracker.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system has no limit of this kind")
+def test_curves_that_cannot_be_written_end_nothing(tmp_path):
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", CURVES, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr.count("the curves in") == 1, done.stderr[-2000:]
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work otherwise")
 def test_a_folder_that_vanishes_is_made_again(pictures, whole, tmp_path):
     out = tmp_path / "out"
