@@ -259,6 +259,7 @@ class Trainer:
                     suffix, self._parts.metadata.at(self._position), self._position
                 )
             self._is_state_saved = with_state and self._parts.saver.save_state(suffix, self._write_state)
+            self._parts.saver.upload()
         self._accelerator.wait_for_everyone()
 
     def _let_go(self, when: str, number: int) -> None:
@@ -302,6 +303,7 @@ class Trainer:
         suffix = step_suffix(self._position.global_step)
         if self._accelerator.is_main_process:
             self._parts.saver.save_state(suffix, self._write_state)
+            self._parts.saver.upload()
         self._accelerator.wait_for_everyone()
         are_finite = all(bool(torch.isfinite(param).all()) for param in self._params)
         raise self._nonfinite.error(str(self._parts.saver.state_folder(suffix)), are_finite)
