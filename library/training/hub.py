@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -180,11 +181,11 @@ def retried(work: Callable[[], T], waits: Sequence[float], what: str, token: str
 
 
 def _can_pass(error: Exception) -> bool:
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     status = _status(error)
     is_refusal = status is not None and 400 <= status < 500 and status not in _RETRIED_STATUSES
-    return not is_refusal and not isinstance(_cause(error), HFValidationError)
+    return not is_refusal and not isinstance(_cause(error), (HFValidationError, OfflineModeIsEnabled))
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -255,16 +256,10 @@ def read_hub_state(text: str, token: str | None) -> FoundState:
 
 def _download(place: HubPlace, token: str | None) -> Path:
     """The state's files in the cache of the Hub's library, which locks what several processes download."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        commit = retried(lambda: _commit_of(place, token), WAITS[:1], f"--resume {place} is not there yet", token)
-        # an exact list: whatever else stands there is neither fetched nor read
-        names = [re.sub(r"([*?[])", r"[\1]", f"{place.path}/{name}") for name in (HEADER, WEIGHTS, TRAINING)]
-        folder = snapshot_download(
-            place.repo_id, repo_type=place.repo_type, revision=commit, token=token, allow_patterns=names
-        )
+        folder = _fetch(place, token)
     except LocalEntryNotFoundError as error:
         raise UserError(
             f"--resume {place}: the Hub cannot be reached, and its cache has no such state",
@@ -272,27 +267,32 @@ def _download(place: HubPlace, token: str | None) -> Path:
         ) from error
     except Exception as error:  # the library raises all kinds
         raise _not_found(place, error, token) from error
-    found = Path(folder) / place.path
+    found = folder / place.path
     if not found.is_dir():
         raise UserError(
             f"--resume {place}: there is no such folder", hint="check the path, or name another revision behind a colon"
         )
-    logger.info("--resume: %s is at commit %s", place, Path(folder).name)
+    logger.info("--resume: %s is that of commit %s", place, folder.name)
     return found
 
 
-def _commit_of(place: HubPlace, token: str | None) -> str:
-    """The commit of the revision now; the revision itself where the Hub cannot be asked and the cache has to do."""
-    from huggingface_hub.errors import HfHubHTTPError
+def _fetch(place: HubPlace, token: str | None) -> Path:
+    """The folder of the repository at its newest commit; at the last one known where the Hub does not answer."""
+    from huggingface_hub import snapshot_download
 
+    # an exact list: whatever else stands there is neither fetched nor read
+    names = [re.sub(r"([*?[])", r"[\1]", f"{place.path}/{name}") for name in (HEADER, WEIGHTS, TRAINING)]
+    repository = {"repo_id": place.repo_id, "repo_type": place.repo_type, "revision": place.revision}
+    waiting = f"--resume {place} is not there yet"
     try:
-        info = _api(token).repo_info(place.repo_id, repo_type=place.repo_type, revision=place.revision)
-    except HfHubHTTPError:
-        raise
-    except Exception as error:  # noqa: BLE001 - no answer at all; the download says so where the cache has nothing
+        retried(lambda: _api(token).repo_info(**repository), WAITS[:1], waiting, token)
+    except Exception as error:
+        if _status(error) is not None:
+            raise
         logger.warning("--resume %s: the Hub cannot be reached, its cache is used: %s", place, reason_of(error, token))
-        return place.revision
-    return info.sha or place.revision
+        return Path(snapshot_download(**repository, allow_patterns=names, local_files_only=True))
+    download = partial(snapshot_download, **repository, allow_patterns=names, token=token)
+    return Path(retried(download, WAITS[:1], waiting, token))
 
 
 def _not_found(place: HubPlace, error: Exception, token: str | None) -> UserError:
