@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+import library.training.hub
 from library.cli.errors import UserError
 from library.cli.parser import parse_options
 from library.training.hub import HubRepository, hub_problems, read_hub_state, read_place
@@ -164,6 +165,16 @@ def test_uploads_in_the_background_keep_their_order_and_are_waited_for(hub, tmp_
     repository = hub.repositories["model", NAME]
     assert repository.titles[2:] == [f"Upload {path.name}" for path in paths]
     assert set(repository.files) == {path.name for path in paths}
+
+
+def test_a_hub_that_does_not_answer_is_given_up(hub, tmp_path, said, monkeypatch):
+    """Without a limit the run would wait for it for ever."""
+    uploads, gate = make_uploads(), threading.Event()
+    monkeypatch.setattr(library.training.hub, "_TIMEOUT_SECONDS", 0.2)
+    hub.faults.append(Fault("POST .*/commit/", gate, times=3))
+    uploads.add(write(tmp_path))
+    assert "run.safetensors is not on the Hub: timed out" in said.text
+    gate.set()
 
 
 class _Method:
