@@ -39,7 +39,7 @@ def run_entry(work: Callable[[], None]) -> int:
         return USER_ERROR_STATUS
     except Stopped as stopped:
         if int(os.environ.get("RANK", 0)) == 0:  # of several processes the one that writes
-            sys.stderr.write(f"stopped by {signal.Signals(stopped.signal_number).name}. {_way_on(stopped.state)}\n")
+            sys.stderr.write(f"stopped by {signal.Signals(stopped.signal_number).name}. {_way_on(stopped)}\n")
         return SIGNAL_STATUS + stopped.signal_number
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -47,26 +47,31 @@ def run_entry(work: Callable[[], None]) -> int:
     return 0
 
 
-def _way_on(state: str | None) -> str:
-    """The command that continues the run."""
-    if state is None:
+def _way_on(stopped: Stopped) -> str:
+    """The command that continues the run, without its secrets."""
+    if stopped.state is None:
         return "No state was saved (--no-save_state_on_signal)."
     start = ["accelerate", "launch"] if int(os.environ.get("WORLD_SIZE", 1)) > 1 else [Path(sys.executable).name]
-    words = [*start, *_without_start(sys.argv), "--resume", state]
+    kept, left_out = _without_start(sys.argv, stopped.secret_flags)
+    words = [*start, *kept, "--resume", stopped.state]
     quoted = subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
-    return f"To go on: {quoted}"
+    again = f" (give {' and '.join(left_out)} again)" if left_out else ""
+    return f"To go on{again}: {quoted}"
 
 
-def _without_start(words: Sequence[str]) -> list[str]:
-    """A command line without what says where the run begins."""
-    valued = ("--resume", "--initial_epoch", "--initial_step")
-    kept, is_value = [], False
+def _without_start(words: Sequence[str], secret_flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line without what says where the run begins and without secrets; the secret flags it had."""
+    valued = ("--resume", "--initial_epoch", "--initial_step", *secret_flags)
+    alone = ("--skip_until_initial_step", "--overwrite", "--resume_from_huggingface")
+    kept, secrets, is_value = [], [], False
     for word in words:
-        is_start = is_value or word.split("=")[0] in (*valued, "--skip_until_initial_step", "--overwrite")
-        is_value = word in valued
-        if not is_start:
+        flag = "" if is_value else word.split("=")[0]
+        if flag in secret_flags and flag not in secrets:
+            secrets.append(flag)
+        if not is_value and flag not in (*valued, *alone):
             kept.append(word)
-    return kept
+        is_value = not is_value and word in valued
+    return kept, secrets
 
 
 class _Formatter(logging.Formatter):

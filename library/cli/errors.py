@@ -36,11 +36,12 @@ class UserErrors(UserError):
 class Stopped(Exception):
     """A signal has ended the program, which has saved what there was to save."""
 
-    def __init__(self, signal_number: int, state: str | None):
-        """state: the folder to go on from, if one was saved."""
-        super().__init__(signal_number, state)
+    def __init__(self, signal_number: int, state: str | None, secret_flags: Sequence[str] = ()):
+        """state: the folder to go on from, if one was saved. secret_flags: whose values may not be shown."""
+        super().__init__(signal_number, state, secret_flags)
         self.signal_number = signal_number
         self.state = state
+        self.secret_flags = secret_flags
 
 
 def raise_together(errors: Iterable[UserError]) -> None:

@@ -97,6 +97,12 @@ def _unwrap(annotation: Any) -> tuple[type, bool, bool]:
     return annotation, False, is_optional
 
 
+def secret_flags(owners: Iterable[type]) -> tuple[str, ...]:
+    """The flags, in all spellings, whose values are shown nowhere."""
+    secret = (field for owner in owners for field in option_fields(owner) if field.spec.secret)
+    return tuple(f"--{name}" for field in secret for name in (field.name, *field.spec.aliases))
+
+
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 

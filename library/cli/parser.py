@@ -219,7 +219,8 @@ def _convert_all(
             values[name] = convert(fields[name], value, from_text=not in_file)
         except ValueError as error:
             bad_names.add(name)
-            place = f"{raw.file}: {name} = {value!r}" if in_file else f"--{name} {value}"
+            shown = "..." if fields[name].spec.secret else repr(value) if in_file else value
+            place = f"{raw.file}: {name} = {shown}" if in_file else f"--{name} {shown}"
             problems.append(UserError(f"{place} is not valid", hint=f"give {error}"))
     waived = {name for field in fields.values() if values.get(field.name) for name in field.spec.waives}
     for field in fields.values():

@@ -1,4 +1,4 @@
-"""Options of the loop: how long, how precise, which optimizer, what is written when."""
+"""Options of the loop: how long, how precise, which optimizer, what is written when and where."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from library.training.samplers import SAMPLERS
 from library.training.schedule_args import read_schedule_args
 from library.training.schedule_curves import SCHEDULES
 from library.training.trackers import TRACKERS
+
+REPO_ID = r"\w[\w.-]*/\w[\w.-]*"  # of the Hugging Face Hub: owner/name
 
 
 @dataclass(frozen=True)
@@ -299,6 +301,69 @@ class OutputOptions:
             )
         if self.skip_until_initial_step and self.initial_step is None and self.initial_epoch is None:
             yield UserError("--skip_until_initial_step without --initial_step", hint="give --initial_step, or neither")
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """Saves on the Hugging Face Hub. None of it changes what is learned."""
+
+    GROUP: ClassVar[str] = "Hugging Face Hub"
+
+    huggingface_repo_id: str | None = option(
+        help="repository that every save is uploaded to; it is created if need be", metavar="OWNER/NAME",
+        on_resume="unimportant",
+    )  # fmt: skip
+    huggingface_repo_type: str = option(
+        "model", help="kind of the repository", choices=("model", "dataset", "space"), on_resume="unimportant"
+    )
+    huggingface_path_in_repo: str | None = option(
+        help="folder of the repository to upload to (default: its root)", metavar="FOLDER", on_resume="unimportant"
+    )
+    huggingface_token: str | None = option(
+        help="access token; without it HF_TOKEN or the login of hf auth login is used. It is written nowhere",
+        metavar="TOKEN",
+        secret=True,
+        on_resume="unimportant",
+    )
+    huggingface_repo_visibility: str = option(
+        "private", help="who sees a repository that is created", choices=("private", "public"),
+        on_resume="unimportant",
+    )  # fmt: skip
+    save_state_to_huggingface: bool = option(False, help="upload states too", on_resume="unimportant")
+    resume_from_huggingface: bool = option(
+        False,
+        help="--resume names a state on the Hub: OWNER/NAME/PATH, or OWNER/NAME/PATH:REVISION:KIND",
+        on_resume="unimportant",
+    )
+    async_upload: bool = option(False, help="upload in the background while training goes on", on_resume="unimportant")
+
+    @property
+    def folder(self) -> str:
+        """The folder in the repository, "" for its root."""
+        return (self.huggingface_path_in_repo or "").strip("/")
+
+    def problems(self) -> Iterator[UserError]:
+        repo_id, folder = self.huggingface_repo_id, self.huggingface_path_in_repo
+        if repo_id is None:
+            for name in ("save_state_to_huggingface", "async_upload", "huggingface_path_in_repo"):
+                if getattr(self, name):
+                    yield UserError(
+                        f"--{name} without --huggingface_repo_id", hint="give --huggingface_repo_id OWNER/NAME"
+                    )
+        elif re.fullmatch(REPO_ID, repo_id, re.ASCII) is None:
+            yield UserError(
+                f"--huggingface_repo_id {repo_id} is not the name of a repository", hint="give it as OWNER/NAME"
+            )
+        if folder is not None and ("\\" in folder or {".", ".."} & set(folder.split("/"))):
+            yield UserError(
+                f"--huggingface_path_in_repo {folder} is not a folder of a repository",
+                hint="separate its parts with /, without . and ..",
+            )
+        if self.huggingface_token is not None and re.fullmatch(r"[!-~]+", self.huggingface_token) is None:
+            yield UserError(  # the Hub's library would show it in its error
+                "--huggingface_token is empty, or holds characters that no token has",
+                hint="copy it again, or leave it out and log in with: hf auth login",
+            )
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ from library.diffusion.options import LossOptions, NoiseOptions
 from library.models.options import MemoryOptions, ModelOptions
 from library.models.path_checks import model_problems
 from library.training.fused_backward import fused_backward_problems
+from library.training.hub import hub_problems, read_hub_state
 from library.training.optimizer_table import averages_itself
 from library.training.options import (
     AverageOptions,
+    HubOptions,
     LoggingOptions,
     OptimizerOptions,
     OutputOptions,
@@ -82,6 +84,7 @@ class Preflight:
             self._check_folders,
             self._check_report,
             self._check_prompts,
+            lambda options: hub_problems(options[HubOptions], options[OutputOptions]),
             self._check_state,
             self._check_earlier_run,
             self._check_average,
@@ -159,7 +162,9 @@ class Preflight:
         output, seed = options[OutputOptions], options[TrainingOptions].seed
         if output.resume is None:
             return
-        if output.resume == AUTO:
+        if options[HubOptions].resume_from_huggingface:
+            self._state = read_hub_state(output.resume, options[HubOptions].huggingface_token)
+        elif output.resume == AUTO:
             self._state = newest_state(output.output_dir or ".", output.output_name)
             logger.info(
                 "--resume auto: %s",

@@ -33,6 +33,7 @@ from library.training.objective import Objective
 from library.training.optimizers import check_optimizer, check_rates, make_optimizer, optimizer_class_path
 from library.training.options import (
     AverageOptions,
+    HubOptions,
     LoggingOptions,
     OptimizerOptions,
     OutputOptions,
@@ -51,6 +52,7 @@ from library.training.text_outputs import TextSource, check_text_caching
 from library.training.trackers import make_tracker
 from library.training.train_plan import Position, TrainPlan, first_position, make_train_plan
 from library.training.trainer import Trainer, TrainerOptions, TrainerParts
+from library.training.uploads import Uploads, make_uploads
 from library.training.validation import Validator
 from library.training.weight_average import WeightAverage
 
@@ -86,6 +88,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     check_lr_schedule(options[OptimizerOptions], plan.num_steps)
 
     check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
+    uploads = make_uploads(options[HubOptions], accelerator.num_processes) if accelerator.is_main_process else None
     family = _load(options, accelerator, method)
     method.prepare(
         family,
@@ -99,7 +102,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     place_method(method, accelerator.device, training)
     if options[MemoryOptions].torch_compile:
         family.compile(options[MemoryOptions].dynamo_backend)
-    trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, plan, facts)
+    trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, plan, facts, uploads)
     if state is not None:
         trainer.resume(state.folder)
     trainer.start_at(start)
@@ -112,6 +115,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     finally:  # the curve of a run that ends early is wanted most
         if parts.tracker is not None:
             parts.tracker.close()
+        parts.saver.finish_uploads()
     if accelerator.is_main_process:
         _say_what_was_written(parts, options, method, log_folder)
         parts.saver.raise_failures()
@@ -198,6 +202,7 @@ def _assemble(
     accelerator: Accelerator,
     plan: TrainPlan,
     facts: RunFacts,
+    uploads: Uploads | None,
 ) -> tuple[Trainer, TrainerParts, Path | None]:
     output, data = options[OutputOptions], preflight.data
     objective, loader_of = _make_inputs(options, data, method, family, accelerator, plan.seed)
@@ -231,7 +236,7 @@ def _assemble(
         validator=_make_validator(options[ValidationOptions], data, objective, loader_of, accelerator, modules),
         optimizer=optimizer,
         lr_schedule=make_lr_schedule(optimizer.optimizer, options[OptimizerOptions], plan.num_steps),
-        saver=Saver(output, method, plan.epochs_between_saves),
+        saver=Saver(output, method, plan.epochs_between_saves, uploads),
         sampler=sampler if preflight.prompts else None,
         tracker=tracker[0] if tracker else None,
         metadata=Metadata(options, data, family, method, plan, optimizer.optimizer),

@@ -1,4 +1,4 @@
-"""Saved weights and states: the one place that writes them, and lets earlier ones go."""
+"""Saved weights and states: the one place that writes them, hands them to the Hub, and lets earlier ones go."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from library.training.options import OutputOptions
 from library.training.precision import DTYPES
 from library.training.saved_names import STATE_ENDING, Retention, saved_under
 from library.training.train_plan import Position
+from library.training.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,13 @@ _LEFT_BEHIND_SECONDS = 3600  # unfinished files that are older belong to a run t
 class Saver:
     """Writes weights and states, and remembers what it wrote and what it could not write."""
 
-    def __init__(self, options: OutputOptions, method: TrainingMethod, epochs_between: int | None):
+    def __init__(
+        self,
+        options: OutputOptions,
+        method: TrainingMethod,
+        epochs_between: int | None,
+        uploads: Uploads | None = None,
+    ):
         """epochs_between: from one save of an epoch to the next; None without such saves."""
         self._options = options
         self._method = method
@@ -34,6 +41,9 @@ class Saver:
         self.written: list[Path] = []
         self.last_result: Path | None = None  # of what was written, the last that is no state
         self._failures: list[str] = []
+        self._uploads = uploads
+        self._to_upload: list[Path] = []
+        self._leaving: list[Path] = []  # too old, and not uploaded yet
 
     def remove_unfinished(self) -> None:
         """Removes what a kill in the middle of a save has left in the folder."""
@@ -72,11 +82,32 @@ class Saver:
             )
         for saved in saved_under(self._folder, options.output_name):
             if saved.is_state == states and retention.lets_go(saved, when, number, self._every[when]):
-                try:
-                    remove_whole(saved.path)
-                    logger.info("removed %s", saved.path)
-                except OSError as error:
-                    logger.warning("%s cannot be removed: %s", saved.path, error.strerror)
+                if self._uploads is None or self._uploads.is_done_with(saved.path):
+                    self._remove(saved.path)
+                else:
+                    self._leaving.append(saved.path)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            remove_whole(path)
+            logger.info("removed %s", path)
+        except OSError as error:
+            logger.warning("%s cannot be removed: %s", path, error.strerror)
+
+    def upload(self) -> None:
+        """Sends what was written since the last call to the Hub, where the run uploads its saves."""
+        paths, self._to_upload = self._to_upload, []
+        for path in paths:
+            if self._uploads is not None and (self._uploads.with_states or not path.name.endswith(STATE_ENDING)):
+                self._uploads.add(path)
+
+    def finish_uploads(self) -> None:
+        """Waits for uploads, says what is not on the Hub, and removes what only they have kept."""
+        if self._uploads is not None:
+            self._uploads.finish()
+        for path in self._leaving:
+            if path.exists():
+                self._remove(path)
 
     def _write(self, path: Path, write: Callable[[Path], None]) -> bool:
         try:
@@ -88,6 +119,7 @@ class Saver:
             logger.error("%s; check --output_dir and the space left", reason)
             return False
         self.written.append(path)
+        self._to_upload.append(path)
         logger.info("saved %s", path)
         return True
 

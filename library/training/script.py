@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from library.cli.options import Problems
+from library.cli.errors import Stopped
+from library.cli.options import Problems, secret_flags
 from library.cli.parser import Options, parse_options
 from library.data.config import Source
 from library.data.options import CachingOptions, DatasetOptions, ReportOptions
@@ -14,6 +15,7 @@ from library.diffusion.options import LossOptions, NoiseOptions
 from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
 from library.training.options import (
     AverageOptions,
+    HubOptions,
     LoggingOptions,
     OptimizerOptions,
     OutputOptions,
@@ -55,6 +57,7 @@ def option_groups(method_options: type, *, prompt_options: type = PromptOptions)
         DatasetOptions,
         CachingOptions,
         OutputOptions,
+        HubOptions,
         MetadataOptions,
         method_options,
         TrainingOptions,
@@ -88,5 +91,8 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
     from library.training.out_of_memory import memory_errors
     from library.training.run import run_training
 
-    with memory_errors(options):
-        run_training(options, preflight.result(), script.make_method(options))
+    try:
+        with memory_errors(options):
+            run_training(options, preflight.result(), script.make_method(options))
+    except Stopped as stopped:
+        raise Stopped(stopped.signal_number, stopped.state, secret_flags(script.option_groups)) from None

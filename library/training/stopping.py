@@ -42,3 +42,16 @@ class StopRequest:
             return
         self.signal_number = number
         logger.warning("%s: finishing the step and saving; once more ends at once", signal.Signals(number).name)
+
+
+@contextmanager
+def signals_end_at_once() -> Iterator[None]:
+    """Within it Ctrl-C ends the program at once, whatever threads are at, as SIGTERM does outside of training."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -262,6 +262,7 @@ class Trainer:
                     suffix, self._parts.metadata.at(self._position), self._position
                 )
             self._is_state_saved = with_state and self._parts.saver.save_state(suffix, self._write_state)
+            self._parts.saver.upload()
         self._accelerator.wait_for_everyone()
 
     def _let_go(self, when: str, number: int) -> None:
@@ -304,6 +305,8 @@ class Trainer:
         """Ends the run with a saved state. Raises `UserError`."""
         suffix = step_suffix(self._position.global_step)
         is_saved = self._accelerator.is_main_process and self._parts.saver.save_state(suffix, self._write_state)
+        if self._accelerator.is_main_process:
+            self._parts.saver.upload()
         self._accelerator.wait_for_everyone()
         are_finite = all(bool(torch.isfinite(param).all()) for param in self._params)
         state = str(self._parts.saver.state_folder(suffix)) if is_saved else None
