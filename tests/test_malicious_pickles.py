@@ -20,6 +20,7 @@ from library.data.latent_arrays import opened_arrays
 from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.models.vae_loading import load_vae
+from library.models.word_files import read_word
 from library.training.resuming import read_whole_state
 from library.training.states import RunFacts, read_state, write_state
 from library.training.train_plan import Position
@@ -103,7 +104,14 @@ def read_lora(path):
     load_adapter(path)
 
 
-READERS = {"model.ckpt": read_model, "model.bin": read_model, "vae.pt": read_vae, "lora.pt": read_lora}
+def read_new_word(path):
+    read_word(path)
+
+
+READERS = {
+    "model.ckpt": read_model, "model.bin": read_model, "vae.pt": read_vae, "lora.pt": read_lora,
+    "word.pt": read_new_word, "word.bin": read_new_word,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
