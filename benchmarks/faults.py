@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,9 @@ def start(train: Callable[[list[str]], None], argv: list[str], log: Path) -> int
         from library.cli.entry import run_entry
 
         status = run_entry(lambda: train(argv))
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
         os._exit(status)
 
@@ -113,10 +117,18 @@ def bad_files(output: Path) -> list[str]:
 
 
 def kill_until_done(
-    train: Callable[[list[str]], None], output: Path, findings: Findings, num_kills: int, rng: random.Random
+    train: Callable[[list[str]], None],
+    output: Path,
+    findings: Findings,
+    num_kills: int,
+    rng: random.Random,
+    longest: float,
 ) -> None:
-    """One run, killed again and again until it is done or `num_kills` are reached; then it may end."""
-    log, longest = output.parent / "log.txt", 2.0
+    """One run, killed again and again until it is done or `num_kills` are reached; then it may end.
+
+    longest: seconds until a kill at most.
+    """
+    log = output.parent / "log.txt"
     while True:
         before = unfinished(output)
         child = start(train, run_arguments(output, "--resume", "auto"), log)
@@ -137,6 +149,7 @@ def kill_until_done(
 
 def measure(num_kills: int, folder: Path, seed: int = 0) -> Findings:
     """Runs, kills and compares in `folder`."""
+    import library.training.run  # noqa: F401 - imported once, for all that is forked
     import train_network
 
     torch.set_num_threads(1)  # threads do not survive a fork
@@ -144,15 +157,17 @@ def measure(num_kills: int, folder: Path, seed: int = 0) -> Findings:
     pictures.mkdir(parents=True)
     for picture in sorted((EXAMPLE / "pictures").glob("fox_0[1-4].*")):
         shutil.copy(picture, pictures)
+    started = time.monotonic()
     child = start(train_network.train, run_arguments(folder / "whole"), folder / "log.txt")
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status:
         raise RuntimeError((folder / "log.txt").read_text()[-2000:])
+    duration = time.monotonic() - started
     expected = load_file(folder / "whole" / f"{NAME}.safetensors")
     findings, rng = Findings(), random.Random(seed)
     while findings.kills < num_kills and not findings.failed_starts:
         output = folder / f"killed{findings.runs}"
-        kill_until_done(train_network.train, output, findings, num_kills, rng)
+        kill_until_done(train_network.train, output, findings, num_kills, rng, duration)
         findings.runs += 1
         if not findings.failed_starts:
             found = load_file(output / f"{NAME}.safetensors")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,20 +14,9 @@ from safetensors import SafetensorError
 from library.cli.atomic_files import atomic_path
 from library.cli.errors import UserError
 from library.cli.file_hashes import LEGACY_BLOCK
+from library.cli.pickle_errors import DAMAGED_PICKLE_ERRORS
 
 _PICKLE_SUFFIXES = (".pt", ".ckpt", ".bin")
-# what safetensors and the restricted unpickler raise on bytes that are not theirs
-_UNREADABLE = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    struct.error,
-    EOFError,
-    RuntimeError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)
 
 
 def save_adapter(
@@ -89,7 +76,7 @@ def load_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
             return safetensors.torch.load_file(path, device="cpu")
         _check_pickle_suffix(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+    except (SafetensorError, *DAMAGED_PICKLE_ERRORS) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot read adapter weights from {path}: {reason}", hint=_DAMAGED_HINT) from error
     if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from library.cli.errors import UserError
+from library.cli.pickle_errors import DAMAGED_PICKLE_ERRORS
 from library.models.lazy_tensors import LazyTensors
 from library.models.path_checks import PICKLE_ENDINGS, SAFETENSORS_ENDING, weight_file_problem
 from library.models.safetensors_header import HeaderError, TensorEntry, read_header
@@ -122,7 +123,7 @@ def _open_pickle(path: Path) -> WeightFile:
             loaded = torch.load(path, map_location="meta" if is_mappable else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except DAMAGED_PICKLE_ERRORS as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}", _DOWNLOAD_AGAIN) from error
     tensors: Mapping[str, torch.Tensor] = _tensors_in(path, loaded)
     if is_mappable:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from library.cli.atomic_files import atomic_folder, restore_folder
 from library.cli.errors import UserError
 from library.cli.file_hashes import file_sha256
+from library.cli.pickle_errors import DAMAGED_PICKLE_ERRORS
 
 if TYPE_CHECKING:
     import torch
@@ -181,8 +182,6 @@ def _write_files(folder: Path, weights: dict[str, torch.Tensor], training: dict[
 
 def read_state(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights and training state of a state folder. Raises `UserError` naming the damaged file."""
-    import pickle
-
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -194,7 +193,7 @@ def read_state(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
         raise UserError(f"{path / WEIGHTS} is damaged: {error}", hint=ANOTHER) from None
     try:
         training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except DAMAGED_PICKLE_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path / TRAINING} is damaged: {reason}", hint=ANOTHER) from None
     return weights, training
