@@ -51,7 +51,7 @@ from library.training.text_outputs import TextSource, check_text_caching
 from library.training.trackers import make_tracker
 from library.training.train_plan import Position, TrainPlan, first_position, make_train_plan
 from library.training.trainer import Trainer, TrainerOptions, TrainerParts
-from library.training.validation import Validator
+from library.training.validation import VALIDATION_SEED, Validator
 from library.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def _assemble(
     facts: RunFacts,
 ) -> tuple[Trainer, TrainerParts, Path | None]:
     output, data = options[OutputOptions], preflight.data
-    objective, loader_of = _make_inputs(options, data, method, family, accelerator, plan.seed)
+    objective, loader_of = _make_inputs(options, data, method, family, accelerator)
     modules = [family.unet, *family.text_encoders, family.vae, *method.trainable_modules()]
     groups = method.param_groups()
     optimizer = accelerator.prepare(make_optimizer(options[OptimizerOptions], groups))
@@ -221,7 +221,7 @@ def _assemble(
         family=family,
         method=method,
         data=data,
-        loader=loader_of(data, plan.clock),
+        loader=loader_of(data, plan.seed, plan.clock),
         objective=objective,
         plan=plan,
         facts=facts,
@@ -241,7 +241,7 @@ def _assemble(
     return trainer, parts, tracker[1] if tracker else None
 
 
-LoaderOf = Callable[[TrainingData, StepClock], BatchLoader]
+LoaderOf = Callable[[TrainingData, int, StepClock], BatchLoader]  # data, seed of its items, clock
 
 
 def _make_inputs(
@@ -250,7 +250,6 @@ def _make_inputs(
     method: TrainingMethod,
     family: ModelFamily,
     accelerator: Accelerator,
-    seed: int,
 ) -> tuple[Objective, LoaderOf]:
     """Fills the caches; gives the way from a batch to its loss, and what makes the loader of some data."""
     caching, loss, skips_bad = options[CachingOptions], options[LossOptions], options[DatasetOptions].skip_bad_images
@@ -261,7 +260,7 @@ def _make_inputs(
     texts = TextSource(family, caching, accelerator, method.trains_text_encoders)
     texts.fill_cache(data)
 
-    def loader_of(data: TrainingData, clock: StepClock) -> BatchLoader:
+    def loader_of(data: TrainingData, seed: int, clock: StepClock) -> BatchLoader:
         dataset = BatchDataset(
             data,
             seed=seed,
@@ -294,7 +293,7 @@ def _make_validator(
     clock = StepClock(group_size=1, steps_per_epoch=data.validation.num_micro_batches, num_steps=1)
     return Validator(
         objective,
-        loader_of(data.validation, clock),
+        loader_of(data.validation, VALIDATION_SEED, clock),
         data.validation,
         accelerator,
         modules=modules,

@@ -115,6 +115,17 @@ def test_another_run_starts_from_the_same_value(pictures, measured, tmp_path):
     assert {name: rows[0] for name, rows in curves(tmp_path).items()} == first
 
 
+def test_the_seed_of_a_run_chooses_no_other_captions(pictures, tmp_path):
+    """Of captions that hold alternatives."""
+    wild = shutil.copytree(pictures, tmp_path / "wild")
+    for path in wild.rglob("*.txt"):
+        path.write_text("a {red|green|blue|yellow|pink|grey} {fox|dog|cat|owl|cow}", encoding="utf-8")
+    for seed in (1, 2):
+        train(wild, tmp_path / str(seed), **HELD_OUT, max_train_steps=1, seed=seed, enable_wildcard=True)
+    first, second = ({name: rows[0] for name, rows in curves(tmp_path / str(seed)).items()} for seed in (1, 2))
+    assert first == second
+
+
 def test_a_resumed_run_goes_on_with_the_curve(pictures, measured, tmp_path):
     state = measured[0] / "run-step00000004-state"
     train(pictures, tmp_path, **HELD_OUT, max_train_steps=6, flip_aug=True, resume=state)
