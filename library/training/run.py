@@ -203,8 +203,9 @@ def _assemble(
     modules = [family.unet, *family.text_encoders, family.vae, *method.trainable_modules()]
     groups = method.param_groups()
     optimizer = accelerator.prepare(make_optimizer(options[OptimizerOptions], groups))
-    if options[TrainingOptions].fused_backward_pass:
-        step_in_backward(optimizer.optimizer, options[TrainingOptions].max_grad_norm)
+    training, left_out = options[TrainingOptions], None
+    if training.fused_backward_pass:
+        left_out = step_in_backward(optimizer.optimizer, training.max_grad_norm)
     logs = options[LoggingOptions]
     tracker = make_tracker(logs.log_with, logs.logging_dir, logs.log_prefix) if accelerator.is_main_process else None
     sampler = Sampler(
@@ -229,6 +230,7 @@ def _assemble(
         average=_make_average(options[AverageOptions], groups),
         validator=_make_validator(options[ValidationOptions], data, objective, loader_of, accelerator, modules),
         optimizer=optimizer,
+        left_out=left_out,
         lr_schedule=make_lr_schedule(optimizer.optimizer, options[OptimizerOptions], plan.num_steps),
         saver=Saver(output, method, plan.epochs_between_saves),
         sampler=sampler if preflight.prompts else None,
@@ -236,7 +238,7 @@ def _assemble(
         metadata=Metadata(options, data, family, method, plan, optimizer.optimizer),
     )
     trainer = Trainer(
-        parts, TrainerOptions(options[TrainingOptions], output, options[SampleOptions], options[ValidationOptions])
+        parts, TrainerOptions(training, output, options[SampleOptions], options[ValidationOptions])
     )
     return trainer, parts, tracker[1] if tracker else None
 
