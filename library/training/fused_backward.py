@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from library.cli.errors import UserError
+from library.training.optimizer_table import find_optimizer
 from library.training.options import OptimizerOptions, TrainingOptions
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def fused_backward_problems(training: TrainingOptions, optimizer: OptimizerOptio
     if not training.fused_backward_pass:
         return
     name = optimizer.optimizer
-    if name.lower() not in {known.lower() for known in OPTIMIZERS}:
+    if find_optimizer(name) not in [find_optimizer(known) for known in OPTIMIZERS]:
         yield UserError(
             f"{_FLAG} with --optimizer_type {name}: it cannot step for one parameter at a time",
             hint=f"use {' or '.join(OPTIMIZERS)}, or leave {_FLAG} out",

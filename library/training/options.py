@@ -192,7 +192,8 @@ class OptimizerOptions:
             yield from read_pairs("--lr_scheduler_args", self.lr_scheduler_args)[1]
             return
         yield from read_schedule_args(self.lr_scheduler, self.lr_scheduler_args)[1]
-        if self.lr_scheduler == "adafactor" and self.optimizer.lower() != "adafactor":
+        row = find_optimizer(self.optimizer)
+        if self.lr_scheduler == "adafactor" and row is not None and row.own_rate is None:
             yield UserError(
                 f"--lr_scheduler adafactor with --optimizer_type {self.optimizer}",
                 hint="give --optimizer_type AdaFactor, or another --lr_scheduler",

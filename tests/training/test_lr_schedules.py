@@ -186,6 +186,10 @@ def test_a_decay_that_does_not_fit_into_the_run_is_refused():
     check_lr_schedule(options, 200)  # 10 + 190 just fit
 
 
+def test_adafactor_is_known_by_its_class_too():
+    check_lr_schedule(options_of("--lr_scheduler", "adafactor", "--optimizer_type", "transformers.Adafactor"), 100)
+
+
 def test_adafactor_schedule_without_relative_step_is_refused():
     """It would leave the rate wherever it was."""
     argv = ["--optimizer_type", "AdaFactor", "--optimizer_args", "relative_step=False"]
