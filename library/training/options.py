@@ -221,6 +221,13 @@ class AverageOptions:
         if self.ema_decay >= 1:
             yield UserError(f"--ema_decay {self.ema_decay} never takes in a step", hint="give less than 1")
 
+    def without_effect(self) -> Iterator[str]:
+        """What was asked for and changes nothing beside the other options."""
+        usual = AverageOptions()
+        for name in ("ema_decay", "ema_start_step"):
+            if getattr(self, name) != getattr(usual, name) and not self.ema:
+                yield f"--{name} does nothing without --ema"
+
 
 @dataclass(frozen=True)
 class ValidationOptions:

@@ -52,7 +52,7 @@ from library.training.trackers import make_tracker
 from library.training.train_plan import Position, TrainPlan, first_position, make_train_plan
 from library.training.trainer import Trainer, TrainerOptions, TrainerParts
 from library.training.validation import VALIDATION_SEED, Validator
-from library.training.weight_average import WeightAverage
+from library.training.weight_average import WeightAverage, check_average
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
         for line in differences(state.header, options, facts.versions, facts.data):
             logger.warning("--resume: %s", line)
     check_lr_schedule(options[OptimizerOptions], plan.num_steps)
+    check_average(options[AverageOptions], plan.num_steps)
 
     check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
     family = _load(options, accelerator, method)
