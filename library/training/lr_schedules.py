@@ -68,9 +68,10 @@ def check_lr_schedule(options: OptimizerOptions, num_steps: int) -> None:
         if options.lr_warmup_steps:
             logger.warning("--lr_warmup_steps is without effect: the optimizer makes its own rates")
     if options.lr_scheduler_type:
-        from library.training.schedule_classes import check_schedule_class
+        from library.training.schedule_classes import check_length, check_schedule_class
 
         check_schedule_class(options.lr_scheduler_type, options.lr_scheduler_args)
+        check_length(options.lr_scheduler_type, options.lr_scheduler_args, num_steps)
     warmup, decay = warmup_steps(options, num_steps), steps_of(options.lr_decay_steps, num_steps)
     if name in SCHEDULES and SCHEDULES[name].has_warmup and warmup >= num_steps:
         logger.warning(
