@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from library.cli.errors import UserError
+from library.training.optimizer_table import find_optimizer
 from library.training.options import OptimizerOptions, TrainingOptions
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def fused_backward_problems(training: TrainingOptions, optimizer: OptimizerOptio
     if not training.fused_backward_pass:
         return
     name = optimizer.optimizer
-    if name.lower() not in {known.lower() for known in OPTIMIZERS}:
+    if find_optimizer(name) not in [find_optimizer(known) for known in OPTIMIZERS]:
         yield UserError(
             f"{_FLAG} with --optimizer_type {name}: it cannot step for one parameter at a time",
             hint=f"use {' or '.join(OPTIMIZERS)}, or leave {_FLAG} out",
@@ -47,23 +48,48 @@ def check_fused_backward(training: TrainingOptions, num_processes: int) -> None:
         )
 
 
-def step_in_backward(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
-    """From now on, a backward pass steps; afterwards no parameter has a gradient, and `step` finds nothing to do."""
+class LeftOut:
+    """The weights that backward passes left as they were, as their gradients were not finite."""
+
+    def __init__(self) -> None:
+        self._num_params = 0
+
+    def add(self) -> None:
+        self._num_params += 1
+
+    def take(self) -> int:
+        """How many since the last call."""
+        taken, self._num_params = self._num_params, 0
+        return taken
+
+
+def step_in_backward(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> LeftOut:
+    """From now on, a backward pass steps; afterwards no parameter has a gradient, and `step` finds nothing to do.
+
+    A parameter whose gradient is not finite is left as it is, and counted in what is given back.
+    """
     if max_grad_norm:
         logger.info("%s: --max_grad_norm %g limits the gradient of each parameter by itself", _FLAG, max_grad_norm)
+    left_out = LeftOut()
     for index, group in enumerate(optimizer.param_groups):
         for param in group["params"]:
-            param.register_post_accumulate_grad_hook(partial(_step_for_one, optimizer, index, max_grad_norm))
+            step = partial(_step_for_one, optimizer, index, max_grad_norm, left_out)
+            param.register_post_accumulate_grad_hook(step)
+    return left_out
 
 
 def _step_for_one(
-    optimizer: torch.optim.Optimizer, index: int, max_grad_norm: float, param: torch.nn.Parameter
+    optimizer: torch.optim.Optimizer,
+    index: int,
+    max_grad_norm: float,
+    left_out: LeftOut,
+    param: torch.nn.Parameter,
 ) -> None:
     import torch
 
     norm = torch.nn.utils.clip_grad_norm_([param], max_grad_norm or math.inf)
     if not torch.isfinite(norm):
-        logger.warning("%s: a gradient is not finite; its parameter stays as it is in this step", _FLAG)
+        left_out.add()
         param.grad = None
         return
     groups = optimizer.param_groups  # looked up each time: a resume makes new ones

@@ -68,10 +68,15 @@ def check_lr_schedule(options: OptimizerOptions, num_steps: int) -> None:
         if options.lr_warmup_steps:
             logger.warning("--lr_warmup_steps is without effect: the optimizer makes its own rates")
     if options.lr_scheduler_type:
-        from library.training.schedule_classes import check_schedule_class
+        from library.training.schedule_classes import check_length, check_schedule_class
 
         check_schedule_class(options.lr_scheduler_type, options.lr_scheduler_args)
+        check_length(options.lr_scheduler_type, options.lr_scheduler_args, num_steps)
     warmup, decay = warmup_steps(options, num_steps), steps_of(options.lr_decay_steps, num_steps)
+    if name in SCHEDULES and SCHEDULES[name].has_warmup and warmup >= num_steps:
+        logger.warning(
+            "--lr_warmup_steps %d: the run ends after %d steps, before the learning rate is reached", warmup, num_steps
+        )
     if "lr_decay_steps" in reads and warmup + decay > num_steps:
         raise UserError(
             f"--lr_warmup_steps {warmup} and --lr_decay_steps {decay} are more than the {num_steps} steps of the run",

@@ -194,7 +194,8 @@ class OptimizerOptions:
             yield from read_pairs("--lr_scheduler_args", self.lr_scheduler_args)[1]
             return
         yield from read_schedule_args(self.lr_scheduler, self.lr_scheduler_args)[1]
-        if self.lr_scheduler == "adafactor" and self.optimizer.lower() != "adafactor":
+        row = find_optimizer(self.optimizer)
+        if self.lr_scheduler == "adafactor" and row is not None and row.own_rate is None:
             yield UserError(
                 f"--lr_scheduler adafactor with --optimizer_type {self.optimizer}",
                 hint="give --optimizer_type AdaFactor, or another --lr_scheduler",
@@ -221,6 +222,13 @@ class AverageOptions:
     def problems(self) -> Iterator[UserError]:
         if self.ema_decay >= 1:
             yield UserError(f"--ema_decay {self.ema_decay} never takes in a step", hint="give less than 1")
+
+    def without_effect(self) -> Iterator[str]:
+        """What was asked for and changes nothing beside the other options."""
+        usual = AverageOptions()
+        for name in ("ema_decay", "ema_start_step"):
+            if getattr(self, name) != getattr(usual, name) and not self.ema:
+                yield f"--{name} does nothing without --ema"
 
 
 @dataclass(frozen=True)

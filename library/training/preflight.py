@@ -132,6 +132,8 @@ class Preflight:
                 "a validation loss is asked for, and no pictures are held out for it",
                 hint="give --validation_split 0.1, or validation_split in the dataset file",
             )
+        elif self._data.validation is None and described.validation_seed:
+            logger.warning("--validation_seed does nothing: no pictures are held out (--validation_split)")
 
     def _check_report(self, options: Options) -> Problems:
         report, output_dir = options[ReportOptions], options[OutputOptions].output_dir
@@ -152,6 +154,8 @@ class Preflight:
         yield from folder_problems("--logging_dir", options[LoggingOptions].logging_dir)
 
     def _check_average(self, options: Options) -> Problems:
+        for line in options[AverageOptions].without_effect():
+            logger.warning("%s", line)
         name = options[OptimizerOptions].optimizer
         if options[AverageOptions].ema and averages_itself(name):
             yield UserError(

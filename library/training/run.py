@@ -53,8 +53,8 @@ from library.training.trackers import make_tracker
 from library.training.train_plan import Position, TrainPlan, first_position, make_train_plan
 from library.training.trainer import Trainer, TrainerOptions, TrainerParts
 from library.training.uploads import Uploads, make_uploads
-from library.training.validation import Validator
-from library.training.weight_average import WeightAverage
+from library.training.validation import VALIDATION_SEED, Validator
+from library.training.weight_average import WeightAverage, check_average
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
         for line in differences(state.header, options, facts.versions, facts.data):
             logger.warning("--resume: %s", line)
     check_lr_schedule(options[OptimizerOptions], plan.num_steps)
+    check_average(options[AverageOptions], plan.num_steps)
 
     check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
     uploads = make_uploads(options[HubOptions], accelerator.num_processes) if accelerator.is_main_process else None
@@ -205,12 +206,13 @@ def _assemble(
     uploads: Uploads | None,
 ) -> tuple[Trainer, TrainerParts, Path | None]:
     output, data = options[OutputOptions], preflight.data
-    objective, loader_of = _make_inputs(options, data, method, family, accelerator, plan.seed)
+    objective, loader_of = _make_inputs(options, data, method, family, accelerator)
     modules = [family.unet, *family.text_encoders, family.vae, *method.trainable_modules()]
     groups = method.param_groups()
     optimizer = accelerator.prepare(make_optimizer(options[OptimizerOptions], groups))
-    if options[TrainingOptions].fused_backward_pass:
-        step_in_backward(optimizer.optimizer, options[TrainingOptions].max_grad_norm)
+    training, left_out = options[TrainingOptions], None
+    if training.fused_backward_pass:
+        left_out = step_in_backward(optimizer.optimizer, training.max_grad_norm)
     logs = options[LoggingOptions]
     tracker = make_tracker(logs.log_with, logs.logging_dir, logs.log_prefix) if accelerator.is_main_process else None
     sampler = Sampler(
@@ -227,7 +229,7 @@ def _assemble(
         family=family,
         method=method,
         data=data,
-        loader=loader_of(data, plan.clock),
+        loader=loader_of(data, plan.seed, plan.clock),
         objective=objective,
         plan=plan,
         facts=facts,
@@ -235,6 +237,7 @@ def _assemble(
         average=_make_average(options[AverageOptions], groups),
         validator=_make_validator(options[ValidationOptions], data, objective, loader_of, accelerator, modules),
         optimizer=optimizer,
+        left_out=left_out,
         lr_schedule=make_lr_schedule(optimizer.optimizer, options[OptimizerOptions], plan.num_steps),
         saver=Saver(output, method, plan.epochs_between_saves, uploads),
         sampler=sampler if preflight.prompts else None,
@@ -242,12 +245,12 @@ def _assemble(
         metadata=Metadata(options, data, family, method, plan, optimizer.optimizer),
     )
     trainer = Trainer(
-        parts, TrainerOptions(options[TrainingOptions], output, options[SampleOptions], options[ValidationOptions])
+        parts, TrainerOptions(training, output, options[SampleOptions], options[ValidationOptions])
     )
     return trainer, parts, tracker[1] if tracker else None
 
 
-LoaderOf = Callable[[TrainingData, StepClock], BatchLoader]
+LoaderOf = Callable[[TrainingData, int, StepClock], BatchLoader]  # data, seed of its items, clock
 
 
 def _make_inputs(
@@ -256,7 +259,6 @@ def _make_inputs(
     method: TrainingMethod,
     family: ModelFamily,
     accelerator: Accelerator,
-    seed: int,
 ) -> tuple[Objective, LoaderOf]:
     """Fills the caches; gives the way from a batch to its loss, and what makes the loader of some data."""
     caching, loss, skips_bad = options[CachingOptions], options[LossOptions], options[DatasetOptions].skip_bad_images
@@ -267,7 +269,7 @@ def _make_inputs(
     texts = TextSource(family, caching, accelerator, method.trains_text_encoders)
     texts.fill_cache(data)
 
-    def loader_of(data: TrainingData, clock: StepClock) -> BatchLoader:
+    def loader_of(data: TrainingData, seed: int, clock: StepClock) -> BatchLoader:
         dataset = BatchDataset(
             data,
             seed=seed,
@@ -300,7 +302,7 @@ def _make_validator(
     clock = StepClock(group_size=1, steps_per_epoch=data.validation.num_micro_batches, num_steps=1)
     return Validator(
         objective,
-        loader_of(data.validation, clock),
+        loader_of(data.validation, VALIDATION_SEED, clock),
         data.validation,
         accelerator,
         modules=modules,

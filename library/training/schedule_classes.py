@@ -6,6 +6,7 @@ import importlib
 import inspect
 import io
 import pickle
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,29 @@ def check_schedule_class(name: str, arguments: Sequence[str]) -> type[LRSchedule
         raise UserError(f"{FLAG}: {name}: {error}", hint=f"it takes {takes}") from None
     raise_together(unfit_values(FLAG, values, inspect.signature(found).parameters))
     return found
+
+
+def check_length(name: str, arguments: Sequence[str], num_steps: int) -> None:
+    """Steps through the whole run. Raises `UserError` for a schedule that ends before it, as OneCycleLR can."""
+    import torch
+
+    values, _ = read_pairs(FLAG, arguments)
+    # with a momentum, since some let it go up and down with the rate
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    try:
+        schedule = find_schedule_class(name)(optimizer, **values)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return  # it may need the optimizer of the run, which it is made for later
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this optimizer never steps
+        for step in range(1, num_steps + 1):
+            try:
+                schedule.step()
+            except (ValueError, ArithmeticError, LookupError) as error:
+                raise UserError(
+                    f"--lr_scheduler_type {name} ends with step {step} of {num_steps}: {_first_line(error)}",
+                    hint=f"let {FLAG} give it as many steps as the run has",
+                ) from None
 
 
 def make_schedule_of_class(optimizer: torch.optim.Optimizer, name: str, arguments: Sequence[str]) -> LRScheduler:

@@ -22,6 +22,7 @@ from library.data.plan import TrainingData
 from library.data.records import Batch
 from library.models.family import ModelFamily
 from library.training.evaluation import shown_weights
+from library.training.fused_backward import LeftOut
 from library.training.losses import LossHistory
 from library.training.metadata import Metadata
 from library.training.method import ParamGroup, TrainingMethod
@@ -73,6 +74,7 @@ class TrainerParts:
     average: WeightAverage | None
     validator: Validator | None
     optimizer: torch.optim.Optimizer
+    left_out: LeftOut | None  # by a backward pass that steps
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
     saver: Saver
     sampler: Sampler | None
@@ -156,12 +158,13 @@ class Trainer:
         total = sum(losses, torch.zeros((), device=self._accelerator.device))
         total = self._agree(total)
         step = self._position.global_step + 1
+        num_left_out = 0 if self._parts.left_out is None else self._parts.left_out.take()
         self._rates.before_step()
         # the one wait for the device in a step: whether it is applied depends on it
-        if torch.isfinite(total) & torch.isfinite(norm):
+        if torch.isfinite(total) & torch.isfinite(norm) and not num_left_out:
             self._apply(step, total)
         else:
-            self._leave_out(step, batches, losses)
+            self._leave_out(step, batches, losses, num_left_out)
         self._rates.after_step(step)
         self._parts.optimizer.zero_grad(set_to_none=True)
 
@@ -191,9 +194,12 @@ class Trainer:
         self._losses.add(step, loss)
         self._nonfinite.end_row()
 
-    def _leave_out(self, step: int, batches: list[Batch], losses: list[torch.Tensor]) -> None:
-        """A step whose loss or gradients are not finite changes nothing but the place in plan and schedule."""
-        self._nonfinite.add(step, batches, losses)
+    def _leave_out(self, step: int, batches: list[Batch], losses: list[torch.Tensor], num_params: int) -> None:
+        """A step whose loss or gradients are not finite changes nothing but the place in plan and schedule.
+
+        `num_params`: those that a backward pass that steps has left as they were; the others have learned by now.
+        """
+        self._nonfinite.add(step, batches, losses, num_params)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             self._parts.lr_schedule.step()

@@ -21,7 +21,7 @@ from library.training.objective import Objective
 logger = logging.getLogger(__name__)
 
 NUM_TIMESTEPS = 5
-_SEED = 0  # of the order of the batches
+VALIDATION_SEED = 0  # of the order of the batches and of what captions draw, whatever the run's seed is
 
 
 def timestep_grid(timesteps: range, count: int = NUM_TIMESTEPS) -> list[int]:
@@ -46,7 +46,7 @@ class Validator:
         """data: of the held-out pictures, which `loader` loads. modules: what has an evaluation mode."""
         self._objective = objective
         self._loader = loader
-        self._micro_batches = data.plan(_SEED, 0)[:max_batches]
+        self._micro_batches = data.plan(VALIDATION_SEED, 0)[:max_batches]
         self._accelerator = accelerator
         self._modules = modules
         self._timesteps = timestep_grid(objective.timesteps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,18 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from library.cli.errors import UserError
 from library.training.options import AverageOptions
+
+logger = logging.getLogger(__name__)
+
+
+def check_average(options: AverageOptions, num_steps: int) -> None:
+    """Warns of an average that never begins in a run of `num_steps`."""
+    if options.ema and options.ema_start_step > num_steps:
+        logger.warning(
+            "--ema does nothing: it begins with step %d (--ema_start_step), and the run has %d",
+            options.ema_start_step,
+            num_steps,
+        )
 
 
 class WeightAverage:

@@ -203,6 +203,18 @@ def test_totals_buckets_and_tags_are_counted(page):
     assert counts["animal"] == "30" and counts["one"] == "4" and counts["two"] == "2" and counts["three once"] == "1"
 
 
+def test_held_out_pictures_are_counted(make_pictures, load_toml, tmp_path):
+    """The page would otherwise show fewer pictures than the folder has, and not say why."""
+    make_pictures("pictures", 5, caption="a cat")
+    data = load_toml(
+        "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/pictures'\nvalidation_split = 0.4\n"
+    )
+    write_page(make_report(data), tmp_path / "index.html", advance=lambda count: None)
+    tiles = [tile.text for tile in read_page(tmp_path / "index.html").by_id("totals").all("div")]
+    assert any(tile.startswith("3training pictures") for tile in tiles)
+    assert any(tile.startswith("2held out for validation") for tile in tiles)
+
+
 def test_the_page_is_a_function_of_the_data(nasty, page, tmp_path):
     write_page(nasty, tmp_path / "again.html", advance=lambda count: None)
     assert (tmp_path / "again.html").read_bytes() == page.read_bytes()

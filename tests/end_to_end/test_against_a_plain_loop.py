@@ -17,7 +17,7 @@ from library.data.prepare import load_training_data
 from library.data.randomness import derive_seed
 from tests.end_to_end.runs import BASE, PICTURES, REGULARISATION, train
 
-SEED, RANK, ALPHA, CLIP, GAMMA, OFFSET, PRIOR = 7, 4, 2.0, 0.02, 5.0, 0.1, 0.5
+SEED, RANK, ALPHA, CLIP, GAMMA, OFFSET, PRIOR, PERTURBATION = 7, 4, 2.0, 0.02, 5.0, 0.1, 0.5, 0.2
 RATES = {"lora_te": 5e-4, "lora_unet": 1e-3}
 DATASET = f"""
 [[datasets]]
@@ -67,7 +67,8 @@ def loss_of(pipe, data, micro_batch):
     noise = torch.randn(latents.shape, generator=generator)
     noise = noise + OFFSET * torch.randn((len(latents), 4, 1, 1), generator=generator)
     ids = pipe.tokenizer([record.caption for record in records], padding="max_length", return_tensors="pt").input_ids
-    noisy = pipe.scheduler.add_noise(latents, noise, timesteps)
+    added = noise + PERTURBATION * torch.randn(latents.shape, generator=generator)  # and `noise` is to be found
+    noisy = pipe.scheduler.add_noise(latents, added, timesteps)
     prediction = pipe.unet(noisy, timesteps, encoder_hidden_states=pipe.text_encoder(ids)[0]).sample
     alphas = pipe.scheduler.alphas_cumprod[timesteps]
     snr = alphas / (1 - alphas)
@@ -109,6 +110,7 @@ def test_weights_after_three_steps_equal_those_of_a_plain_loop(tmp_path, accumul
         "network_dim": RANK,
         "network_alpha": ALPHA,
         "noise_offset": OFFSET,
+        "ip_noise_gamma": PERTURBATION,
         "min_snr_gamma": GAMMA,
         "prior_loss_weight": PRIOR,
         "max_grad_norm": CLIP,

@@ -89,3 +89,19 @@ def test_going_on_without_it_or_with_it_for_the_first_time_is_said(pictures, run
 def test_what_makes_no_average_is_refused(pictures, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         train(pictures, tmp_path, **{**EMA, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "warning"),
+    [
+        ({"ema_decay": 0.9}, "--ema_decay does nothing without --ema"),
+        ({"ema_start_step": 3}, "--ema_start_step does nothing without --ema"),
+        ({"ema": True, "ema_start_step": 2}, "--ema does nothing: it begins with step 2"),
+        ({"validation_seed": 3}, "--validation_seed does nothing: no pictures are held out"),
+        ({"ema": True, "ema_start_step": 1, "ema_decay": 0.9}, None),
+    ],
+)
+def test_what_was_asked_for_and_does_nothing_is_said(pictures, tmp_path, caplog, options, warning):
+    train(pictures, tmp_path, max_train_steps=1, **options)
+    said = [record.getMessage() for record in caplog.records if "does nothing" in record.getMessage()]
+    assert len(said) == bool(warning) and all(warning in line for line in said)

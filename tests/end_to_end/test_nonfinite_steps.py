@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from library.cli.errors import UserError
 from library.training.states import read_state
 from tests.end_to_end.runs import arguments, assert_same, copy_pictures, logged, run_command, train
+from tests.end_to_end.whole_models import train_whole
 
 EVERY_STEP = {"save_every_n_steps": 1, "save_state": True, "train_batch_size": 1, "weighted_captions": True}
 
@@ -103,3 +104,18 @@ def test_a_row_ends_with_a_step_that_is_applied(data_dir, tmp_path, caplog):
     spoil(data_dir, ["fox_01"])
     train(data_dir, tmp_path, weighted_captions=True, train_batch_size=1, max_train_epochs=3, max_nonfinite_steps=3)
     assert len([record for record in caplog.records if "not applied" in record.getMessage()]) == 6
+
+
+def test_a_backward_pass_that_steps_names_and_counts_them_too(data_dir, tmp_path, caplog):
+    """Each weight is looked at by itself there; the step is one all the same."""
+    reg = copy_pictures(tmp_path / "reg", 2)
+    with pytest.raises(UserError, match="1 steps in a row could not be applied; the last was step"):
+        train_whole(
+            "train_db", data_dir, tmp_path / "out", fused_backward_pass=True, reg_data_dir=reg, prior_loss_weight=1e38,
+            train_batch_size=1, max_train_steps=9, max_nonfinite_steps=1,
+        )  # fmt: skip
+    (line,) = [record.getMessage() for record in caplog.records if "not finite" in record.getMessage()]
+    assert "the gradients are not finite" in line and str(reg) in line
+    assert re.search(r"the step is not applied to \d+ of the model's tensors", line)
+    weights, _ = read_state(str(next((tmp_path / "out").glob("run-step*-state"))))
+    assert all(tensor.isfinite().all() for tensor in weights.values())

@@ -39,23 +39,14 @@ def curves(out) -> dict[str, list[tuple[int, float]]]:
     return {name: logged(out, name) for name in ("loss/validation", *(f"loss/validation_t{t}" for t in TIMESTEPS))}
 
 
-def held_out(pictures):
-    data = load_training_data(
-        DatasetOptions(train_data_dir=str(pictures), caption_extension=".txt", validation_split=0.4, **SIZES)
-    )
-    return data.validation
+def held_out(pictures, split=0.4, **sizes):
+    options = {"train_data_dir": str(pictures), "caption_extension": ".txt", "validation_split": split}
+    return load_training_data(DatasetOptions(**options, **SIZES | sizes)).validation
 
 
-def test_the_grid_is_the_middles_of_equal_parts():
-    assert timestep_grid(range(1000)) == list(TIMESTEPS)
-    assert timestep_grid(range(200, 300)) == [210, 230, 250, 270, 290]
-    assert timestep_grid(range(7, 8)) == [7]
-
-
-def test_before_training_it_is_the_loss_of_the_model_itself(pictures, measured):
-    """Calculated from Diffusers' parts: the mean over the pictures at each timestep, and over the timesteps."""
+def errors_of_the_model(data) -> dict[int, list[float]]:
+    """Of each picture at each timestep, calculated from Diffusers' parts."""
     pipe = StableDiffusionPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
-    data = held_out(pictures)
     (dataset,) = data.datasets
     errors = {timestep: [] for timestep in TIMESTEPS}
     for batch in data.plan(0, 0):
@@ -75,11 +66,34 @@ def test_before_training_it_is_the_loss_of_the_model_itself(pictures, measured):
             with torch.no_grad():
                 found = pipe.unet(pipe.scheduler.add_noise(latents, noise, times), times, states).sample
             errors[timestep] += ((found - noise) ** 2).mean(dim=(1, 2, 3)).tolist()
+    return errors
+
+
+def test_the_grid_is_the_middles_of_equal_parts():
+    assert timestep_grid(range(1000)) == list(TIMESTEPS)
+    assert timestep_grid(range(200, 300)) == [210, 230, 250, 270, 290]
+    assert timestep_grid(range(7, 8)) == [7]
+
+
+def test_before_training_it_is_the_loss_of_the_model_itself(pictures, measured):
+    """The mean over the pictures at each timestep, and over the timesteps."""
+    errors = errors_of_the_model(held_out(pictures))
     assert all(len(each) == 2 for each in errors.values())  # two of the five pictures
     means = {timestep: sum(each) / len(each) for timestep, each in errors.items()}
     found = {name: rows[0] for name, rows in curves(measured[0]).items()}
     assert found.pop("loss/validation") == (0, pytest.approx(sum(means.values()) / 5, rel=1e-5))
     assert found == {f"loss/validation_t{t}": (0, pytest.approx(mean, rel=1e-5)) for t, mean in means.items()}
+
+
+def test_each_picture_counts_as_much_as_another_whatever_its_batch(pictures, tmp_path):
+    """Three pictures in a batch of two and one of one."""
+    sizes = {"enable_bucket": False}
+    data = held_out(pictures, split=0.6, **sizes)
+    assert sorted(len(batch.item_indices) for batch in data.plan(0, 0)) == [1, 2]
+    errors = errors_of_the_model(data)
+    train(pictures, tmp_path, **HELD_OUT | {"validation_split": 0.6}, max_train_steps=1, **sizes)
+    means = [sum(each) / 3 for each in errors.values()]
+    assert logged(tmp_path, "loss/validation")[0] == (0, pytest.approx(sum(means) / 5, rel=1e-5))
 
 
 def test_it_is_measured_as_often_as_asked_and_changes_as_the_weights_do(measured):
@@ -113,6 +127,17 @@ def test_another_run_starts_from_the_same_value(pictures, measured, tmp_path):
     train(pictures, tmp_path, **HELD_OUT, max_train_steps=1, seed=99, gradient_accumulation_steps=2)
     first = {name: rows[0] for name, rows in curves(measured[0]).items()}
     assert {name: rows[0] for name, rows in curves(tmp_path).items()} == first
+
+
+def test_the_seed_of_a_run_chooses_no_other_captions(pictures, tmp_path):
+    """Of captions that hold alternatives."""
+    wild = shutil.copytree(pictures, tmp_path / "wild")
+    for path in wild.rglob("*.txt"):
+        path.write_text("a {red|green|blue|yellow|pink|grey} {fox|dog|cat|owl|cow}", encoding="utf-8")
+    for seed in (1, 2):
+        train(wild, tmp_path / str(seed), **HELD_OUT, max_train_steps=1, seed=seed, enable_wildcard=True)
+    first, second = ({name: rows[0] for name, rows in curves(tmp_path / str(seed)).items()} for seed in (1, 2))
+    assert first == second
 
 
 def test_a_resumed_run_goes_on_with_the_curve(pictures, measured, tmp_path):

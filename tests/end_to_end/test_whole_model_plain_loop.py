@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from library.data.options import DatasetOptions
 from library.data.prepare import load_training_data
 from tests.end_to_end.runs import BASE, PICTURES, REGULARISATION, logged
-from tests.end_to_end.test_against_a_plain_loop import DATASET, GAMMA, OFFSET, PRIOR, SEED, loss_of
+from tests.end_to_end.test_against_a_plain_loop import DATASET, GAMMA, OFFSET, PERTURBATION, PRIOR, SEED, loss_of
 from tests.end_to_end.whole_models import PARTS, changed_parts, read_model, train_whole
 
 RATE, TEXT_RATE, CLIP, STEPS = 0.5, 2.0, 0.02, 3  # rates that move weights well beyond rounding
@@ -25,6 +25,7 @@ OPTIONS = {
     "learning_rate": RATE,
     "max_train_steps": STEPS,
     "noise_offset": OFFSET,
+    "ip_noise_gamma": PERTURBATION,
     "min_snr_gamma": GAMMA,
     "prior_loss_weight": PRIOR,
     "max_grad_norm": CLIP,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
-from library.training.fused_backward import check_fused_backward, step_in_backward
-from library.training.options import TrainingOptions
+from library.training.fused_backward import check_fused_backward, fused_backward_problems, step_in_backward
+from library.training.options import OptimizerOptions, TrainingOptions
 
 
 def _fit():
@@ -52,3 +52,12 @@ def test_several_processes_are_refused():
     with pytest.raises(UserError, match="2 processes"):
         check_fused_backward(TrainingOptions(fused_backward_pass=True), 2)
     check_fused_backward(TrainingOptions(), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_refused"),
+    [("adamw", False), ("torch.optim.AdamW", False), ("transformers.Adafactor", False), ("torch.optim.Adam", True)],
+)
+def test_an_optimizer_is_known_by_each_of_its_names(name, is_refused):
+    problems = fused_backward_problems(TrainingOptions(fused_backward_pass=True), OptimizerOptions(optimizer_type=name))
+    assert bool(list(problems)) == is_refused

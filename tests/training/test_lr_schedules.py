@@ -186,6 +186,17 @@ def test_a_decay_that_does_not_fit_into_the_run_is_refused():
     check_lr_schedule(options, 200)  # 10 + 190 just fit
 
 
+@pytest.mark.parametrize(("num_steps", "is_warned"), [(10, True), (11, False)])
+def test_a_warmup_longer_than_the_run_is_warned_of(caplog, num_steps, is_warned):
+    """Such a run learns at a part of its rate throughout."""
+    check_lr_schedule(options_of("--lr_scheduler", "cosine", "--lr_warmup_steps", "10"), num_steps)
+    assert ("--lr_warmup_steps 10: the run ends after 10 steps" in caplog.text) == is_warned
+
+
+def test_adafactor_is_known_by_its_class_too():
+    check_lr_schedule(options_of("--lr_scheduler", "adafactor", "--optimizer_type", "transformers.Adafactor"), 100)
+
+
 def test_adafactor_schedule_without_relative_step_is_refused():
     """It would leave the rate wherever it was."""
     argv = ["--optimizer_type", "AdaFactor", "--optimizer_args", "relative_step=False"]

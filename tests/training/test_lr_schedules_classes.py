@@ -59,6 +59,15 @@ def test_one_cycle():
     assert_curve(rates, expected)
 
 
+def test_a_class_that_ends_before_the_run_is_refused_before_it():
+    """It would end the run in the middle, without a save."""
+    options = class_options("OneCycleLR", "max_lr=1e-3", "total_steps=100")
+    check_lr_schedule(options, 100)
+    with pytest.raises(UserError, match="--lr_scheduler_type OneCycleLR ends with step 101 of 160") as caught:
+        check_lr_schedule(options, 160)
+    assert "--lr_scheduler_args" in caught.value.hint
+
+
 def test_a_class_of_ones_own(own_module):
     options = class_options(f"{own_module}.Halving", "steps=3", "names=('x', 'y')")
     check_lr_schedule(options, 100)

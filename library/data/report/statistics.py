@@ -48,6 +48,7 @@ def totals(data: TrainingData) -> dict[str, int]:
     return {
         "training pictures": len(records) - num_reg,
         "regularisation pictures": num_reg,
+        "held out for validation, not shown": 0 if data.validation is None else data.validation.num_items,
         "items an epoch, with repeats": data.num_items,
         "batches an epoch": data.num_micro_batches,
         "datasets": len(data.datasets),
