@@ -86,7 +86,8 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
         look_at_data(options, preflight.result())
         return
     from library.training.out_of_memory import memory_errors
+    from library.training.processes import process_errors
     from library.training.run import run_training
 
-    with memory_errors(options):
+    with process_errors(), memory_errors(options):
         run_training(options, preflight.result(), script.make_method(options))
