@@ -22,6 +22,7 @@ from library.training.options import (
     ValidationOptions,
 )
 from library.training.preflight import AdaptData, Preflight
+from library.training.process_options import ProcessOptions
 
 if TYPE_CHECKING:
     from library.training.method import TrainingMethod
@@ -58,6 +59,7 @@ def option_groups(method_options: type, *, prompt_options: type = PromptOptions)
         MetadataOptions,
         method_options,
         TrainingOptions,
+        ProcessOptions,
         OptimizerOptions,
         NoiseOptions,
         LossOptions,
