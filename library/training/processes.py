@@ -1,14 +1,20 @@
-"""Several processes that train together: what is said when one of them is gone."""
+"""Several processes that train together: whether they do the same, and what is said when one of them is gone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
-from library.cli.errors import LostProcess
+from library.cli.errors import LostProcess, UserError, listed
 from library.cli.launcher import is_launched
+from library.cli.options import option_fields
+from library.cli.parser import Options
+from library.data.plan import TrainingData
 
 # what gloo, which has no class of its own for it, says of a process that ended or is silent
 _LOST = ("gloo", "Connection closed by peer", "Connection reset by peer")
@@ -27,3 +33,40 @@ def process_errors() -> Iterator[None]:
             "another process of this run has ended, or does not answer",
             hint="what it said itself is the cause; where it was only slow, --ddp_timeout waits longer",
         ) from None
+
+
+def check_same_run(accelerator: Accelerator, options: Options, data: TrainingData, num_steps_done: int) -> None:
+    """Raises `UserError`, in all processes, where they would go different ways: machines have files of their own.
+
+    num_steps_done: of the state to resume from. Call it before anything else that processes do together.
+    """
+    if accelerator.num_processes == 1:
+        return
+    everyone = gather_object([(num_steps_done, data.digest(), _values(options))])
+    steps, digests, values = zip(*everyone, strict=True)
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the processes would begin behind different steps: {', '.join(map(str, sorted(set(steps))))}",
+            hint="all machines must see the state of --resume: let them share --output_dir, or copy the state",
+        )
+    if len(set(digests)) > 1:
+        raise UserError(
+            "the processes see different pictures, captions or settings of the dataset",
+            hint="give all machines the same files, in folders of the same names, and the same options",
+        )
+    different = [f"--{name}" for name, value in values[0].items() if any(each[name] != value for each in values)]
+    if different:
+        raise UserError(
+            f"the processes have different options: {listed(different, 5)}",
+            hint="start all machines with the same options",
+        )
+
+
+def _values(options: Options) -> dict[str, Any]:
+    """The options that say what is done when; folders and names of files may be others on each machine."""
+    return {
+        field.name: getattr(group, field.name)
+        for group in options
+        for field in option_fields(type(group))
+        if field.kind is not str or field.spec.choices
+    }

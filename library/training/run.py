@@ -44,6 +44,7 @@ from library.training.placement import place_method, place_model
 from library.training.precision import check_memory_options, make_accelerator
 from library.training.preflight import PreflightResult
 from library.training.process_options import ProcessOptions
+from library.training.processes import check_same_run
 from library.training.resuming import FoundState, differences, option_values
 from library.training.samples import Sampler
 from library.training.saves import Saver
@@ -69,6 +70,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     state = preflight.state
+    check_same_run(accelerator, options, preflight.data, 0 if state is None else state.position.global_step)
     check_memory_options(options[MemoryOptions], accelerator)
     check_fused_backward(training, accelerator.num_processes)
     check_optimizer(options[OptimizerOptions], accelerator.device)
