@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from library.models.word_files import read_word
 from tests.end_to_end.runs import BASE, ROOT, arguments, assert_same, logged, run_command, train
-from tests.end_to_end.whole_models import changed_parts, read_model, train_whole
+from tests.end_to_end.whole_models import changed_parts, read_model, train_whole, write_metadata
+from tests.end_to_end.word_runs import copy_with_word, train_word, word_arguments
 
 TWO_PROCESSES = (
     "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
@@ -69,6 +71,31 @@ def test_two_processes_train_a_whole_model_as_one_does_with_twice_the_accumulati
     for part in one:
         for name, tensor in one[part].items():
             torch.testing.assert_close(two[part][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_does_with_twice_the_accumulation(data_dir, tmp_path):
+    options = {"max_train_steps": 4, "train_text_encoder": True, "learning_rate": 1e-2, "optimizer_type": "SGD"}
+    train_whole("fine_tune", data_dir, tmp_path / "one", gradient_accumulation_steps=2, **options)
+    described = write_metadata(data_dir)
+    launch(arguments(data_dir, tmp_path / "two", **options, **described), *TWO_PROCESSES, script="fine_tune.py")
+    one, two = (read_model(tmp_path / name / "run") for name in ("one", "two"))
+    assert changed_parts(one, read_model(BASE)) == {"unet", "text_encoder"}
+    for part in one:
+        for name, tensor in one[part].items():
+            torch.testing.assert_close(two[part][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_teach_a_word_as_one_does_with_twice_the_accumulation(tmp_path):
+    data = copy_with_word(tmp_path / "words")
+    options = {"max_train_steps": 4, "xti": True, "num_vectors_per_token": 2, "init_word": "fox", "ema": True}
+    one = train_word(data, tmp_path / "one", gradient_accumulation_steps=2, **options)
+    argv = word_arguments(data, tmp_path / "two", **options)
+    launch(argv, *TWO_PROCESSES, script="train_textual_inversion.py")
+    two = read_word(tmp_path / "two" / "run.safetensors")
+    torch.testing.assert_close(two.vectors, one.vectors, rtol=1e-4, atol=1e-6)
+    assert two.layers == one.layers and len(set(two.vectors[:, 0, 0].tolist())) == len(two.layers)
 
 
 @pytest.mark.slow
