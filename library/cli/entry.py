@@ -50,8 +50,7 @@ def _say_error(error: UserError) -> int:
     errors = error.errors if isinstance(error, UserErrors) else (error,)
     text = "\n".join(f"error: {each}" for each in errors)
     sys.stderr.write(f"{text}\n")
-    if not isinstance(error, LostProcess):
-        tell_launcher(text)
+    tell_launcher(text, is_cause=not isinstance(error, LostProcess))
     return USER_ERROR_STATUS
 
 

@@ -33,14 +33,23 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK") or 0) == 0
 
 
-def tell_launcher(message: str) -> None:
-    """Leaves the cause of this process's failure where the launcher looks for it, if there is a launcher."""
+def local_place() -> tuple[int, int]:
+    """Process i of the n of this machine."""
+    if not is_launched():
+        return 0, 1
+    num_processes = os.environ["WORLD_SIZE"]
+    rank = os.environ.get("LOCAL_RANK") or os.environ.get("RANK") or 0
+    return int(rank), int(os.environ.get("LOCAL_WORLD_SIZE") or num_processes)
+
+
+def tell_launcher(message: str, *, is_cause: bool = True) -> None:
+    """Leaves what this process failed of where the launcher looks for it, if there is a launcher."""
     place = os.environ.get(_ERROR_FILE)
     if not place:
         return
     # the launcher takes the earliest failure for the cause, in whole seconds, and of equals the first process's:
     # those that only lost this one are seen in the same second
-    told = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}}
+    told = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - is_cause)}}}
     try:
         Path(place).write_text(json.dumps(told), encoding="utf-8")
     except OSError:  # it stands among the messages of this process too

@@ -50,6 +50,7 @@ def test_the_launcher_reads_the_traceback_of_anything_else(failure_of):
 
 def test_a_process_that_lost_another_is_not_the_cause(failure_of):
     lost = replace(failure_of(LostProcess("another process has ended")), local_rank=0)
+    assert "another process has ended" in end_of_report(lost)  # where it is the only one of its machine
     assert "the disk is full" in end_of_report(lost, failure_of(UserError("the disk is full")))
 
 
