@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from library.cli.errors import LostProcess, UserError, listed
-from library.cli.launcher import is_launched
+from library.cli.launcher import is_launched, local_place
 from library.cli.options import option_fields
 from library.cli.parser import Options
 from library.data.plan import TrainingData
@@ -42,8 +43,9 @@ def check_same_run(accelerator: Accelerator, options: Options, data: TrainingDat
     """
     if accelerator.num_processes == 1:
         return
-    everyone = gather_object([(num_steps_done, data.digest(), _values(options))])
-    steps, digests, values = zip(*everyone, strict=True)
+    places = hashlib.sha256("\n".join(key.path for key in data.latent_keys()).encode("utf-8", "surrogatepass")).digest()
+    everyone = gather_object([(num_steps_done, data.digest(), places, _values(options))])
+    steps, digests, all_places, values = zip(*everyone, strict=True)
     if len(set(steps)) > 1:
         raise UserError(
             f"the processes would begin behind different steps: {', '.join(map(str, sorted(set(steps))))}",
@@ -52,7 +54,12 @@ def check_same_run(accelerator: Accelerator, options: Options, data: TrainingDat
     if len(set(digests)) > 1:
         raise UserError(
             "the processes see different pictures, captions or settings of the dataset",
-            hint="give all machines the same files, in folders of the same names, and the same options",
+            hint="give all machines the same files and options",
+        )
+    if len(set(all_places)) > 1:
+        raise UserError(
+            "the processes find the pictures in folders of different names",
+            hint="let the same path lead to them on all machines",
         )
     different = [f"--{name}" for name, value in values[0].items() if any(each[name] != value for each in values)]
     if different:
@@ -70,3 +77,15 @@ def _values(options: Options) -> dict[str, Any]:
         for field in option_fields(type(group))
         if field.kind is not str or field.spec.choices
     }
+
+
+def file_shares(accelerator: Accelerator) -> Iterator[tuple[int, int]]:
+    """Process i of n, for each time that files are to be made where they are missing.
+
+    All processes share them out first; then, where there are several machines, those of each machine: it may not see
+    what the others have written.
+    """
+    yield accelerator.process_index, accelerator.num_processes
+    local_rank, num_local = local_place()
+    if num_local < accelerator.num_processes:
+        yield local_rank, num_local

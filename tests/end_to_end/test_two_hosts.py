@@ -6,6 +6,7 @@ The machines are network namespaces, joined by a pair of virtual devices: each h
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def hosts():
             ip("netns", "del", name)
 
 
-def start(machine, argv, *, before=(), address="127.0.0.1", link="lo"):
+def start(machine, argv, *, before=(), address="127.0.0.1", link="lo", folder=ROOT):
     """The part of one machine in `accelerate launch` on two, a process on each."""
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "2", "--machine_rank", str(machine)]
@@ -57,8 +58,8 @@ def start(machine, argv, *, before=(), address="127.0.0.1", link="lo"):
     options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": link}
     return subprocess.Popen(
-        [*before, *launcher, *options, "train_network.py", *argv],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env,
+        [*before, *launcher, *options, str(ROOT / "train_network.py"), *argv],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder, env=env,
     )  # fmt: skip
 
 
@@ -92,8 +93,25 @@ def test_two_machines_learn_what_one_process_does_with_twice_the_accumulation(da
     assert max(tensor.abs().max() for name, tensor in one.items() if "lora_up" in name) > 1e-3
 
 
+@pytest.mark.slow
+def test_machines_with_disks_of_their_own_fill_caches_of_their_own(tmp_path):
+    """The same paths lead to other folders, as on machines that share nothing."""
+    options = {"train_batch_size": 1, "cache_latents_to_disk": True, "max_train_steps": 4}
+    options |= {"cache_text_encoder_outputs_to_disk": True, "network_train_unet_only": True}
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        copy_pictures(folder / "pictures", count=4)
+    argv = arguments(Path("pictures"), Path("output"), **options)
+    machines = [start(index, argv, folder=folder) for index, folder in enumerate(folders)]
+    said = ended(*machines)
+    assert [machine.returncode for machine in machines] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    for folder in folders:
+        assert len(list(folder.rglob("*_sd.npz"))) == len(list(folder.rglob("*_sd_te.npz"))) == 4
+
+
 DIFFERENCES = {
     "pictures": "the processes see different pictures",
+    "folders": "the processes find the pictures in folders of different names",
     "state": "the processes would begin behind different steps: 0, 2",
     "options": "the processes have different options: --max_train_steps, --max_grad_norm",
 }
@@ -107,6 +125,8 @@ def test_machines_that_would_go_different_ways_end_with_the_reason(data_dir, tmp
     pictures = [data_dir, data_dir]
     if difference == "pictures":
         pictures[1] = copy_pictures(tmp_path / "others", count=4)
+    elif difference == "folders":
+        pictures[1] = copy_pictures(tmp_path / "others")
     elif difference == "state":
         train(data_dir, folders[0], max_train_steps=2, save_state=True)
     else:
