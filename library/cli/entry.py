@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from library.cli.errors import Stopped, UserError, UserErrors
+from library.cli.errors import LostProcess, Stopped, UserError, UserErrors
+from library.cli.launcher import is_first_process, is_launched, launch_command, tell_launcher
 from library.cli.parser import OutputConfigWritten
 
 USER_ERROR_STATUS = 2
@@ -30,28 +31,34 @@ def run_entry(work: Callable[[], None]) -> int:
         work()
     except OutputConfigWritten as written:
         sys.stderr.write(f"options written to {written}\n")
-    except UserErrors as errors:
-        for error in errors.errors:
-            sys.stderr.write(f"error: {error}\n")
-        return USER_ERROR_STATUS
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return USER_ERROR_STATUS
+        return _say_error(error)
     except Stopped as stopped:
-        if int(os.environ.get("RANK", 0)) == 0:  # of several processes the one that writes
+        if is_first_process():  # which is the one that saves
             sys.stderr.write(f"stopped by {signal.Signals(stopped.signal_number).name}. {_way_on(stopped)}\n")
         return SIGNAL_STATUS + stopped.signal_number
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return SIGNAL_STATUS + signal.SIGINT
+    except Exception:
+        tell_launcher(traceback.format_exc())
+        raise
     return 0
+
+
+def _say_error(error: UserError) -> int:
+    errors = error.errors if isinstance(error, UserErrors) else (error,)
+    text = "\n".join(f"error: {each}" for each in errors)
+    sys.stderr.write(f"{text}\n")
+    tell_launcher(text, is_cause=not isinstance(error, LostProcess))
+    return USER_ERROR_STATUS
 
 
 def _way_on(stopped: Stopped) -> str:
     """The command that continues the run, without its secrets."""
     if stopped.state is None:
-        return "No state was saved (--no-save_state_on_signal)."
-    start = ["accelerate", "launch"] if int(os.environ.get("WORLD_SIZE", 1)) > 1 else [Path(sys.executable).name]
+        return "No state was saved."
+    start = launch_command() if is_launched() else [Path(sys.executable).name]
     kept, left_out = _without_start(sys.argv, stopped.secret_flags)
     words = [*start, *kept, "--resume", stopped.state]
     quoted = subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)

@@ -33,6 +33,10 @@ class UserErrors(UserError):
         return type(self), (self.errors,)
 
 
+class LostProcess(UserError):
+    """Another process of the run has ended: what it said is the cause, not this."""
+
+
 class Stopped(Exception):
     """A signal has ended the program, which has saved what there was to save."""
 

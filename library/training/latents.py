@@ -23,6 +23,7 @@ from library.data.prepared_latents import check_prepared
 from library.data.records import Batch, CachedLatents, LatentKey
 from library.models.family import ModelFamily
 from library.training.caching import Stages, Store, Throughput, cache_chunks, chunks_of
+from library.training.processes import file_shares
 from library.training.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,12 @@ class LatentSource:
         return self._tell_bad(bad) if self._skip_bad else frozenset()
 
     def _fill_files(self, keys: Sequence[LatentKey]) -> dict[str, UnreadablePicture]:
+        bad: dict[str, UnreadablePicture] = {}
+        for rank, num_processes in file_shares(self._accelerator):
+            bad |= self._fill_share([key for key in keys if key.path not in bad], rank, num_processes)
+        return bad
+
+    def _fill_share(self, keys: Sequence[LatentKey], rank: int, num_processes: int) -> dict[str, UnreadablePicture]:
         check = check_caches(keys, self.fingerprint)
         summary = check.summary()
         if summary is not None and self._accelerator.is_main_process:
@@ -78,7 +85,6 @@ class LatentSource:
         # a picture's orientations and sizes go into one file: one process writes it
         changed = [*check.missing, *(key for copied in check.copied.values() for key in copied)]
         rank_of = {path: rank for rank, path in enumerate(dict.fromkeys(key.path for key in changed))}
-        num_processes, rank = self._accelerator.num_processes, self._accelerator.process_index
         mine = [key for key in check.missing if rank_of[key.path] % num_processes == rank]
         self._accelerator.wait_for_everyone()  # all have looked at the files before one changes them
         fingerprint = self._family.vae_fingerprint()

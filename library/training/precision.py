@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from library.cli.errors import UserError
 from library.models.options import MemoryOptions
@@ -14,16 +16,17 @@ _MESSAGE_ELEMENTS = 2**25  # 128 MiB in float32
 DTYPES = {"float": torch.float32, "no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def make_accelerator(mixed_precision: str, *, full: bool = False) -> Accelerator:
+def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minutes: int | None = None) -> Accelerator:
     """The accelerator of this process. Raises `UserError` when the device has no such precision.
 
-    `full`: what learns is in that precision too.
+    `full`: what learns is in that precision too. `timeout_minutes`: how long processes wait for each other.
     """
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16 needs a GPU, and none was found", hint="use bf16 or no")
     if mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise UserError("--mixed_precision bf16 is more than this GPU can do", hint="use fp16 or no")
-    accelerator = Accelerator(mixed_precision=mixed_precision)
+    waiting = [] if timeout_minutes is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))]
+    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=waiting)
     if full and mixed_precision == "fp16":
         accelerator.scaler = HalfGradScaler(accelerator.device.type)
     return accelerator

@@ -31,6 +31,7 @@ from library.training.options import (
     TrainingOptions,
     ValidationOptions,
 )
+from library.training.process_options import ProcessOptions, launch_problems
 from library.training.prompts import SamplePrompt, read_prompt_file
 from library.training.resuming import AUTO, FoundState, continuing_problems, newest_state, read_whole_state
 from library.training.saved_names import saved_under
@@ -80,6 +81,7 @@ class Preflight:
     def checks(self) -> list[Callable[[Options], Problems]]:
         return [
             self._check_model,
+            self._check_processes,
             self._check_objective,
             self._check_folders,
             self._check_report,
@@ -102,6 +104,12 @@ class Preflight:
         if options[MemoryOptions].xformers and importlib.util.find_spec("xformers") is None:
             logger.warning("--xformers: the package xformers is not installed; PyTorch's own attention is used")
         return model_problems(options[ModelOptions])
+
+    def _check_processes(self, options: Options) -> Problems:
+        for line in options[ProcessOptions].without_effect():
+            logger.warning("%s", line)
+        if not options[ReportOptions].replaces_training:
+            yield from launch_problems(os.environ)
 
     def _check_objective(self, options: Options) -> Problems:
         noise, loss = options[NoiseOptions], options[LossOptions]

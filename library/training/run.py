@@ -44,6 +44,8 @@ from library.training.options import (
 from library.training.placement import place_method, place_model
 from library.training.precision import check_memory_options, make_accelerator
 from library.training.preflight import PreflightResult
+from library.training.process_options import ProcessOptions
+from library.training.processes import check_same_run
 from library.training.resuming import FoundState, differences, option_values
 from library.training.samples import Sampler
 from library.training.saves import Saver
@@ -62,9 +64,15 @@ logger = logging.getLogger(__name__)
 def run_training(options: Options, preflight: PreflightResult, method: TrainingMethod) -> None:
     """Trains `method` on the model that the options name. Raises `UserError` for what the user can mend."""
     training = options[TrainingOptions]
-    accelerator = make_accelerator(training.mixed_precision, full=training.full_fp16)
+    accelerator = make_accelerator(
+        training.mixed_precision,
+        full=training.full_fp16,
+        timeout_minutes=options[ProcessOptions].ddp_timeout,
+    )
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
+    state = preflight.state
+    check_same_run(accelerator, options, preflight.data, 0 if state is None else state.position.global_step)
     check_memory_options(options[MemoryOptions], accelerator)
     check_fused_backward(training, accelerator.num_processes)
     check_optimizer(options[OptimizerOptions], accelerator.device)
@@ -73,11 +81,10 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     plan = make_train_plan(
         training,
         options[OutputOptions],
-        seed=_choose_seed(training, preflight.state, accelerator),
+        seed=_choose_seed(training, state, accelerator),
         num_micro_batches=preflight.data.num_micro_batches,
         num_processes=accelerator.num_processes,
     )
-    state = preflight.state
     start = first_position(options[OutputOptions], plan, Position() if state is None else state.position)
     _check_state_fits(state, plan, start)
     logger.info("%s", _arithmetic(preflight.data, plan))

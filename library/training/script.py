@@ -24,6 +24,7 @@ from library.training.options import (
     ValidationOptions,
 )
 from library.training.preflight import AdaptData, Preflight
+from library.training.process_options import ProcessOptions
 
 if TYPE_CHECKING:
     from library.training.method import TrainingMethod
@@ -61,6 +62,7 @@ def option_groups(method_options: type, *, prompt_options: type = PromptOptions)
         MetadataOptions,
         method_options,
         TrainingOptions,
+        ProcessOptions,
         OptimizerOptions,
         NoiseOptions,
         LossOptions,
@@ -89,10 +91,11 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
         look_at_data(options, preflight.result())
         return
     from library.training.out_of_memory import memory_errors
+    from library.training.processes import process_errors
     from library.training.run import run_training
 
     try:
-        with memory_errors(options):
+        with process_errors(), memory_errors(options):
             run_training(options, preflight.result(), script.make_method(options))
     except Stopped as stopped:
         raise Stopped(stopped.signal_number, stopped.state, secret_flags(script.option_groups)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from library.data.plan import TrainingData
 from library.data.records import Batch
 from library.data.text_cache import check_captions_are_fixed, fixed_captions, read_text_outputs, write_text_outputs
 from library.models.family import Conditioning, ModelFamily
+from library.training.processes import file_shares
 from library.training.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -57,8 +59,12 @@ class TextSource:
 
     def _fill_files(self, data: TrainingData) -> None:
         """One process writes the files of a picture; the captions of a picture are read when it is trained."""
-        encoder, captions = self._family.text_fingerprint(), fixed_captions(data)
-        num_processes, rank = self._accelerator.num_processes, self._accelerator.process_index
+        captions = fixed_captions(data)
+        for rank, num_processes in file_shares(self._accelerator):
+            self._fill_share(captions, rank, num_processes)
+
+    def _fill_share(self, captions: Mapping[str, Sequence[str]], rank: int, num_processes: int) -> None:
+        encoder = self._family.text_fingerprint()
         mine = sorted(captions)[rank::num_processes]
         missing = [path for path in mine if len(read_text_outputs(path, captions[path], encoder)) < len(captions[path])]
         self._accelerator.wait_for_everyone()

@@ -1,24 +1,48 @@
 """If these fail, the ways in which users start training do not work, or do not learn the same."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from library.models.word_files import read_word
 from tests.end_to_end.runs import BASE, ROOT, arguments, assert_same, logged, run_command, train
-from tests.end_to_end.whole_models import changed_parts, read_model, train_whole
+from tests.end_to_end.whole_models import changed_parts, read_model, train_whole, write_metadata
+from tests.end_to_end.word_runs import copy_with_word, train_word, word_arguments
+
+TWO_PROCESSES = (
+    "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+)  # fmt: skip
 
 
-def launch(argv, *options, script="train_network.py", **environment):
+def start(argv, *options, script="train_network.py", **environment):
     """`accelerate launch`, without a configuration of the machine's own."""
-    start = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, script]
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, script, *argv]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", **environment}
-    done = subprocess.run([*start, *argv], capture_output=True, text=True, timeout=300, cwd=ROOT, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+
+
+def ended(process):
+    """What a launched run has said, when it ends; one that hangs fails here."""
+    try:
+        _, said = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()  # its processes notice
+        raise
+    return said
+
+
+def launch(argv, *options, script="train_network.py"):
+    """What a run that ends well has said."""
+    process = start(argv, *options, script=script)
+    said = ended(process)
+    assert process.returncode == 0, said[-3000:]
+    return said
 
 
 def test_python_and_accelerate_launch_write_the_same_file(data_dir, tmp_path):
@@ -40,8 +64,7 @@ def test_two_processes_train_a_whole_model_as_one_does_with_twice_the_accumulati
     train_whole("train_db", data_dir, tmp_path / "one", gradient_accumulation_steps=2, **options)
     launch(
         arguments(data_dir, tmp_path / "two", **options),
-        "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-        "--dynamo_backend", "no", script="train_db.py",
+        *TWO_PROCESSES, script="train_db.py",
     )  # fmt: skip
     one, two = (read_model(tmp_path / name / "run") for name in ("one", "two"))
     assert changed_parts(one, read_model(BASE)) == {"unet", "text_encoder"}
@@ -51,18 +74,38 @@ def test_two_processes_train_a_whole_model_as_one_does_with_twice_the_accumulati
 
 
 @pytest.mark.slow
+def test_two_processes_fine_tune_as_one_does_with_twice_the_accumulation(data_dir, tmp_path):
+    options = {"max_train_steps": 4, "train_text_encoder": True, "learning_rate": 1e-2, "optimizer_type": "SGD"}
+    train_whole("fine_tune", data_dir, tmp_path / "one", gradient_accumulation_steps=2, **options)
+    described = write_metadata(data_dir)
+    launch(arguments(data_dir, tmp_path / "two", **options, **described), *TWO_PROCESSES, script="fine_tune.py")
+    one, two = (read_model(tmp_path / name / "run") for name in ("one", "two"))
+    assert changed_parts(one, read_model(BASE)) == {"unet", "text_encoder"}
+    for part in one:
+        for name, tensor in one[part].items():
+            torch.testing.assert_close(two[part][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_teach_a_word_as_one_does_with_twice_the_accumulation(tmp_path):
+    data = copy_with_word(tmp_path / "words")
+    options = {"max_train_steps": 4, "xti": True, "num_vectors_per_token": 2, "init_word": "fox", "ema": True}
+    one = train_word(data, tmp_path / "one", gradient_accumulation_steps=2, **options)
+    argv = word_arguments(data, tmp_path / "two", **options)
+    launch(argv, *TWO_PROCESSES, script="train_textual_inversion.py")
+    two = read_word(tmp_path / "two" / "run.safetensors")
+    torch.testing.assert_close(two.vectors, one.vectors, rtol=1e-4, atol=1e-6)
+    assert two.layers == one.layers and len(set(two.vectors[:, 0, 0].tolist())) == len(two.layers)
+
+
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does_with_twice_the_accumulation(data_dir, tmp_path):
     options = {"max_train_steps": 5, "cache_latents_to_disk": True, "network_dropout": 0.2}
     options |= {"ema": True, "ema_decay": 0.5, "validation_split": 0.4, "train_batch_size": 1}
     one = train(data_dir, tmp_path / "one", gradient_accumulation_steps=2, **options)
     for cache in data_dir.rglob("*_sd.npz"):
         cache.unlink()  # the two are to share the work
-    done = launch(
-        arguments(data_dir, tmp_path / "two", **options),
-        "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-        "--dynamo_backend", "no",
-    )  # fmt: skip
-    assert "processes 2" in done.stderr
+    assert "processes 2" in launch(arguments(data_dir, tmp_path / "two", **options), *TWO_PROCESSES)
     two = load_file(tmp_path / "two" / "run.safetensors")
     assert one.keys() == two.keys()
     for name in one:
@@ -71,3 +114,32 @@ def test_two_processes_learn_what_one_does_with_twice_the_accumulation(data_dir,
     assert [step for step, _ in curves[0]] == [step for step, _ in curves[1]] == [0, 3, 5]
     assert [value for _, value in curves[1]] == pytest.approx([value for _, value in curves[0]], rel=1e-4)
     assert max(tensor.abs().max() for name, tensor in one.items() if "lora_up" in name) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_fails_ends_all_and_its_cause_is_in_the_last_lines(data_dir, tmp_path, rank):
+    options = {"network_module": "tests.end_to_end.failing_network", "max_train_steps": 50}
+    run = start(arguments(data_dir, tmp_path, **options), *TWO_PROCESSES, FAILING_RANK=rank)
+    said = ended(run)
+    assert run.returncode != 0
+    end = said[said.rindex("Root Cause") :]
+    assert "error: the disk of this process is full" in end and "make room" in end
+    assert "GLHF" not in said and "[rank" not in said  # the other has no traceback of its own
+    assert not (tmp_path / "run.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are other things there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_launcher_saves_once_and_ends_all(data_dir, tmp_path, number):
+    run = start(arguments(data_dir, tmp_path, max_train_steps=5000, save_every_n_steps=2), *TWO_PROCESSES)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run-step00000002.safetensors").exists():
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    run.send_signal(number)
+    said = ended(run)
+    (state,) = tmp_path.glob("run-step*-state")
+    assert said.count("stopped by") == 1 and "No state was saved" not in said
+    assert f"--resume {state}" in said and "accelerate launch --multi_gpu --num_processes 2" in said
