@@ -167,7 +167,7 @@ def measure(num_kills: int, folder: Path, seed: int = 0) -> Findings:
     findings, rng = Findings(), random.Random(seed)
     while findings.kills < num_kills and not findings.failed_starts:
         output = folder / f"killed{findings.runs}"
-        kill_until_done(train_network.train, output, findings, num_kills, rng, duration)
+        kill_until_done(train_network.train, output, findings, num_kills, rng, 0.6 * duration)
         findings.runs += 1
         if not findings.failed_starts:
             found = load_file(output / f"{NAME}.safetensors")

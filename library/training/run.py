@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
-from library.cli.errors import UserError
 from library.cli.parser import Options
 from library.data.dataset import BatchDataset, BatchLoader
 from library.data.options import CachingOptions, DatasetOptions
@@ -26,11 +23,11 @@ from library.models.registry import load_family
 from library.training.dataset_report import warn_long_captions
 from library.training.fused_backward import check_fused_backward, step_in_backward
 from library.training.latents import LatentSource
-from library.training.lr_schedules import check_lr_schedule, make_lr_schedule, schedule_kind
+from library.training.lr_schedules import make_lr_schedule
 from library.training.metadata import Metadata
 from library.training.method import ParamGroup, TrainingMethod
 from library.training.objective import Objective
-from library.training.optimizers import check_optimizer, check_rates, make_optimizer, optimizer_class_path
+from library.training.optimizers import check_optimizer, check_rates, make_optimizer
 from library.training.options import (
     AverageOptions,
     HubOptions,
@@ -46,17 +43,15 @@ from library.training.precision import check_memory_options, make_accelerator
 from library.training.preflight import PreflightResult
 from library.training.process_options import ProcessOptions
 from library.training.processes import check_same_run
-from library.training.resuming import FoundState, differences, option_values
+from library.training.run_plan import RunPlan, plan_run
 from library.training.samples import Sampler
 from library.training.saves import Saver
-from library.training.states import RunFacts
 from library.training.text_outputs import TextSource, check_text_caching
 from library.training.trackers import make_tracker
-from library.training.train_plan import Position, TrainPlan, first_position, make_train_plan
 from library.training.trainer import Trainer, TrainerOptions, TrainerParts
 from library.training.uploads import Uploads, make_uploads
 from library.training.validation import VALIDATION_SEED, Validator
-from library.training.weight_average import WeightAverage, check_average
+from library.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -76,31 +71,13 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     check_memory_options(options[MemoryOptions], accelerator)
     check_fused_backward(training, accelerator.num_processes)
     check_optimizer(options[OptimizerOptions], accelerator.device)
-    for line in preflight.data.bucket_table():
-        logger.info("%s", line)
-    plan = make_train_plan(
-        training,
-        options[OutputOptions],
-        seed=_choose_seed(training, state, accelerator),
-        num_micro_batches=preflight.data.num_micro_batches,
-        num_processes=accelerator.num_processes,
-    )
-    start = first_position(options[OutputOptions], plan, Position() if state is None else state.position)
-    _check_state_fits(state, plan, start)
-    logger.info("%s", _arithmetic(preflight.data, plan))
-    facts = _facts_of(options, preflight.data, plan)
-    if state is not None:
-        for line in differences(state.header, options, facts.versions, facts.data):
-            logger.warning("--resume: %s", line)
-    check_lr_schedule(options[OptimizerOptions], plan.num_steps)
-    check_average(options[AverageOptions], plan.num_steps)
-
+    run_plan = plan_run(options, preflight.data, state, accelerator)
     check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
     uploads = make_uploads(options[HubOptions], accelerator.num_processes) if accelerator.is_main_process else None
     family = _load(options, accelerator, method)
     method.prepare(
         family,
-        seed=plan.seed,
+        seed=run_plan.plan.seed,
         default_learning_rate=options[OptimizerOptions].learning_rate,
         checkpointing=training.gradient_checkpointing,
     )
@@ -110,12 +87,10 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     place_method(method, accelerator.device, training)
     if options[MemoryOptions].torch_compile:
         family.compile(options[MemoryOptions].dynamo_backend)
-    trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, plan, facts, uploads)
+    trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, run_plan, uploads)
     if state is not None:
         trainer.resume(state.folder)
-    trainer.start_at(start)
-    if start.global_step:
-        logger.info("going on after step %d, in epoch %d", start.global_step, start.epoch + 1)
+    trainer.start_at(run_plan.start)
     if accelerator.is_main_process:
         parts.saver.remove_unfinished()
     try:
@@ -128,61 +103,6 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
         _say_what_was_written(parts, options, method, log_folder)
         parts.saver.raise_failures()
     accelerator.end_training()
-
-
-def _facts_of(options: Options, data: TrainingData, plan: TrainPlan) -> RunFacts:
-    return RunFacts(
-        seed=plan.seed,
-        num_micro_batches=plan.num_micro_batches,
-        group_size=plan.group_size,
-        optimizer=optimizer_class_path(options[OptimizerOptions]),
-        lr_schedule=schedule_kind(options[OptimizerOptions]),
-        data=data.digest(),
-        options=option_values(options),
-    )
-
-
-def _choose_seed(training: TrainingOptions, state: FoundState | None, accelerator: Accelerator) -> int:
-    """The seed given, or the resumed state's, or one drawn by the first process and logged."""
-    if state is not None:
-        return state.header.seed
-    if training.seed is not None:
-        return training.seed
-    drawn = torch.tensor(random.SystemRandom().randrange(2**31), device=accelerator.device)
-    if accelerator.num_processes > 1:
-        drawn = accelerator.reduce(drawn if accelerator.is_main_process else torch.zeros_like(drawn), reduction="sum")
-    logger.info("seed %d (give --seed to repeat this run)", int(drawn))
-    return int(drawn)
-
-
-def _check_state_fits(state: FoundState | None, plan: TrainPlan, start: Position) -> None:
-    """A position inside an epoch means something only in the same plan."""
-    if state is None or start != state.position:
-        return
-    now = (plan.num_micro_batches, plan.group_size)
-    then = (state.header.num_micro_batches, state.header.group_size)
-    if start.step_in_epoch and now != then:
-        raise UserError(
-            f"--resume: an epoch of the saved run had {then[0]} batches, {then[1]} to a step; now {now[0]}, {now[1]}",
-            hint="resume with the same data, batch size, accumulation and processes, or from a state saved"
-            " at the end of an epoch",
-        )
-    if start.global_step >= plan.num_steps:
-        raise UserError(
-            f"--resume: the saved run has done {start.global_step} steps, and {plan.num_steps} are asked for",
-            hint="raise --max_train_steps or --max_train_epochs",
-        )
-
-
-def _arithmetic(data: TrainingData, plan: TrainPlan) -> str:
-    num_images = sum(len(dataset.used_record_indices) for dataset in data.datasets)
-    num_buckets = sum(len(dataset.buckets) for dataset in data.datasets)
-    sizes = " and ".join(str(size) for size in sorted({dataset.config.batch_size for dataset in data.datasets}))
-    return (
-        f"{num_images} images x repeats = {data.num_items} / batch {sizes} = {plan.num_micro_batches} batches"
-        f" (in {num_buckets} buckets) / (accumulation {plan.accumulation} x processes {plan.num_processes})"
-        f" = {plan.steps_per_epoch} steps per epoch x {plan.num_epochs} epochs; {plan.num_steps} steps in all"
-    )
 
 
 def _load(options: Options, accelerator: Accelerator, method: TrainingMethod) -> ModelFamily:
@@ -208,11 +128,10 @@ def _assemble(
     method: TrainingMethod,
     family: ModelFamily,
     accelerator: Accelerator,
-    plan: TrainPlan,
-    facts: RunFacts,
+    run_plan: RunPlan,
     uploads: Uploads | None,
 ) -> tuple[Trainer, TrainerParts, Path | None]:
-    output, data = options[OutputOptions], preflight.data
+    output, data, plan = options[OutputOptions], preflight.data, run_plan.plan
     objective, loader_of = _make_inputs(options, data, method, family, accelerator)
     modules = [family.unet, *family.text_encoders, family.vae, *method.trainable_modules()]
     groups = method.param_groups()
@@ -239,7 +158,7 @@ def _assemble(
         loader=loader_of(data, plan.seed, plan.clock),
         objective=objective,
         plan=plan,
-        facts=facts,
+        facts=run_plan.facts,
         groups=groups,
         average=_make_average(options[AverageOptions], groups),
         validator=_make_validator(options[ValidationOptions], data, objective, loader_of, accelerator, modules),

@@ -6,17 +6,16 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from library.cli.errors import Stopped, UserError
+from library.cli.errors import Stopped
 from library.data.dataset import BatchLoader
 from library.data.plan import TrainingData
 from library.data.records import Batch
@@ -28,7 +27,7 @@ from library.training.metadata import Metadata
 from library.training.method import ParamGroup, TrainingMethod
 from library.training.nonfinite import NonfiniteSteps
 from library.training.objective import Objective
-from library.training.optimizer_state import load_exactly, start_training
+from library.training.optimizer_state import start_training
 from library.training.options import OutputOptions, SampleOptions, TrainingOptions, ValidationOptions
 from library.training.precision import reduce_gradients
 from library.training.progress import progress_bar
@@ -40,6 +39,7 @@ from library.training.states import RunFacts, read_state, write_state
 from library.training.stopping import StopRequest
 from library.training.trackers import Tracker
 from library.training.train_plan import Position, TrainPlan
+from library.training.training_state import StatefulParts
 from library.training.validation import Validator
 from library.training.weight_average import WeightAverage
 
@@ -324,15 +324,12 @@ class Trainer:
         for encoder in self._family.text_encoders:
             encoder.train(self._method.trains_text_encoders)
 
+    def _stateful(self) -> StatefulParts:
+        parts = self._parts
+        return StatefulParts(parts.optimizer.optimizer, parts.lr_schedule, self._accelerator.scaler, parts.average)
+
     def _write_state(self, folder: Path) -> None:
-        scaler = self._accelerator.scaler
-        training: dict[str, Any] = {
-            "optimizer": self._parts.optimizer.state_dict(),
-            "lr_schedule": self._parts.lr_schedule.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "losses": self._losses.state(),
-            "average": None if self._parts.average is None else self._parts.average.state(),
-        }
+        training = {**self._stateful().state(), "losses": self._losses.state()}
         write_state(folder, self._position, self._parts.facts, self._method.state_dict(), training)
 
     def start_at(self, position: Position) -> None:
@@ -343,25 +340,6 @@ class Trainer:
         """Takes up the weights and the training state of a state folder. Raises `UserError` where they do not fit."""
         weights, training = read_state(folder)
         self._method.load_state_dict(weights)
-        try:
-            load_exactly(self._parts.optimizer.optimizer, training["optimizer"])
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"--resume {folder}: the optimizer's state is of other parts of the model: {error}",
-                hint="give the options of the run that saved it, learning rates of 0 among them",
-            ) from None
-        self._parts.lr_schedule.load_state_dict(training["lr_schedule"])
-        if self._accelerator.scaler is not None and training["scaler"] is not None:
-            self._accelerator.scaler.load_state_dict(training["scaler"])
+        self._stateful().load(training, folder)
         self._losses = LossHistory(self._plan.steps_per_epoch, training["losses"])
-        self._resume_average(training.get("average"))
         logger.info("weights and optimizer are those of %s", folder)
-
-    def _resume_average(self, state: Mapping[str, Any] | None) -> None:
-        average = self._parts.average
-        if average is not None and state is not None:
-            average.load(state)
-        elif average is not None:
-            logger.warning("--ema: the state has no moving average; one begins here")
-        elif state is not None:
-            logger.warning("the moving average of the state is left behind: --ema is not given")

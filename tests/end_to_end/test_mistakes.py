@@ -141,12 +141,12 @@ def test_a_precision_that_the_device_lacks_is_refused_before_loading(data_dir, t
 
 def test_a_state_of_another_run_is_refused(data_dir, tmp_path, capsys):
     train(data_dir, tmp_path / "first", save_state=True, save_every_n_steps=1, max_train_steps=2)
-    state = tmp_path / "first" / "run-step00000001-state"
+    state = tmp_path / "first" / "run-step00000002-state"
     cases = [
         ({"seed": 8}, "--seed 8"),
         ({"network_dim": 8, "seed": None}, "--network_dim 4, this one 8"),
         ({"train_batch_size": 4, "seed": None}, "batches"),
-        ({"max_train_steps": 1, "seed": None}, "has done 1 steps"),
+        ({"max_train_steps": 1, "seed": None}, "has done 2 steps"),
     ]
     for change, named in cases:
         errors, said = lines_of(arguments(data_dir, tmp_path / "out", resume=state, **change), capsys)

@@ -88,6 +88,16 @@ def test_auto_takes_the_newest_state_or_begins(pictures, whole, copied, tmp_path
     assert_same(train(pictures, tmp_path / "new", resume="auto", **STATES), whole[1])
 
 
+def test_a_run_killed_before_its_last_save_is_brought_to_its_end(pictures, whole, copied, caplog):
+    """Its newest state is that of the last step; the final files are not there yet."""
+    (copied / "run.safetensors").unlink()
+    shutil.rmtree(copied / "run-state")
+    with caplog.at_level(logging.WARNING):
+        assert_same(train(pictures, copied, resume="auto", **STATES), whole[1])
+    assert "all 8 steps are done; the result is saved" in caplog.text
+    assert read_state_header(copied / "run-state").global_step == 8 and logged(copied) == []
+
+
 @pytest.mark.parametrize("damage", ["flip a bit", "cut short", "remove", "no header", "half a header", "empty header"])
 def test_auto_passes_a_damaged_state_over_and_names_it(pictures, whole, copied, caplog, damage):
     newest, last = copied / "run-state", copied / "run-step00000008-state"
