@@ -1,0 +1,35 @@
+"""What the scripts that train whole models share: the method, its checks, and the ending of what they save."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from library.cli.parser import Options
+from library.data.config import Source
+from library.methods.options import WholeModelOptions
+from library.methods.whole_model_checks import chosen_ending, chosen_format, whole_model_checks
+from library.training.script import TrainingScript
+
+if TYPE_CHECKING:
+    from library.methods.whole_model import WholeModel
+
+
+def whole_model_script(
+    program: str, description: str, option_groups: tuple[type, ...], data_source: Source
+) -> TrainingScript:
+    """A script whose text-encoder policy is that of its `WholeModelOptions`."""
+    return TrainingScript(
+        program,
+        description,
+        option_groups,
+        _make_method,
+        checks=whole_model_checks(),
+        data_source=data_source,
+        ending_of=chosen_ending,
+    )
+
+
+def _make_method(options: Options) -> WholeModel:
+    from library.methods.whole_model import WholeModel
+
+    return WholeModel(options[WholeModelOptions], chosen_format(options))
