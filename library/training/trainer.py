@@ -156,12 +156,11 @@ class Trainer:
         limit = self._options.training.max_grad_norm or math.inf
         norm = self._accelerator.clip_grad_norm_(self._params, limit)
         total = sum(losses, torch.zeros((), device=self._accelerator.device))
-        total = self._agree(total)
+        total, is_finite = self._agree(total, norm)
         step = self._position.global_step + 1
         num_left_out = 0 if self._parts.left_out is None else self._parts.left_out.take()
         self._rates.before_step()
-        # the one wait for the device in a step: whether it is applied depends on it
-        if torch.isfinite(total) & torch.isfinite(norm) and not num_left_out:
+        if is_finite and not num_left_out:
             self._apply(step, total)
         else:
             self._leave_out(step, batches, losses, num_left_out)
@@ -176,15 +175,20 @@ class Trainer:
             self._accelerator.backward(loss)
         return loss.detach()
 
-    def _agree(self, loss: torch.Tensor) -> torch.Tensor:
-        """The sum of the processes' losses; all learn whether one of them was asked to stop."""
-        asked = self._stop.signal_number
+    def _agree(self, loss: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """The sum of the processes' losses, and whether it and the gradients' `norm` are finite.
+
+        All learn whether one of them was asked to stop. It is the one wait for the device in a step, which is applied
+        or not by what it says.
+        """
+        self._asked_to_stop = self._stop.signal_number
+        asked = torch.full_like(loss, bool(self._asked_to_stop))
         if self._accelerator.num_processes > 1:
-            asked_here = torch.full_like(loss, bool(asked))
-            loss, anywhere = self._accelerator.reduce(torch.stack([loss, asked_here]), reduction="sum")
-            asked = asked or (signal.SIGTERM if anywhere else 0)
-        self._asked_to_stop = asked
-        return loss
+            loss, asked = self._accelerator.reduce(torch.stack([loss, asked]), reduction="sum")
+        is_finite, is_asked = torch.stack([torch.isfinite(loss) & torch.isfinite(norm), asked > 0]).tolist()
+        if is_asked and not self._asked_to_stop:
+            self._asked_to_stop = signal.SIGTERM
+        return loss, is_finite
 
     def _apply(self, step: int, loss: torch.Tensor) -> None:
         self._parts.optimizer.step()
