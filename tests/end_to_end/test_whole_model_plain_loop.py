@@ -57,7 +57,7 @@ def plain_training(data, *, accumulation=1, text_steps=STEPS):
     return {part: dict(getattr(pipe, part).state_dict()) for part in PARTS}, losses
 
 
-def compare(found, expected, learned):
+def assert_learned_alike(found, expected, learned):
     base = read_model(BASE)
     assert changed_parts(found, base) == learned == changed_parts(expected, base)
     for part in learned:
@@ -87,7 +87,7 @@ def test_dreambooth_steps_are_those_of_a_plain_loop(dataset, tmp_path, accumulat
     data = load_training_data(DatasetOptions(dataset_config=str(dataset)))
     expected, losses = plain_training(data, accumulation=accumulation, text_steps=text_steps)
     learned = {"unet", "text_encoder"} if text_steps else {"unet"}
-    compare(read_model(tmp_path / "out" / "run"), expected, learned)
+    assert_learned_alike(read_model(tmp_path / "out" / "run"), expected, learned)
     assert [value for _, value in logged(tmp_path / "out")] == pytest.approx(losses, rel=1e-5)
 
 
@@ -105,7 +105,8 @@ def test_fine_tuning_steps_are_those_of_a_plain_loop(tmp_path, accumulation, tra
                 gradient_accumulation_steps=accumulation, **text)  # fmt: skip
     data = load_training_data(DatasetOptions(dataset_config=str(config)))
     expected, _ = plain_training(data, accumulation=accumulation, text_steps=STEPS if trains_text else 0)
-    compare(read_model(tmp_path / "out" / "run"), expected, {"unet", "text_encoder"} if trains_text else {"unet"})
+    learned = {"unet", "text_encoder"} if trains_text else {"unet"}
+    assert_learned_alike(read_model(tmp_path / "out" / "run"), expected, learned)
 
 
 def test_regularisation_pictures_count_by_their_weight(tmp_path):
