@@ -26,6 +26,7 @@ def whole_model_script(
         checks=whole_model_checks(),
         data_source=data_source,
         ending_of=chosen_ending,
+        trains_whole_models=True,
     )
 
 

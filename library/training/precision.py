@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -12,6 +13,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from library.cli.errors import UserError
 from library.models.options import MemoryOptions
 
+SHARDING_VARIABLES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
 _MESSAGE_ELEMENTS = 2**25  # 128 MiB in float32
 DTYPES = {"float": torch.float32, "no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -25,6 +27,8 @@ def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minute
         raise UserError("--mixed_precision fp16 needs a GPU, and none was found", hint="use bf16 or no")
     if mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise UserError("--mixed_precision bf16 is more than this GPU can do", hint="use fp16 or no")
+    for variable in SHARDING_VARIABLES:  # accelerate would share out what it prepares: learners do that
+        os.environ.pop(variable, None)
     waiting = [] if timeout_minutes is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))]
     accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=waiting)
     if full and mixed_precision == "fp16":
@@ -52,10 +56,15 @@ class HalfGradScaler(torch.amp.GradScaler):
 
 
 def reduce_gradients(accelerator: Accelerator, params: list[torch.nn.Parameter]) -> None:
-    """Sums gradients over the processes, in few messages; a process without a micro-batch adds zeros."""
+    """Sums gradients over the processes, in few messages; a process that has none where others do adds zeros.
+
+    A parameter that nobody has a gradient for stays without: no optimizer touches it then, as with one process.
+    """
     if accelerator.num_processes == 1:
         return
-    params = [param for param in params if param.requires_grad]  # some stop learning on the way
+    have = torch.tensor([param.grad is not None for param in params], device=accelerator.device)
+    anybody = accelerator.reduce(have.float(), reduction="sum").tolist()
+    params = [param for param, count in zip(params, anybody, strict=True) if count]
     for param in params:
         if param.grad is None:
             param.grad = torch.zeros_like(param)

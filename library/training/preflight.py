@@ -31,10 +31,11 @@ from library.training.options import (
     TrainingOptions,
     ValidationOptions,
 )
-from library.training.process_options import ProcessOptions, launch_problems
+from library.training.process_options import ProcessOptions
 from library.training.prompts import SamplePrompt, read_prompt_file
 from library.training.resuming import AUTO, FoundState, continuing_problems, newest_state, read_whole_state
 from library.training.saved_names import saved_under
+from library.training.sharding.plans import ShardingPlan, sharding_plan, sharding_problems, without_effect
 
 if TYPE_CHECKING:
     from library.data.config import Source
@@ -53,6 +54,7 @@ class PreflightResult:
     prompts: list[SamplePrompt]
     state: FoundState | None
     data_warnings: tuple[Message, ...] = ()  # that were logged while the data was read
+    sharding: ShardingPlan | None = None  # how what learns is shared out over the processes
 
 
 class Preflight:
@@ -64,16 +66,19 @@ class Preflight:
         *,
         ending_of: Callable[[Options], str],
         adapt_data: AdaptData | None = None,
+        trains_whole_models: bool = False,
     ):
         """`data_source`: what must describe all pictures, folders or metadata files; None for either.
 
         `ending_of`: of the files that a run writes. `adapt_data`: gives the data as a method wants it, and raises
-        `UserError` for data that it cannot use.
+        `UserError` for data that it cannot use. `trains_whole_models`: what learns is large.
         """
         self._data_source = data_source
         self._ending_of = ending_of
         self._adapt_data = adapt_data
         self._data: TrainingData | None = None
+        self._trains_whole_models = trains_whole_models
+        self._sharding: ShardingPlan | None = None
         self._prompts: list[SamplePrompt] = []
         self._state: FoundState | None = None
         self._data_warnings: tuple[Message, ...] = ()
@@ -96,7 +101,7 @@ class Preflight:
 
     def result(self) -> PreflightResult:
         assert self._data is not None, "parse_options runs the checks"
-        return PreflightResult(self._data, self._prompts, self._state, self._data_warnings)
+        return PreflightResult(self._data, self._prompts, self._state, self._data_warnings, self._sharding)
 
     def _check_model(self, options: Options) -> Problems:
         if options[ReportOptions].replaces_training:
@@ -106,10 +111,25 @@ class Preflight:
         return model_problems(options[ModelOptions])
 
     def _check_processes(self, options: Options) -> Problems:
-        for line in options[ProcessOptions].without_effect():
+        processes, training = options[ProcessOptions], options[TrainingOptions]
+        for line in (*processes.without_effect(), *without_effect(processes, os.environ, training)):
             logger.warning("%s", line)
-        if not options[ReportOptions].replaces_training:
-            yield from launch_problems(os.environ)
+        if options[ReportOptions].replaces_training:
+            return
+        plan = sharding_plan(processes, os.environ)
+        if plan is None:
+            return
+        if self._trains_whole_models:
+            compiles = options[MemoryOptions].torch_compile
+            yield from sharding_problems(plan, training, options[OptimizerOptions], options[AverageOptions], compiles)
+            self._sharding = plan
+        elif plan.shares_weights:
+            yield UserError(
+                f"{plan.flag} would share out weights, and here the model's own do not learn: each process holds them",
+                hint="leave it out, or give --zero_stage 2; several processes share the work anyway",
+            )
+        else:
+            logger.warning("%s does nothing: what learns is small, and each process holds all of it", plan.flag)
 
     def _check_objective(self, options: Options) -> Problems:
         noise, loss = options[NoiseOptions], options[LossOptions]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -46,6 +47,9 @@ from library.training.processes import check_same_run
 from library.training.run_plan import RunPlan, plan_run
 from library.training.samples import Sampler
 from library.training.saves import Saver
+from library.training.sharding.learner import all_params
+from library.training.sharding.make import make_learner
+from library.training.states import read_state
 from library.training.text_outputs import TextSource, check_text_caching
 from library.training.trackers import make_tracker
 from library.training.trainer import Trainer, TrainerOptions, TrainerParts
@@ -87,9 +91,10 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     place_method(method, accelerator.device, training)
     if options[MemoryOptions].torch_compile:
         family.compile(options[MemoryOptions].dynamo_backend)
+    saved = None if state is None else _take_up_weights(method, state.folder)
     trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, run_plan, uploads)
-    if state is not None:
-        trainer.resume(state.folder)
+    if saved is not None:
+        trainer.resume(saved, state.folder)
     trainer.start_at(run_plan.start)
     if accelerator.is_main_process:
         parts.saver.remove_unfinished()
@@ -103,6 +108,13 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
         _say_what_was_written(parts, options, method, log_folder)
         parts.saver.raise_failures()
     accelerator.end_training()
+
+
+def _take_up_weights(method: TrainingMethod, folder: str) -> dict[str, Any]:
+    """Gives a state's weights to what learns, before that is shared out; returns the rest of the state."""
+    weights, training = read_state(folder)
+    method.load_state_dict(weights)
+    return training
 
 
 def _load(options: Options, accelerator: Accelerator, method: TrainingMethod) -> ModelFamily:
@@ -134,11 +146,16 @@ def _assemble(
     output, data, plan = options[OutputOptions], preflight.data, run_plan.plan
     objective, loader_of = _make_inputs(options, data, method, family, accelerator)
     modules = [family.unet, *family.text_encoders, family.vae, *method.trainable_modules()]
-    groups = method.param_groups()
-    optimizer = accelerator.prepare(make_optimizer(options[OptimizerOptions], groups))
     training, left_out = options[TrainingOptions], None
+    learner = make_learner(
+        preflight.sharding,
+        accelerator,
+        method,
+        lambda groups: make_optimizer(options[OptimizerOptions], groups),
+        training,
+    )
     if training.fused_backward_pass:
-        left_out = step_in_backward(optimizer.optimizer, training.max_grad_norm)
+        left_out = step_in_backward(learner.optimizer, training.max_grad_norm)
     logs = options[LoggingOptions]
     tracker = make_tracker(logs.log_with, logs.logging_dir, logs.log_prefix) if accelerator.is_main_process else None
     sampler = Sampler(
@@ -149,6 +166,7 @@ def _assemble(
         name=output.output_name,
         sampler=options[SampleOptions].sample_sampler,
         seed=plan.seed,
+        writes=accelerator.is_main_process,
     )
     parts = TrainerParts(
         accelerator=accelerator,
@@ -159,16 +177,15 @@ def _assemble(
         objective=objective,
         plan=plan,
         facts=run_plan.facts,
-        groups=groups,
-        average=_make_average(options[AverageOptions], groups),
+        learner=learner,
+        average=_make_average(options[AverageOptions], learner.groups),
         validator=_make_validator(options[ValidationOptions], data, objective, loader_of, accelerator, modules),
-        optimizer=optimizer,
         left_out=left_out,
-        lr_schedule=make_lr_schedule(optimizer.optimizer, options[OptimizerOptions], plan.num_steps),
+        lr_schedule=make_lr_schedule(learner.optimizer, options[OptimizerOptions], plan.num_steps),
         saver=Saver(output, method, plan.epochs_between_saves, uploads),
         sampler=sampler if preflight.prompts else None,
         tracker=tracker[0] if tracker else None,
-        metadata=Metadata(options, data, family, method, plan, optimizer.optimizer),
+        metadata=Metadata(options, data, family, method, plan, learner.optimizer),
     )
     trainer = Trainer(
         parts, TrainerOptions(training, output, options[SampleOptions], options[ValidationOptions])
@@ -212,7 +229,7 @@ def _make_inputs(
 
 
 def _make_average(options: AverageOptions, groups: Sequence[ParamGroup]) -> WeightAverage | None:
-    return WeightAverage([param for group in groups for param in group.params], options) if options.ema else None
+    return WeightAverage(all_params(groups), options) if options.ema else None
 
 
 def _make_validator(

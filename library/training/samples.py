@@ -75,7 +75,9 @@ class Sampler:
         name: str,
         sampler: str,
         seed: int,
+        writes: bool = True,
     ):
+        """writes: not where several processes draw the same pictures together."""
         self._family = family
         self._modules = modules
         self._prompts = prompts
@@ -83,6 +85,7 @@ class Sampler:
         self._name = name
         self._sampler = sampler
         self._seed = seed
+        self._writes = writes
 
     def draw(self, when: str) -> list[tuple[str, Image.Image]]:
         """Draws and writes every prompt; `when` is the step or epoch in the file names.
@@ -96,7 +99,8 @@ class Sampler:
                 picture = self._draw_one(index, prompt)
                 seed = "" if prompt.seed is None else f"_{prompt.seed}"
                 path = self._folder / f"{self._name}_{when}_{index:02d}_{stamp}{seed}.png"
-                self._write(picture, path)
+                if self._writes:
+                    self._write(picture, path)
                 drawn.append((f"sample/{index:02d}", picture))
         logger.info("%d sample pictures (%s) in %s", len(drawn), when, self._folder)
         return drawn

@@ -36,7 +36,8 @@ class TrainingScript:
 
     `make_method` is called when the options are valid, and may import what is heavy only then. `data_source`: what
     must describe all pictures, folders or metadata files; None for either. `ending_of`: of the files of a run;
-    empty for folders. `adapt_data`: gives the data as the method wants it.
+    empty for folders. `adapt_data`: gives the data as the method wants it. `trains_whole_models`: what learns is large,
+    and can be shared out over processes.
     """
 
     program: str
@@ -47,6 +48,7 @@ class TrainingScript:
     data_source: Source | None = None
     ending_of: Callable[[Options], str] = lambda options: ".safetensors"
     adapt_data: AdaptData | None = None
+    trains_whole_models: bool = False
 
 
 def option_groups(method_options: type, *, prompt_options: type = PromptOptions) -> tuple[type, ...]:
@@ -76,7 +78,12 @@ def option_groups(method_options: type, *, prompt_options: type = PromptOptions)
 
 def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
     """Trains as a command line says. Raises `UserError` for what its user can mend."""
-    preflight = Preflight(script.data_source, ending_of=script.ending_of, adapt_data=script.adapt_data)
+    preflight = Preflight(
+        script.data_source,
+        ending_of=script.ending_of,
+        adapt_data=script.adapt_data,
+        trains_whole_models=script.trains_whole_models,
+    )
     options = parse_options(
         argv,
         script.option_groups,

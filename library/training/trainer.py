@@ -6,10 +6,10 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,18 +24,18 @@ from library.training.evaluation import shown_weights
 from library.training.fused_backward import LeftOut
 from library.training.losses import LossHistory
 from library.training.metadata import Metadata
-from library.training.method import ParamGroup, TrainingMethod
+from library.training.method import TrainingMethod
 from library.training.nonfinite import NonfiniteSteps
 from library.training.objective import Objective
 from library.training.optimizer_state import start_training
 from library.training.options import OutputOptions, SampleOptions, TrainingOptions, ValidationOptions
-from library.training.precision import reduce_gradients
 from library.training.progress import progress_bar
 from library.training.rates import RateHistory
 from library.training.samples import Sampler
 from library.training.saved_names import epoch_suffix, step_suffix
 from library.training.saves import Saver
-from library.training.states import RunFacts, read_state, write_state
+from library.training.sharding.learner import Learner
+from library.training.states import RunFacts, write_state
 from library.training.stopping import StopRequest
 from library.training.trackers import Tracker
 from library.training.train_plan import Position, TrainPlan
@@ -70,10 +70,9 @@ class TrainerParts:
     objective: Objective
     plan: TrainPlan
     facts: RunFacts
-    groups: list[ParamGroup]
+    learner: Learner
     average: WeightAverage | None
     validator: Validator | None
-    optimizer: torch.optim.Optimizer
     left_out: LeftOut | None  # by a backward pass that steps
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
     saver: Saver
@@ -92,9 +91,9 @@ class Trainer:
         self._family = parts.family
         self._method = parts.method
         self._plan = parts.plan
-        self._params = [param for group in parts.groups for param in group.params]
+        self._learner = parts.learner
         self._losses = LossHistory(parts.plan.steps_per_epoch)
-        self._rates = RateHistory([group.name for group in parts.groups], parts.optimizer)
+        self._rates = RateHistory([group.name for group in parts.learner.groups], parts.learner.optimizer)
         self._nonfinite = NonfiniteSteps(parts.accelerator, options.training.max_nonfinite_steps)
         self._validated_at: int | None = None
         self._stop = StopRequest()
@@ -105,7 +104,7 @@ class Trainer:
     def run(self) -> None:
         """Trains to the end of the plan and saves."""
         self._set_training_mode()
-        start_training(self._parts.optimizer.optimizer)
+        start_training(self._learner.optimizer)
         done, is_quiet = self._position.global_step, not self._accelerator.is_local_main_process
         bar = progress_bar(self._plan.num_steps, "steps", initial=done, is_quiet=is_quiet)
         with logging_redirect_tqdm(), bar as self._progress:
@@ -137,12 +136,15 @@ class Trainer:
             self._after_epoch(epoch + 1)
 
     def _steps_of_epoch(self) -> Iterator[tuple[list[Batch], int]]:
-        """For each step left in the epoch, this process's batches and the number of all processes' together."""
+        """For each step left in the epoch, this process's batches, and how many its micro-batches are.
+
+        Those of all processes together: where they do not suffice, some take the last once more, with weight zero.
+        """
         position = self._position
         micro_batches = self._parts.data.plan(self._plan.seed, position.epoch)
         groups = list(self._plan.groups(position.step_in_epoch))[: self._plan.num_steps - position.global_step]
         rank, num_processes = self._accelerator.process_index, self._accelerator.num_processes
-        mine = [list(group)[rank::num_processes] for group in groups]
+        mine = [_share(group, rank, num_processes) for group in groups]
         batches = self._parts.loader.batches([micro_batches[index] for indices in mine for index in indices])
         for group, indices in zip(groups, mine, strict=True):
             yield [next(batches) for _ in indices], len(group)
@@ -150,11 +152,9 @@ class Trainer:
     def _train_step(self, batches: list[Batch], num_in_step: int) -> None:
         """One optimizer step on the mean loss of the step's micro-batches, those of other processes included."""
         self._method.on_step_start(self._position.global_step)
-        losses = [self._backward(batch, num_in_step) for batch in batches]
-        reduce_gradients(self._accelerator, self._params)
+        losses = self._backward(batches, num_in_step)
         # no limit is an infinite one: the norm is what tells whether the step can be applied
-        limit = self._options.training.max_grad_norm or math.inf
-        norm = self._accelerator.clip_grad_norm_(self._params, limit)
+        norm = self._learner.finish_gradients(self._options.training.max_grad_norm or math.inf)
         total = sum(losses, torch.zeros((), device=self._accelerator.device))
         total, is_finite = self._agree(total, norm)
         step = self._position.global_step + 1
@@ -165,15 +165,20 @@ class Trainer:
         else:
             self._leave_out(step, batches, losses, num_left_out)
         self._rates.after_step(step)
-        self._parts.optimizer.zero_grad(set_to_none=True)
+        self._learner.clear_gradients()
 
-    def _backward(self, batch: Batch, num_in_step: int) -> torch.Tensor:
-        """Adds a micro-batch's share to the gradients; gives its share of the step's loss."""
-        loss = self._parts.objective.training_loss(batch, self._plan.seed) / num_in_step
-        # with --fused_backward_pass the backward pass is the step already
-        if not self._options.training.fused_backward_pass or torch.isfinite(loss):
-            self._accelerator.backward(loss)
-        return loss.detach()
+    def _backward(self, batches: list[Batch], num_in_step: int) -> list[torch.Tensor]:
+        """Adds the micro-batches' shares to the gradients; gives their shares of the step's loss."""
+        shares = []
+        num_mine = len(range(self._accelerator.process_index, num_in_step, self._accelerator.num_processes))
+        for index, batch in enumerate(batches):
+            loss = self._learner.run(lambda batch=batch: self._parts.objective.training_loss(batch, self._plan.seed))
+            loss = (loss if index < num_mine else loss * 0) / num_in_step
+            # with --fused_backward_pass the backward pass is the step already
+            if not self._options.training.fused_backward_pass or torch.isfinite(loss):
+                self._learner.backward(loss, is_last=batch is batches[-1])
+            shares.append(loss.detach())
+        return shares
 
     def _agree(self, loss: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """The sum of the processes' losses, and whether it and the gradients' `norm` are finite.
@@ -191,7 +196,7 @@ class Trainer:
         return loss, is_finite
 
     def _apply(self, step: int, loss: torch.Tensor) -> None:
-        self._parts.optimizer.step()
+        self._learner.step()
         self._parts.lr_schedule.step()
         if self._parts.average is not None:
             self._parts.average.update(step)
@@ -207,8 +212,7 @@ class Trainer:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             self._parts.lr_schedule.step()
-        if self._accelerator.scaler is not None:
-            self._accelerator.scaler.update()  # lowers the scale: it has seen the gradients overflow
+        self._learner.leave_out()
 
     def _before_first_step(self) -> None:
         self._validate()  # the point that the curve starts from
@@ -255,10 +259,11 @@ class Trainer:
                 self._parts.tracker.scalars({"loss/current": loss, "loss/average": average, **rates}, step)
 
     def _draw_samples(self, when: str) -> None:
-        if self._parts.sampler is not None and self._accelerator.is_main_process:
+        sampler = self._parts.sampler
+        if sampler is not None and (self._accelerator.is_main_process or self._learner.shares_weights):
             self._log()
-            with self._shown_weights(), self._accelerator.autocast():
-                pictures = self._parts.sampler.draw(when)
+            with self._shown_weights(), torch.no_grad(), self._accelerator.autocast():
+                pictures = self._learner.run(lambda: sampler.draw(when))
             if self._parts.tracker is not None:
                 for name, picture in pictures:
                     self._parts.tracker.picture(name, picture, self._position.global_step)
@@ -266,14 +271,26 @@ class Trainer:
 
     def _save(self, suffix: str, *, with_state: bool) -> None:
         self._log()
-        if self._accelerator.is_main_process:
-            with self._shown_weights():
+        with self._shown_weights(), self._learner.whole_weights():
+            if self._accelerator.is_main_process:
                 self._is_saved = self._parts.saver.save(
                     suffix, self._parts.metadata.at(self._position), self._position
                 )
-            self._is_state_saved = with_state and self._parts.saver.save_state(suffix, self._write_state)
+        self._is_state_saved = with_state and self._save_state(suffix)
+        if self._accelerator.is_main_process:
             self._parts.saver.upload()
         self._accelerator.wait_for_everyone()
+
+    def _save_state(self, suffix: str) -> bool:
+        """Whether it is saved; the first process knows."""
+        training = {**self._stateful().state(), "losses": self._losses.state()}
+        with self._learner.whole_weights():
+            if not self._accelerator.is_main_process:
+                return False
+            weights = self._method.state_dict()
+            return self._parts.saver.save_state(
+                suffix, lambda folder: write_state(folder, self._position, self._parts.facts, weights, training)
+            )
 
     def _let_go(self, when: str, number: int) -> None:
         """Removes earlier saves and states that are too old, each where the new one is in place."""
@@ -296,7 +313,7 @@ class Trainer:
         raise Stopped(self._asked_to_stop, state)
 
     def _shown_weights(self) -> AbstractContextManager[None]:
-        return shown_weights(self._parts.optimizer.optimizer, self._parts.average)
+        return shown_weights(self._learner.optimizer, self._parts.average)
 
     def _validate(self) -> None:
         """Measures the validation loss, where pictures are held out and this step has not been measured yet."""
@@ -306,7 +323,7 @@ class Trainer:
         self._validated_at = step
         self._log()
         with self._shown_weights():
-            losses = self._parts.validator.losses()
+            losses = self._parts.validator.losses(self._learner.run)
         logger.info("validation loss %.4f at step %d", losses["loss/validation"], step)
         if self._parts.tracker is not None:
             self._parts.tracker.scalars(losses, step)
@@ -314,11 +331,11 @@ class Trainer:
     def _stop_nonfinite(self) -> None:
         """Ends the run with a saved state. Raises `UserError`."""
         suffix = step_suffix(self._position.global_step)
-        is_saved = self._accelerator.is_main_process and self._parts.saver.save_state(suffix, self._write_state)
+        is_saved = self._save_state(suffix)
         if self._accelerator.is_main_process:
             self._parts.saver.upload()
         self._accelerator.wait_for_everyone()
-        are_finite = all(bool(torch.isfinite(param).all()) for param in self._params)
+        are_finite = self._learner.are_weights_finite()
         state = str(self._parts.saver.state_folder(suffix)) if is_saved else None
         raise self._nonfinite.error(state, are_finite)
 
@@ -330,20 +347,20 @@ class Trainer:
 
     def _stateful(self) -> StatefulParts:
         parts = self._parts
-        return StatefulParts(parts.optimizer.optimizer, parts.lr_schedule, self._accelerator.scaler, parts.average)
-
-    def _write_state(self, folder: Path) -> None:
-        training = {**self._stateful().state(), "losses": self._losses.state()}
-        write_state(folder, self._position, self._parts.facts, self._method.state_dict(), training)
+        return StatefulParts(parts.learner, parts.lr_schedule, self._accelerator.scaler, parts.average)
 
     def start_at(self, position: Position) -> None:
         """The place in the plan that `run` begins with."""
         self._position = position
 
-    def resume(self, folder: str) -> None:
-        """Takes up the weights and the training state of a state folder. Raises `UserError` where they do not fit."""
-        weights, training = read_state(folder)
-        self._method.load_state_dict(weights)
+    def resume(self, training: Mapping[str, Any], folder: str) -> None:
+        """Takes up a state's training state, which is from `folder`. Raises `UserError` where it does not fit."""
         self._stateful().load(training, folder)
         self._losses = LossHistory(self._plan.steps_per_epoch, training["losses"])
         logger.info("weights and optimizer are those of %s", folder)
+
+
+def _share(group: range, rank: int, num_processes: int) -> list[int]:
+    """The micro-batches of a step that a process computes: all processes equally many."""
+    padding = -len(group) % num_processes
+    return [*group, *[group[-1]] * padding][rank::num_processes]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from library.cli.errors import UserError
-from library.training.optimizer_state import load_exactly
+from library.training.sharding.learner import Learner
 from library.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -20,23 +20,28 @@ logger = logging.getLogger(__name__)
 class StatefulParts:
     """The parts of a run that change as it goes, beside what learns and the losses."""
 
-    optimizer: torch.optim.Optimizer
+    learner: Learner
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler | None
     average: WeightAverage | None
 
     def state(self) -> dict[str, Any]:
+        """For the first process; all call it together, as what lies in parts is gathered."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.learner.optimizer_state(),
             "lr_schedule": self.lr_schedule.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.state(),
+            "average": None if self.average is None else self._average_state(self.average),
         }
+
+    def _average_state(self, average: WeightAverage) -> dict[str, Any]:
+        state = average.state()
+        return {**state, "averages": self.learner.whole(state["averages"])}
 
     def load(self, state: Mapping[str, Any], folder: str) -> None:
         """Takes up a `state`. Raises `UserError` for that of other parts of the model; `folder`: where it is from."""
         try:
-            load_exactly(self.optimizer, state["optimizer"])
+            self.learner.load_optimizer_state(state["optimizer"])
         except (ValueError, KeyError) as error:
             raise UserError(
                 f"--resume {folder}: the optimizer's state is of other parts of the model: {error}",
@@ -49,7 +54,7 @@ class StatefulParts:
 
     def _load_average(self, state: Mapping[str, Any] | None) -> None:
         if self.average is not None and state is not None:
-            self.average.load(state)
+            self.average.load({**state, "averages": self.learner.shares_of(state["averages"])})
         elif self.average is not None:
             logger.warning("--ema: the state has no moving average; one begins here")
         elif state is not None:

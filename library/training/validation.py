@@ -7,7 +7,7 @@ weights make a difference between two values of the curve.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,7 @@ from torch import nn
 
 from library.data.dataset import BatchLoader
 from library.data.plan import TrainingData
+from library.data.records import Batch
 from library.training.evaluation import evaluation_mode
 from library.training.objective import Objective
 
@@ -51,21 +52,31 @@ class Validator:
         self._modules = modules
         self._timesteps = timestep_grid(objective.timesteps)
 
-    def losses(self) -> dict[str, float]:
+    def losses(self, run: Callable[[Callable[[], torch.Tensor]], torch.Tensor]) -> dict[str, float]:
         """`loss/validation`, the mean over pictures and timesteps, and `loss/validation_t<timestep>` of each timestep.
 
-        The processes share the batches. Draws nothing from the run's generators.
+        The processes share the batches, equally many; some take the last once more, and do not count it. Draws nothing
+        from the run's generators. `run` runs what computes with the weights.
         """
-        device, mine = self._accelerator.device, self._accelerator.process_index
-        sums = torch.zeros(len(self._timesteps) + 1, device=device)
-        share = self._micro_batches[mine :: self._accelerator.num_processes]
+        rank, num_processes = self._accelerator.process_index, self._accelerator.num_processes
+        sums = torch.zeros(len(self._timesteps) + 1, device=self._accelerator.device)
+        padding = -len(self._micro_batches) % num_processes
+        share = [*self._micro_batches, *self._micro_batches[-1:] * padding][rank::num_processes]
+        num_mine = len(self._micro_batches[rank::num_processes])
         with evaluation_mode(self._modules):
-            for batch in self._loader.batches(share):
-                losses = [self._objective.loss_at(batch, timestep) for timestep in self._timesteps]
-                sums += len(batch.captions) * torch.stack([*losses, torch.ones((), device=device)]).float()
+            for index, batch in enumerate(self._loader.batches(share)):
+                with torch.no_grad():
+                    losses = run(lambda batch=batch: self._losses_of(batch))
+                if index < num_mine:
+                    sums += losses
         if self._accelerator.num_processes > 1:
             sums = self._accelerator.reduce(sums, reduction="sum")
         *totals, num_pictures = sums.tolist()
         means = [total / num_pictures for total in totals]
         named = {f"loss/validation_t{step:03d}": mean for step, mean in zip(self._timesteps, means, strict=True)}
         return {"loss/validation": sum(means) / len(means), **named}
+
+    def _losses_of(self, batch: Batch) -> torch.Tensor:
+        """The sums over a batch's pictures at each timestep, and their number."""
+        losses = [self._objective.loss_at(batch, timestep) for timestep in self._timesteps]
+        return len(batch.captions) * torch.stack([*losses, torch.ones_like(losses[0])]).float()
