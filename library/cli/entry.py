@@ -9,10 +9,9 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from library.cli.errors import LostProcess, Stopped, UserError, UserErrors
-from library.cli.launcher import is_first_process, is_launched, launch_command, tell_launcher
+from library.cli.launcher import is_first_process, launch_command, tell_launcher
 from library.cli.parser import OutputConfigWritten
 
 USER_ERROR_STATUS = 2
@@ -27,6 +26,7 @@ def run_entry(work: Callable[[], None]) -> int:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # at every start it warns of a 4-bit kernel for CPUs, which nothing here uses
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
+    start = launch_command()
     try:
         work()
     except OutputConfigWritten as written:
@@ -35,7 +35,7 @@ def run_entry(work: Callable[[], None]) -> int:
         return _say_error(error)
     except Stopped as stopped:
         if is_first_process():  # which is the one that saves
-            sys.stderr.write(f"stopped by {signal.Signals(stopped.signal_number).name}. {_way_on(stopped)}\n")
+            sys.stderr.write(f"stopped by {signal.Signals(stopped.signal_number).name}. {_way_on(stopped, start)}\n")
         return SIGNAL_STATUS + stopped.signal_number
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -54,11 +54,10 @@ def _say_error(error: UserError) -> int:
     return USER_ERROR_STATUS
 
 
-def _way_on(stopped: Stopped) -> str:
-    """The command that continues the run, without its secrets."""
+def _way_on(stopped: Stopped, start: Sequence[str]) -> str:
+    """The command that continues the run, without its secrets. `start`: its beginning."""
     if stopped.state is None:
         return "No state was saved."
-    start = launch_command() if is_launched() else [Path(sys.executable).name]
     kept, left_out = _without_start(sys.argv, stopped.secret_flags)
     words = [*start, *kept, "--resume", stopped.state]
     quoted = subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)

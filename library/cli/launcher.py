@@ -8,10 +8,38 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+# of accelerate: the variable, the option that sets it, and the variables that go with it with their options
+_SHARDING = {
+    "ACCELERATE_USE_DEEPSPEED": (
+        "--use_deepspeed",
+        "ACCELERATE_DEEPSPEED_",
+        {
+            "CONFIG_FILE": "--deepspeed_config_file",
+            "ZERO_STAGE": "--zero_stage",
+            "OFFLOAD_OPTIMIZER_DEVICE": "--offload_optimizer_device",
+            "OFFLOAD_PARAM_DEVICE": "--offload_param_device",
+        },
+    ),
+    "ACCELERATE_USE_FSDP": (
+        "--use_fsdp",
+        "FSDP_",
+        {
+            "VERSION": "--fsdp_version",
+            "SHARDING_STRATEGY": "--fsdp_sharding_strategy",
+            "RESHARD_AFTER_FORWARD": "--fsdp_reshard_after_forward",
+            "OFFLOAD_PARAMS": "--fsdp_offload_params",
+            "AUTO_WRAP_POLICY": "--fsdp_auto_wrap_policy",
+            "TRANSFORMER_CLS_TO_WRAP": "--fsdp_transformer_layer_cls_to_wrap",
+            "MIN_NUM_PARAMS": "--fsdp_min_num_params",
+        },
+    ),
+}
 
 
 def is_launched() -> bool:
@@ -20,12 +48,27 @@ def is_launched() -> bool:
 
 
 def launch_command() -> list[str]:
-    """What starts as many processes again. On several machines, each adds its options."""
+    """What starts as many processes again, in the same way. On several machines, each adds its options.
+
+    To be called before anything else reads accelerate's variables.
+    """
     num_processes = os.environ.get("WORLD_SIZE", "1")
-    command = ["accelerate", "launch"]
-    if os.environ.get("LOCAL_WORLD_SIZE") == num_processes:
-        command += ["--multi_gpu", "--num_processes", num_processes]
+    options = _sharding_options(os.environ)
+    if num_processes == "1" and not options:
+        return [Path(sys.executable).name]
+    command = ["accelerate", "launch", *options]
+    if os.environ.get("LOCAL_WORLD_SIZE", "1") == num_processes:
+        command += ["--num_processes", num_processes] if options else ["--multi_gpu", "--num_processes", num_processes]
     return command
+
+
+def _sharding_options(environment: Mapping[str, str]) -> list[str]:
+    """The launcher's options behind the variables by which it says that processes share out what learns."""
+    for variable, (flag, prefix, names) in _SHARDING.items():
+        if environment.get(variable, "").lower() == "true":
+            given = [(option, environment.get(prefix + name, "")) for name, option in names.items()]
+            return [flag, *(word for pair in given if pair[1] for word in pair)]
+    return []
 
 
 def is_first_process() -> bool:

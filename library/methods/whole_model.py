@@ -6,7 +6,7 @@ The two differ in the data they take and in what the text encoder does, which th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -46,14 +46,17 @@ class WholeModel:
         """Unfreezes what learns. Nothing is new, so nothing is drawn; the family does the checkpointing."""
         self._family = family
         self._modules = {"unet": family.unet}
+        if self.trains_text_encoders:
+            self._modules |= {_encoder_name(index): encoder for index, encoder in enumerate(family.text_encoders)}
+        for module in self._modules.values():
+            module.requires_grad_(True)
+        for layer in family.unread_layers():
+            layer.requires_grad_(False)
         self._groups = [_group("unet", [family.unet], default_learning_rate)]
         if self.trains_text_encoders:
             rate = self._options.learning_rate_te
-            encoders = list(family.text_encoders)
-            self._modules |= {_encoder_name(index): encoder for index, encoder in enumerate(encoders)}
-            self._groups.append(_group("textencoder", encoders, default_learning_rate if rate is None else rate))
-        for module in self._modules.values():
-            module.requires_grad_(True)
+            rate = default_learning_rate if rate is None else rate
+            self._groups.append(_group("textencoder", family.text_encoders, rate))
 
     def param_groups(self) -> list[ParamGroup]:
         return self._groups
@@ -135,8 +138,9 @@ class WholeModel:
         return f"{where} in Diffusers: StableDiffusionPipeline.{call}({str(path)!r})"
 
 
-def _group(name: str, modules: list[nn.Module], learning_rate: float) -> ParamGroup:
-    return ParamGroup(name, [param for module in modules for param in module.parameters()], learning_rate)
+def _group(name: str, modules: Sequence[nn.Module], learning_rate: float) -> ParamGroup:
+    params = [param for module in modules for param in module.parameters() if param.requires_grad]
+    return ParamGroup(name, params, learning_rate)
 
 
 def _encoder_name(index: int) -> str:

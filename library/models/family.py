@@ -84,6 +84,9 @@ class ModelFamily(Protocol):
     def cross_attention_layers(self) -> tuple[str, ...]:
         """Names of the denoiser's layers that see the text, in the order in which they are computed."""
 
+    def unread_layers(self) -> tuple[nn.Module, ...]:
+        """Layers of the text encoders that nothing is read from (`--clip_skip`): no gradient reaches them."""
+
     def token_vectors(self, text: str | None = None) -> torch.Tensor:
         """Rows of the text encoder's table, (tokens, width) float32: of a text's tokens, or of all the vocabulary."""
 

@@ -190,6 +190,12 @@ class StableDiffusion:
         """Names of the U-Net's layers that see the text, in the order in which they are computed; usually 16."""
         return tuple(cross_attention_layers(self.unet))
 
+    def unread_layers(self) -> tuple[nn.Module, ...]:
+        """Layers of the text encoder behind the one that `--clip_skip` takes."""
+        (encoder,) = self.text_encoders
+        layers = encoder.text_model.encoder.layers
+        return tuple(layers[len(layers) + 1 - (self._prompt_options.clip_skip or 1) :])
+
     def token_vectors(self, text: str | None = None) -> torch.Tensor:
         """Rows of the text encoder's table, (tokens, D) float32: of a text's tokens, or of all the vocabulary."""
         (encoder,) = self.text_encoders

@@ -41,8 +41,16 @@ class TextEncoder(nn.Module):
         """Token ids (B, 77) -> hidden states of the layer `clip_skip` from the end, after the final norm (B, 77, D)."""
         if clip_skip == 1:
             return self.text_model(input_ids=input_ids).last_hidden_state
-        states = self.text_model(input_ids=input_ids, output_hidden_states=True).hidden_states
-        return self.text_model.final_layer_norm(states[-clip_skip])
+        states: list[torch.Tensor] = []
+        layer = self.text_model.encoder.layers[-clip_skip]
+        # not by `output_hidden_states`: that depends on the classes of modules, which FSDP changes
+        hook = layer.register_forward_hook(lambda module, given, output: states.append(output))
+        try:
+            self.text_model(input_ids=input_ids)
+        finally:
+            hook.remove()
+        output = states[0]
+        return self.text_model.final_layer_norm(output[0] if isinstance(output, tuple) else output)
 
     def gradient_checkpointing_enable(self) -> None:
         """Recomputes each layer in the backward pass, in train mode only.

@@ -170,7 +170,7 @@ def _units(plan: FsdpPlan, modules: Sequence[nn.Module]) -> list[nn.Module]:
     """The modules that are gathered and freed by themselves, inner ones first."""
     inside = [each for root in modules for each in reversed(list(root.modules()))]
     if plan.units == "size":
-        return list(_large_modules(inside, plan.unit_size))
+        return list(_large_blocks(modules, plan.unit_size))
     if plan.units == "whole":
         return []
     classes = set(plan.unit_classes)
@@ -188,11 +188,15 @@ def _units(plan: FsdpPlan, modules: Sequence[nn.Module]) -> list[nn.Module]:
     return found
 
 
-def _large_modules(inside: Sequence[nn.Module], size: int) -> Iterator[nn.Module]:
-    """Those with more parameters than `size` that are in no other of them."""
+def _large_blocks(modules: Sequence[nn.Module], size: int) -> Iterator[nn.Module]:
+    """Blocks with more parameters than `size` that are in no other of them, inner ones first.
+
+    A block is a member of a list of modules: nothing reaches into one from outside, while it is not gathered.
+    """
+    lists = [each for root in modules for each in root.modules() if isinstance(each, nn.ModuleList)]
     taken: set[nn.Parameter] = set()
-    for module in inside:
-        own = [param for param in module.parameters() if param not in taken]
-        if sum(param.numel() for param in own) > size and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+    for block in [block for each in reversed(lists) for block in each]:
+        own = [param for param in block.parameters() if param not in taken]
+        if sum(param.numel() for param in own) > size:
             taken.update(own)
-            yield module
+            yield block

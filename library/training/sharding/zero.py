@@ -7,10 +7,12 @@ program's loop asks for the gradients' norm; a norm that is not finite leaves th
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -98,7 +100,7 @@ class ZeroLearner:
         if not self.shares_weights:
             return contextlib.nullcontext()
         is_reader = self._accelerator.is_main_process
-        return swapped_weights(self._modules, self._zero.get_full_hp_param, is_reader=is_reader)
+        return swapped_weights(self._modules, _whole_weight, is_reader=is_reader)
 
     def whole(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return list(values)
@@ -202,6 +204,13 @@ class _WeightParts:
         self._zero.set_full_hp_param(whole, param, key)
 
 
+def _whole_weight(param: nn.Parameter) -> torch.Tensor:
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([param]):
+        return param.detach().clone()
+
+
 def _config(plan: ZeroPlan, accumulation: int, max_norm: float, device: torch.device) -> dict[str, Any]:
     pins = device.type != "cpu"
     places = {"offload_optimizer": plan.offloads_optimizer, "offload_param": plan.offloads_params}
@@ -218,11 +227,13 @@ def _config(plan: ZeroPlan, accumulation: int, max_norm: float, device: torch.de
 
 
 def _initialize(root: Root, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: torch.device) -> Any:
-    """DeepSpeed's engine. What DeepSpeed says of itself is for its developers."""
+    """DeepSpeed's engine. What DeepSpeed says of itself is for its developers, and is not shown."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    with contextlib.redirect_stdout(sys.stderr):
+    os.environ.setdefault("LOCAL_RANK", "0")  # where no launcher has set it
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
+    with contextlib.redirect_stdout(io.StringIO()):
         import deepspeed
 
-        deepspeed.utils.logger.setLevel(logging.WARNING)
+        deepspeed.utils.logger.setLevel(logging.ERROR)
         engine, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
