@@ -201,7 +201,9 @@ class _WeightParts:
         return self._zero.get_full_hp_param(param, key)
 
     def put_state(self, param: nn.Parameter, key: str, flat: torch.Tensor, whole: torch.Tensor) -> None:
-        self._zero.set_full_hp_param(whole, param, key)
+        _, start, count = self._zero.grad_position[self._zero.get_param_id(param)]
+        share = whole.flatten()[count * torch.distributed.get_rank() :][:count]  # the last is shorter, or empty
+        flat.narrow(0, start, len(share)).copy_(share)
 
 
 def _whole_weight(param: nn.Parameter) -> torch.Tensor:
