@@ -1,8 +1,6 @@
 """If these fail, the ways in which users start training do not work, or do not learn the same."""
 
-import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -11,38 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from library.models.word_files import read_word
-from tests.end_to_end.runs import BASE, ROOT, arguments, assert_same, logged, run_command, train
+from tests.end_to_end.launches import TWO_PROCESSES, ended, launch, start
+from tests.end_to_end.runs import BASE, arguments, assert_same, logged, run_command, train
 from tests.end_to_end.whole_models import changed_parts, read_model, train_whole, write_metadata
 from tests.end_to_end.word_runs import copy_with_word, train_word, word_arguments
-
-TWO_PROCESSES = (
-    "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-)  # fmt: skip
-
-
-def start(argv, *options, script="train_network.py", **environment):
-    """`accelerate launch`, without a configuration of the machine's own."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, script, *argv]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
-
-
-def ended(process):
-    """What a launched run has said, when it ends; one that hangs fails here."""
-    try:
-        _, said = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        process.kill()  # its processes notice
-        raise
-    return said
-
-
-def launch(argv, *options, script="train_network.py"):
-    """What a run that ends well has said."""
-    process = start(argv, *options, script=script)
-    said = ended(process)
-    assert process.returncode == 0, said[-3000:]
-    return said
 
 
 def test_python_and_accelerate_launch_write_the_same_file(data_dir, tmp_path):

@@ -19,8 +19,8 @@ from library.models.registry import load_family
 from library.models.word_files import read_word
 from library.training import run
 from library.training.states import read_state
+from tests.end_to_end.launches import launch
 from tests.end_to_end.runs import BASE, logged
-from tests.end_to_end.test_launch import launch
 from tests.end_to_end.word_runs import WORD, copy_with_word, train_word, word_arguments
 from tests.tiny_models import make_tiny, write_folder
 

@@ -41,6 +41,7 @@ LAYOUTS = {
     "fsdp-size": FsdpPlan(units="size", unit_size=100, frees_after_forward=False),
     "fsdp-offload": FsdpPlan(units="size", unit_size=100, offloads=True),
 }
+Change = Callable[[torch.Tensor], torch.Tensor]
 MAX_NORM = 0.5
 ACCUMULATION = 2
 # of micro-batches in each step, over both processes: the last is an incomplete one
@@ -144,7 +145,7 @@ class Shared:
         )
         self.norms: list[float] = []
 
-    def step(self, batches: Sequence[torch.Tensor], spoil: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+    def step(self, batches: Sequence[torch.Tensor], spoil: Change | None = None) -> None:
         """As the trainer does it. `spoil`: what becomes of the first process's first loss."""
         rank, count = self.accelerator.process_index, len(batches)
         mine = [*batches, *batches[-1:] * (count % 2)][rank::2]

@@ -7,8 +7,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_network
+from tests.end_to_end.launches import launch
 from tests.end_to_end.runs import arguments, assert_same, copy_pictures, logged, train
-from tests.end_to_end.test_launch import launch
 
 
 @pytest.fixture(scope="module")
