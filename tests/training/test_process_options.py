@@ -1,65 +1,228 @@
-"""If these fail, options of several processes are lost on the way, or a run begins under a program that breaks it."""
+"""If these fail, options of several processes are lost on the way, or a run begins that cannot be had."""
 
+import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from library.training.process_options import ProcessOptions, launch_problems
-from tests.end_to_end.runs import ROOT, arguments, copy_pictures
+from library.cli.errors import UserError, UserErrors
+from library.training.options import AverageOptions, OptimizerOptions, TrainingOptions
+from library.training.process_options import ProcessOptions
+from library.training.sharding.plans import (
+    OPTIMIZERS,
+    FsdpPlan,
+    ZeroPlan,
+    sharding_plan,
+    sharding_problems,
+    without_effect,
+)
+from tests.end_to_end.runs import ROOT, arguments, copy_pictures, run_command
 
-REFUSED = {
-    "deepspeed": True,
-    "zero_stage": 2,
-    "offload_optimizer_device": "cpu",
-    "offload_optimizer_nvme_path": "disk",
-    "offload_param_device": "nvme",
-    "offload_param_nvme_path": "disk",
-    "zero3_init_flag": True,
-    "zero3_save_16bit_model": True,
-    "fp16_master_weights_and_gradients": True,
+# the variables that `accelerate launch` of accelerate 1.15 sets
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_MIN_NUM_PARAMS": "100000000",
+    "FSDP_FORWARD_PREFETCH": "false",
+    "FSDP_USE_ORIG_PARAMS": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
 }
+FSDP1, FSDP2 = {**FSDP, "FSDP_VERSION": "1"}, {**FSDP, "FSDP_VERSION": "2"}
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_each_option_of_deepspeed_is_refused_by_name(name):
-    (problem,) = ProcessOptions(**{name: REFUSED[name]}).problems()
-    assert problem.message.startswith(f"--{name}: ") and "does not run under DeepSpeed" in problem.message
-    assert "--optimizer_type AdamW8bit" in problem.hint
+@pytest.fixture(autouse=True)
+def deepspeed_is_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(__spec__=object()))
 
 
-def test_all_of_them_are_refused_in_one_line():
-    (problem,) = ProcessOptions(**REFUSED).problems()
-    assert [name for name in REFUSED if f"--{name}" not in problem.message] == [] and "\n" not in problem.message
-    assert list(ProcessOptions(ddp_timeout=3, ddp_static_graph=True, ddp_gradient_as_bucket_view=True).problems()) == []
+def refusals(options, variables):
+    with pytest.raises(UserError) as caught:
+        sharding_plan(options, variables)
+    error = caught.value
+    return [str(each) for each in (error.errors if isinstance(error, UserErrors) else [error])]
 
 
 @pytest.mark.parametrize(
-    ("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
+    ("options", "variables", "plan"),
+    [
+        ({}, {}, None),
+        ({}, {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "false"}, None),
+        ({"deepspeed": True}, {}, ZeroPlan(2)),
+        ({"deepspeed": True, "zero_stage": 0}, {}, None),
+        ({"deepspeed": True, "zero_stage": 1, "offload_optimizer_device": "cpu"}, {}, ZeroPlan(1, True)),
+        ({"zero_stage": 3, "offload_param_device": "cpu"}, DEEPSPEED, ZeroPlan(3, False, True)),
+        (
+            {},
+            {
+                **DEEPSPEED,
+                "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+                "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+                "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+            },
+            ZeroPlan(3, True),
+        ),
+        # an option wins over accelerate's configuration
+        ({"zero_stage": 1}, {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, ZeroPlan(1)),
+        ({}, FSDP2, FsdpPlan()),
+        ({}, {**FSDP2, "FSDP_RESHARD_AFTER_FORWARD": "false"}, FsdpPlan(frees_after_forward=False)),
+        ({}, {**FSDP2, "FSDP_OFFLOAD_PARAMS": "true"}, FsdpPlan(offloads=True)),
+        (
+            {},
+            {
+                **FSDP2,
+                "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+                "FSDP_TRANSFORMER_CLS_TO_WRAP": "ResnetBlock2D, CLIPEncoderLayer",
+            },
+            FsdpPlan(units="classes", unit_classes=("ResnetBlock2D", "CLIPEncoderLayer")),
+        ),
+        ({}, {**FSDP2, "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, FsdpPlan(units="size", unit_size=100_000_000)),
+        ({}, FSDP1, FsdpPlan()),
+        ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"}, FsdpPlan(frees_after_forward=False)),
+        ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "2"}, FsdpPlan(frees_after_forward=False)),
+        ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "NO_SHARD"}, None),
+        ({}, {**FSDP1, "FSDP_RESHARD_AFTER_FORWARD": "SHARD_GRAD_OP"}, FsdpPlan(frees_after_forward=False)),
+    ],
 )
-def test_accelerate_configured_for_another_way_is_refused(variable, name):
-    """The variables are those that `accelerate launch` sets by --use_fsdp, --use_deepspeed or its configuration."""
-    (problem,) = launch_problems({variable: "true"})
-    assert f"does not run under {name}" in problem.message
-    assert list(launch_problems({variable: "false"})) == []
+def test_options_and_accelerates_variables_say_what_is_shared_out(options, variables, plan):
+    found = sharding_plan(ProcessOptions(**options), variables)
+    if isinstance(found, FsdpPlan) and found.units != "size":
+        assert found == FsdpPlan(**{**vars(plan), "unit_size": found.unit_size})
+    else:
+        assert found == plan
 
 
 @pytest.mark.parametrize(
     ("options", "variables", "refusal"),
     [
-        ({"zero_stage": 3, "deepspeed": True}, {}, "error: --deepspeed, --zero_stage: this program sums gradients"),
-        ({}, {"ACCELERATE_USE_FSDP": "true"}, "error: accelerate is configured for FSDP"),
+        ({"deepspeed": True, "offload_optimizer_device": "nvme"}, {}, "--offload_optimizer_device nvme: "),
+        ({"deepspeed": True, "zero_stage": 3, "offload_param_device": "nvme"}, {}, "--offload_param_device nvme: "),
+        ({"deepspeed": True, "offload_param_nvme_path": "disk"}, {}, "--offload_param_nvme_path: "),
+        ({"deepspeed": True, "offload_param_device": "cpu"}, {}, "--offload_param_device cpu with --zero_stage 2"),
+        (
+            {"deepspeed": True, "zero_stage": 0, "offload_optimizer_device": "cpu"},
+            {},
+            "--offload_optimizer_device cpu with --zero_stage 0",
+        ),
+        ({"deepspeed": True, "fp16_master_weights_and_gradients": True}, {}, "--fp16_master_weights_and_gradients: "),
+        ({}, {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "two"}, "--zero_stage two is none of 0, 1, 2, 3"),
+        ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "HYBRID_SHARD"}, "configured for FSDP with HYBRID_SHARD"),
+        ({}, {**FSDP2, "FSDP_AUTO_WRAP_POLICY": "SOMEHOW"}, "FSDP with fsdp_auto_wrap_policy SOMEHOW"),
+        ({}, {"ACCELERATE_USE_MEGATRON_LM": "true"}, "accelerate is configured for Megatron-LM"),
+        ({}, {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "accelerate is configured for a parallelism configuration"),
     ],
 )
-def test_the_refusal_is_all_that_happens(tmp_path, options, variables, refusal):
+def test_what_cannot_be_had_is_refused_by_name(options, variables, refusal):
+    (line,) = refusals(ProcessOptions(**options), variables)
+    assert refusal in line and len(line.splitlines()) == 2
+
+
+def test_without_the_package_its_name_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    (line,) = refusals(ProcessOptions(deepspeed=True), {})
+    assert "which is not installed" in line and "pip install deepspeed" in line
+
+
+def test_deepspeeds_own_file_is_read_where_accelerates_configuration_names_it(tmp_path):
+    path = tmp_path / "zero.json"
+    variables = {**DEEPSPEED, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path), "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}
+    section = {"stage": 3, "offload_param": {"device": "cpu"}, "overlap_comm": False, "reduce_bucket_size": "auto"}
+    path.write_text(json.dumps({"zero_optimization": section, "train_batch_size": "auto", "bf16": {"enabled": "auto"}}))
+    assert sharding_plan(ProcessOptions(), variables) == ZeroPlan(3, False, True, {"overlap_comm": False})
+    path.write_text(json.dumps({"zero_optimization": section, "optimizer": {"type": "Adam"}, "flops_profiler": {}}))
+    lines = refusals(ProcessOptions(), variables)
+    assert "sets optimizer" in lines[0] and "--optimizer_type" in lines[0] and "sets flops_profiler" in lines[1]
+    path.write_text("{")
+    assert "is no JSON" in refusals(ProcessOptions(), variables)[0]
+    path.unlink()
+    assert "cannot be read" in refusals(ProcessOptions(), variables)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "compiles", "refusal"),
+    [
+        ("AdaFactor", {}, False, "with --optimizer_type AdaFactor"),
+        ("AdamW8bit", {}, False, "with --optimizer_type AdamW8bit"),
+        ("Prodigy", {}, False, "with --optimizer_type Prodigy"),
+        ("AdamW", {"mixed_precision": "fp16"}, False, "with --mixed_precision fp16"),
+        ("AdamW", {"fused_backward_pass": True}, False, "with --fused_backward_pass"),
+        ("AdamW", {}, True, "with --torch_compile"),
+    ],
+)
+@pytest.mark.parametrize("plan", [ZeroPlan(2), FsdpPlan()])
+def test_options_that_need_all_of_it_in_one_process_are_refused(plan, name, training, compiles, refusal):
+    optimizer, training = OptimizerOptions(optimizer_type=name), TrainingOptions(**training)
+    (problem,) = sharding_problems(plan, training, optimizer, AverageOptions(), compiles)
+    assert problem.message.startswith(f"{plan.flag} {refusal}") and problem.hint
+
+
+def test_what_one_way_cannot_the_other_can():
+    half = TrainingOptions(mixed_precision="bf16", full_bf16=True)
+    for plan, training, average, count in (
+        (ZeroPlan(2), half, AverageOptions(), 1),
+        (FsdpPlan(), half, AverageOptions(), 0),
+        (ZeroPlan(3), TrainingOptions(), AverageOptions(ema=True), 1),
+        (ZeroPlan(2), TrainingOptions(), AverageOptions(ema=True), 0),
+        (FsdpPlan(), TrainingOptions(), AverageOptions(ema=True), 0),
+    ):
+        assert len(list(sharding_problems(plan, training, OptimizerOptions(), average, False))) == count
+    for name in (*OPTIMIZERS, "adamw", "torch.optim.SGD"):
+        options = OptimizerOptions(optimizer_type=name)
+        assert list(sharding_problems(FsdpPlan(), TrainingOptions(), options, AverageOptions(), False)) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "line"),
+    [
+        ({"zero_stage": 2, "offload_param_device": "cpu"}, {}, "--zero_stage, --offload_param_device without --deepsp"),
+        ({"deepspeed": True, "zero3_init_flag": True}, {}, "--zero3_init_flag does nothing"),
+        ({"deepspeed": True, "zero3_save_16bit_model": True}, {}, "--zero3_save_16bit_model does nothing"),
+        ({}, {**DEEPSPEED, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 1 is what"),
+        ({}, {**DEEPSPEED, "ACCELERATE_GRADIENT_CLIPPING": "0.5"}, "--max_grad_norm 1 is what counts"),
+        ({}, {**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--gradient_checkpointing is for that"),
+    ],
+)
+def test_what_does_nothing_is_said(options, variables, line):
+    (said,) = without_effect(ProcessOptions(**options), variables, TrainingOptions())
+    assert line in said
+
+
+def test_what_agrees_is_not_said():
+    variables = {**DEEPSPEED, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}
+    assert list(without_effect(ProcessOptions(), variables, TrainingOptions())) == []
+    assert list(without_effect(ProcessOptions(), FSDP2, TrainingOptions())) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "variables", "refusal"),
+    [
+        ("train_db.py", {"stop_text_encoder_training": 3}, FSDP2, "error: FSDP with --stop_text_encoder_training 3"),
+        ("train_db.py", {"optimizer_type": "AdaFactor"}, FSDP2, "error: FSDP with --optimizer_type AdaFactor"),
+        ("train_network.py", {}, FSDP2, "error: FSDP would share out weights"),
+    ],
+)
+def test_the_refusal_is_all_that_happens(tmp_path, script, options, variables, refusal):
     argv = arguments(copy_pictures(tmp_path / "pictures"), tmp_path / "output", **options)
-    command = [sys.executable, "train_db.py", *argv]
     env = {**os.environ, **variables}
+    command = [sys.executable, script, *argv]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=60)
     assert done.returncode == 2
     assert done.stderr.splitlines()[0].startswith(refusal) and len(done.stderr.splitlines()) == 2
     assert not (tmp_path / "output").exists()
+
+
+def test_a_network_is_small_and_trains_as_ever(tmp_path):
+    argv = arguments(copy_pictures(tmp_path / "pictures"), tmp_path / "output", max_train_steps=1, deepspeed=True)
+    done = run_command(argv)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "warning: --deepspeed does nothing: what learns is small" in done.stderr
+    assert (tmp_path / "output" / "run.safetensors").exists()
 
 
 def test_the_time_limit_reaches_the_group_of_processes():
