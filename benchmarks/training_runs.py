@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.process_memory import RETURN_FREED_MEMORY, forget_peak, peak, resident
+from library.cli.launcher import is_first_process
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,10 +31,22 @@ def make_data(folder: Path, size: int, count: int = 1) -> None:
     (folder / "meta.json").write_text(json.dumps(entries))
 
 
-def run(script: str, flags: list[str], *, model: Path, data: Path, output: Path, size: int) -> dict[str, float]:
+def run(
+    script: str,
+    flags: list[str],
+    *,
+    model: Path,
+    data: Path,
+    output: Path,
+    size: int,
+    num_processes: int = 1,
+    variables: Mapping[str, str] | None = None,
+) -> dict[str, float]:
     """Runs a script with some flags. Returns "seconds" (of the loop), "peak" (bytes, of all) and "loop_peak".
 
-    Peaks are beyond what the process held before it loaded anything but libraries. Raises `CalledProcessError`.
+    "steps_peak" is that of the loop without its last save. Peaks are beyond what the process held before it loaded
+    anything but libraries; of several processes, the first's.
+    `variables`: of the environment. Raises `CalledProcessError`.
     """
     described = (
         ["--train_data_dir", str(data / "train" / "1_x"), "--in_json", str(data / "meta.json")]
@@ -45,7 +59,10 @@ def run(script: str, flags: list[str], *, model: Path, data: Path, output: Path,
         "--no_metadata", *flags,
     ]  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.training_runs", script, *argv]
-    environment = {**os.environ, **RETURN_FREED_MEMORY}
+    if num_processes > 1:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes), "-m"]
+        command = [sys.executable, "-m", *launcher, *command[2:]]
+    environment = {**os.environ, **RETURN_FREED_MEMORY, **(variables or {})}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     if done.returncode:
         sys.stderr.write(done.stderr[-3000:])
@@ -63,7 +80,7 @@ def _measure(script: str, argv: list[str]) -> dict[str, float]:
     from library.training.trainer import Trainer
 
     found: dict[str, float] = {}
-    train = Trainer.run
+    train, finish = Trainer.run, Trainer._finish
 
     def measured(trainer: Trainer) -> None:
         found["loading_peak"] = peak() - before
@@ -73,7 +90,11 @@ def _measure(script: str, argv: list[str]) -> dict[str, float]:
         found["seconds"] = time.perf_counter() - start
         found["loop_peak"] = peak() - before
 
-    Trainer.run = measured  # the loop begins when all is loaded
+    def finished(trainer: Trainer) -> None:
+        found["steps_peak"] = peak() - before
+        finish(trainer)
+
+    Trainer.run, Trainer._finish = measured, finished  # the loop begins when all is loaded
     before = resident()
     forget_peak()
     importlib.import_module(script).train(argv)
@@ -81,4 +102,6 @@ def _measure(script: str, argv: list[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(sys.argv[1], sys.argv[2:])))
+    found = _measure(sys.argv[1], sys.argv[2:])
+    if is_first_process():
+        print(json.dumps(found))

@@ -101,8 +101,9 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
     from library.training.processes import process_errors
     from library.training.run import run_training
 
+    result = preflight.result()
     try:
-        with process_errors(), memory_errors(options):
-            run_training(options, preflight.result(), script.make_method(options))
+        with process_errors(), memory_errors(options, result.sharding):
+            run_training(options, result, script.make_method(options))
     except Stopped as stopped:
         raise Stopped(stopped.signal_number, stopped.state, secret_flags(script.option_groups)) from None

@@ -1,5 +1,6 @@
 """If this fails, a run that does not fit into memory ends in a traceback instead of what to do about it."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -17,10 +18,18 @@ def limited(*args):
     resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, resource.RLIM_INFINITY))
     return real(*args)
 run.make_optimizer = limited
-import train_network
+import {script}
 from library.cli.entry import run_entry
-sys.exit(run_entry(lambda: train_network.train(sys.argv[1:])))
+sys.exit(run_entry(lambda: {script}.train(sys.argv[1:])))
 """
+
+
+def train_limited(script, argv):
+    command = [sys.executable, "-c", LIMITED.format(script=script), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert "there is not enough memory for this run" in done.stderr
+    return done.stderr.split("the cheapest first: ")[1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory work otherwise")
@@ -29,9 +38,19 @@ def test_the_flags_that_would_help_are_named(data_dir, tmp_path):
         data_dir, tmp_path, resolution=512, min_bucket_reso=512, max_bucket_reso=1024, train_batch_size=4,
         gradient_checkpointing=True, cache_latents=True,
     )  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", LIMITED, *argv], capture_output=True, text=True, cwd=ROOT, timeout=200)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
-    assert "there is not enough memory for this run" in done.stderr
-    said = done.stderr.split("the cheapest first: ")[1]
+    said = train_limited("train_network", argv)
     assert "--mixed_precision bf16, --optimizer_type AdamW8bit, a smaller batch size" in said
     assert "--gradient_checkpointing" not in said and "--cache_latents" not in said  # these are in use
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory work otherwise")
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+def test_where_what_learns_is_shared_out_more_of_it_is_named(data_dir, tmp_path):
+    argv = arguments(
+        data_dir, tmp_path, resolution=512, min_bucket_reso=512, max_bucket_reso=1024, train_batch_size=4,
+        cache_latents=True, deepspeed=True, zero_stage=2,
+    )  # fmt: skip
+    said = train_limited("train_db", argv)
+    assert "a smaller resolution, --offload_optimizer_device cpu, --zero_stage 3" in said
+    assert "AdamW8bit" not in said  # it cannot be shared out

@@ -34,6 +34,14 @@ from library.training.sharding.plans import ZeroPlan
 
 T = TypeVar("T")
 _NO_LIMIT = sys.float_info.max
+_MESSAGE_ELEMENTS = 2**25  # 128 MiB in float32; DeepSpeed's own sizes are for models of many gigabytes
+_SIZES = {
+    "reduce_bucket_size": _MESSAGE_ELEMENTS,
+    "allgather_bucket_size": _MESSAGE_ELEMENTS,
+    "stage3_prefetch_bucket_size": _MESSAGE_ELEMENTS // 4,
+    "stage3_max_live_parameters": _MESSAGE_ELEMENTS,
+    "stage3_max_reuse_distance": _MESSAGE_ELEMENTS,
+}
 
 
 class ZeroLearner:
@@ -59,6 +67,7 @@ class ZeroLearner:
         self.groups = groups
         self.shares_weights = plan.shares_weights
         self.optimizer = make_optimizer(groups)
+        self._own_settings = _fuse(self.optimizer)
         config = _config(plan, accumulation, max_norm, accelerator.device)
         self._engine = _initialize(Root(modules), self.optimizer, config, accelerator.device)
         self._zero = self._engine.optimizer
@@ -120,7 +129,7 @@ class ZeroLearner:
         start, groups = 0, []
         for own, group in zip(self.optimizer.param_groups, self.groups, strict=True):
             numbers = list(range(start, start + len(group.params)))
-            groups.append({**{key: value for key, value in own.items() if key != "params"}, "params": numbers})
+            groups.append({**own, **self._own_settings, "params": numbers})
             start += len(numbers)
         return {"state": dict(sorted(state.items())), "param_groups": groups}
 
@@ -136,6 +145,7 @@ class ZeroLearner:
         shapes = self._parts.shapes
         map_state(state, shapes, lambda index, value: value)  # whether it is of these parameters
         indices = {id(param): index for index, param in enumerate(self._params)}
+        on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
         for flat, params in self._parts.flat_params():
             saved = {id(param): state["state"].get(indices[id(param)], {}) for param in params}
             example = next(iter(saved.values()))
@@ -144,15 +154,26 @@ class ZeroLearner:
             for key, value in example.items():
                 if isinstance(value, torch.Tensor) and value.shape == shape and value.dim() > 0:
                     entries[key] = torch.zeros_like(flat)
+                elif isinstance(value, torch.Tensor):
+                    entries[key] = value.to(flat.device if on_device else "cpu", copy=True)
                 else:
-                    entries[key] = value.clone() if isinstance(value, torch.Tensor) else value
+                    entries[key] = value
             self.optimizer.state[flat] = entries
             for param in params:
                 for key, value in entries.items():
                     if isinstance(value, torch.Tensor) and value.shape == flat.shape:
                         self._parts.put_state(param, key, value, saved[id(param)][key].to(flat.device))
         for own, group in zip(self.optimizer.param_groups, state["param_groups"], strict=True):
-            own.update({key: value for key, value in group.items() if key != "params"})
+            own.update({key: value for key, value in group.items() if key not in ("params", *self._own_settings)})
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> dict[str, None]:
+    """Lets PyTorch's optimizers step without copies as large as the flat parts; gives the settings as they were."""
+    if any(group.get("fused", True) is not None or group.get("foreach") for group in optimizer.param_groups):
+        return {}
+    for group in optimizer.param_groups:
+        group["fused"] = True
+    return {"fused": None}
 
 
 class _StateParts:
@@ -221,7 +242,7 @@ def _config(plan: ZeroPlan, accumulation: int, max_norm: float, device: torch.de
         "train_micro_batch_size_per_gpu": 1,  # of its counters, which nobody reads
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": min(max_norm, _NO_LIMIT),
-        "zero_optimization": {**plan.more, "stage": plan.stage, **offloads},
+        "zero_optimization": {**_SIZES, **plan.more, "stage": plan.stage, **offloads},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,
