@@ -1,10 +1,10 @@
 """If these fail, options of several processes are lost on the way, or a run begins that cannot be had."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -39,7 +39,18 @@ FSDP1, FSDP2 = {**FSDP, "FSDP_VERSION": "1"}, {**FSDP, "FSDP_VERSION": "2"}
 
 @pytest.fixture(autouse=True)
 def deepspeed_is_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(__spec__=object()))
+    set_version(monkeypatch, "0.19.8")
+
+
+def set_version(monkeypatch, version):
+    """The version of DeepSpeed that is installed; None for none."""
+
+    def installed(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError
+        return version
+
+    monkeypatch.setattr("importlib.metadata.version", installed)
 
 
 def refusals(options, variables):
@@ -123,10 +134,20 @@ def test_what_cannot_be_had_is_refused_by_name(options, variables, refusal):
     assert refusal in line and len(line.splitlines()) == 2
 
 
-def test_without_the_package_its_name_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "deepspeed", None)
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [(None, "which is not installed"), ("0.19.7", "0.19.7, which is installed, applies"), ("0.9", "needs deepspeed 0.")],
+)
+def test_without_the_package_or_its_newest_bugs_mended_nothing_begins(monkeypatch, version, said):
+    set_version(monkeypatch, version)
     (line,) = refusals(ProcessOptions(deepspeed=True), {})
-    assert "which is not installed" in line and "pip install deepspeed" in line
+    assert said in line and "pip install" in line
+
+
+@pytest.mark.parametrize("version", ["0.19.8", "0.20.0+cu128", "1.0"])
+def test_newer_ones_will_do(monkeypatch, version):
+    set_version(monkeypatch, version)
+    assert sharding_plan(ProcessOptions(deepspeed=True), {}) == ZeroPlan(2)
 
 
 def test_deepspeeds_own_file_is_read_where_accelerates_configuration_names_it(tmp_path):

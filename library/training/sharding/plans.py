@@ -6,8 +6,9 @@ command line or by its configuration file, arrives here in environment variables
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,8 @@ _OWN_SECTIONS = {
     "fp16": "--mixed_precision",
     "bf16": "--mixed_precision",
 }
+
+_DEEPSPEED_VERSION = (0, 19, 8)  # the first that leaves such a step out in float32
 
 # what they do to a number depends on no other, so that each process can step for its share
 OPTIMIZERS = ("AdamW", "Adam", "NAdam", "RAdam", "Adamax", "RMSprop", "SGD", "SGDNesterov", "Lion")
@@ -189,8 +192,22 @@ def _zero_problems(stage: Any, places: Mapping[str, str], options: ProcessOption
         yield UserError(
             "--fp16_master_weights_and_gradients: weights and gradients are kept in float32 here", hint="leave it out"
         )
-    if importlib.util.find_spec("deepspeed") is None:
+    yield from _package_problems()
+
+
+def _package_problems() -> Iterator[UserError]:
+    needed = ".".join(map(str, _DEEPSPEED_VERSION))
+    try:
+        version = importlib.metadata.version("deepspeed")
+    except importlib.metadata.PackageNotFoundError:
         yield UserError("--deepspeed needs the package deepspeed, which is not installed", hint="pip install deepspeed")
+        return
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if numbers < _DEEPSPEED_VERSION:
+        yield UserError(
+            f"--deepspeed needs deepspeed {needed}; {version}, which is installed, applies steps that are not finite",
+            hint="pip install -U deepspeed",
+        )
 
 
 def _deepspeed_file(path: str | None) -> dict[str, Any]:
