@@ -62,9 +62,10 @@ def reduce_gradients(accelerator: Accelerator, params: list[torch.nn.Parameter])
     """
     if accelerator.num_processes == 1:
         return
-    have = torch.tensor([param.grad is not None for param in params], device=accelerator.device)
-    anybody = accelerator.reduce(have.float(), reduction="sum").tolist()
-    params = [param for param, count in zip(params, anybody, strict=True) if count]
+    have = [param.grad is not None for param in params]
+    counts = accelerator.reduce(torch.tensor(have, dtype=torch.float32, device=accelerator.device), reduction="sum")
+    if not all(have):  # only then is it worth to wait for the device
+        params = [param for param, count in zip(params, counts.tolist(), strict=True) if count]
     for param in params:
         if param.grad is None:
             param.grad = torch.zeros_like(param)

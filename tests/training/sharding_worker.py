@@ -59,16 +59,23 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Odd sizes, which two processes cannot halve; the last layer stays as it is."""
+    """Odd sizes, which two processes cannot halve; the last layer stays as it is.
 
-    def __init__(self):
+    `skips`: one parameter is left out for some inputs, as parts of networks can be, another for all.
+    """
+
+    def __init__(self, skips: bool = False):
         super().__init__()
+        self.never = nn.Parameter(torch.ones(3)) if skips else None
+        self.at_times = nn.Parameter(torch.ones(9)) if skips else None
         self.blocks = nn.ModuleList([Block(), Block()])
         self.scale = nn.Parameter(torch.ones(1))
         self.last = nn.Linear(9, 5)
         self.last.requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.at_times is not None and x.sum() > 0:
+            x = x * self.at_times
         for block in self.blocks:
             x = block(x)
         return self.last(x) * self.scale
@@ -89,9 +96,10 @@ class Method:
         return self._modules
 
 
-def modules() -> tuple[Net, nn.Module]:
+def modules(layout: str) -> tuple[Net, nn.Module]:
+    """What learns; in parts each process needs each gradient."""
     torch.manual_seed(0)
-    return Net(), nn.Linear(9, 9)
+    return Net(skips=layout == "whole"), nn.Linear(9, 9)
 
 
 def micro_batches() -> list[list[torch.Tensor]]:
@@ -106,8 +114,8 @@ def options_of(name: str) -> OptimizerOptions:
 class PlainLoop:
     """One process and an optimizer: what everything is compared with."""
 
-    def __init__(self, name: str):
-        self.net, self.other = modules()
+    def __init__(self, layout: str, name: str):
+        self.net, self.other = modules(layout)
         self.params = [param for param in self.net.parameters() if param.requires_grad] + list(self.other.parameters())
         groups = Method(self.net, self.other).param_groups()
         self.optimizer = make_optimizer(options_of(name), groups)
@@ -131,8 +139,8 @@ class Shared:
         name: str,
         weights: Mapping[str, torch.Tensor] | None = None,
     ):
-        self.accelerator = accelerator
-        self.net, self.other = modules()
+        self.accelerator, self.layout = accelerator, layout
+        self.net, self.other = modules(layout)
         if weights is not None:
             nn.ModuleDict({"net": self.net, "other": self.other}).load_state_dict(weights)
         training = TrainingOptions(gradient_accumulation_steps=ACCUMULATION, max_grad_norm=MAX_NORM)
@@ -216,7 +224,8 @@ def share_of_weights(shared: Shared) -> float:
     """How much of the weights this process holds between their uses."""
     params = [*shared.net.parameters(), *shared.other.parameters()]
     parts = [param.to_local() if isinstance(param, DTensor) else param for param in params]
-    return sum(part.numel() for part in parts) / sum(param.numel() for param in nn.ModuleList(modules()).parameters())
+    whole = nn.ModuleList(modules(shared.layout)).parameters()
+    return sum(part.numel() for part in parts) / sum(param.numel() for param in whole)
 
 
 def same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -232,7 +241,7 @@ def told(value):
 
 def follow(accelerator: Accelerator, layout: str, name: str) -> dict:
     """Trains both ways; then once more from a state of the middle, which is read as a file would be."""
-    plain, shared, middle = PlainLoop(name), Shared(accelerator, layout, name), 2
+    plain, shared, middle = PlainLoop(layout, name), Shared(accelerator, layout, name), 2
     batches = micro_batches()
     for step in batches[:middle]:
         plain.step(step)
@@ -259,7 +268,7 @@ def follow(accelerator: Accelerator, layout: str, name: str) -> dict:
 
 def spoil(accelerator: Accelerator, layout: str, bad: float) -> dict:
     """The second of three steps has a loss of one process that is not finite."""
-    plain, shared = PlainLoop("AdamW"), Shared(accelerator, layout, "AdamW")
+    plain, shared = PlainLoop(layout, "AdamW"), Shared(accelerator, layout, "AdamW")
     first, second, third = micro_batches()[:3]
     plain.step(first)
     plain.step(third)

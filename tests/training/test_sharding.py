@@ -33,7 +33,7 @@ SHARES = {
     "fsdp-size": (0.5, 0.5),
     "fsdp-offload": (0.5, 0.5),
 }
-QUICK = ("zero2", "zero3", "fsdp-blocks")
+QUICK = ("whole", "zero2", "zero3", "fsdp-blocks")
 
 
 def run_worker(layout: str, result: Path) -> dict:
