@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,13 +13,12 @@ from library.methods.options import WholeModelOptions
 from library.models.model_saving import FORMATS, choose_format, target_problem
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.training.options import LoggingOptions, OutputOptions, SampleOptions
-from library.training.process_options import ProcessOptions
-from library.training.sharding.plans import sharding_plan
+from library.training.sharding.plans import ShardingPlan
 
 
 def whole_model_checks() -> list[Callable[[Options], Problems]]:
     """Checks for `parse_options`, beside those of `Preflight`."""
-    return [_check_text_caching, _check_padding, _check_float8, _check_sharding, _check_target]
+    return [_check_text_caching, _check_padding, _check_float8, _check_target]
 
 
 def chosen_format(options: Options) -> str:
@@ -60,12 +58,10 @@ def _check_float8(options: Options) -> Problems:
         )
 
 
-def _check_sharding(options: Options) -> Problems:
-    if options[ReportOptions].replaces_training:
-        return
-    plan = sharding_plan(options[ProcessOptions], os.environ)
+def check_sharding(options: Options, plan: ShardingPlan) -> Problems:
+    """What does not go with a whole model being shared out over processes."""
     stops_at = options[WholeModelOptions].text_encoder_stops_at
-    if plan is not None and stops_at is not None:
+    if stops_at is not None:
         yield UserError(
             f"{plan.flag} with --stop_text_encoder_training {stops_at}: what is shared out learns to the end",
             hint="leave one of them out, or give --stop_text_encoder_training -1",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from library.cli.parser import Options
 from library.data.config import Source
 from library.methods.options import WholeModelOptions
-from library.methods.whole_model_checks import chosen_ending, chosen_format, whole_model_checks
+from library.methods.whole_model_checks import check_sharding, chosen_ending, chosen_format, whole_model_checks
 from library.training.script import TrainingScript
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def whole_model_script(
         checks=whole_model_checks(),
         data_source=data_source,
         ending_of=chosen_ending,
-        trains_whole_models=True,
+        check_sharding=check_sharding,
     )
 
 

@@ -21,7 +21,8 @@ DTYPES = {"float": torch.float32, "no": torch.float32, "fp16": torch.float16, "b
 def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minutes: int | None = None) -> Accelerator:
     """The accelerator of this process. Raises `UserError` when the device has no such precision.
 
-    `full`: what learns is in that precision too. `timeout_minutes`: how long processes wait for each other.
+    `full`: what learns is in that precision too. `timeout_minutes`: how long processes wait for each other. What the
+    environment asks accelerate to share out is taken away from it (`sharding.plans` has read it).
     """
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16 needs a GPU, and none was found", hint="use bf16 or no")

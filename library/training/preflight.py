@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AdaptData = Callable[[Options, "TrainingData"], "TrainingData"]
+CheckSharding = Callable[[Options, ShardingPlan], Problems]
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,19 @@ class Preflight:
         *,
         ending_of: Callable[[Options], str],
         adapt_data: AdaptData | None = None,
-        trains_whole_models: bool = False,
+        check_sharding: CheckSharding | None = None,
     ):
         """`data_source`: what must describe all pictures, folders or metadata files; None for either.
 
         `ending_of`: of the files that a run writes. `adapt_data`: gives the data as a method wants it, and raises
-        `UserError` for data that it cannot use. `trains_whole_models`: what learns is large.
+        `UserError` for data that it cannot use. `check_sharding`: what of a method does not go with what
+        learns being shared out; None where it is too small to be.
         """
         self._data_source = data_source
         self._ending_of = ending_of
         self._adapt_data = adapt_data
         self._data: TrainingData | None = None
-        self._trains_whole_models = trains_whole_models
+        self._check_sharding = check_sharding
         self._sharding: ShardingPlan | None = None
         self._prompts: list[SamplePrompt] = []
         self._state: FoundState | None = None
@@ -119,9 +121,10 @@ class Preflight:
         plan = sharding_plan(processes, os.environ)
         if plan is None:
             return
-        if self._trains_whole_models:
+        if self._check_sharding is not None:
             compiles = options[MemoryOptions].torch_compile
             yield from sharding_problems(plan, training, options[OptimizerOptions], options[AverageOptions], compiles)
+            yield from self._check_sharding(options, plan)
             self._sharding = plan
         elif plan.shares_weights:
             yield UserError(

@@ -23,7 +23,7 @@ from library.training.options import (
     TrainingOptions,
     ValidationOptions,
 )
-from library.training.preflight import AdaptData, Preflight
+from library.training.preflight import AdaptData, CheckSharding, Preflight
 from library.training.process_options import ProcessOptions
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class TrainingScript:
 
     `make_method` is called when the options are valid, and may import what is heavy only then. `data_source`: what
     must describe all pictures, folders or metadata files; None for either. `ending_of`: of the files of a run;
-    empty for folders. `adapt_data`: gives the data as the method wants it. `trains_whole_models`: what learns is large,
-    and can be shared out over processes.
+    empty for folders. `adapt_data`: gives the data as the method wants it. `check_sharding`: what does not go with what
+    learns being shared out over processes; None where it is too small to be.
     """
 
     program: str
@@ -48,7 +48,7 @@ class TrainingScript:
     data_source: Source | None = None
     ending_of: Callable[[Options], str] = lambda options: ".safetensors"
     adapt_data: AdaptData | None = None
-    trains_whole_models: bool = False
+    check_sharding: CheckSharding | None = None
 
 
 def option_groups(method_options: type, *, prompt_options: type = PromptOptions) -> tuple[type, ...]:
@@ -82,7 +82,7 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
         script.data_source,
         ending_of=script.ending_of,
         adapt_data=script.adapt_data,
-        trains_whole_models=script.trains_whole_models,
+        check_sharding=script.check_sharding,
     )
     options = parse_options(
         argv,

@@ -20,6 +20,7 @@ from library.training.sharding.plans import (
     without_effect,
 )
 from tests.end_to_end.runs import ROOT, arguments, copy_pictures, run_command
+from tests.end_to_end.whole_models import write_metadata
 
 # the variables that `accelerate launch` of accelerate 1.15 sets
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
@@ -226,10 +227,13 @@ def test_what_agrees_is_not_said():
         ("train_db.py", {"stop_text_encoder_training": 3}, FSDP2, "error: FSDP with --stop_text_encoder_training 3"),
         ("train_db.py", {"optimizer_type": "AdaFactor"}, FSDP2, "error: FSDP with --optimizer_type AdaFactor"),
         ("train_network.py", {}, FSDP2, "error: FSDP would share out weights"),
+        ("fine_tune.py", {}, {**FSDP2, "FSDP_AUTO_WRAP_POLICY": "SOMEHOW"}, "error: accelerate is configured for FSDP"),
     ],
 )
 def test_the_refusal_is_all_that_happens(tmp_path, script, options, variables, refusal):
-    argv = arguments(copy_pictures(tmp_path / "pictures"), tmp_path / "output", **options)
+    data = copy_pictures(tmp_path / "pictures")
+    options |= write_metadata(data) if script == "fine_tune.py" else {}
+    argv = arguments(data, tmp_path / "output", **options)
     env = {**os.environ, **variables}
     command = [sys.executable, script, *argv]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=60)

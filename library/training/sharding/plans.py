@@ -54,7 +54,6 @@ class ZeroPlan:
     offloads_optimizer: bool = False  # its state lies in the computer's memory, and it steps there
     offloads_params: bool = False
     more: Mapping[str, Any] = field(default_factory=dict)  # of the section zero_optimization
-    name = "DeepSpeed"
     flag = "--deepspeed"
 
     @property
@@ -71,7 +70,6 @@ class FsdpPlan:
     units: str = "whole"  # what is gathered at a time: "whole", "classes" or "size"
     unit_classes: tuple[str, ...] = ()  # none: those that the model says must not be split
     unit_size: int = 0  # parameters of which more make a unit
-    name = "FSDP"
     flag = "FSDP"
     shares_weights = True
 
