@@ -176,7 +176,7 @@ class Trainer:
             loss = (loss if index < num_mine else loss * 0) / num_in_step
             # with --fused_backward_pass the backward pass is the step already
             if not self._options.training.fused_backward_pass or torch.isfinite(loss):
-                self._learner.backward(loss, is_last=batch is batches[-1])
+                self._learner.backward(loss, is_last=index == len(batches) - 1)
             shares.append(loss.detach())
         return shares
 
@@ -332,10 +332,10 @@ class Trainer:
         """Ends the run with a saved state. Raises `UserError`."""
         suffix = step_suffix(self._position.global_step)
         is_saved = self._save_state(suffix)
+        are_finite = self._learner.are_weights_finite()
         if self._accelerator.is_main_process:
             self._parts.saver.upload()
         self._accelerator.wait_for_everyone()
-        are_finite = self._learner.are_weights_finite()
         state = str(self._parts.saver.state_folder(suffix)) if is_saved else None
         raise self._nonfinite.error(state, are_finite)
 
