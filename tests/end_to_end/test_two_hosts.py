@@ -3,6 +3,7 @@
 The machines are network namespaces, joined by a pair of virtual devices: each has an address and ports of its own.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.end_to_end.runs import ROOT, arguments, copy_pictures, train
+from tests.end_to_end.runs import BASE, ROOT, arguments, copy_pictures, train
+from tests.end_to_end.whole_models import changed_parts, read_model, train_whole
 
 PORT = "29577"
 HOSTS = {"10.213.7.1": "train-host-0", "10.213.7.2": "train-host-1"}
@@ -50,7 +52,7 @@ def hosts():
             ip("netns", "del", name)
 
 
-def start(machine, argv, *, before=(), address="127.0.0.1", link="lo", folder=ROOT):
+def start(machine, argv, *, before=(), address="127.0.0.1", link="lo", folder=ROOT, script="train_network.py"):
     """The part of one machine in `accelerate launch` on two, a process on each."""
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "2", "--machine_rank", str(machine)]
@@ -58,7 +60,7 @@ def start(machine, argv, *, before=(), address="127.0.0.1", link="lo", folder=RO
     options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": link}
     return subprocess.Popen(
-        [*before, *launcher, *options, str(ROOT / "train_network.py"), *argv],
+        [*before, *launcher, *options, str(ROOT / script), *argv],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder, env=env,
     )  # fmt: skip
 
@@ -91,6 +93,29 @@ def test_two_machines_learn_what_one_process_does_with_twice_the_accumulation(da
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
     assert max(tensor.abs().max() for name, tensor in one.items() if "lora_up" in name) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_machines_share_a_whole_model_out(data_dir, tmp_path, hosts, stage):
+    options = {"max_train_steps": 3, "train_batch_size": 1, "optimizer_type": "SGDNesterov", "learning_rate": 1e-2}
+    train_whole("train_db", data_dir, tmp_path / "one", gradient_accumulation_steps=2, **options)
+    options |= {"deepspeed": True, "zero_stage": stage}
+    machines = [
+        start(
+            index, arguments(data_dir, tmp_path / f"host {index}", **options),
+            before=host, address=next(iter(HOSTS)), link=LINKS[index], script="train_db.py",
+        )
+        for index, host in enumerate(hosts)
+    ]  # fmt: skip
+    said = ended(*machines)
+    assert [machine.returncode for machine in machines] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    one, two = (read_model(tmp_path / name / "run") for name in ("one", "host 0"))
+    assert changed_parts(two, read_model(BASE)) == {"unet", "text_encoder"}
+    for part in one:
+        for name, tensor in one[part].items():
+            torch.testing.assert_close(two[part][name], tensor, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
