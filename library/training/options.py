@@ -36,8 +36,12 @@ class TrainingOptions:
     mixed_precision: str = option(
         "no", help="precision of the computation, and of what does not learn", choices=("no", "fp16", "bf16")
     )
-    full_fp16: bool = option(False, help="keep what learns in fp16 too: little memory, coarse steps")
-    full_bf16: bool = option(False, help="keep what learns in bf16 too: little memory, coarse steps")
+    full_fp16: bool = option(
+        False, help="keep what learns in fp16 too: little memory, coarse steps", on_resume="same"
+    )
+    full_bf16: bool = option(
+        False, help="keep what learns in bf16 too: little memory, coarse steps", on_resume="same"
+    )
     gradient_checkpointing: bool = option(
         False, help="save memory by computing activations again in the backward pass"
     )

@@ -139,6 +139,7 @@ def test_what_differs_is_listed_and_what_cannot_be_is_refused(pictures, whole, t
         ({"network_alpha": 2}, "--network_alpha 1.0, this one 2.0"),
         ({"network_args": "conv_dim=2"}, "--network_args"),
         ({"network_train_unet_only": True}, "--network_train_unet_only"),
+        ({"mixed_precision": "bf16", "full_bf16": True}, "--full_bf16 off, this one on"),
         ({"optimizer_type": "Lion"}, "--optimizer_type torch.optim.AdamW, this one lion_pytorch.Lion"),
         ({"lr_scheduler_type": "StepLR", "lr_scheduler_args": "step_size=2"}, "--lr_scheduler"),
     ):
