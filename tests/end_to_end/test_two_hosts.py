@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from tests.end_to_end.runs import BASE, ROOT, arguments, copy_pictures, train
 from tests.end_to_end.whole_models import changed_parts, read_model, train_whole
 
-PORT = "29577"
-HOSTS = {"10.213.7.1": "train-host-0", "10.213.7.2": "train-host-1"}
-LINKS = ("train-link-0", "train-link-1")
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # tests run beside each other
+PORT = str(29577 + WORKER)
+HOSTS = {"10.213.7.1": f"train-host-{WORKER}-0", "10.213.7.2": f"train-host-{WORKER}-1"}
+LINKS = (f"train-{WORKER}-0", f"train-{WORKER}-1")
 
 
 def ip(*words):
