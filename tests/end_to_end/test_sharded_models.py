@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.end_to_end.launches import TWO_PROCESSES, ended, launch, start
 from tests.end_to_end.runs import BASE, ROOT, arguments, assert_same, logged
-from tests.end_to_end.whole_models import changed_parts, read_model, train_whole, write_metadata
+from tests.end_to_end.whole_models import assert_alike, changed_parts, read_model, train_whole, write_metadata
 
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
 TWO = ("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
@@ -45,14 +45,6 @@ def train_shared(layout, data, output, *, script="train_db.py", **options):
     launcher, own = LAYOUTS[layout]
     options = {"gradient_accumulation_steps": 2, **OPTIONS, **own, **options}
     return launch(arguments(data, output, **options), *launcher, script=script)
-
-
-def assert_alike(output, other, parts):
-    models = [read_model(folder / "run") for folder in (output, other)]
-    assert changed_parts(models[0], read_model(BASE)) == parts
-    for part in parts:
-        for name, tensor in models[1][part].items():
-            torch.testing.assert_close(models[0][part][name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def pictures_of(output):

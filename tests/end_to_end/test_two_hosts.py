@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.end_to_end.runs import BASE, ROOT, arguments, copy_pictures, train
-from tests.end_to_end.whole_models import changed_parts, read_model, train_whole
+from tests.end_to_end.runs import ROOT, arguments, copy_pictures, train
+from tests.end_to_end.whole_models import assert_alike, train_whole
 
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # tests run beside each other
 PORT = str(29577 + WORKER)
@@ -112,11 +112,7 @@ def test_two_machines_share_a_whole_model_out(data_dir, tmp_path, hosts, stage):
     ]  # fmt: skip
     said = ended(*machines)
     assert [machine.returncode for machine in machines] == [0, 0], said[0][-3000:] + said[1][-3000:]
-    one, two = (read_model(tmp_path / name / "run") for name in ("one", "host 0"))
-    assert changed_parts(two, read_model(BASE)) == {"unet", "text_encoder"}
-    for part in one:
-        for name, tensor in one[part].items():
-            torch.testing.assert_close(two[part][name], tensor, rtol=1e-4, atol=1e-6)
+    assert_alike(tmp_path / "host 0", tmp_path / "one", {"unet", "text_encoder"})
 
 
 @pytest.mark.slow

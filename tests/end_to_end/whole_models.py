@@ -58,3 +58,12 @@ def changed_parts(weights: Weights, others: Weights) -> set[str]:
         for part in PARTS
         if any(not torch.equal(tensor, others[part][name]) for name, tensor in weights[part].items())
     }
+
+
+def assert_alike(output: Path, other: Path, parts: set[str]) -> None:
+    """Two runs saved the same model, but for the last bits of sums; `parts` of it, and no others, have learned."""
+    model, wanted = read_model(output / "run"), read_model(other / "run")
+    assert changed_parts(model, read_model(BASE)) == parts
+    for part in PARTS:
+        for name, tensor in wanted[part].items():
+            torch.testing.assert_close(model[part][name], tensor, rtol=1e-4, atol=1e-6)

@@ -25,6 +25,7 @@ from library.training.sharding.learner import (
     MakeOptimizer,
     Root,
     all_params,
+    are_all_finite,
     ensure_process_group,
     map_state,
     swapped_weights,
@@ -110,11 +111,7 @@ class FsdpLearner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def are_weights_finite(self) -> bool:
-        parts = [torch.isfinite(param.to_local()).all() for param in self._params]
-        bad = (~torch.stack(parts)).sum().to(self._accelerator.device)
-        if self._accelerator.num_processes > 1:
-            bad = self._accelerator.reduce(bad, reduction="sum")
-        return not bad.item()
+        return are_all_finite([param.to_local() for param in self._params], self._accelerator)
 
     def whole_weights(self) -> AbstractContextManager[None]:
         return swapped_weights(self._modules, self._whole_one, is_reader=self._accelerator.is_main_process)

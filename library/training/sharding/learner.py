@@ -130,6 +130,14 @@ def all_params(groups: Sequence[ParamGroup]) -> list[nn.Parameter]:
     return [param for group in groups for param in group.params]
 
 
+def are_all_finite(parts: Sequence[torch.Tensor], accelerator: Accelerator) -> bool:
+    """Whether what the processes hold is finite everywhere; all of them call it with their parts."""
+    bad = torch.stack([~torch.isfinite(part).all() for part in parts]).sum().to(accelerator.device)
+    if accelerator.num_processes > 1:
+        bad = accelerator.reduce(bad, reduction="sum")
+    return not bad.item()
+
+
 @contextlib.contextmanager
 def swapped_weights(
     modules: Sequence[nn.Module], whole_of: Callable[[nn.Parameter], torch.Tensor], *, is_reader: bool

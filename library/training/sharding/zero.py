@@ -26,6 +26,7 @@ from library.training.sharding.learner import (
     MakeOptimizer,
     Root,
     all_params,
+    are_all_finite,
     ensure_process_group,
     map_state,
     swapped_weights,
@@ -99,11 +100,7 @@ class ZeroLearner:
         pass
 
     def are_weights_finite(self) -> bool:
-        bad = torch.stack([(~torch.isfinite(part)).any() for part in self._parts.flat]).sum()
-        bad = bad.to(self._accelerator.device)
-        if self._accelerator.num_processes > 1:
-            bad = self._accelerator.reduce(bad, reduction="sum")
-        return not bad.item()
+        return are_all_finite(self._parts.flat, self._accelerator)
 
     def whole_weights(self) -> AbstractContextManager[None]:
         if not self.shares_weights:
