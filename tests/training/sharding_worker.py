@@ -278,12 +278,23 @@ def spoil(accelerator: Accelerator, layout: str, bad: float) -> dict:
     after = shared.weights()
     shared.step(third)
     last = shared.weights()
+    are_finite = shared.learner.are_weights_finite()
+    break_one(shared.learner, accelerator.process_index == 1 or layout == "whole")
     return {
         "norm": shared.norms[1],
         "kept": same_bits(before, after),
         "weights": difference(last, plain) if accelerator.is_main_process else 0,
-        "finite": shared.learner.are_weights_finite(),
+        "finite": are_finite,
+        "finite when broken": shared.learner.are_weights_finite(),
     }
+
+
+@torch.no_grad()
+def break_one(learner: Learner, is_here: bool) -> None:
+    """Makes one number of this process's weights infinite."""
+    held = learner._parts.flat[0] if hasattr(learner, "_parts") else learner.groups[0].params[-1]
+    if is_here:
+        (held.to_local() if isinstance(held, DTensor) else held).view(-1)[0] = math.inf
 
 
 def main(layout: str, result: str) -> None:

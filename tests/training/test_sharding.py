@@ -77,3 +77,4 @@ def test_two_processes_learn_in_any_layout_what_a_plain_loop_does(tmp_path, layo
     for bad in (math.nan, math.inf):
         result = found[f"loss + {bad}"]
         assert result["kept"] and result["finite"] and result["weights"] < 2e-7
+        assert not result["finite when broken"]  # in one process; all must know
