@@ -18,6 +18,7 @@ from typing import Any, Literal
 from library.cli.errors import UserError
 
 Problems = Iterable[UserError]  # what a check finds
+FREE_TEXT = "TEXT"  # the metavar of options that take any words, "none" too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,14 @@ class OptionSpec:
     waives: tuple[str, ...] = ()
     positional: bool = False
     secret: bool = False
+    takes_first: bool = False
+    off: tuple[Any, ...] = ()
+    inert: str | None = None
+    refused: str | None = None
     on_resume: Literal["listed", "kept", "same", "unimportant"] = "listed"
+
+
+NOT_YET = "accepted, not implemented yet"  # why an option is `inert` that is to have an effect one day
 
 
 def option(default: Any = None, *, help: str, **details: Any) -> Any:
@@ -49,8 +57,11 @@ def option(default: Any = None, *, help: str, **details: Any) -> Any:
     `toml_level` is "dataset" or "subset" for an option that is the default of a dataset-TOML key, `toml_key` that key
     where it is spelled differently. `waives` names required options that are not needed when this one is given.
     `positional`: the value stands on the command line without a flag, in the order of declaration. `secret`: it is
-    written nowhere. `on_resume`: what a difference to the saved run means when a run is resumed: it is "listed";
-    listed, with the saved value "kept" in force; an error, since the run must be the "same"; or "unimportant".
+    written nowhere. `takes_first`: of a list of values the first one counts. `off`: values that mean "not given",
+    beside those of `OptionField.is_off`. `inert`: why a value is accepted and does nothing; one warning names all such
+    options of a run. `refused`: why any value but "off" is an error. `on_resume`: what a difference to the saved run
+    means when a run is resumed: it is "listed"; listed, with the saved value "kept" in force; an error, since the run
+    must be the "same"; or "unimportant".
     """
     spec = OptionSpec(help=help, **details)
     return dataclasses.field(default=default, metadata={"option": spec})
@@ -64,13 +75,36 @@ class OptionField:
     owner: type
     kind: type  # bool, int, float or str
     is_list: bool
-    is_optional: bool
     default: Any
     spec: OptionSpec
 
     @property
     def flag(self) -> str:
         return self.name.upper() if self.spec.positional else f"--{self.name}"
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The names that it goes by, without dashes."""
+        return (self.name, *self.spec.aliases)
+
+    def is_off(self, value: Any) -> bool:
+        """Whether a given value means "not given", as programs that write every option have it.
+
+        That is "" and an empty list; false and "none" for an option that is off by default; and what `spec.off` holds.
+        """
+        if isinstance(value, (list, tuple)):
+            return all(map(self.is_off, value))
+        if value == "":
+            return True
+        if value is False or (isinstance(value, str) and value.lower() in ("none", "null")):
+            return self._takes_none and (value is False or value.lower() not in (self.spec.choices or ()))
+        return any(_means(value, off) for off in self.spec.off)
+
+    @property
+    def _takes_none(self) -> bool:
+        """Free text may be the word "none"; a switch has a false of its own."""
+        is_off_by_default = not self.default or self.default in self.spec.off
+        return is_off_by_default and self.kind is not bool and self.spec.metavar != FREE_TEXT
 
 
 def option_fields(owner: type) -> list[OptionField]:
@@ -81,47 +115,49 @@ def option_fields(owner: type) -> list[OptionField]:
         spec = field.metadata.get("option")
         if spec is None:
             continue
-        kind, is_list, is_optional = _unwrap(hints[field.name])
-        fields.append(OptionField(field.name, owner, kind, is_list, is_optional, field.default, spec))
+        kind, is_list = _unwrap(hints[field.name])
+        fields.append(OptionField(field.name, owner, kind, is_list, field.default, spec))
     return fields
 
 
-def _unwrap(annotation: Any) -> tuple[type, bool, bool]:
-    is_optional = False
+def _unwrap(annotation: Any) -> tuple[type, bool]:
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        inner = [item for item in typing.get_args(annotation) if item is not type(None)]
-        is_optional = len(inner) < len(typing.get_args(annotation))
-        annotation = inner[0]
+        annotation = next(item for item in typing.get_args(annotation) if item is not type(None))
     if typing.get_origin(annotation) is tuple:
-        return typing.get_args(annotation)[0], True, is_optional
-    return annotation, False, is_optional
+        return typing.get_args(annotation)[0], True
+    return annotation, False
 
 
 def secret_flags(owners: Iterable[type]) -> tuple[str, ...]:
     """The flags, in all spellings, whose values are shown nowhere."""
     secret = (field for owner in owners for field in option_fields(owner) if field.spec.secret)
-    return tuple(f"--{name}" for field in secret for name in (field.name, *field.spec.aliases))
+    return tuple(f"--{name}" for field in secret for name in field.spellings)
 
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
-def convert(field: OptionField, value: Any, *, from_text: bool) -> Any:
-    """Checks and converts one given value.
+def convert(field: OptionField, value: Any) -> Any:
+    """Checks and converts one given value: a text of a command line, or any value of a TOML or JSON file.
 
-    `from_text`: the value comes from a command line, where all is text; otherwise it is a TOML value, whose type must
-    be right. Raises `ValueError` with what was expected.
+    Values as programs write them are read where there is no doubt: 0 and 1 for a switch, 1.0 for a whole number, a
+    number as text, a text as number. One that means "off" becomes the default. Raises `ValueError` with what was
+    expected.
     """
+    if field.is_off(value):
+        return field.default
+    if field.spec.takes_first and isinstance(value, (list, tuple)):
+        value = value[0]
     if field.spec.parse is not None:
         return field.spec.parse(value)
     if field.is_list:
         items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_convert_one(field, item, from_text) for item in items)
-    return _convert_one(field, value, from_text)
+        return tuple(_convert_one(field, item) for item in items if item != "")
+    return _convert_one(field, value)
 
 
-def _convert_one(field: OptionField, value: Any, from_text: bool) -> Any:
-    converted = _typed(field.kind, value, from_text)
+def _convert_one(field: OptionField, value: Any) -> Any:
+    converted = _TYPED[field.kind](value)
     spec = field.spec
     if spec.choices is not None and converted not in spec.choices:
         raise ValueError(f"one of {', '.join(spec.choices)}")
@@ -136,18 +172,57 @@ def _convert_one(field: OptionField, value: Any, from_text: bool) -> Any:
     return converted
 
 
-def _typed(kind: type, value: Any, from_text: bool) -> Any:
-    expected = ValueError(TYPE_NAMES[kind])
-    if from_text and kind in (int, float):
+def _switch(value: Any) -> bool:
+    text = str(value).lower()
+    if text in ("true", "1", "1.0"):
+        return True
+    if text in ("false", "0", "0.0"):
+        return False
+    raise ValueError(TYPE_NAMES[bool])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(TYPE_NAMES[str])
+    return str(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(TYPE_NAMES[float])
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(TYPE_NAMES[float]) from None
+
+
+def whole_number(value: Any) -> int:
+    """A whole number, given as 8, 8.0, "8" or "8.0". Raises `ValueError` for anything else."""
+    expected = ValueError(TYPE_NAMES[int])
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str):
         try:
-            return kind(value)
+            return int(value)
         except ValueError:
-            raise expected from None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise expected from None
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            pass
+    try:
+        number = _number(value)
+    except ValueError:
+        raise expected from None
+    if not number.is_integer():
         raise expected
-    return value
+    return int(number)
+
+
+_TYPED: dict[type, Callable[[Any], Any]] = {bool: _switch, str: _text, float: _number, int: whole_number}
+
+
+def _means(value: Any, off: Any) -> bool:
+    """Whether a given value is the "off" value, as text too: "0" and "0.0" for 0."""
+    if isinstance(off, str) or not isinstance(value, str):
+        return value == off
+    try:
+        return float(value) == off
+    except ValueError:
+        return False

@@ -159,7 +159,7 @@ def _make_schema(voluptuous: Any) -> Any:
 def _check(voluptuous: Any, field: OptionField) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
         try:
-            return convert(field, value, from_text=False)
+            return convert(field, value)
         except ValueError as error:
             raise voluptuous.Invalid(str(error)) from None
 
