@@ -73,7 +73,7 @@ class ChunkedAttention:
 
 
 def set_attention(modules: tuple[nn.Module, ...], options: MemoryOptions, device: torch.device) -> None:
-    """Chooses how the modules (U-Net, VAE) compute attention; without a choice PyTorch chooses.
+    """Chooses how the modules (U-Net, VAE) compute attention: in pieces, else by xformers, else as PyTorch chooses.
 
     `--xformers` where it cannot work is left aside with a warning.
     """

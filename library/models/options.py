@@ -29,30 +29,39 @@ class ModelOptions:
         help="another VAE than the model's own: a VAE or a model with one, as a file, a folder or a name on the Hub",
     )
     tokenizer_cache_dir: str | None = option(
-        None, metavar="FOLDER", help="accepted and not needed: the vocabulary comes with this program"
+        None,
+        metavar="FOLDER",
+        help="accepted and does nothing: the vocabulary comes with this program",
+        inert="the vocabulary comes with this program",
     )
     v2: bool = option(
         False, help="the model is Stable Diffusion 2.x (found out from the model; a contradiction is an error)"
     )
     v_parameterization: bool = option(
         False,
-        help="the model predicts v, not noise (needed for single files such as SD 2.x 768, which do not say so)",
+        help="the model predicts v, not noise (needed for single files such as SD 2.x 768, which do not say so), or is"
+        " to learn it, with a warning where it says that it predicts noise",
     )
 
 
 _TOKEN_LENGTHS = (75, 150, 225)
+_NO_TOKEN_LENGTH = ("", "none", "0")  # as front ends write that nothing was chosen
 
 
 def parse_token_length(value: Any) -> int:
-    """75, 150 or 225, as a number or a text. Raises `ValueError` with what was expected."""
+    """75, 150 or 225, as a number or a text; 75 where nothing is chosen. Raises `ValueError` with what was expected."""
     expected = ValueError(f"one of {', '.join(map(str, _TOKEN_LENGTHS))}")
-    try:
-        length = int(value)
-    except (TypeError, ValueError):
-        raise expected from None
-    if isinstance(value, (bool, float)) or length not in _TOKEN_LENGTHS:
+    if isinstance(value, bool):
         raise expected
-    return length
+    if str(value).strip().lower() in _NO_TOKEN_LENGTH:
+        return _TOKEN_LENGTHS[0]
+    try:
+        length = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise expected from None
+    if length not in (0, *_TOKEN_LENGTHS):
+        raise expected
+    return int(length) or _TOKEN_LENGTHS[0]
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class PromptOptions:
     GROUP: ClassVar[str] = "Prompts"
 
     clip_skip: int | None = option(
-        None, help="take the text encoder's output at the n-th layer from its end; 1 is the last", minimum=1
+        None, help="take the text encoder's output at the n-th layer from its end; 1 is the last", minimum=1, off=(0,)
     )
     max_token_length: int = option(
         75, help="tokens of a caption that are read, 75, 150 or 225, in pieces of 75", parse=parse_token_length,
@@ -90,6 +99,23 @@ class DreamBoothPromptOptions(PromptOptions):
     )
 
 
+_ATTENTION = ("mem_eff_attn", "xformers", "sdpa")  # the first that is given is used
+_NOTHING_COMPILED = "no"
+_DYNAMO_BACKENDS = (
+    _NOTHING_COMPILED, "eager", "aot_eager", "inductor", "aot_ts_nvfuser", "nvprims_nvfuser", "cudagraphs", "ofi",
+    "fx2trt", "onnxrt", "tensorrt", "ipex", "tvm",
+)  # fmt: skip
+_OTHER_SPELLINGS = {"tensort": "tensorrt"}
+
+
+def parse_dynamo_backend(value: Any) -> str:
+    """The name of a backend as PyTorch spells it. Raises `ValueError` with what was expected."""
+    name = _OTHER_SPELLINGS.get(value, value) if isinstance(value, str) else value
+    if name not in _DYNAMO_BACKENDS:
+        raise ValueError(f"one of {', '.join(_DYNAMO_BACKENDS)}")
+    return name
+
+
 @dataclass(frozen=True)
 class MemoryOptions:
     """How the model is kept and computed: memory against time."""
@@ -99,28 +125,46 @@ class MemoryOptions:
     sdpa: bool = option(False, help="PyTorch's own attention; the default")
     xformers: bool = option(
         False,
-        help="attention of the package xformers, where it is installed and there is a GPU",
+        help="attention of the package xformers, where it is installed and there is a GPU; before --sdpa",
         aliases=("diffusers_xformers",),
     )
-    mem_eff_attn: bool = option(False, help="attention in pieces: little memory, slower")
+    mem_eff_attn: bool = option(False, help="attention in pieces: little memory, slower; before --xformers and --sdpa")
     no_half_vae: bool = option(False, help="keep the VAE in float32 with --mixed_precision")
     vae_slicing: bool = option(False, help="let the VAE take one picture at a time")
     fp8_base: bool = option(False, help="keep the weights of the frozen U-Net in 8 bits and compute in more")
+    fp8_base_unet: bool = option(False, help="the same as --fp8_base, which leaves the text encoder as it is too")
+    cpu_offload_checkpointing: bool = option(
+        False,
+        help="accepted and does nothing: what --gradient_checkpointing keeps stays on the GPU",
+        inert="what --gradient_checkpointing keeps stays on the GPU",
+    )
     lowram: bool = option(False, help="load the model straight into the memory of the GPU")
     highvram: bool = option(False, help="keep the VAE on the GPU after latents were cached")
     torch_compile: bool = option(False, help="compile the U-Net with torch.compile: a slow start, faster steps")
     dynamo_backend: str = option(
         "inductor",
-        help="what torch.compile compiles with",
-        choices=("eager", "aot_eager", "inductor", "aot_ts_nvfuser", "nvprims_nvfuser", "cudagraphs", "ofi", "fx2trt",
-                 "onnxrt", "tensorrt", "ipex", "tvm"),
-    )  # fmt: skip
+        help="what torch.compile compiles with; no: nothing is compiled, with --torch_compile neither",
+        choices=_DYNAMO_BACKENDS,
+        parse=parse_dynamo_backend,
+    )
 
-    def problems(self) -> Iterator[UserError]:
-        chosen = [name for name in ("sdpa", "xformers", "mem_eff_attn") if getattr(self, name)]
+    @property
+    def keeps_fp8_unet(self) -> bool:
+        """Whether the weights of the frozen U-Net are kept in 8 bits."""
+        return self.fp8_base or self.fp8_base_unet
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the U-Net is compiled."""
+        return self.torch_compile and self.dynamo_backend != _NOTHING_COMPILED
+
+    def without_effect(self) -> Iterator[str]:
+        """What was asked for and changes nothing beside the other options."""
+        chosen = [f"--{name}" for name in _ATTENTION if getattr(self, name)]
         if len(chosen) > 1:
-            flags = " and ".join(f"--{name}" for name in chosen)
-            yield UserError(f"{flags} are different ways to compute attention", hint="give one of them")
+            yield f"of {', '.join(chosen[:-1])} and {chosen[-1]} only {chosen[0]} is used"
+        if self.torch_compile and not self.compiles:
+            yield f"--torch_compile does nothing with --dynamo_backend {self.dynamo_backend}"
 
 
 @dataclass(frozen=True)

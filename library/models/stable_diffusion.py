@@ -133,7 +133,7 @@ class StableDiffusion:
         set_attention((self.unet, self.vae), options, device)
         if options.vae_slicing:
             self.vae.enable_slicing()
-        if options.fp8_base:
+        if options.keeps_fp8_unet:
             store_in_float8(self.unet)
 
     def compile(self, backend: str) -> None:

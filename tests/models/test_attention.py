@@ -44,6 +44,37 @@ def test_a_whole_model_computes_the_same_with_it(tiny) -> None:
         torch.testing.assert_close(chunked, plain, atol=2e-5, rtol=1e-4)
 
 
+class XformersTaker:
+    """Stands for a U-Net that is told to use xformers."""
+
+    took_xformers = False
+
+    def set_attn_processor(self, processor) -> None:
+        self.processor = processor
+
+    def enable_xformers_memory_efficient_attention(self) -> None:
+        self.took_xformers = True
+
+
+@pytest.mark.parametrize(
+    ("flags", "used"),
+    [
+        ({"sdpa": True}, None),
+        ({"xformers": True}, "xformers"),
+        ({"xformers": True, "sdpa": True}, "xformers"),
+        ({"mem_eff_attn": True, "sdpa": True}, "pieces"),
+        ({"mem_eff_attn": True, "xformers": True, "sdpa": True}, "pieces"),
+    ],
+)
+def test_of_several_kinds_of_attention_one_is_used(flags: dict[str, bool], used: str | None, monkeypatch) -> None:
+    """Command files name --sdpa beside another: pieces come before xformers, and xformers before PyTorch's own."""
+    monkeypatch.setattr("library.models.attention.importlib.util.find_spec", lambda name: name)
+    module = XformersTaker()
+    set_attention((module,), MemoryOptions(**flags), torch.device("cuda"))
+    assert module.took_xformers == (used == "xformers")
+    assert isinstance(getattr(module, "processor", None), ChunkedAttention) == (used == "pieces")
+
+
 _PEAK = """
 import sys, torch
 from pathlib import Path

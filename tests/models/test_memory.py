@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from library.cli.errors import UserError
 from library.models.options import MemoryOptions, ModelOptions
 from library.models.registry import load_family
 
@@ -36,8 +35,9 @@ def test_attention_and_slices_change_nothing(folder: Path, memory: dict) -> None
     torch.testing.assert_close(other.encode_images(pixels, [1, 2]), plain.encode_images(pixels, [1, 2]))
 
 
-def test_8_bit_weights_are_rounded_and_gradients_still_flow(folder_v1: Path) -> None:
-    family = _load(folder_v1, fp8_base=True)
+@pytest.mark.parametrize("flag", ["fp8_base", "fp8_base_unet"])
+def test_8_bit_weights_are_rounded_and_gradients_still_flow(folder_v1: Path, flag: str) -> None:
+    family = _load(folder_v1, **{flag: True})
     layer = family.unet.down_blocks[0].resnets[0].conv1
     exact = load_family(ModelOptions(str(folder_v1))).unet.down_blocks[0].resnets[0].conv1.weight
     assert layer.weight.dtype == torch.float8_e4m3fn
@@ -75,8 +75,3 @@ def test_a_vae_set_aside_still_decodes(folder_v1: Path) -> None:
     before = family.decode_latents(latents)
     family.set_vae_aside()
     assert torch.equal(family.decode_latents(latents), before)
-
-
-def test_two_kinds_of_attention_are_refused() -> None:
-    (problem,) = MemoryOptions(xformers=True, mem_eff_attn=True).problems()
-    assert isinstance(problem, UserError) and "--xformers and --mem_eff_attn" in problem.message
