@@ -39,7 +39,7 @@ def _kind_problems(loss: LossOptions, prediction_type: str) -> Iterator[UserErro
     if loss.scale_v_pred_loss_like_noise_pred and not predicts_v:
         yield UserError(
             "--scale_v_pred_loss_like_noise_pred is for models that predict v, and this one predicts noise",
-            hint="leave it out; or give --v_parameterization where the model does predict v and does not say so",
+            hint="leave it out; or give --v_parameterization where the model predicts v unsaid, or is to learn it",
         )
     if loss.v_pred_like_loss and predicts_v:
         yield UserError(

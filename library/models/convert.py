@@ -54,7 +54,7 @@ class ConvertOptions:
     )
     vae: str | None = option(help="put this VAE in: a VAE or a model, as a file, a folder or a name on the Hub")
     v2: bool = option(False, help="the model is Stable Diffusion 2.x (found out; a contradiction is an error)")
-    v_parameterization: bool = option(False, help="the model predicts v, where its file does not say so")
+    v_parameterization: bool = option(False, help="the model predicts v, where it does not say so or says noise")
     overwrite: bool = option(False, help="replace what is at DESTINATION")
     inspect: bool = option(False, help="say what SOURCE contains, and write nothing", waives=("destination",))
 

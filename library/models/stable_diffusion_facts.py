@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from library.cli.errors import UserError, raise_together
+from library.cli.errors import UserError
 from library.diffusion.schedule import rescale_to_zero_terminal_snr
 from library.models import ldm_layout
 from library.models.checkpoint_files import WeightFile
@@ -64,34 +64,32 @@ def facts_of_file(file: WeightFile) -> ModelFacts:
 
 
 def check_flags(facts: ModelFacts, options: ModelOptions) -> None:
-    """Raises `UserError` for --v2 and --v_parameterization that contradict what the model shows."""
-    problems = []
+    """Raises `UserError` for --v2 where the model shows that it is Stable Diffusion 1.x."""
     if options.v2 and not facts.is_v2:
-        problems.append(UserError(f"--v2 was given, but {facts.source} is Stable Diffusion 1.x", "leave out --v2"))
-    if options.v_parameterization and facts.prediction_type == EPSILON:
-        problems.append(
-            UserError(
-                f"--v_parameterization was given, but {facts.source} says that it predicts noise (epsilon)",
-                "leave out --v_parameterization, or mend the model's prediction_type where it is wrong",
-            )
-        )
-    raise_together(problems)
+        raise UserError(f"--v2 was given, but {facts.source} is Stable Diffusion 1.x", "leave out --v2")
 
 
 def choose_prediction_type(facts: ModelFacts, options: ModelOptions) -> str:
-    """What the model predicts: as it says, else as the flag says, else noise; logs where that could surprise."""
-    if facts.prediction_type is not None:
-        if facts.prediction_type == V_PREDICTION and not options.v_parameterization:
-            logger.info("%s says that it predicts v: trained so, as with --v_parameterization", facts.source)
-        return facts.prediction_type
+    """What the model is taken to predict, from here to what is saved; logs where that could surprise.
+
+    v where the flag or the model says so, else noise. (A model that predicts noise can be trained to predict v.)
+    """
     if options.v_parameterization:
+        if facts.prediction_type == EPSILON:
+            logger.warning(
+                "%s says that it predicts noise (epsilon): with --v_parameterization it is taken to predict v, and what"
+                " is saved says so; leave the flag out where you do not want to turn it into such a model",
+                facts.source,
+            )
         return V_PREDICTION
-    if facts.is_v2:
+    if facts.prediction_type == V_PREDICTION:
+        logger.info("%s says that it predicts v: trained so, as with --v_parameterization", facts.source)
+    if facts.prediction_type is None and facts.is_v2:
         logger.warning(
             "%s does not say what it predicts, noise is assumed; SD 2.x for 768 pixels needs --v_parameterization",
             facts.source,
         )
-    return EPSILON
+    return facts.prediction_type or EPSILON
 
 
 def make_alphas_cumprod(scheduler: Mapping[str, Any], source: str) -> torch.Tensor:

@@ -96,6 +96,14 @@ def test_that_a_model_predicts_v_is_said_once_and_kept(file_v2, tmp_path, capsys
     assert "the file does not say" in inspected(capsys, file_v2)
 
 
+def test_a_file_that_says_noise_is_turned_into_one_that_says_v(tiny_v1, tmp_path, capsys):
+    source, target = tmp_path / "noise.safetensors", tmp_path / "v.safetensors"
+    save_file(to_stability_layout(tiny_v1), source, {"modelspec.prediction_type": "epsilon"})
+    assert run(source, target, "--v_parameterization") == 0
+    assert metadata_of(target)["modelspec.prediction_type"] == "v"
+    assert "predicts v" in inspected(capsys, target)
+
+
 def test_metadata_is_kept_but_for_what_is_given_anew_or_is_of_the_old_file(tiny_v1, tmp_path):
     source = tmp_path / "source.safetensors"
     old = {

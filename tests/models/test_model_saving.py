@@ -26,6 +26,7 @@ from library.models.model_saving import FORMATS, choose_format
 from library.models.options import MetadataOptions, ModelOptions
 from library.models.registry import load_family
 from library.models.weight_writing import stored, write_pickle
+from library.training.samplers import SAMPLERS
 from tests.models.test_ldm_layout import TEXT_V1, TEXT_V2, UNET_V1, UNET_V2, VAE
 from tests.tiny_models import make_tiny, to_stability_layout, write_folder
 
@@ -336,6 +337,35 @@ def test_a_folder_made_from_a_file_says_how_large_pictures_are(file_v2, tmp_path
     assert json.loads((saved / "unet" / "config.json").read_text())["sample_size"] == size // scale
     scheduler = json.loads((saved / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["prediction_type"] == prediction_type and scheduler["_class_name"] == "DDIMScheduler"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("source", ["folder_v1", "file that says epsilon"])
+def test_a_noise_model_that_was_turned_into_a_v_model_says_so_once_it_is_saved(
+    source, format, folder_v1, tiny_v1, stability_layout, tmp_path
+):
+    """Else the next program that draws pictures with it takes v for noise."""
+    path = folder_v1
+    if source != "folder_v1":
+        path = tmp_path / "epsilon.safetensors"
+        save_file(stability_layout(tiny_v1), path, {"modelspec.prediction_type": "epsilon"})
+    family = load(path, v_parameterization=True)
+    sampler = SAMPLERS["ddim"](family)
+    assert sampler.config.prediction_type == "v_prediction"  # of sample pictures
+    model = SpecifiedModel(family.architecture, family.prediction_type, (512, 512))
+    saved = save(family, tmp_path, format, metadata=specification_entries(model, MetadataOptions(), title="x"))
+    assert load(saved).prediction_type == "v_prediction"  # without the flag
+    if saved.is_dir():
+        assert (
+            json.loads((saved / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "v_prediction"
+        )
+    elif format == "safetensors":
+        entries = read_raw(saved)[0]["__metadata__"]
+        assert entries["modelspec.prediction_type"] == "v"
+        assert json.loads(entries["config_not_in_weights"])["scheduler"] == {"prediction_type": "v_prediction"}
+    else:
+        entries = torch.load(saved, weights_only=True)["metadata"]
+        assert json.loads(entries["config_not_in_weights"])["scheduler"] == {"prediction_type": "v_prediction"}
 
 
 # ---- precision, metadata

@@ -184,15 +184,20 @@ def test_v_prediction_of_a_folder_is_used_without_the_flag_and_logged(tiny_v2, f
     assert load(folder, v_parameterization=True).prediction_type == "v_prediction"
 
 
-def test_v_parameterization_for_a_folder_that_says_epsilon_is_an_error(folder_v1):
-    with pytest.raises(UserError, match="--v_parameterization was given, but .* predicts noise"):
-        load(folder_v1, v_parameterization=True)
+def test_v_parameterization_turns_a_folder_that_says_epsilon_into_a_v_model_with_a_warning(folder, caplog):
+    family = load(folder, v_parameterization=True)
+    is_v2 = family.is_v2
+    assert family.prediction_type == "v_prediction"
+    assert family.version == ("sd_v2_v" if is_v2 else "sd_v1_v")
+    assert family.architecture == ("stable-diffusion-v2-768-v" if is_v2 else "stable-diffusion-v1")
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert str(folder) in warning.message and "predicts noise (epsilon)" in warning.message
+    assert "--v_parameterization" in warning.message
 
 
-def test_both_contradictions_are_reported_together(folder_v1):
-    with pytest.raises(UserError) as caught:
+def test_v2_for_a_1x_model_stays_an_error_beside_v_parameterization(folder_v1):
+    with pytest.raises(UserError, match="--v2 was given"):
         load(folder_v1, v2=True, v_parameterization=True)
-    assert "--v2" in str(caught.value) and "--v_parameterization" in str(caught.value)
 
 
 def test_a_folder_that_says_nothing_follows_the_flag(folder_v1, tmp_path):
@@ -212,8 +217,10 @@ def test_a_single_file_follows_the_flag_its_metadata_or_its_v_pred_key(tiny_v2, 
     save_file(tensors, path, metadata={"modelspec.prediction_type": "v"})
     assert load(path).prediction_type == "v_prediction"
     save_file(tensors, path, metadata={"modelspec.prediction_type": "epsilon"})
-    with pytest.raises(UserError, match="--v_parameterization"):
-        load(path, v_parameterization=True)
+    caplog.clear()
+    assert load(path).prediction_type == "epsilon" and not caplog.text
+    assert load(path, v_parameterization=True).prediction_type == "v_prediction"
+    assert "predicts noise (epsilon)" in caplog.text
     save_file({**tensors, "v_pred": torch.zeros(0)}, path)
     assert load(path).prediction_type == "v_prediction"
 
