@@ -19,6 +19,8 @@ from library.cli.errors import UserError
 
 Problems = Iterable[UserError]  # what a check finds
 FREE_TEXT = "TEXT"  # the metavar of options that take any words, "none" too
+_NONE = ("none", "null")  # words for no value
+_PATHS = ("FILE", "FOLDER", "PATH")  # the metavars of options that take a path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,21 +92,25 @@ class OptionField:
     def is_off(self, value: Any) -> bool:
         """Whether a given value means "not given", as programs that write every option have it.
 
-        That is "" and an empty list; false and "none" for an option that is off by default; and what `spec.off` holds.
+        That is "" and an empty list; for an option that is off by default also false, "none", and 0 where no number
+        that it takes is 0; for a path the number 0; and what `spec.off` holds.
         """
         if isinstance(value, (list, tuple)):
             return all(map(self.is_off, value))
-        if value == "":
+        if self.spec.metavar in _PATHS and value == 0:
             return True
-        if value is False or (isinstance(value, str) and value.lower() in ("none", "null")):
-            return self._takes_none and (value is False or value.lower() not in (self.spec.choices or ()))
-        return any(_means(value, off) for off in self.spec.off)
+        return value == "" or any(_means(value, off) for off in self.off_values)
 
     @property
-    def _takes_none(self) -> bool:
-        """Free text may be the word "none"; a switch has a false of its own."""
-        is_off_by_default = not self.default or self.default in self.spec.off
-        return is_off_by_default and self.kind is not bool and self.spec.metavar != FREE_TEXT
+    def off_values(self) -> tuple[Any, ...]:
+        """The values beside "" that mean "not given"."""
+        spec, off = self.spec, self.spec.off
+        if self.kind is not bool and (not self.default or self.default in off):
+            words = () if spec.metavar == FREE_TEXT else (word for word in _NONE if word not in (spec.choices or ()))
+            off = (*off, False, *words)
+        if self.default is None and ((spec.minimum or 0) > 0 or (spec.above is not None and spec.above >= 0)):
+            off = (*off, 0)
+        return off
 
 
 def option_fields(owner: type) -> list[OptionField]:
@@ -219,8 +225,12 @@ _TYPED: dict[type, Callable[[Any], Any]] = {bool: _switch, str: _text, float: _n
 
 
 def _means(value: Any, off: Any) -> bool:
-    """Whether a given value is the "off" value, as text too: "0" and "0.0" for 0."""
-    if isinstance(off, str) or not isinstance(value, str):
+    """Whether a given value is the "off" value, in any case of letters, and as text too: "0" and "0.0" for 0."""
+    if isinstance(off, str):
+        return isinstance(value, str) and value.lower() == off
+    if off is False:
+        return value is False
+    if isinstance(value, bool) or not isinstance(value, str):
         return value == off
     try:
         return float(value) == off

@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from library.cli.errors import UserError, UserErrors, nearest_name, raise_together
+from library.cli.config_file import FileValue, read_config_file, unknown_option, write_config_file
+from library.cli.errors import UserError, UserErrors, raise_together
+from library.cli.foreign_options import ForeignOptions, OtherFamily
 from library.cli.options import OptionField, Problems, convert, option, option_fields
-from library.cli.toml_files import read_toml, toml_text
 
 T = TypeVar("T")
 
@@ -103,11 +102,14 @@ def _argparse_kind(field: OptionField) -> dict[str, Any]:
     metavar = field.spec.metavar or (
         "{" + ",".join(field.spec.choices) + "}" if field.spec.choices else field.kind.__name__.upper()
     )
-    return {"metavar": metavar, "nargs": "*", "action": _ListAction} if field.is_list else {"metavar": metavar}
+    is_list = field.is_list or field.spec.takes_first
+    return {"metavar": metavar, "nargs": "*", "action": _ListAction} if is_list else {"metavar": metavar}
 
 
 def _help_text(field: OptionField) -> str:
     text = field.spec.help.replace("%", "%%")
+    if field.spec.refused or field.spec.inert:
+        text = f"{text} ({'refused' if field.spec.refused else field.spec.inert})"
     if field.spec.required:
         return f"{text} (required)"
     if field.kind is bool or field.default in (None, ()):
@@ -122,85 +124,76 @@ def parse_options(
     program: str,
     description: str,
     checks: Sequence[Callable[[Options], Problems]] = (),
+    foreign: ForeignOptions | None = None,
 ) -> Options:
     """Parses, converts and checks.
 
-    `checks` look at several groups, or at files; one that reads a group with problems of its own is left out.
-    Raises `UserError` with everything that is wrong, or `OutputConfigWritten`.
+    `checks` look at several groups, or at files; one that reads a group with problems of its own is left out. An
+    `OtherFamily` that one of them finds is raised alone, before the later ones run. `foreign`: what is known of the
+    options of other programs. Raises `UserError` with everything that is wrong, or `OutputConfigWritten`.
     """
-    groups = (*groups, ConfigFileOptions)
+    groups, foreign = (*groups, ConfigFileOptions), foreign or ForeignOptions()
     fields = {field.name: field for owner in groups for field in option_fields(owner)}
     problems: list[UserError] = []
-    given = _from_command_line(build_argument_parser(groups, program, description), argv, fields, problems)
+    parser = build_argument_parser(groups, program, description)
+    given: dict[str, Any] = _from_command_line(parser, argv, fields, foreign, problems)
     is_output = "output_config" in given
-    if "config_file" in given and not is_output:
-        in_file = _from_config_file(given["config_file"], fields, problems)
-        given = {**in_file, **given}
+    if given.get("config_file") and not is_output:
+        known = {name: field for name, field in fields.items() if field.owner is not ConfigFileOptions}
+        given = {**read_config_file(given["config_file"], known, foreign, problems), **given}
     options, bad_names = _convert_all(given, groups, fields, problems, check_required=not is_output)
     if is_output and not problems:
-        _write_config(options, fields)
+        _write_config(options)
     problems += _run_checks(options, groups, bad_names, fields, checks)
     raise_together(problems)
     return options
 
 
 def _from_command_line(
-    parser: argparse.ArgumentParser, argv: Sequence[str], fields: dict[str, OptionField], problems: list[UserError]
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    fields: Mapping[str, OptionField],
+    foreign: ForeignOptions,
+    problems: list[UserError],
 ) -> dict[str, Any]:
     has_positionals = any(field.spec.positional for field in fields.values())
     parse = parser.parse_known_intermixed_args if has_positionals else parser.parse_known_args
-    namespace, unknown = parse(argv)
+    namespace, unknown = parse([_in_full(word, fields) for word in argv])
     after_flag = False
     for word in unknown:
         if word.startswith("--"):
-            problems.append(_unknown_name(word.split("=")[0].removeprefix("--"), fields, "--{}"))
+            problems.append(_unknown_flag(word.split("=")[0], fields, foreign))
             after_flag = True
         elif not after_flag:
             problems.append(UserError(f"unexpected argument {word!r}", hint="every value follows its --option"))
     return vars(namespace)
 
 
-def _unknown_name(name: str, fields: dict[str, OptionField], form: str, where: str = "") -> UserError:
-    valid = {alias for field in fields.values() for alias in (field.name, *field.spec.aliases)}
-    nearest = nearest_name(name, valid)
-    hint = f"did you mean {form.format(nearest)}?" if nearest else "--help lists the options"
-    return UserError(f"{where}unknown option {form.format(name)}", hint=hint)
+def _in_full(word: str, fields: Mapping[str, OptionField]) -> str:
+    """The word of a command line with its flag in full, where it begins that of one option alone, as argparse does."""
+    flag, equals, value = word.partition("=")
+    begun = _flags_begun(flag, fields)
+    if len(begun) != 1 or begun == [flag]:
+        return word
+    logger.info("%s is read as %s", flag, begun[0])
+    return begun[0] + equals + value
 
 
-@dataclasses.dataclass(frozen=True)
-class _FileValue:
-    """A value from the config file: it has a type already, and errors name the file."""
-
-    value: Any
-    file: str
-
-
-def _from_config_file(path: str, fields: dict[str, OptionField], problems: list[UserError]) -> dict[str, Any]:
-    if not Path(path).exists() and Path(f"{path}.toml").exists():
-        path = f"{path}.toml"
-    try:
-        document = read_toml(path, "--config_file")
-    except UserError as error:
-        problems.append(error)
-        return {}
-    by_spelling = {alias: field for field in fields.values() for alias in (field.name, *field.spec.aliases)}
-    given: dict[str, Any] = {}
-    for key, value in _flatten(document):
-        if key not in by_spelling or by_spelling[key].owner is ConfigFileOptions:
-            problems.append(_unknown_name(key, fields, "{}", where=f"{path}: "))
-        elif by_spelling[key].name in given:
-            problems.append(UserError(f"{path}: {key} stands there twice", hint="keep one of the two lines"))
-        else:
-            given[by_spelling[key].name] = _FileValue(value, path)
-    return given
+def _flags_begun(text: str, fields: Mapping[str, OptionField]) -> list[str]:
+    """The flags that a word of a command line can stand for: itself, or those that it begins."""
+    flags = {f"--{spelling}": field.flag for field in fields.values() for spelling in field.spellings}
+    if not text.startswith("--") or text == "--":
+        return []
+    if text in flags or text.startswith("--no-"):
+        return [text]
+    return sorted({field_flag for flag, field_flag in flags.items() if flag.startswith(text)})
 
 
-def _flatten(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flatten(value)
-        else:
-            yield key, value
+def _unknown_flag(flag: str, fields: Mapping[str, OptionField], foreign: ForeignOptions) -> UserError:
+    begun = _flags_begun(flag, fields)
+    if len(begun) > 1:
+        return UserError(f"{flag} can be {' or '.join(begun)}", hint="write the option in full")
+    return unknown_option(flag.removeprefix("--"), fields, foreign, "--{}")
 
 
 def _convert_all(
@@ -213,25 +206,54 @@ def _convert_all(
     values: dict[str, Any] = {}
     bad_names: set[str] = set()
     for name, raw in given.items():
-        in_file = isinstance(raw, _FileValue)
-        value = raw.value if in_file else raw
+        field, value = fields[name], raw.value if isinstance(raw, FileValue) else raw
+        if field.is_off(value):
+            continue
         try:
-            values[name] = convert(fields[name], value, from_text=not in_file)
+            values[name] = convert(field, value)
         except ValueError as error:
             bad_names.add(name)
-            shown = "..." if fields[name].spec.secret else repr(value) if in_file else value
-            place = f"{raw.file}: {name} = {shown}" if in_file else f"--{name} {shown}"
-            problems.append(UserError(f"{place} is not valid", hint=f"give {error}"))
+            problems.append(UserError(f"{_shown(field, raw)} is not valid", hint=f"give {error}"))
+        if field.spec.takes_first and isinstance(value, (list, tuple)) and len(set(map(str, value))) > 1:
+            logger.warning("%s: the first value is used, this model has one such part", _shown(field, raw))
     waived = {name for field in fields.values() if values.get(field.name) for name in field.spec.waives}
     for field in fields.values():
-        if check_required and field.spec.required and field.name not in given and field.name not in waived:
+        if check_required and field.spec.required and field.name not in {*values, *bad_names, *waived}:
             bad_names.add(field.name)
             problems.append(UserError(f"{field.flag} is missing", hint=f"it is required: {field.spec.help}"))
+    problems += _refusals(values, fields)
+    _warn_inert(values, fields)
     built = []
     for owner in groups:
         names = {field.name for field in option_fields(owner)}
         built.append(owner(**{name: value for name, value in values.items() if name in names}))
     return Options(built), bad_names
+
+
+def _shown(field: OptionField, raw: Any) -> str:
+    """A given value as its user wrote it."""
+    if isinstance(raw, FileValue):
+        return f"{raw.file}: {raw.key} = {'...' if field.spec.secret else repr(raw.value)}"
+    text = " ".join(map(str, raw)) if isinstance(raw, list) else raw
+    return f"{field.flag} {'...' if field.spec.secret else text}"
+
+
+def _refusals(values: Mapping[str, Any], fields: Mapping[str, OptionField]) -> Iterator[UserError]:
+    for name, value in values.items():
+        reason = fields[name].spec.refused
+        if reason is not None and value != fields[name].default:
+            yield UserError(f"{fields[name].flag} {reason}", hint="leave it out")
+
+
+def _warn_inert(values: Mapping[str, Any], fields: Mapping[str, OptionField]) -> None:
+    """One warning for each reason for which options have no effect, which names them all."""
+    by_reason: dict[str, list[str]] = {}
+    for name, value in values.items():
+        reason = fields[name].spec.inert
+        if reason is not None and value != fields[name].default:
+            by_reason.setdefault(reason, []).append(fields[name].flag)
+    for reason, flags in by_reason.items():
+        logger.warning("%s: %s", reason, ", ".join(flags))
 
 
 class _OnlyValid(Options):
@@ -277,6 +299,8 @@ def _run_checks(
             found += check(visible)
         except _OnlyValid.Invalid:
             continue
+        except OtherFamily:
+            raise
         except UserErrors as errors:
             found += errors.errors
         except UserError as error:
@@ -284,31 +308,9 @@ def _run_checks(
     return found
 
 
-def _write_config(options: Options, fields: dict[str, OptionField]) -> None:
-    from library.cli.atomic_files import atomic_path
-
+def _write_config(options: Options) -> None:
     target = options[ConfigFileOptions].config_file
     if target is None:
         raise UserError("--output_config needs --config_file", hint="name the file to write with --config_file")
-    if not target.endswith(".toml"):
-        target += ".toml"
-    if os.path.exists(target):
-        raise UserError(f"--config_file {target} exists already", hint="name a new file, or delete that one first")
-    document: dict[str, dict[str, Any]] = {}
-    for group in options:
-        if isinstance(group, ConfigFileOptions):
-            continue
-        section = {
-            field.name: _toml_value(getattr(group, field.name))
-            for field in option_fields(type(group))
-            if getattr(group, field.name) is not None and not field.spec.secret
-        }
-        document[group.GROUP.lower().replace(" ", "_")] = section
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(Path(target)) as temporary:
-        Path(temporary).write_text(toml_text(document), encoding="utf-8")
-    raise OutputConfigWritten(target)
-
-
-def _toml_value(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    groups = [group for group in options if not isinstance(group, ConfigFileOptions)]
+    raise OutputConfigWritten(write_config_file(target, groups))

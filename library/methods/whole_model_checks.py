@@ -12,7 +12,8 @@ from library.data.options import CachingOptions, DatasetOptions, ReportOptions
 from library.methods.options import WholeModelOptions
 from library.models.model_saving import FORMATS, choose_format, target_problem
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
-from library.training.options import LoggingOptions, OutputOptions, SampleOptions
+from library.training.monitoring.options import LoggingOptions
+from library.training.options import OutputOptions, SampleOptions
 from library.training.sharding.plans import ShardingPlan
 
 
@@ -73,7 +74,7 @@ def _check_target(options: Options) -> Problems:
     if options[ReportOptions].replaces_training or options[OutputOptions].output_dir is None:
         return
     output, format = options[OutputOptions], chosen_format(options)
-    target = Path(output.output_dir or ".") / f"{output.output_name}{FORMATS[format].ending}"
+    target = Path(output.output_dir or ".") / f"{output.name}{FORMATS[format].ending}"
     problem = target_problem(target, format)
     if problem is not None:
         yield UserError(

@@ -131,7 +131,7 @@ def _option_entries(options: Options, plan: TrainPlan, optimizer: torch.optim.Op
     return _texts(
         {
             "ss_session_id": secrets.randbelow(2**32),
-            "ss_output_name": output.output_name,
+            "ss_output_name": output.name,
             "ss_training_comment": output.training_comment,
             "ss_learning_rate": rates.learning_rate,
             "ss_lr_scheduler": schedule_name(rates),
@@ -219,5 +219,5 @@ def _specification_entries(
             timestep_range=_timestep_range(options[NoiseOptions], family),
         ),
         options[MetadataOptions],
-        title=options[OutputOptions].output_name,
+        title=options[OutputOptions].name,
     )

@@ -11,10 +11,10 @@ from library.cli.errors import UserError
 from library.cli.options import option
 from library.training.key_value_args import read_pairs
 from library.training.optimizer_table import ALIASES, DEFAULT, OPTIMIZERS, find_optimizer, name_problems
-from library.training.samplers import SAMPLERS
+from library.training.samplers import DEFAULT_SAMPLER, SAMPLER_NAMES, SAMPLERS, sampler_row
+from library.training.saved_names import DEFAULT_NAME
 from library.training.schedule_args import read_schedule_args
 from library.training.schedule_curves import SCHEDULES
-from library.training.trackers import TRACKERS
 
 REPO_ID = r"\w[\w.-]*/\w[\w.-]*"  # of the Hugging Face Hub: owner/name
 
@@ -25,7 +25,7 @@ class TrainingOptions:
 
     GROUP: ClassVar[str] = "Training"
 
-    max_train_steps: int = option(1600, help="number of optimizer steps", minimum=1)
+    max_train_steps: int = option(1600, help="number of optimizer steps", minimum=1, off=(0,))
     max_train_epochs: int | None = option(help="number of epochs; wins over --max_train_steps", minimum=1)
     gradient_accumulation_steps: int = option(1, help="batches that make one optimizer step", minimum=1)
     max_grad_norm: float = option(1.0, help="largest norm of the gradient, 0 for no limit", minimum=0)
@@ -34,7 +34,10 @@ class TrainingOptions:
         10, help="steps in a row with a loss or gradients that are not finite, after which the run ends", minimum=1
     )
     mixed_precision: str = option(
-        "no", help="precision of the computation, and of what does not learn", choices=("no", "fp16", "bf16")
+        "no",
+        help="compute precision; frozen weights are kept in it too",
+        choices=("no", "fp16", "bf16"),
+        off=(False,),
     )
     full_fp16: bool = option(
         False, help="keep what learns in fp16 too: little memory, coarse steps", on_resume="same"
@@ -117,7 +120,7 @@ class OptimizerOptions:
     )
     lr_scheduler: str = option(
         "constant",
-        help="course of the learning rate",
+        help="learning-rate schedule; a class of torch.optim.lr_scheduler, or module.Class, too",
         choices=tuple(SCHEDULES),
         parse=_schedule_name,
     )
@@ -144,8 +147,9 @@ class OptimizerOptions:
         help="courses from high to low of cosine_with_restarts; half waves of cosine_with_min_lr"
         " and of the fall of warmup_stable_decay",
         minimum=1,
+        off=(0,),
     )
-    lr_scheduler_power: float = option(1.0, help="power of polynomial", above=0)
+    lr_scheduler_power: float = option(1.0, help="power of polynomial", minimum=0)
     lr_scheduler_timescale: int | None = option(
         help="steps over which inverse_sqrt falls to 1/sqrt(2); the warm-up, or 10000 without one", minimum=1
     )
@@ -266,7 +270,9 @@ class OutputOptions:
     GROUP: ClassVar[str] = "Output and saving"
 
     output_dir: str | None = option(help="folder for everything that is written", required=True, metavar="FOLDER")
-    output_name: str = option("last", help="name of the files, without ending", metavar="NAME")
+    output_name: str | None = option(
+        help="name of the files, without ending (default: last, epoch-000001, at-step00000100)", metavar="NAME"
+    )
     save_precision: str = option("float", help="data type of saved weights", choices=("float", "fp16", "bf16"))
     overwrite: bool = option(
         False, help="write over what an earlier run of this name has left", on_resume="unimportant"
@@ -307,12 +313,20 @@ class OutputOptions:
     no_metadata: bool = option(False, help="write only the metadata that other programs need to load the file")
 
     def problems(self) -> Iterator[UserError]:
-        if "/" in self.output_name or "\\" in self.output_name or self.output_name in ("", ".", ".."):
+        if "/" in self.name or "\\" in self.name or self.name in (".", ".."):
             yield UserError(
                 f"--output_name {self.output_name!r} is not a file name", hint="put the folder into --output_dir"
             )
+
+    @property
+    def name(self) -> str:
+        """What the run is called where a name is shown."""
+        return self.output_name or DEFAULT_NAME
+
+    def without_effect(self) -> Iterator[str]:
+        """What was asked for and changes nothing beside the other options."""
         if self.skip_until_initial_step and self.initial_step is None and self.initial_epoch is None:
-            yield UserError("--skip_until_initial_step without --initial_step", hint="give --initial_step, or neither")
+            yield "--skip_until_initial_step does nothing without --initial_step; a resumed run skips what it has done"
 
 
 @dataclass(frozen=True)
@@ -338,9 +352,12 @@ class HubOptions:
         on_resume="unimportant",
     )
     huggingface_repo_visibility: str = option(
-        "private", help="who sees a repository that is created", choices=("private", "public"),
+        "private",
+        help="who sees a repository that is created: public, or anything else for private",
+        parse=lambda value: "public" if value == "public" else "private",
+        metavar="public|private",
         on_resume="unimportant",
-    )  # fmt: skip
+    )
     save_state_to_huggingface: bool = option(False, help="upload states too", on_resume="unimportant")
     resume_from_huggingface: bool = option(
         False,
@@ -356,13 +373,7 @@ class HubOptions:
 
     def problems(self) -> Iterator[UserError]:
         repo_id, folder = self.huggingface_repo_id, self.huggingface_path_in_repo
-        if repo_id is None:
-            for name in ("save_state_to_huggingface", "async_upload", "huggingface_path_in_repo"):
-                if getattr(self, name):
-                    yield UserError(
-                        f"--{name} without --huggingface_repo_id", hint="give --huggingface_repo_id OWNER/NAME"
-                    )
-        elif re.fullmatch(REPO_ID, repo_id, re.ASCII) is None:
+        if repo_id is not None and re.fullmatch(REPO_ID, repo_id, re.ASCII) is None:
             yield UserError(
                 f"--huggingface_repo_id {repo_id} is not the name of a repository", hint="give it as OWNER/NAME"
             )
@@ -373,9 +384,16 @@ class HubOptions:
             )
         if self.huggingface_token is not None and re.fullmatch(r"[!-~]+", self.huggingface_token) is None:
             yield UserError(  # the Hub's library would show it in its error
-                "--huggingface_token is empty, or holds characters that no token has",
+                "--huggingface_token holds characters that no token has",
                 hint="copy it again, or leave it out and log in with: hf auth login",
             )
+
+    def without_effect(self) -> Iterator[str]:
+        """What was asked for and changes nothing beside the other options."""
+        if self.huggingface_repo_id is None:
+            for name in ("save_state_to_huggingface", "async_upload", "huggingface_path_in_repo"):
+                if getattr(self, name):
+                    yield f"--{name} does nothing without --huggingface_repo_id OWNER/NAME"
 
 
 @dataclass(frozen=True)
@@ -388,20 +406,23 @@ class SampleOptions:
     sample_every_n_steps: int | None = option(help="draw samples every so many steps", minimum=1)
     sample_every_n_epochs: int | None = option(help="draw samples every so many epochs; wins over steps", minimum=1)
     sample_at_first: bool = option(False, help="draw samples before training too")
-    sample_sampler: str = option("ddim", help="sampler", choices=tuple(SAMPLERS))
+    sample_sampler: str = option(
+        "ddim", help=f"sampler; implemented so far: {', '.join(SAMPLERS)}", choices=SAMPLER_NAMES
+    )
 
-    def problems(self) -> Iterator[UserError]:
-        wanted = self.sample_every_n_steps or self.sample_every_n_epochs or self.sample_at_first
-        if wanted and self.sample_prompts is None:
-            yield UserError("samples are asked for without --sample_prompts", hint="give a file of prompts")
+    @property
+    def draws_during_training(self) -> bool:
+        """Whether samples are asked for at some time of the run."""
+        return bool(self.sample_every_n_steps or self.sample_every_n_epochs or self.sample_at_first)
 
+    @property
+    def sampler(self) -> str:
+        """The row of `SAMPLERS` that draws."""
+        return sampler_row(self.sample_sampler)
 
-@dataclass(frozen=True)
-class LoggingOptions:
-    """Curves."""
-
-    GROUP: ClassVar[str] = "Logging"
-
-    logging_dir: str | None = option(help="folder for logs; switches them on", metavar="FOLDER")
-    log_with: str = option("tensorboard", help="tracker", choices=tuple(TRACKERS))
-    log_prefix: str = option("", help="start of the name of the log's sub-folder", metavar="TEXT")
+    def without_effect(self) -> Iterator[str]:
+        """What was asked for and is not done, or is done otherwise."""
+        if self.draws_during_training and self.sample_prompts is None:
+            yield "no samples are drawn: --sample_prompts is missing"
+        elif self.draws_during_training and self.sample_sampler not in SAMPLERS and self.sampler == DEFAULT_SAMPLER:
+            yield f"--sample_sampler {self.sample_sampler} is not implemented yet: {self.sampler} draws"

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,11 @@ from library.models.options import MemoryOptions, ModelOptions
 from library.models.path_checks import model_problems
 from library.training.fused_backward import fused_backward_problems
 from library.training.hub import hub_problems, read_hub_state
+from library.training.monitoring.options import LoggingOptions
 from library.training.optimizer_table import averages_itself
 from library.training.options import (
     AverageOptions,
     HubOptions,
-    LoggingOptions,
     OptimizerOptions,
     OutputOptions,
     SampleOptions,
@@ -42,6 +43,18 @@ if TYPE_CHECKING:
     from library.data.plan import TrainingData
 
 logger = logging.getLogger(__name__)
+
+_GROUPS_WITH_UNUSED = (
+    MemoryOptions,
+    NoiseOptions,
+    LossOptions,
+    AverageOptions,
+    OutputOptions,
+    HubOptions,
+    SampleOptions,
+    LoggingOptions,
+    ProcessOptions,
+)
 
 AdaptData = Callable[[Options, "TrainingData"], "TrainingData"]
 CheckSharding = Callable[[Options, ShardingPlan], Problems]
@@ -88,6 +101,7 @@ class Preflight:
     def checks(self) -> list[Callable[[Options], Problems]]:
         return [
             self._check_model,
+            *(partial(_warn_of_unused, owner) for owner in _GROUPS_WITH_UNUSED),
             self._check_processes,
             self._check_objective,
             self._check_folders,
@@ -114,7 +128,7 @@ class Preflight:
 
     def _check_processes(self, options: Options) -> Problems:
         processes, training = options[ProcessOptions], options[TrainingOptions]
-        for line in (*processes.without_effect(), *without_effect(processes, os.environ, training)):
+        for line in without_effect(processes, os.environ, training):
             logger.warning("%s", line)
         if options[ReportOptions].replaces_training:
             return
@@ -135,9 +149,7 @@ class Preflight:
             logger.warning("%s does nothing: what learns is small, and each process holds all of it", plan.flag)
 
     def _check_objective(self, options: Options) -> Problems:
-        noise, loss = options[NoiseOptions], options[LossOptions]
-        for line in (*noise.without_effect(), *loss.without_effect()):
-            logger.warning("%s", line)
+        loss = options[LossOptions]
         if loss.v_pred_like_loss and options[ModelOptions].v_parameterization:
             yield UserError(
                 "--v_pred_like_loss is for models that predict noise, --v_parameterization for those that predict v",
@@ -159,12 +171,13 @@ class Preflight:
             _warn_useless_weights(self._data, options.get(LossOptions))
         validation = options.get(ValidationOptions)
         if self._data.validation is None and validation is not None and validation.is_asked_for:
-            yield UserError(
-                "a validation loss is asked for, and no pictures are held out for it",
-                hint="give --validation_split 0.1, or validation_split in the dataset file",
+            logger.warning(
+                "no validation loss is measured: no images are held out for it (--validation_split 0.1, or"
+                " validation_split in the dataset file)"
             )
         elif self._data.validation is None and described.validation_seed:
             logger.warning("--validation_seed does nothing: no pictures are held out (--validation_split)")
+        return ()
 
     def _check_report(self, options: Options) -> Problems:
         report, output_dir = options[ReportOptions], options[OutputOptions].output_dir
@@ -175,9 +188,20 @@ class Preflight:
         yield from folder_problems("--debug_dataset_dir", report.debug_dataset_dir)
 
     def _check_prompts(self, options: Options) -> Problems:
-        path = options[SampleOptions].sample_prompts
-        if path is not None:
+        samples = options[SampleOptions]
+        path = samples.sample_prompts
+        if path is None:
+            return ()
+        if Path(path).suffix.lower() in (".toml", ".json"):
+            logger.warning("--sample_prompts %s: such files are not implemented yet; no samples are drawn", path)
+            return ()
+        try:
             self._prompts = read_prompt_file(path)
+        except UserError as error:
+            if samples.draws_during_training:
+                raise
+            # front ends name a file whether it is there or not
+            logger.warning("no samples are drawn: %s", error.message)
         return ()
 
     def _check_folders(self, options: Options) -> Problems:
@@ -185,8 +209,6 @@ class Preflight:
         yield from folder_problems("--logging_dir", options[LoggingOptions].logging_dir)
 
     def _check_average(self, options: Options) -> Problems:
-        for line in options[AverageOptions].without_effect():
-            logger.warning("%s", line)
         name = options[OptimizerOptions].optimizer
         if options[AverageOptions].ema and averages_itself(name):
             yield UserError(
@@ -230,6 +252,13 @@ class Preflight:
                 f"--output_dir {output.output_dir} holds an earlier run's {listed(found, 3)}",
                 hint="choose another --output_name, give --overwrite, or go on with --resume auto",
             )
+
+
+def _warn_of_unused(owner: type, options: Options) -> Problems:
+    """Warns of what is given in a group of options and changes nothing beside the others."""
+    for line in options[owner].without_effect():
+        logger.warning("%s", line)
+    return ()
 
 
 def _warn_useless_weights(data: TrainingData, loss: LossOptions | None) -> None:

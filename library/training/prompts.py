@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.cli.errors import UserError, raise_together
-from library.training.samplers import SAMPLERS
+from library.training.samplers import SAMPLER_NAMES, sampler_row
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +40,9 @@ def _seed(text: str) -> int | None:
 
 
 def _sampler(text: str) -> str:
-    if text not in SAMPLERS:
+    if text not in SAMPLER_NAMES:
         raise ValueError(text)
-    return text
+    return sampler_row(text)
 
 
 # letter(s) of an option -> field, parser, what is expected
@@ -53,7 +53,7 @@ PROMPT_OPTIONS: dict[str, tuple[str, Callable[[str], object], str]] = {
     "d": ("seed", _seed, "a whole number"),
     "s": ("sample_steps", _steps, "a whole number"),
     "l": ("scale", float, "a number"),
-    "ss": ("sampler", _sampler, " or ".join(SAMPLERS)),
+    "ss": ("sampler", _sampler, f"one of {', '.join(SAMPLER_NAMES)}"),
 }
 
 

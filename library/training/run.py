@@ -27,12 +27,13 @@ from library.training.latents import LatentSource
 from library.training.lr_schedules import make_lr_schedule
 from library.training.metadata import Metadata
 from library.training.method import ParamGroup, TrainingMethod
+from library.training.monitoring.options import LoggingOptions
+from library.training.monitoring.trackers import make_tracker
 from library.training.objective import Objective
 from library.training.optimizers import check_optimizer, check_rates, make_optimizer
 from library.training.options import (
     AverageOptions,
     HubOptions,
-    LoggingOptions,
     OptimizerOptions,
     OutputOptions,
     SampleOptions,
@@ -51,7 +52,6 @@ from library.training.sharding.learner import all_params
 from library.training.sharding.make import make_learner
 from library.training.states import read_state
 from library.training.text_outputs import TextSource, check_text_caching
-from library.training.trackers import make_tracker
 from library.training.trainer import Trainer, TrainerOptions, TrainerParts
 from library.training.uploads import Uploads, make_uploads
 from library.training.validation import VALIDATION_SEED, Validator
@@ -157,14 +157,14 @@ def _assemble(
     if training.fused_backward_pass:
         left_out = step_in_backward(learner.optimizer, training.max_grad_norm)
     logs = options[LoggingOptions]
-    tracker = make_tracker(logs.log_with, logs.logging_dir, logs.log_prefix) if accelerator.is_main_process else None
+    tracker = make_tracker(logs.tracker, logs.logging_dir, logs.log_prefix) if accelerator.is_main_process else None
     sampler = Sampler(
         family,
         modules,
         preflight.prompts,
         folder=Path(output.output_dir) / "sample",
         name=output.output_name,
-        sampler=options[SampleOptions].sample_sampler,
+        sampler=options[SampleOptions].sampler,
         seed=plan.seed,
         writes=accelerator.is_main_process,
     )

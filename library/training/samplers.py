@@ -66,3 +66,16 @@ def _euler_a(family: ModelFamily) -> SchedulerMixin:
 
 
 SAMPLERS: dict[str, Callable[[ModelFamily], SchedulerMixin]] = {"ddim": _ddim, "euler_a": _euler_a}
+DEFAULT_SAMPLER = "ddim"
+
+# every name that options and prompt files may hold; those that are no rows yet are drawn with the default one
+SAMPLER_NAMES = (
+    "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
+    "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a",
+)  # fmt: skip
+
+
+def sampler_row(name: str) -> str:
+    """The row of `SAMPLERS` that draws for a name of `SAMPLER_NAMES`: k_euler_a is euler_a under its older name."""
+    row = name.removeprefix("k_")
+    return row if row in SAMPLERS else DEFAULT_SAMPLER

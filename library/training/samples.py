@@ -72,7 +72,7 @@ class Sampler:
         prompts: Sequence[SamplePrompt],
         *,
         folder: Path,
-        name: str,
+        name: str | None,
         sampler: str,
         seed: int,
         writes: bool = True,
@@ -98,7 +98,8 @@ class Sampler:
             for index, prompt in enumerate(self._prompts):
                 picture = self._draw_one(index, prompt)
                 seed = "" if prompt.seed is None else f"_{prompt.seed}"
-                path = self._folder / f"{self._name}_{when}_{index:02d}_{stamp}{seed}.png"
+                name = "" if self._name is None else f"{self._name}_"
+                path = self._folder / f"{name}{when}_{index:02d}_{stamp}{seed}.png"
                 if self._writes:
                     self._write(picture, path)
                 drawn.append((f"sample/{index:02d}", picture))

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 STATE_ENDING = "-state"
+DEFAULT_NAME = "last"
+# in front of a suffix, where the run has no name
+_UNNAMED = {"epoch": "epoch", "step": "at", "end": DEFAULT_NAME}
 # of files of weights; a whole model can be a folder too
 WEIGHT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin", "")
 
@@ -20,6 +23,12 @@ def epoch_suffix(epoch: int) -> str:
 
 def step_suffix(step: int) -> str:
     return f"-step{step:08d}"
+
+
+def file_stem(name: str | None, suffix: str) -> str:
+    """The file name without ending: `<name><suffix>`; without a name `last`, `epoch-000004`, `at-step00001000`."""
+    when = "step" if suffix.startswith("-step") else "epoch" if suffix else "end"
+    return f"{name or _UNNAMED[when]}{suffix}"
 
 
 @dataclass(frozen=True)
@@ -36,10 +45,11 @@ class Saved:
         return self.ending == STATE_ENDING
 
 
-def saved_under(folder: Path, name: str) -> Iterator[Saved]:
-    """What stands in `folder` under the output name `name`: weights, models and states."""
+def saved_under(folder: Path, name: str | None) -> Iterator[Saved]:
+    """What stands in `folder` under the output name `name`, or of runs without one: weights, models and states."""
     endings = "|".join(re.escape(ending) for ending in (STATE_ENDING, *WEIGHT_ENDINGS))
-    pattern = re.compile(rf"{re.escape(name)}(?:-(\d{{6,}})|-step(\d{{8,}}))?({endings})")
+    epoch, step, end = (re.escape(name or _UNNAMED[when]) for when in ("epoch", "step", "end"))
+    pattern = re.compile(rf"(?:{epoch}-(\d{{6,}})|{step}-step(\d{{8,}})|{end})({endings})")
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):

@@ -14,7 +14,7 @@ from library.cli.errors import UserError, listed
 from library.training.method import TrainingMethod
 from library.training.options import OutputOptions
 from library.training.precision import DTYPES
-from library.training.saved_names import STATE_ENDING, Retention, saved_under
+from library.training.saved_names import STATE_ENDING, Retention, file_stem, saved_under
 from library.training.train_plan import Position
 from library.training.uploads import Uploads
 
@@ -47,7 +47,7 @@ class Saver:
 
     def remove_unfinished(self) -> None:
         """Removes what a kill in the middle of a save has left in the folder."""
-        patterns = (".tmp-*", f".{self._options.output_name}*.tmp")
+        patterns = (".tmp-*", f".{self._options.output_name or ''}*.tmp")
         for path in (path for pattern in patterns for path in self._folder.glob(pattern)):
             try:
                 if time.time() - path.stat().st_mtime > _LEFT_BEHIND_SECONDS:
@@ -57,7 +57,7 @@ class Saver:
 
     def save(self, suffix: str, metadata: dict[str, str], position: Position) -> bool:
         """Writes `<name><suffix>` with the method's ending; whether that went well. What did not is logged."""
-        path = self._folder / f"{self._options.output_name}{suffix}{self._method.ending}"
+        path = self._folder / f"{file_stem(self._options.output_name, suffix)}{self._method.ending}"
         dtype = DTYPES[self._options.save_precision]
         is_saved = self._write(path, lambda target: self._method.save(target, dtype, metadata, position))
         if is_saved:
@@ -69,7 +69,7 @@ class Saver:
         return self._write(self.state_folder(suffix), state)
 
     def state_folder(self, suffix: str) -> Path:
-        return self._folder / f"{self._options.output_name}{suffix}{STATE_ENDING}"
+        return self._folder / f"{file_stem(self._options.output_name, suffix)}{STATE_ENDING}"
 
     def let_go(self, when: str, number: int, *, states: bool) -> None:
         """Removes the saves, or the states, that are too old now that the one of epoch or step `number` is there."""

@@ -13,10 +13,11 @@ from library.data.config import Source
 from library.data.options import CachingOptions, DatasetOptions, ReportOptions
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
+from library.training.foreign_options import FOREIGN_OPTIONS
+from library.training.monitoring.options import LoggingOptions
 from library.training.options import (
     AverageOptions,
     HubOptions,
-    LoggingOptions,
     OptimizerOptions,
     OutputOptions,
     SampleOptions,
@@ -90,6 +91,7 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
         program=script.program,
         description=script.description,
         checks=[*preflight.checks(), *script.checks],
+        foreign=FOREIGN_OPTIONS,
     )
     # heavy imports only now: --help and mistakes are answered without them
     if options[ReportOptions].replaces_training:

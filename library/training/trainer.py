@@ -25,6 +25,7 @@ from library.training.fused_backward import LeftOut
 from library.training.losses import LossHistory
 from library.training.metadata import Metadata
 from library.training.method import TrainingMethod
+from library.training.monitoring.trackers import Tracker
 from library.training.nonfinite import NonfiniteSteps
 from library.training.objective import Objective
 from library.training.optimizer_state import start_training
@@ -37,7 +38,6 @@ from library.training.saves import Saver
 from library.training.sharding.learner import Learner
 from library.training.states import RunFacts, write_state
 from library.training.stopping import StopRequest
-from library.training.trackers import Tracker
 from library.training.train_plan import Position, TrainPlan
 from library.training.training_state import StatefulParts
 from library.training.validation import Validator

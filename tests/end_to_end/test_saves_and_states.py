@@ -217,7 +217,7 @@ def test_pictures_that_cannot_be_written_end_nothing(pictures, whole, tmp_path, 
 CURVES = """
 import resource, signal, sys
 from pathlib import Path
-from library.training.trackers import TensorBoardTracker
+from library.training.monitoring.trackers import TensorBoardTracker
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 tracker = TensorBoardTracker(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))

@@ -1,0 +1,174 @@
+"""The `--config_file`: reads the options in it, those of other programs of the field among them, and writes one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from library.cli.atomic_files import atomic_path
+from library.cli.errors import UserError, nearest_name
+from library.cli.foreign_options import ForeignOptions, OtherFamily, says_something
+from library.cli.options import OptionField, convert, option_fields
+from library.cli.toml_files import read_toml, toml_text
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FileValue:
+    """A value from a configuration file, which errors name. `section`: the table it stands in, "" for none."""
+
+    value: Any
+    file: str
+    section: str
+    key: str
+
+
+def read_config_file(
+    path: str, fields: Mapping[str, OptionField], foreign: ForeignOptions, problems: list[UserError]
+) -> dict[str, FileValue]:
+    """The options in the file, by name; its tables are flattened. What is wrong is added to `problems`.
+
+    One warning names the keys of other programs that are not used. Raises `OtherFamily` for a file that is made for
+    another model family.
+    """
+    if not Path(path).exists() and Path(f"{path}.toml").exists():
+        path = f"{path}.toml"
+    try:
+        document = read_toml(path, "--config_file")
+    except UserError as error:
+        problems.append(error)
+        return {}
+    found = [FileValue(value, path, section, key) for section, key, value in _flatten(document)]
+    by_spelling = {name: field for field in fields.values() for name in field.spellings}
+    _check_family(path, [each for each in found if each.key not in by_spelling], foreign)
+    given: dict[str, FileValue] = {}
+    strangers = []
+    for each in found:
+        if each.key in by_spelling:
+            field = by_spelling[each.key]
+            if field.name not in given:
+                given[field.name] = each
+            elif not _is_same(field, given[field.name].value, each.value):
+                problems.append(_contradiction(given[field.name], each))
+        else:
+            strangers.append(each)
+    unused = [name for each in strangers for name in _take_stranger(each, fields, given, foreign, problems)]
+    if unused:
+        logger.warning("%s: not used here: %s", path, ", ".join(unused))
+    return given
+
+
+def _flatten(table: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{section}.{key}" if section else key)
+        else:
+            yield section, key, value
+
+
+def _check_family(path: str, strangers: Iterable[FileValue], foreign: ForeignOptions) -> None:
+    named = [each.key for each in strangers if each.key in foreign.families and says_something(each.value)]
+    if named:
+        raise OtherFamily(
+            f"{path} is for {foreign.family_of(named)}, which this script does not train: it sets {', '.join(named)}",
+            hint="give a file for the model that you train, or take these lines out",
+        )
+
+
+def _is_same(field: OptionField, first: Any, second: Any) -> bool:
+    try:
+        return first == second or convert(field, first) == convert(field, second)
+    except ValueError:
+        return False
+
+
+def _contradiction(first: FileValue, second: FileValue) -> UserError:
+    def text(each: FileValue) -> str:
+        return f"{each.key} = {each.value!r} {f'in [{each.section}]' if each.section else 'at the top'}"
+
+    return UserError(f"{first.file}: {text(first)}, and {text(second)}", hint="keep one of the two lines")
+
+
+def _take_stranger(
+    each: FileValue,
+    fields: Mapping[str, OptionField],
+    given: dict[str, FileValue],
+    foreign: ForeignOptions,
+    problems: list[UserError],
+) -> Iterator[str]:
+    """Carries out a key that is no option here, or yields how to name it among those that are not used."""
+    target = foreign.renamed.get(each.key, "")
+    if target in fields:
+        if target not in given:
+            given[target] = each
+            logger.warning("%s: %s = %r is taken as %s", each.file, each.key, each.value, target)
+        elif not _is_same(fields[target], given[target].value, each.value):
+            problems.append(_contradiction(given[target], each))
+    elif foreign.arguments.get(each.key, "") in fields:
+        if says_something(each.value):
+            _add_argument(each, foreign.arguments[each.key], given)
+    elif foreign.knows(each.key):
+        instead = foreign.instead_of(each.key, fields)
+        if says_something(each.value):
+            yield each.key if instead is None else f"{each.key} (here {instead})"
+    else:
+        problems.append(unknown_option(each.key, fields, foreign, "{}", where=f"{each.file}: "))
+
+
+def _add_argument(each: FileValue, target: str, given: dict[str, FileValue]) -> None:
+    """Adds `key=value` to a list option, unless that has the key already."""
+    earlier = given[target].value if target in given else []
+    arguments = [earlier] if isinstance(earlier, str) else list(earlier)
+    if any(str(argument).partition("=")[0].strip() == each.key for argument in arguments):
+        return
+    given[target] = FileValue([*arguments, f"{each.key}={each.value}"], each.file, each.section, target)
+    logger.warning(
+        "%s: %s = %r is carried out as an argument of --%s (the scripts that it was written for ignore it there)",
+        each.file, each.key, each.value, target,
+    )  # fmt: skip
+
+
+def unknown_option(
+    name: str, fields: Mapping[str, OptionField], foreign: ForeignOptions, form: str, where: str = ""
+) -> UserError:
+    """The error for a name that is no option, with the one that was probably meant. `form`: "--{}" for flags."""
+    message = f"{where}unknown option {form.format(name)}"
+    by_meaning = foreign.instead_of(name, fields)
+    nearest = nearest_name(name, {spelling for field in fields.values() for spelling in field.spellings})
+    if by_meaning is not None:
+        hint = f"did you mean {form.format(by_meaning)}?"
+    elif name in foreign.families:
+        hint = f"it is for {foreign.family_of([name])}, which this script does not train"
+    elif foreign.knows(name):
+        hint = "it is an option of another script: leave it out"
+    else:
+        hint = f"did you mean {form.format(nearest)}?" if nearest else "--help lists the options"
+    return UserError(message, hint=hint)
+
+
+def write_config_file(target: str, groups: Iterable[Any]) -> str:
+    """Writes the options of all groups but secrets, a table for each group; returns the file's path."""
+    if not target.endswith(".toml"):
+        target += ".toml"
+    if Path(target).exists():
+        raise UserError(f"--config_file {target} exists already", hint="name a new file, or delete that one first")
+    document = {
+        group.GROUP.lower().replace(" ", "_"): {
+            field.name: _toml_value(getattr(group, field.name))
+            for field in option_fields(type(group))
+            if getattr(group, field.name) is not None and not field.spec.secret
+        }
+        for group in groups
+    }
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(Path(target)) as temporary:
+        Path(temporary).write_text(toml_text(document), encoding="utf-8")
+    return target
+
+
+def _toml_value(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""Watching a run: trackers of its curves and pictures, and their options."""
