@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from library.data.records import Placement, Size
 
 PIXELS_PER_LATENT = 8  # the VAE's scale: sides of training pictures are multiples of this
 LONGEST_SIDE = 2**15  # of a bucket: no model is trained near it, and tables of buckets stay short
+logger = logging.getLogger(__name__)
+
 CropLTRB = tuple[float, float, float, float]
 
 
@@ -87,6 +90,14 @@ class BucketSettings:
                 f"{place}resolution {resolution} is smaller than bucket_reso_steps {steps}",
                 hint="raise the resolution or lower bucket_reso_steps",
             )
+
+
+def usable_steps(steps: int, named: str) -> int:
+    """`bucket_reso_steps` that a VAE can work with; `named`: where the user gave them, for the warning."""
+    if steps >= PIXELS_PER_LATENT:
+        return steps
+    logger.warning("%s %d: %d is used, sides of training images are multiples of it", named, steps, PIXELS_PER_LATENT)
+    return PIXELS_PER_LATENT
 
 
 def _text(size: Size) -> str:

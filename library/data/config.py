@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,8 +89,10 @@ class DatasetConfig:
     max_bucket_reso: int = 1024
     bucket_reso_steps: int = 64
     bucket_no_upscale: bool = False
+    # images of at most this area are left out; what it does shows in the records, so that it is no part of the digest
+    skip_image_resolution: Size | None = field(default=None, repr=False)
     subsets: tuple[SubsetConfig, ...] = ()
 
     @property
     def bucket_settings(self) -> BucketSettings:
-        return BucketSettings(**{field.name: getattr(self, field.name) for field in fields(BucketSettings)})
+        return BucketSettings(**{each.name: getattr(self, each.name) for each in fields(BucketSettings)})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from library.data.config import SubsetConfig
 from library.data.file_scan import scan_files
 from library.data.header_scan import Header, read_headers
 from library.data.picture_folders import PictureFolders
-from library.data.pictures import UnreadablePicture
+from library.data.pictures import NoPictures, UnreadablePicture
 from library.data.prepared_files import original_size, prepared_path
 from library.data.records import ImageRecord, PreparedLatents, Size
 from library.data.scan_index import PictureFacts
@@ -69,7 +69,7 @@ def scan_metadata(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = F
     entries = _read_entries(subset, problems)
     found = _without_repeated(subset, _find_all(subset, entries, problems))
     captions = {each.entry.key: _caption(each.entry, subset) for each in found}
-    problems += _caption_problems(subset, [each.entry for each in found], captions)
+    _warn_of_empty_captions(subset, captions)
     records = _make_records(subset, subset_index, found, captions, problems, skip_bad)
     raise_together(problems)
     if not records:
@@ -98,9 +98,11 @@ def _check_folder(subset: SubsetConfig) -> None:
 
 def _read_entries(subset: SubsetConfig, problems: list[UserError]) -> list[_Entry]:
     document = read_json(subset.metadata_file or "", _option(subset, "metadata_file"))
-    if not isinstance(document, dict) or not document:
-        what = "describes no pictures" if isinstance(document, dict) else "is no table"
-        raise UserError(f"{_named(subset)} {what}", hint='its form is {"image.png": {"caption": "a cat"}}')
+    form = 'its form is {"image.png": {"caption": "a cat"}}'
+    if not isinstance(document, dict):
+        raise UserError(f"{_named(subset)} is no table", hint=form)
+    if not document:
+        raise NoPictures(f"{_named(subset)} describes no pictures", hint=form)
     wrong: list[UserError] = []
     entries = [_entry(key, value, wrong) for key, value in document.items()]
     problems += (UserError(f"{_named(subset)}: {each.message}", each.hint) for each in wrong[:_MAX_WRONG_ENTRIES])
@@ -222,19 +224,17 @@ def _caption(entry: _Entry, subset: SubsetConfig) -> str | None:
     return "\n".join(lines)
 
 
-def _caption_problems(
-    subset: SubsetConfig, entries: list[_Entry], captions: Mapping[str, str | None]
-) -> Iterator[UserError]:
-    empty = [entry.key for entry in entries if captions[entry.key] == ""]
+def _warn_of_empty_captions(subset: SubsetConfig, captions: Mapping[str, str | None]) -> None:
+    empty = [key for key, caption in captions.items() if caption == ""]
     if empty:
         logger.warning("%s: %d empty captions: %s", _named(subset), len(empty), listed(empty, _MAX_NAMES_IN_WARNING))
-    missing = [entry.key for entry in entries if captions[entry.key] is None]
+    missing = [key for key, caption in captions.items() if caption is None]
     if missing:
-        yield UserError(
-            f"{_named(subset)}: {len(missing)} entries have neither caption nor tags: "
-            f"{listed(missing, _MAX_NAMES_IN_ERROR)}",
-            hint='give each a "caption" or "tags"; "caption": "" is an empty caption',
-        )
+        logger.warning(
+            '%s: %d of %d entries have neither caption nor tags, their caption is empty: %s; give each a "caption" or'
+            ' "tags"',
+            _named(subset), len(missing), len(captions), listed(missing, _MAX_NAMES_IN_WARNING),
+        )  # fmt: skip
 
 
 def _make_records(
@@ -306,17 +306,6 @@ def _header_of_gone(found: _Found) -> Header | UserError | None:
     except UserError as error:
         return error
     return Header(size, mtime_ns=0, num_bytes=0)  # no picture is newer than they are
-
-
-def _gone(subset: SubsetConfig, gone: list[_Found]) -> UserError:
-    where = subset.image_dir or os.path.dirname(subset.metadata_file or "") or "."
-    option = _option(subset, "image_dir")
-    hint = f"correct {option}" if subset.image_dir else f"name their folder with {option}"
-    return UserError(
-        f"{_named(subset)}: {len(gone)} pictures are not there: "
-        f"{listed([each.entry.key for each in gone], _MAX_NAMES_IN_ERROR)} (looked for in {where})",
-        hint=f"{hint}, or make the metadata anew",
-    )
 
 
 def _identity(path: str, root: str | None) -> str:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from library.cli.errors import UserError
-from library.cli.options import option, option_fields
+from library.cli.options import FREE_TEXT, option, option_fields, whole_number
 
 
 def parse_resolution(value: Any) -> tuple[int, int]:
-    """A size in pixels from 512, "512", "512,768", [512, 768] or ["512", "768"].
+    """A size in pixels from 512, 512.0, "512", "512,768", [512, 768] or ["512", "768"].
 
     Raises `ValueError` with what was expected.
     """
@@ -20,28 +20,20 @@ def parse_resolution(value: Any) -> tuple[int, int]:
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(parts) == 1 and isinstance(parts[0], str):
         parts = parts[0].split(",")
-    sides = [_side(part, expected) for part in parts]
-    if len(sides) not in (1, 2):
+    try:
+        sides = [whole_number(part) for part in parts]
+    except ValueError:
+        raise expected from None
+    if len(sides) not in (1, 2) or min(sides) < 1:
         raise expected
     return sides[0], sides[-1]
 
 
-def _side(part: Any, expected: ValueError) -> int:
-    if isinstance(part, str):
-        try:
-            part = int(part)
-        except ValueError:
-            raise expected from None
-    if not isinstance(part, int) or isinstance(part, bool) or part < 1:
-        raise expected
-    return part
-
-
 def parse_caption_extension(value: Any) -> str:
-    """An ending such as ".txt". Raises `ValueError` with what was expected."""
-    if not isinstance(value, str) or not value.startswith(".") or len(value) < 2:
-        raise ValueError("an ending that starts with a dot, such as .txt")
-    return value
+    """An ending such as ".txt", given with its dot or without. Raises `ValueError` with what was expected."""
+    if not isinstance(value, str) or not value.strip("."):
+        raise ValueError("the ending of a file, such as .txt")
+    return value if value.startswith(".") else f".{value}"
 
 
 def parse_separator(value: Any) -> str:
@@ -130,6 +122,17 @@ class DatasetOptions:
         parse=parse_path,
         metavar="FOLDER",
     )
+    conditioning_data_dir: str | None = option(
+        help="folder of the masks of the images in --train_data_dir, of the same names, or of folders of masks named "
+        "as those there: what is white in a mask is learned, what is black is not",
+        parse=parse_path,
+        metavar="FOLDER",
+    )
+    dataset_class: str | None = option(
+        help="a dataset class of one's own, as other trainers take it",
+        inert="data come from --train_data_dir, --in_json or --dataset_config",
+        metavar="NAME",
+    )
     resolution: tuple[int, int] | None = option(
         help="training size in pixels: 512, or width and height as 512,768",
         parse=parse_resolution,
@@ -149,6 +152,13 @@ class DatasetOptions:
     )
     bucket_no_upscale: bool = option(
         False, help="make buckets from the pictures' own sizes instead of enlarging them", toml_level="dataset"
+    )
+    skip_image_resolution: tuple[int, int] | None = option(
+        help="leave out images that are not larger than this, by area (width x height in pixels): 768, or 768,512; for "
+        "one folder that is used at several resolutions",
+        parse=parse_resolution,
+        toml_level="dataset",
+        metavar="SIZE",
     )
     caption_extension: str = option(
         ".caption",
@@ -177,8 +187,12 @@ class DatasetOptions:
     enable_wildcard: bool = option(
         False, help="draw one line of a caption file and one text of each {a|b} each time", toml_level="subset"
     )
-    caption_prefix: str | None = option(help="text put in front of each caption", toml_level="subset")
-    caption_suffix: str | None = option(help="text put behind each caption", toml_level="subset")
+    caption_prefix: str | None = option(
+        help="text put in front of each caption", toml_level="subset", metavar=FREE_TEXT
+    )
+    caption_suffix: str | None = option(
+        help="text put behind each caption", toml_level="subset", metavar=FREE_TEXT
+    )
     caption_dropout_rate: float = option(
         0.0, help="share of the times that a caption is empty", parse=parse_rate, toml_level="subset"
     )
@@ -189,7 +203,7 @@ class DatasetOptions:
         0.0, help="share of the times that a tag is left out", parse=parse_rate, toml_level="subset"
     )
     token_warmup_min: int = option(
-        1, help="tags of a caption in the first step", minimum=1, maximum=_MOST, toml_level="subset"
+        1, help="tags of a caption in the first step", minimum=0, maximum=_MOST, toml_level="subset"
     )
     token_warmup_step: float = option(
         0.0, help="step from which captions have all their tags; below 1: a share of all steps", minimum=0,
@@ -232,10 +246,10 @@ class DatasetOptions:
             yield UserError("no training data is given", hint="give --dataset_config FILE or --train_data_dir FOLDER")
         elif self.resolution is None:
             yield UserError("--resolution is missing", hint="give the training size, such as --resolution 512")
-        if self.in_json is not None and self.reg_data_dir is not None:
+        if self.in_json is None and self.conditioning_data_dir is not None and self.alpha_mask:
             yield UserError(
-                "--reg_data_dir cannot be used with --in_json",
-                hint="leave one of the two out, or describe both in a --dataset_config, in two [[datasets]]",
+                "--conditioning_data_dir cannot be used with --alpha_mask: both say what counts in the loss",
+                hint="leave one of the two out",
             )
 
 
@@ -267,7 +281,7 @@ class CachingOptions:
     cache_text_encoder_outputs_to_disk: bool = option(
         False, help="keep encoded captions in files beside the pictures; implies --cache_text_encoder_outputs"
     )
-    vae_batch_size: int = option(1, help="pictures encoded at once", minimum=1)
+    vae_batch_size: int = option(1, help="pictures encoded at once", minimum=1, off=(0,))
     max_data_loader_n_workers: int = option(
         8, help="processes that load pictures, at most one for each CPU core; 0 loads in the main process", minimum=0
     )

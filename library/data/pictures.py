@@ -87,6 +87,10 @@ _SIDEWAYS = (
 )
 
 
+class NoPictures(UserError):
+    """A folder or a metadata file that describes no pictures; others of the run may."""
+
+
 class UnreadablePicture(UserError):
     """A picture file that is missing, damaged or of no known kind: what `--skip_bad_images` goes on without."""
 

@@ -51,8 +51,10 @@ class PlannedDataset:
     An item is one use of a picture in an epoch. `items[i]` is the index of its record.
     """
 
-    def __init__(self, config: DatasetConfig, records: Sequence[ImageRecord]):
+    def __init__(self, config: DatasetConfig, records: Sequence[ImageRecord], num_skipped: int = 0):
+        """num_skipped: images that `skip_image_resolution` has left out of the records."""
         self.config = config
+        self.num_skipped = num_skipped
         self.records = tuple(records)
         self.items = _make_items(self.records)  # (items,) int64
         # pictures of one size are placed alike: there are few kinds and many records
@@ -341,12 +343,19 @@ def _table_lines(index: int, dataset: PlannedDataset) -> list[str]:
             f"  {_size_text(bucket.resolution):>11}  {num_images:>7}  {num_items:>7}  {num_batches:>7}  {fill:>5.0%}"
         )
     lines.append(f"  mean aspect error {dataset.mean_aspect_error:.4f}")
-    notes = (_small_batches(dataset), _enlarged(dataset), *_regularisation_notes(dataset))
+    notes = (_skipped(dataset), _small_batches(dataset), _enlarged(dataset), *_regularisation_notes(dataset))
     return lines + [f"  {note}" for note in notes if note is not None]
 
 
 def _size_text(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
+
+
+def _skipped(dataset: PlannedDataset) -> str | None:
+    largest = dataset.config.skip_image_resolution
+    if largest is None:
+        return None
+    return f"{dataset.num_skipped} images are left out: not larger than skip_image_resolution {_size_text(largest)}"
 
 
 def _small_batches(dataset: PlannedDataset) -> str | None:

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 
 from library.cli.errors import UserError, nearest_name
 from library.cli.json_files import parse_json
-from library.cli.options import OptionField, convert, option, option_fields
+from library.cli.options import FREE_TEXT, OptionField, convert, option, option_fields
 from library.cli.text_files import read_text
 from library.cli.toml_files import parse_toml
-from library.data.buckets import BucketSettings
+from library.data.buckets import BucketSettings, usable_steps
 from library.data.config import DatasetConfig, SubsetConfig
 from library.data.options import DatasetOptions, parse_custom_attributes, parse_path
 
@@ -36,7 +36,9 @@ class _InheritedKeys:
 
     GROUP: ClassVar[str] = "Dataset TOML"
 
-    class_tokens: str | None = option(help="caption of pictures without caption file", toml_level="subset")
+    class_tokens: str | None = option(
+        help="caption of pictures without caption file", toml_level="subset", metavar=FREE_TEXT
+    )
     custom_attributes: dict | None = option(
         help="a table of anything, kept in the metadata of what is trained", parse=parse_custom_attributes,
         toml_level="subset",
@@ -105,7 +107,7 @@ def read_dataset_config(options: DatasetOptions) -> tuple[list[DatasetConfig], l
     document, wrong = _validate(document)
     problems = [UserError(f"{_FLAG} {options.dataset_config}: {each.message}", each.hint) for each in wrong.values()]
     builder = _Builder(options, frozenset(wrong))
-    datasets = builder.build(document)
+    datasets = builder.build(_with_usable_steps(document))
     problems += [UserError(f"{_FLAG} {options.dataset_config}: {each.message}", each.hint) for each in builder.problems]
     return datasets, problems
 
@@ -223,6 +225,18 @@ def _without(document: Any, path: Path) -> Any:
     return {key: value for key, value in document.items() if key != first}
 
 
+def _with_usable_steps(document: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the checked document whose `bucket_reso_steps` are large enough everywhere."""
+
+    def usable(table: dict[str, Any], place: str) -> dict[str, Any]:
+        key = "bucket_reso_steps"
+        return {**table, key: usable_steps(table[key], f"{place}.{key}")} if key in table else table
+
+    general = usable(document.get("general", {}), "general")
+    datasets = [usable(table, f"datasets[{index}]") for index, table in enumerate(document.get("datasets", []))]
+    return {**document, "general": general, "datasets": datasets}
+
+
 class _Builder:
     """Makes datasets of a checked document, and collects what is wrong across keys."""
 
@@ -277,7 +291,7 @@ class _Builder:
             return None  # what kind of subset it is, and of which pictures, is not known
         if values["metadata_file"] is not None:
             self._check_metadata_keys(place, table)
-            values["is_reg"] = False
+            values |= {"is_reg": False, "conditioning_data_dir": None}
         elif values["conditioning_data_dir"] is not None and values["alpha_mask"]:
             self._add(
                 f"{place}.conditioning_data_dir cannot be used with alpha_mask: both say what counts in the loss",
@@ -311,11 +325,11 @@ class _Builder:
             )
 
     def _value(self, name: str, field: OptionField, *tables: dict[str, Any]) -> Any:
-        """What the first table that has the key says, or else the flag."""
+        """What the first table that has the key says, or else the flag that is its default."""
         for table in tables:
             if name in table:
                 return table[name]
-        return getattr(self._options, field.name, field.default)
+        return getattr(self._options, field.name) if field.owner is DatasetOptions else field.default
 
     def _is_wrong(self, *path: Any) -> bool:
         return path in self._wrong

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from library.data.config import SubsetConfig
 from library.data.face_names import split_face_name
 from library.data.file_scan import Scanned, scan_files
 from library.data.picture_folders import is_picture_name
-from library.data.pictures import IMAGE_ENDINGS, UnreadablePicture
+from library.data.pictures import IMAGE_ENDINGS, NoPictures, UnreadablePicture
 from library.data.records import ImageRecord, Size
 from library.data.scan_index import Pair, PictureFacts
 
@@ -22,31 +22,35 @@ logger = logging.getLogger(__name__)
 
 _MAX_NAMES_IN_ERROR = 200
 _MAX_NAMES_IN_WARNING = 5
+_CAPTION_ENDINGS = (".txt", ".caption")  # those that programs which write captions give them
 
 
 def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = False) -> list[ImageRecord]:
     """The pictures that lie directly in the subset's folder, sorted by name, with captions from the files beside them.
 
     Of the pictures only headers are read; with `cache_info` only what has changed since the last time. `skip_bad`:
-    pictures that cannot be read are left out, with a warning. Raises `UserError` with everything that is wrong.
+    pictures that cannot be read are left out, with a warning. Raises `UserError` with everything that is wrong,
+    `NoPictures` where there are none.
     """
     entries = _list_folder(subset)
     names = sorted(filter(is_picture_name, entries))
     if not names:
         raise _no_pictures(subset, entries)
     pairs = _pair_with_captions(names, entries, subset.caption_extension)
+    other_endings = _other_endings(pairs, entries, subset.caption_extension)
     del entries  # as large as all that is kept of the pictures
     scanned = scan_files(
         subset.image_dir, pairs, all_lines=subset.enable_wildcard, use_index=subset.cache_info, skip_bad=skip_bad
     )
     if skip_bad:
         pairs, scanned = _leave_out_bad(subset, pairs, scanned)
-    problems = [each for each in scanned if isinstance(each, UserError)]
-    raise_together([*problems, *_caption_problems(subset, pairs, scanned)])
-    return _with_masks(subset, _make_records(subset, subset_index, pairs, scanned))
+    raise_together(each for each in scanned if isinstance(each, UserError))
+    _report_missing_captions(subset, pairs, other_endings)
+    _warn_of_empty_captions(subset, pairs, scanned)
+    return _make_records(subset, subset_index, pairs, scanned)
 
 
-def _with_masks(subset: SubsetConfig, records: list[ImageRecord]) -> list[ImageRecord]:
+def with_masks(subset: SubsetConfig, records: list[ImageRecord]) -> list[ImageRecord]:
     """The records, each with the mask picture of its stem. Raises `UserError` with those that have none."""
     folder = subset.conditioning_data_dir
     if folder is None:
@@ -56,7 +60,7 @@ def _with_masks(subset: SubsetConfig, records: list[ImageRecord]) -> list[ImageR
     missing = [record.key for record in records if _stem(record.key) not in by_stem]
     if missing:
         raise UserError(
-            f"{subset.place}: conditioning_data_dir {folder} lacks the masks of {len(missing)} pictures:"
+            f"{_named(subset, 'conditioning_data_dir')} {folder} lacks the masks of {len(missing)} pictures:"
             f" {listed(missing, _MAX_NAMES_IN_WARNING)}",
             hint="put a picture of the same name there for each: white where it is learned, black where it is not",
         )
@@ -67,8 +71,18 @@ def _stem(name: str) -> str:
     return name[: name.rindex(".")]
 
 
-def _list_folder(subset: SubsetConfig, key: Literal["image_dir", "conditioning_data_dir"] = "image_dir") -> set[str]:
-    folder, place = getattr(subset, key), f"{subset.place}: {key}"
+_FolderKey = Literal["image_dir", "conditioning_data_dir"]
+
+
+def _named(subset: SubsetConfig, key: _FolderKey) -> str:
+    """How the user gave a folder of the subset."""
+    if key == "conditioning_data_dir" and subset.place.startswith("--"):
+        return f"--{key}"
+    return f"{subset.place}: {key}"
+
+
+def _list_folder(subset: SubsetConfig, key: _FolderKey = "image_dir") -> set[str]:
+    folder, place = getattr(subset, key), _named(subset, key)
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.is_dir()}
@@ -81,13 +95,15 @@ def _list_folder(subset: SubsetConfig, key: Literal["image_dir", "conditioning_d
         raise UserError(f"{place} {folder!r} cannot be read: {getattr(error, 'strerror', error)}") from None
 
 
-def _no_pictures(subset: SubsetConfig, entries: set[str]) -> UserError:
+def _no_pictures(subset: SubsetConfig, entries: set[str]) -> NoPictures:
     folder = Path(subset.image_dir)
     hint = f"put pictures ({' '.join(IMAGE_ENDINGS)}) directly into it"
     below = next((child.name for child in sorted(folder.iterdir()) if child.is_dir() and _holds_pictures(child)), None)
     if below is not None:
-        hint = f"its folder {below} holds pictures: name that one, one subset for each folder"
-    return UserError(
+        is_concept = subset.place.startswith("--")
+        remedy = "move them up into it" if is_concept else "name that one, one subset for each folder"
+        hint = f"its folder {below} holds pictures: {remedy}"
+    return NoPictures(
         f"{subset.place}: folder {subset.image_dir} holds no pictures ({len(entries)} other files)", hint=hint
     )
 
@@ -138,17 +154,35 @@ def _is_bad_picture(scanned: Scanned) -> bool:
     return any(isinstance(error, UnreadablePicture) for error in errors)
 
 
-def _caption_problems(
-    subset: SubsetConfig, pairs: Sequence[Pair], scanned: Sequence[Scanned]
-) -> Iterator[UserError]:
+def _other_endings(pairs: Sequence[Pair], entries: set[str], extension: str) -> list[str]:
+    """The other endings of caption files that pictures without one have beside them."""
+    stems = [_stem(name) for name, file in pairs if file is None]
+    others = [ending for ending in _CAPTION_ENDINGS if ending != extension]
+    return [ending for ending in others if any(stem + ending in entries for stem in stems)]
+
+
+def _report_missing_captions(subset: SubsetConfig, pairs: Sequence[Pair], other_endings: Sequence[str]) -> None:
     missing = [name for name, file in pairs if file is None]
-    if missing and not subset.class_tokens:
-        yield _captions_missing(subset, missing)
-    elif missing:
+    if not missing:
+        return
+    if subset.class_tokens:
         logger.info(
             "%s: %d of %d pictures have no %s file, their caption is %r",
             subset.image_dir, len(missing), len(pairs), subset.caption_extension, subset.class_tokens,
         )  # fmt: skip
+        return
+    key = "--caption_extension" if subset.place.startswith("--") else "caption_extension"
+    hint = f"name the ending of the caption files with {key}, if there are any"
+    if other_endings:
+        hint = f"some have a {' or '.join(other_endings)} file, which {key} can name"
+    logger.warning(
+        "%s: %d of %d images in %s have neither a %s file nor class tokens, their caption is empty: %s; %s",
+        subset.place, len(missing), len(pairs), subset.image_dir, subset.caption_extension,
+        listed(missing, _MAX_NAMES_IN_WARNING), hint,
+    )  # fmt: skip
+
+
+def _warn_of_empty_captions(subset: SubsetConfig, pairs: Sequence[Pair], scanned: Sequence[Scanned]) -> None:
     empty = [
         file
         for (_, file), each in zip(pairs, scanned, strict=True)
@@ -156,15 +190,6 @@ def _caption_problems(
     ]
     if empty:
         logger.warning("%s: %d empty captions: %s", subset.image_dir, len(empty), listed(empty, _MAX_NAMES_IN_WARNING))
-
-
-def _captions_missing(subset: SubsetConfig, names: list[str]) -> UserError:
-    return UserError(
-        f"{subset.place}: {len(names)} pictures in {subset.image_dir} have neither a {subset.caption_extension} "
-        f"file nor class tokens: {listed(names, _MAX_NAMES_IN_ERROR)}",
-        hint="write the captions, name their ending with --caption_extension, or give class_tokens "
-        "(in a folder name, what follows <repeats>_)",
-    )
 
 
 def _make_records(

@@ -101,6 +101,7 @@ def _dataset_entry(dataset: PlannedDataset) -> dict[str, Any]:
         "num_train_images": dataset.num_train_images,
         "num_reg_images": dataset.num_reg_images,
         "resolution": list(config.resolution),
+        "skip_image_resolution": config.skip_image_resolution,
         "enable_bucket": config.enable_bucket,
         "min_bucket_reso": config.min_bucket_reso,
         "max_bucket_reso": config.max_bucket_reso,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from library.cli.errors import UserError
 from library.data.buckets import (
     BucketChooser,
     BucketSettings,
@@ -17,6 +19,8 @@ from library.data.buckets import (
     centre_crop,
     crop_ltrb,
 )
+from library.data.options import DatasetOptions
+from library.data.prepare import load_training_data
 
 REFERENCE = json.loads((Path(__file__).parent / "bucket_reference.json").read_text(encoding="utf-8"))
 
@@ -121,3 +125,63 @@ def test_every_size_gets_a_bucket_of_whole_steps_within_the_area(width, height, 
 def test_settings_that_contradict_each_other_are_named(changes: dict, named: str) -> None:
     chosen = BucketSettings(**{"resolution": (512, 512), **changes})
     assert any(named in error.message and error.hint for error in chosen.problems("datasets[0]."))
+
+
+STEPS = """
+[general]
+enable_bucket = true
+min_bucket_reso = 32
+{general}
+[[datasets]]
+resolution = 64
+{dataset}
+[[datasets.subsets]]
+image_dir = '{{dir}}/a'
+[[datasets]]
+resolution = 96
+[[datasets.subsets]]
+image_dir = '{{dir}}/a'
+"""
+
+
+@pytest.mark.parametrize(
+    ("general", "dataset", "flag", "steps", "warned"),
+    [
+        ("bucket_reso_steps = 1", "", 64, [8, 8], ["general.bucket_reso_steps 1"]),
+        ("", "bucket_reso_steps = 7", 16, [8, 16], ["datasets[0].bucket_reso_steps 7"]),
+        ("", "", 1, [8, 8], ["--bucket_reso_steps 1"]),
+        (
+            "bucket_reso_steps = 2",
+            "bucket_reso_steps = 1.0",
+            64,
+            [8, 8],
+            ["general.bucket_reso_steps 2", "datasets[0].bucket_reso_steps 1"],
+        ),
+        ("bucket_reso_steps = 8", "bucket_reso_steps = 16", 64, [16, 8], []),
+    ],
+)
+def test_bucket_steps_below_8_are_8_with_one_warning_for_each_place(
+    load_toml, make_pictures, caplog, general: str, dataset: str, flag: int, steps: list[int], warned: list[str]
+) -> None:
+    """An image of 72x56 has a bucket of its own where steps are 8, and none where they are 16."""
+    make_pictures("a", 1, size=(72, 56), caption="x")
+    with caplog.at_level(logging.WARNING):
+        data = load_toml(STEPS.format(general=general, dataset=dataset), bucket_reso_steps=flag)
+    assert [each.config.bucket_reso_steps for each in data.datasets] == steps
+    assert ((72, 56) in data.datasets[0].bucket_counts) == (steps[0] == 8)
+    assert caplog.messages == [f"{each}: 8 is used, sides of training images are multiples of it" for each in warned]
+
+
+def test_bucket_steps_below_8_on_the_command_line(make_pictures, tmp_path: Path, caplog) -> None:
+    make_pictures("train/1_cat", 1, size=(72, 56))
+    file = tmp_path / "meta.json"
+    file.write_text('{"train/1_cat/0.png": {"caption": "x"}}')
+    buckets = {"resolution": (64, 64), "enable_bucket": True, "min_bucket_reso": 32, "bucket_reso_steps": 1}
+    for source in ({"train_data_dir": str(tmp_path / "train")}, {"in_json": str(file)}):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            data = load_training_data(DatasetOptions(**source, **buckets))
+        assert data.datasets[0].bucket_counts == {(72, 56): 1}
+        assert [each.split(":")[0] for each in caplog.messages] == ["--bucket_reso_steps 1"]
+    with pytest.raises(UserError, match="--bucket_reso_steps 12 is not a multiple of 8"):
+        load_training_data(DatasetOptions(**source, **{**buckets, "bucket_reso_steps": 12}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -90,6 +91,19 @@ def test_warm_up_is_exact_where_floating_point_numbers_are_not() -> None:
     caption = ", ".join(map(str, range(31)))
     drawn = final_caption(caption, subset, keyed_random(0), step=11, num_steps=100)
     assert drawn == ", ".join(map(str, range(1 + 15)))  # half of 30; in floats 11 * (30 / 22) is less than 15
+
+
+@pytest.mark.parametrize(
+    ("step", "caption"), [(0, ""), (24, ""), (25, "a"), (50, "a, b"), (99, "a, b, c"), (100, "a, b, c, d")]
+)
+def test_a_warm_up_can_begin_without_tags(step: int, caption: str) -> None:
+    """One more of the 4 tags every 25 steps; the tag that is kept is there from the start."""
+    subset = SubsetConfig("test", "folder", token_warmup_min=0, token_warmup_step=100)
+    assert final_caption("a, b, c, d", subset, keyed_random(0), step=step, num_steps=200) == caption
+    kept = dataclasses.replace(subset, keep_tokens=1)
+    assert final_caption("me, a, b, c, d", kept, keyed_random(0), step=step, num_steps=200) == (
+        f"me, {caption}" if caption else "me"
+    )
 
 
 def test_braces_and_line_breaks_of_captions_survive() -> None:

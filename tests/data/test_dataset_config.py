@@ -37,36 +37,37 @@ SUBSET = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n"
 DATASET_KEYS = {
     "resolution": ("[512, 768]", (512, 768), "'wide'"),
     "batch_size": ("3", 3, "0"),
-    "enable_bucket": ("true", True, "1"),
+    "enable_bucket": ("true", True, "2"),
     "min_bucket_reso": ("128", 128, "'x'"),
     "max_bucket_reso": ("2048", 2048, "1.5"),
     "bucket_reso_steps": ("32", 32, "0"),
     "bucket_no_upscale": ("true", True, "'yes'"),
+    "skip_image_resolution": ("[512, 768.0]", (512, 768), "0"),
 }
 SUBSET_KEYS = {
     "num_repeats": ("7", 7, "0"),
-    "class_tokens": ("'sks dog'", "sks dog", "1"),
-    "caption_extension": ("'.txt'", ".txt", "'txt'"),
-    "shuffle_caption": ("true", True, "0"),
-    "caption_separator": ("';'", ";", "''"),
+    "class_tokens": ("'sks dog'", "sks dog", "[1]"),
+    "caption_extension": ("'txt'", ".txt", "'.'"),
+    "shuffle_caption": ("true", True, "2"),
+    "caption_separator": ("';'", ";", "3"),
     "keep_tokens": ("2", 2, "-1"),
-    "keep_tokens_separator": ("'|||'", "|||", "3"),
-    "secondary_separator": ("';;;'", ";;;", "''"),
+    "keep_tokens_separator": ("'|||'", "|||", "true"),
+    "secondary_separator": ("';;;'", ";;;", "3"),
     "enable_wildcard": ("true", True, "'x'"),
-    "caption_prefix": ("'a photo,'", "a photo,", "[]"),
+    "caption_prefix": ("'a photo,'", "a photo,", "[1]"),
     "caption_suffix": ("'sharp'", "sharp", "true"),
     "caption_dropout_rate": ("0.25", 0.25, "1.5"),
     "caption_dropout_every_n_epochs": ("4", 4, "-1"),
     "caption_tag_dropout_rate": ("1", 1.0, "nan"),
-    "token_warmup_min": ("3", 3, "0"),
+    "token_warmup_min": ("0", 0, "-1"),
     "token_warmup_step": ("100", 100.0, "inf"),
     "color_aug": ("true", True, "2"),
-    "flip_aug": ("true", True, "1"),
+    "flip_aug": ("true", True, "-1"),
     "face_crop_aug_range": ("[1.5, 3]", (1.5, 3.0), "[3, 1]"),
     "random_crop": ("true", True, "'no'"),
     "resize_interpolation": ("'area'", "area", "'best'"),
-    "alpha_mask": ("true", True, "[]"),
-    "cache_info": ("true", True, "1"),
+    "alpha_mask": ("true", True, "[2]"),
+    "cache_info": ("true", True, "1.5"),
     "validation_split": ("0.2", 0.2, "2"),
     "validation_seed": ("3", 3, "-1"),
     "custom_attributes": (
@@ -76,10 +77,10 @@ SUBSET_KEYS = {
     ),
 }
 SUBSET_ONLY_KEYS = {
-    "image_dir": ("'a'", "a", "''"),
+    "image_dir": ("'a'", "a", "1"),
     "metadata_file": ("'m.json'", "m.json", "1"),
-    "conditioning_data_dir": ("'masks'", "masks", "''"),
-    "is_reg": ("true", True, "1"),
+    "conditioning_data_dir": ("'masks'", "masks", "1"),
+    "is_reg": ("true", True, "2"),
 }
 EVERY_KEY = {**DATASET_KEYS, **SUBSET_KEYS, **SUBSET_ONLY_KEYS}
 
@@ -197,7 +198,7 @@ def test_the_resolution_can_come_from_the_command_line(tmp_path: Path) -> None:
         (SUBSET + "num_repeats = true", "datasets[0].subsets[0].num_repeats = True", "a whole number"),
         (SUBSET + "num_repeats = 0", "datasets[0].subsets[0].num_repeats = 0", "1 or more"),
         (SUBSET + 'metadata_file = "a\\u0000b"', "datasets[0].subsets[0].metadata_file = 'a\\x00b'", "a path"),
-        (SUBSET + "flip_aug = 1", "datasets[0].subsets[0].flip_aug = 1", "true or false"),
+        (SUBSET + "flip_aug = 2", "datasets[0].subsets[0].flip_aug = 2", "true or false"),
         (SUBSET + "resolution = 64", "datasets[0].subsets[0].resolution stands in the wrong table", "[[datasets]]"),
         (
             "[general]\nimage_dir = 'a'\n" + SUBSET,
@@ -243,7 +244,7 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
         [[datasets.subsets]]
         image_dir = 7
         [[datasets.subsets]]
-        class_tokens = 1
+        class_tokens = true
         num_repeats = -1
         """,
     )
@@ -296,10 +297,10 @@ def test_pictures_are_looked_at_beside_a_resolution_that_is_no_use(load_toml, re
 
 def test_a_wrong_caption_extension_is_not_reported_as_missing_captions(load_toml, make_pictures) -> None:
     make_pictures("a", 2, caption="a cat")
-    text = "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'\ncaption_extension = 'txt'\n"
+    text = "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'\ncaption_extension = '.'\n"
     with pytest.raises(UserError) as caught:
         load_toml(text)
-    assert not isinstance(caught.value, UserErrors) and "caption_extension = 'txt'" in caught.value.message
+    assert not isinstance(caught.value, UserErrors) and "caption_extension = '.'" in caught.value.message
 
 
 METADATA = "[[datasets]]\n[[datasets.subsets]]\nmetadata_file = 'm.json'\n"

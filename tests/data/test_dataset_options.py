@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from library.cli.options import convert, option_fields
 from library.data.options import CachingOptions, DatasetOptions, parse_caption_extension, parse_resolution
 
 
@@ -17,22 +18,41 @@ from library.data.options import CachingOptions, DatasetOptions, parse_caption_e
         ([512, 768], (512, 768)),
         ([640], (640, 640)),
         (["512", "768"], (512, 768)),
+        (512.0, (512, 512)),
+        ("512.0", (512, 512)),
+        ("512.0,768", (512, 768)),
+        ([512.0, 768.0], (512, 768)),
     ],
 )
 def test_documented_spellings_of_a_resolution(given, size) -> None:
     assert parse_resolution(given) == size
 
 
-@pytest.mark.parametrize("given", ["", "a", "512x512", "512,", "1,2,3", [], [1, 2, 3], 0, -8, True, 512.0, None, {}])
+@pytest.mark.parametrize(
+    "given", ["", "a", "512x512", "512,", "1,2,3", [], [1, 2, 3], 0, -8, True, 512.5, "512.5", [64, 0.5], None, {}]
+)
 def test_other_resolutions_are_refused(given) -> None:
     with pytest.raises(ValueError, match="512,768"):
         parse_resolution(given)
 
 
-@pytest.mark.parametrize("given", ["txt", "", ".", 3])
-def test_a_caption_ending_starts_with_a_dot(given) -> None:
+@pytest.mark.parametrize(("given", "ending"), [(".txt", ".txt"), ("txt", ".txt"), ("tags.txt", ".tags.txt")])
+def test_the_dot_of_a_caption_ending_can_be_left_out(given, ending) -> None:
+    assert parse_caption_extension(given) == ending
+
+
+@pytest.mark.parametrize("given", ["", ".", "..", 3, True])
+def test_what_ends_no_file_is_no_caption_ending(given) -> None:
     with pytest.raises(ValueError, match=".txt"):
         parse_caption_extension(given)
+
+
+@pytest.mark.parametrize("given", [0, "0", 0.0])
+def test_latents_are_encoded_one_by_one_where_their_batch_size_is_off(given) -> None:
+    (field,) = [field for field in option_fields(CachingOptions) if field.name == "vae_batch_size"]
+    assert convert(field, given) == 1
+    with pytest.raises(ValueError, match="1 or more"):
+        convert(field, -1)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +61,10 @@ def test_a_caption_ending_starts_with_a_dot(given) -> None:
         (DatasetOptions(), "no training data"),
         (DatasetOptions(reg_data_dir="x", resolution=(64, 64)), "no training data"),
         (DatasetOptions(train_data_dir="x"), "--resolution is missing"),
+        (
+            DatasetOptions(train_data_dir="x", resolution=(64, 64), conditioning_data_dir="y", alpha_mask=True),
+            "--conditioning_data_dir cannot be used with --alpha_mask",
+        ),
     ],
 )
 def test_left_out_options_are_found_without_looking_at_files(options: DatasetOptions, named: str) -> None:

@@ -108,3 +108,42 @@ def test_what_is_wrong_with_masks_is_named(tmp_path):
     metadata = f"[[datasets.subsets]]\nmetadata_file = 'x.json'\nconditioning_data_dir = '{tmp_path}/masks'"
     with pytest.raises(UserError, match="conditioning_data_dir has no meaning beside"):
         load(tmp_path, subset=metadata)
+
+
+@pytest.fixture
+def concepts(tmp_path):
+    """Folders of three concepts and one of regularisation images, each with a.png."""
+    for folder in ("train/2_fox", "train/3_dog", "train/1_cat", "reg/1_dog"):
+        write(tmp_path / folder / "a.png", np.zeros((32, 64, 3)))
+    return tmp_path
+
+
+def load_concepts(folder: Path, masks: str = "masks"):
+    given = {"train_data_dir": "train", "reg_data_dir": "reg", "conditioning_data_dir": masks}
+    folders = {name: str(folder / each) for name, each in given.items()}
+    return load_training_data(DatasetOptions(**folders, resolution=(64, 32)))
+
+
+def test_masks_of_concept_folders_lie_in_folders_of_the_same_names_or_together(concepts):
+    """Also for 1_dog: masks of regularisation images are not read."""
+    for name in ("2_fox/a.png", "1_dog/a.png", "a.png"):
+        write(concepts / "masks" / name, np.zeros((32, 64)))
+    (dataset,) = load_concepts(concepts).datasets
+    found = {Path(record.path).parent.name: record.mask_path for record in dataset.records if not record.is_reg}
+    masks = concepts / "masks"
+    assert {name: Path(path) for name, path in found.items()} == {
+        "2_fox": masks / "2_fox" / "a.png", "3_dog": masks / "a.png", "1_cat": masks / "a.png",
+    }  # fmt: skip
+    assert [record.mask_path for record in dataset.records if record.is_reg] == [None]
+
+
+def test_what_is_wrong_with_masks_of_concept_folders_is_named_once(concepts):
+    with pytest.raises(UserError) as caught:
+        load_concepts(concepts)
+    assert caught.value.message == f"--conditioning_data_dir {concepts / 'masks'} does not exist"
+    write(concepts / "masks" / "a.png", np.zeros((32, 64)))
+    (concepts / "masks" / "3_dog").mkdir()
+    with pytest.raises(UserError) as caught:
+        load_concepts(concepts)
+    lacking = f"--conditioning_data_dir {concepts / 'masks' / '3_dog'} lacks the masks of 1 pictures: a.png"
+    assert caught.value.message == lacking

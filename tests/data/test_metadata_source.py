@@ -13,7 +13,7 @@ import pytest
 from picture_files import save_picture
 from PIL import Image
 
-from library.cli.errors import UserError, UserErrors
+from library.cli.errors import UserError
 from library.data.config import SubsetConfig
 from library.data.latent_cache import latent_seed
 from library.data.metadata_source import scan_metadata
@@ -131,14 +131,15 @@ def test_captions_and_tags_are_joined(scan: Scan, tmp_path: Path, entry: dict, s
     assert [record.caption for record in scan({"a": entry}, **settings)] == [caption]
 
 
-def test_pictures_without_any_caption_are_listed_and_empty_ones_counted(scan: Scan, tmp_path: Path, caplog) -> None:
+def test_missing_and_empty_captions_are_counted_apart(scan: Scan, tmp_path: Path, caplog) -> None:
     for name in "abcd":
         save_picture(tmp_path / "img" / f"{name}.png", (8, 8))
     entries = {"a": {}, "b": {"caption": ""}, "c": {"train_resolution": [64, 64]}, "d": {"caption": "x"}}
     with caplog.at_level(logging.WARNING):
-        (problem,) = _problems(scan, entries)
-    assert "2 entries have neither caption nor tags: a, c" in problem
-    assert "1 empty captions: b" in caplog.text
+        assert [record.caption for record in scan(entries)] == ["", "", "", "x"]
+    (about_missing,) = [each for each in caplog.messages if "neither caption nor tags" in each]
+    assert "2 of 4 entries have neither caption nor tags, their caption is empty: a, c;" in about_missing
+    assert sum("1 empty captions: b" in each for each in caplog.messages) == 1
 
 
 def test_wrong_values_are_named_together_by_their_keys(scan: Scan, tmp_path: Path) -> None:
@@ -275,11 +276,37 @@ def test_full_paths_need_no_train_data_dir(tmp_path: Path) -> None:
 def test_in_json_mistakes_name_flags(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--train_data_dir .*nowhere does not exist"):
         _in_json(tmp_path, {"a": {"caption": "x"}}, train_data_dir=str(tmp_path / "nowhere"))
-    with pytest.raises(UserErrors) as caught:
-        _in_json(tmp_path, {}, reg_data_dir="reg", resolution=None)
-    first, second = caught.value.errors
-    assert "--resolution is missing" in first.message
-    assert "--reg_data_dir cannot be used with --in_json" in second.message
+    with pytest.raises(UserError, match="--resolution is missing"):
+        _in_json(tmp_path, {"a": {"caption": "x"}}, resolution=None)
+    with pytest.raises(UserError, match="--in_json .*meta.json describes no pictures"):
+        _in_json(tmp_path, {})
+
+
+def test_what_in_json_has_no_use_for_is_ignored_with_a_warning(tmp_path: Path, caplog) -> None:
+    path = save_picture(tmp_path / "a.png", (64, 64))
+    save_picture(tmp_path / "reg" / "1_cat" / "b.png", (64, 64))
+    given = {"reg_data_dir": str(tmp_path / "reg"), "conditioning_data_dir": "nowhere", "alpha_mask": True}
+    with caplog.at_level(logging.WARNING):
+        data = _in_json(tmp_path, {str(path): {"caption": "x"}}, **given)
+    assert (data.num_train_images, data.num_reg_images) == (1, 0)
+    assert [each.mask_path for each in data.datasets[0].records] == [None]
+    for name in ("--reg_data_dir", "--conditioning_data_dir"):
+        assert sum(f"{name} is ignored" in each for each in caplog.messages) == 1
+
+
+def test_a_metadata_file_without_entries_is_left_out_beside_others(load_toml, make_pictures, tmp_path, caplog) -> None:
+    make_pictures("img", 2)
+    (tmp_path / "none.json").write_text("{}")
+    (tmp_path / "meta.json").write_text('{"0": {"caption": "x"}, "1": {"caption": "y"}}')
+    subset = "[[datasets.subsets]]\nimage_dir = '{dir}/img'\nmetadata_file = '{dir}/NAME.json'\n"
+    text = "[[datasets]]\nresolution = 64\n" + subset.replace("NAME", "none")
+    with caplog.at_level(logging.WARNING):
+        (dataset,) = load_toml(text + subset.replace("NAME", "meta")).datasets
+    assert [record.caption for record in dataset.records] == ["x", "y"]
+    assert [subset.place for subset in dataset.config.subsets] == ["datasets[0].subsets[1]"]
+    assert sum("none.json describes no pictures, and is left out" in each for each in caplog.messages) == 1
+    with pytest.raises(UserError, match="none.json describes no pictures"):
+        load_toml(text)
 
 
 def test_in_json_beside_a_dataset_config_is_ignored_with_a_warning(load_toml, make_pictures, caplog) -> None:

@@ -62,8 +62,41 @@ def test_captions_come_from_the_file_or_else_from_class_tokens(tmp_path: Path, c
         records = _scan(tmp_path, class_tokens="cls")
     assert [record.caption for record in records] == ["猫, one", "cls", "", ""]
     assert "2 empty captions: c.caption, d.caption" in caplog.text
-    with pytest.raises(UserError, match="3 pictures .* neither a .txt file nor class tokens: a.png, c.png, d.png"):
-        _scan(tmp_path, caption_extension=".txt")
+
+
+@pytest.mark.parametrize(
+    ("place", "extension", "files", "missing", "hint"),
+    [
+        ("datasets[0].subsets[0]", ".caption", [], "abc", "endings with caption_extension, if there are any"),
+        ("--train_data_dir", ".caption", ["a.caption"], "bc", "endings with --caption_extension, if there are any"),
+        ("--train_data_dir", ".caption", ["b.txt", "c.cap"], "abc", "some have a .txt file, which --caption_extension"),
+        ("datasets[0].subsets[0]", ".cap", ["a.cap", "b.txt", "c.caption"], "bc", "some have a .txt or .caption file"),
+        ("--train_data_dir", ".caption", ["a.caption", "a.txt", "b.caption"], "c", "if there are any"),
+    ],
+)
+def test_images_without_caption_and_class_tokens_are_counted_in_one_warning(
+    tmp_path: Path, caplog, place: str, extension: str, files: list[str], missing: str, hint: str
+) -> None:
+    for name in "abc":
+        save_picture(tmp_path / f"{name}.png", (8, 8))
+    for name in files:
+        (tmp_path / name).write_text("a cat")
+    with caplog.at_level(logging.WARNING):
+        records = scan_folder(SubsetConfig(place, str(tmp_path), caption_extension=extension), 0)
+    assert [record.caption for record in records] == ["" if name in missing else "a cat" for name in "abc"]
+    (message,) = caplog.messages
+    names = ", ".join(f"{name}.png" for name in missing)
+    assert message.startswith(f"{place}: {len(missing)} of 3 images in {tmp_path} have neither a {extension} file nor")
+    assert f"their caption is empty: {names}; " in message and hint.replace("endings", "caption files") in message
+
+
+def test_of_many_images_without_caption_the_first_are_named(tmp_path: Path, caplog) -> None:
+    for number in range(9):
+        save_picture(tmp_path / f"{number}.png", (8, 8))
+    with caplog.at_level(logging.WARNING):
+        _scan(tmp_path)
+    (message,) = caplog.messages
+    assert "9 of 9 images" in message and ": 0.png, 1.png, 2.png, 3.png, 4.png and 4 more; " in message
 
 
 def test_everything_wrong_in_a_folder_is_reported_together(tmp_path: Path) -> None:
@@ -77,7 +110,7 @@ def test_everything_wrong_in_a_folder_is_reported_together(tmp_path: Path) -> No
     os.symlink(tmp_path / "gone.png", tmp_path / "link.png")
     text = _problem(tmp_path)
     expected = ["empty.png is empty (0 bytes)", "text.jpg cannot be read", "cut.png cannot be read"]
-    expected += ["latin.caption is not UTF-8", "link.png cannot be read", "4 pictures"]
+    expected += ["latin.caption is not UTF-8", "link.png cannot be read"]
     for part in expected:
         assert text.count(part) == 1, part
     assert "good.png" not in text
@@ -187,6 +220,14 @@ def test_a_folder_one_level_off_is_recognised(tmp_path: Path) -> None:
     assert "is a file" in _folder_problem(tmp_path / "flat" / "a.png")
 
 
+def test_a_folder_that_is_not_there_is_one_error_beside_regularisation_images(tmp_path, make_pictures) -> None:
+    make_pictures("reg/1_dog", 1)
+    folders = {"train_data_dir": str(tmp_path / "gone"), "reg_data_dir": str(tmp_path / "reg")}
+    with pytest.raises(UserError) as caught:
+        load_training_data(DatasetOptions(**folders, resolution=(64, 64)))
+    assert caught.value.message == f"--train_data_dir {tmp_path / 'gone'} does not exist"
+
+
 def test_folders_of_concepts_become_one_dataset(tmp_path: Path) -> None:
     for number in range(3):
         save_picture(tmp_path / "train" / "2_sks dog" / f"{number}.png", (64, 64))
@@ -247,11 +288,83 @@ def test_data_that_cannot_be_trained_on_is_refused(load_toml, make_pictures, tmp
         load_toml(text + "class_tokens = 'x'")
 
 
+SUBSETS = """
+[[datasets]]
+resolution = 64
+[[datasets.subsets]]
+image_dir = '{dir}/bare'
+[[datasets.subsets]]
+image_dir = '{dir}/outer'
+class_tokens = 'x'
+"""
+FULL = "[[datasets.subsets]]\nimage_dir = '{dir}/full'\nnum_repeats = 3\nvalidation_split = 0.5\n"
+REGULARISATION = "[[datasets.subsets]]\nimage_dir = '{dir}/reg'\nis_reg = true\n"
+
+
+def _make_bare_folders(tmp_path: Path, make_pictures) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "note.md").write_text("")
+    make_pictures("outer/inner", 1)
+    make_pictures("full", 2, caption="x")
+    make_pictures("reg", 1, caption="y")
+
+
+@pytest.mark.parametrize("text", [SUBSETS + FULL, SUBSETS + "[[datasets]]\nresolution = 64\n" + FULL])
+def test_folders_without_images_are_left_out_beside_others(tmp_path, make_pictures, load_toml, caplog, text) -> None:
+    """Images of a later folder keep the settings of their own, of 2 images one is held out, the other used 3 times."""
+    _make_bare_folders(tmp_path, make_pictures)
+    with caplog.at_level(logging.WARNING):
+        data = load_toml(text)
+    (dataset,) = data.datasets
+    assert [subset.folder_name for subset in dataset.config.subsets] == ["full"]
+    assert (data.num_items, data.validation.num_items) == (3, 1)
+    assert caplog.messages == [
+        f"datasets[0].subsets[0]: folder {tmp_path}/bare holds no pictures (1 other files), and is left out: "
+        "put pictures (.png .jpg .jpeg .webp .bmp .avif .jxl) directly into it",
+        f"datasets[0].subsets[1]: folder {tmp_path}/outer holds no pictures (0 other files), and is left out: "
+        "its folder inner holds pictures: name that one, one subset for each folder",
+    ]
+
+
+def test_without_any_image_all_folders_are_named(tmp_path: Path, make_pictures, load_toml) -> None:
+    _make_bare_folders(tmp_path, make_pictures)
+    with pytest.raises(UserError) as caught:
+        load_toml(SUBSETS)
+    assert "bare holds no pictures (1 other files)" in str(caught.value)
+    assert "its folder inner holds pictures: name that one" in str(caught.value)
+
+
+def test_regularisation_images_are_not_trained_alone(tmp_path: Path, make_pictures, load_toml) -> None:
+    _make_bare_folders(tmp_path, make_pictures)
+    with pytest.raises(UserError, match=r"^datasets\[0\] has regularisation pictures only"):
+        load_toml(SUBSETS + REGULARISATION)
+
+
+def test_a_folder_that_is_not_there_stays_an_error_beside_others(tmp_path, make_pictures, load_toml) -> None:
+    _make_bare_folders(tmp_path, make_pictures)
+    with pytest.raises(UserError, match=r"^datasets\[0\]\.subsets\[1\]: image_dir .*gone does not exist"):
+        load_toml(SUBSETS.replace("outer", "gone") + FULL)
+
+
+def test_concept_folders_without_images_are_left_out_beside_others(tmp_path, make_pictures, caplog) -> None:
+    make_pictures("train/1_cat/inner", 1)
+    make_pictures("train/2_dog", 3)
+    (tmp_path / "reg" / "1_animal").mkdir(parents=True)
+    folders = {"train_data_dir": str(tmp_path / "train"), "reg_data_dir": str(tmp_path / "reg")}
+    with caplog.at_level(logging.WARNING):
+        data = load_training_data(DatasetOptions(**folders, resolution=(64, 64)))
+    assert [subset.folder_name for subset in data.datasets[0].config.subsets] == ["2_dog"]
+    assert data.num_items == 6
+    assert ["1_cat" in caplog.messages[0], "1_animal" in caplog.messages[1]] == [True, True]
+    assert "its folder inner holds pictures: move them up into it" in caplog.messages[0]
+
+
 def test_folders_beside_a_dataset_config_are_ignored_with_a_warning(load_toml, make_pictures, caplog) -> None:
     make_pictures("a", 1, caption="x")
     with caplog.at_level(logging.WARNING):
         data = load_toml(
-            "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'", train_data_dir="elsewhere"
-        )
-    assert data.num_items == 1
-    assert "--train_data_dir is ignored" in caplog.text
+            "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'\nalpha_mask = true",
+            train_data_dir="elsewhere", conditioning_data_dir="masks",
+        )  # fmt: skip
+    assert [record.mask_path for record in data.datasets[0].records] == [None]
+    assert "--train_data_dir is ignored" in caplog.text and "--conditioning_data_dir is ignored" in caplog.text

@@ -14,7 +14,7 @@ from library.training.dataset_metadata import dataset_entries
 DATASET = {
     "is_dreambooth": bool, "batch_size_per_device": int, "num_train_images": int, "num_reg_images": int,
     "resolution": list, "enable_bucket": bool, "min_bucket_reso": int, "max_bucket_reso": int, "tag_frequency": dict,
-    "bucket_info": dict, "resize_interpolation": type(None), "subsets": list,
+    "bucket_info": dict, "resize_interpolation": type(None), "skip_image_resolution": type(None), "subsets": list,
 }  # fmt: skip
 SUBSET = {
     "img_count": int, "num_repeats": int, "color_aug": bool, "flip_aug": bool, "random_crop": bool,
@@ -94,6 +94,7 @@ def test_what_is_said_of_a_subset_is_what_its_user_wrote(folder):
         """
         [[datasets]]
         resolution = 64
+        skip_image_resolution = [64, 32]
         [[datasets.subsets]]
         image_dir = "cat"
         color_aug = true
@@ -125,7 +126,7 @@ def test_what_is_said_of_a_subset_is_what_its_user_wrote(folder):
         "resize_interpolation": "area", "alpha_mask": True, "custom_attributes": {"artist": "me", "on": "2020-01-02"},
     }  # fmt: skip
     assert {key: subset[key] for key in expected} == expected
-    assert dataset["resize_interpolation"] == "area"
+    assert (dataset["resize_interpolation"], dataset["skip_image_resolution"]) == ("area", [64, 32])
 
 
 def test_datasets_of_metadata_files_are_named_by_them(folder):
