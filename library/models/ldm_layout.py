@@ -16,39 +16,17 @@ from library.models import ldm_text, ldm_unet, ldm_vae
 from library.models.checkpoint_files import WeightFile
 from library.models.lazy_tensors import LazyTensors, renamed
 from library.models.ldm_keys import Place, Section, rename_key, section_of
+from library.models.model_kinds import is_v2, usual_keys
 from library.models.model_parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
 from library.models.module_weights import fill_module, lacking_keys_error, surplus_keys_error
 from library.models.unshown_config import unshown_config
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_WRAPPERS = ("state_dict.", "model.", "module.")  # what programs put in front of all keys
-_TEXT_FRONT = "cond_stage_model."
-_BARE_TEXT = (ldm_text.PREFIX_V1 + ldm_text.OPTIONAL_LEVEL).removeprefix(_TEXT_FRONT)
-
-
-def is_v1(keys: Mapping[str, Any]) -> bool:
-    """Whether these are the keys of an SD 1.x file, or the larger part of one."""
-    return _has_unet(keys) and any(key.startswith(ldm_text.PREFIX_V1) for key in keys)
-
-
-def is_v2(keys: Mapping[str, Any]) -> bool:
-    """Whether these are the keys of an SD 2.x file, or the larger part of one."""
-    return _has_unet(keys) and any(key.startswith(ldm_text.PREFIX_V2) for key in keys)
-
-
-def _has_unet(keys: Mapping[str, Any]) -> bool:
-    return any(key.startswith(ldm_unet.PREFIX) for key in keys)
-
 
 def unwrapped(file: WeightFile) -> WeightFile:
     """The file with the usual keys, where the program that saved it put something in front of them, or left it out."""
-    names = {key: key for key in file.tensors}
-    for front in _WRAPPERS:
-        if not _has_unet(names) and any(key.startswith(front + ldm_unet.PREFIX) for key in names):
-            names = {key.removeprefix(front): key for key in file.tensors}
-    if not any(key.startswith(_TEXT_FRONT) for key in names):
-        names = {_TEXT_FRONT + key if key.startswith(_BARE_TEXT) else key: old for key, old in names.items()}
+    names = usual_keys(file.tensors)
     return file if list(names) == list(file.tensors) else replace(file, tensors=renamed(file.tensors, names))
 
 

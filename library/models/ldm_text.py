@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from library.models.ldm_keys import Place, Section, rename_key
+from library.models.model_kinds import TEXT_PREFIX_V1, TEXT_PREFIX_V2
 
-PREFIX_V1 = "cond_stage_model.transformer."
-PREFIX_V2 = "cond_stage_model.model."
+PREFIX_V1 = TEXT_PREFIX_V1
+PREFIX_V2 = TEXT_PREFIX_V2
 PART = "text encoder"
 OPTIONAL_LEVEL = "text_model."  # present or not in SD 1.x files
 NOT_USED_V1 = ("embeddings.position_ids", "text_projection", "logit_scale")

@@ -12,8 +12,9 @@ from typing import Any
 
 from library.cli.errors import UserError
 from library.models.ldm_keys import Section, norm_groups
+from library.models.model_kinds import UNET_PREFIX
 
-PREFIX = "model.diffusion_model."
+PREFIX = UNET_PREFIX
 PART = "U-Net"
 
 _RESNET = {

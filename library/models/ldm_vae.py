@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from library.models.ldm_keys import Section, norm_groups
+from library.models.model_kinds import VAE_PREFIX
 
-PREFIX = "first_stage_model."
+PREFIX = VAE_PREFIX
 PART = "VAE"
 TRAINING_ONLY = ("loss.", "model_ema.")  # keys of the VAE's own training that some files still hold
 

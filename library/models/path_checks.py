@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from library.cli.errors import UserError
+from library.models.model_kinds import OtherKind, has_vae, kind_of_folder, kind_of_keys
 from library.models.options import ModelOptions
 from library.models.safetensors_header import HeaderError, read_header
 
@@ -34,6 +35,7 @@ FLAG = "--pretrained_model_name_or_path"
 VAE_FLAG = "--vae"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _DOWNLOAD_AGAIN = "copy or download it again"
+_KNOWN = "this program knows Stable Diffusion 1.x and 2.x: give a model of these"
 
 
 def model_problems(options: ModelOptions) -> list[UserError]:
@@ -43,20 +45,65 @@ def model_problems(options: ModelOptions) -> list[UserError]:
     that it is required; what may be a name on the Hub is left to loading.
     """
     problems = []
-    for flag, path, folder_problems in (
-        (FLAG, options.pretrained_model_name_or_path, _folder_problems),
-        (VAE_FLAG, options.vae, lambda folder: []),
-    ):
-        if path is not None:
-            problems += _path_problems(flag, path, folder_problems)
+    model, vae = options.pretrained_model_name_or_path, options.vae
+    if model is not None:
+        problems += _path_problems(FLAG, model, _folder_problems, _kind_problem)
+    if vae is not None:
+        problems += _path_problems(VAE_FLAG, vae, lambda folder: [], _vae_problem)
     return problems
 
 
-def _path_problems(flag: str, path: str, folder_problems: Callable[[Path], list[UserError]]) -> list[UserError]:
+def other_family(path: str) -> str | None:
+    """The name of the model family at `path` where it is not Stable Diffusion 1.x or 2.x, as far as names in it tell.
+
+    None for Stable Diffusion 1.x and 2.x, for what is no whole model, and where it cannot be told at once: pickles,
+    names on the Hub, files that are damaged.
+    """
+    kind = _other_kind(Path(path))
+    return None if kind is None else kind.family
+
+
+def _other_kind(path: Path) -> OtherKind | None:
+    if path.is_dir():
+        return kind_of_folder(path)
+    keys = _safetensors_keys(path)
+    return None if keys is None else kind_of_keys(keys)
+
+
+def _safetensors_keys(path: Path) -> Collection[str] | None:
+    """The names of the tensors of a whole .safetensors file; None for other files."""
+    if path.suffix.lower() != SAFETENSORS_ENDING:
+        return None
+    try:
+        return read_header(path).tensors
+    except (HeaderError, OSError):
+        return None
+
+
+def _kind_problem(flag: str, path: Path) -> UserError | None:
+    kind = _other_kind(path)
+    return None if kind is None else UserError(f"{flag} {path} is {kind.phrase}", _KNOWN)
+
+
+def _vae_problem(flag: str, path: Path) -> UserError | None:
+    keys = _safetensors_keys(path)
+    if keys is None or has_vae(keys):
+        return None
+    return UserError(f"{flag} {path} holds no VAE", "give a VAE, or a Stable Diffusion model with one")
+
+
+def _path_problems(
+    flag: str,
+    path: str,
+    folder_problems: Callable[[Path], list[UserError]],
+    kind_problem: Callable[[str, Path], UserError | None],
+) -> list[UserError]:
     if Path(path).is_dir():
         return folder_problems(Path(path))
     if Path(path).is_file():
-        return _file_problems(flag, Path(path))
+        problems = _file_problems(flag, Path(path))
+        problem = None if problems else kind_problem(flag, Path(path))
+        return problems if problem is None else [problem]
     if is_hub_id(path):
         return []
     return [UserError(f"{flag} {path}: there is no such file or folder", "check the path")]
@@ -106,6 +153,9 @@ def weight_file_problem(path: Path) -> str | None:
 
 
 def _folder_problems(folder: Path) -> list[UserError]:
+    problem = _kind_problem(FLAG, folder)
+    if problem is not None:
+        return [problem]
     if not (folder / "model_index.json").is_file() and not (folder / "unet").is_dir():
         return [
             UserError(

@@ -14,6 +14,7 @@ from library.models.diffusers_folder import DiffusersFolder
 from library.models.family import ModelFamily
 from library.models.hub import local_path
 from library.models.inspection import Inspection, count_tensors
+from library.models.model_kinds import kind_of_folder, kind_of_keys
 from library.models.options import ModelOptions, PromptOptions
 from library.models.path_checks import FLAG, model_problems
 
@@ -37,24 +38,6 @@ FAMILIES = (
         stable_diffusion.load,
         stable_diffusion_inspection.inspect,
     ),
-)
-
-# beginnings of keys in single files that are something else, and what
-_OTHER_KINDS = (
-    ("conditioner.embedders.", "Stable Diffusion XL"),
-    ("model.diffusion_model.joint_blocks.", "Stable Diffusion 3"),
-    ("model.diffusion_model.double_blocks.", "FLUX"),
-    ("double_blocks.", "FLUX"),
-    ("lora_", "an adapter (LoRA), not a whole model"),
-    ("control_model.", "a ControlNet"),
-    ("model.diffusion_model.", "a U-Net without a text encoder"),
-    ("first_stage_model.", "a VAE alone"),
-    ("encoder.down.", "a VAE alone"),
-    ("encoder.down_blocks.", "a VAE alone"),
-    ("down_blocks.", "a U-Net alone, part of a Diffusers folder"),
-    ("text_model.", "a text encoder alone"),
-    ("emb_params", "a textual inversion embedding"),
-    ("string_to_param", "a textual inversion embedding"),
 )
 
 
@@ -98,10 +81,7 @@ def inspect_model(path: str) -> Inspection:
 
 def _what_else(source: ModelSource) -> str:
     if isinstance(source, WeightFile):
-        for beginning, kind in _OTHER_KINDS:
-            if any(key.startswith(beginning) for key in source.tensors):
-                return f"the file is {kind}"
-        keys = ", ".join(list(source.tensors)[:3])
-        return f"not a model of a known family; it lacks the keys model.diffusion_model.*, and has {keys}, ..."
-    pipeline = source.read_json("model_index.json").get("_class_name") if source.has("model_index.json") else None
-    return f"a model for {pipeline}, which is not known" if pipeline else "not a model of a known family"
+        kind = kind_of_keys(source.tensors)
+        return "not a model of a known family" if kind is None else f"the file is {kind.phrase}"
+    kind = kind_of_folder(source.path)
+    return "not a model of a known family" if kind is None else f"the folder holds {kind.phrase}"

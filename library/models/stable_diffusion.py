@@ -22,6 +22,7 @@ from library.models.diffusers_folder import DiffusersFolder, load_folder
 from library.models.family import AdapterRoots, Conditioning
 from library.models.float8_weights import store_in_float8
 from library.models.layer_conditioning import LayerConditioning, cross_attention_layers
+from library.models.model_kinds import is_stable_diffusion_folder, is_v1, is_v2
 from library.models.model_parts import ModelParts
 from library.models.model_saving import SavedModel, save_model
 from library.models.new_word import NewWord
@@ -328,9 +329,8 @@ def _fingerprint(module: nn.Module) -> str:
 def detect(source: ModelSource) -> bool:
     """Whether a folder or file is a Stable Diffusion 1.x or 2.x model, or the larger part of one."""
     if isinstance(source, WeightFile):
-        return ldm_layout.is_v1(source.tensors) or ldm_layout.is_v2(source.tensors)
-    others = ("text_encoder_2", "transformer", "prior", "image_encoder")
-    return all(source.has(part) for part in ("unet", "vae", "text_encoder")) and not any(map(source.has, others))
+        return is_v1(source.tensors) or is_v2(source.tensors)
+    return is_stable_diffusion_folder(source.path)
 
 
 def load(

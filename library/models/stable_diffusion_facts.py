@@ -11,9 +11,9 @@ import torch
 
 from library.cli.errors import UserError
 from library.diffusion.schedule import rescale_to_zero_terminal_snr
-from library.models import ldm_layout
 from library.models.checkpoint_files import WeightFile
 from library.models.diffusers_folder import DiffusersFolder
+from library.models.model_kinds import is_v2
 from library.models.options import ModelOptions
 from library.models.unshown_config import unshown_config
 
@@ -60,7 +60,7 @@ def facts_of_file(file: WeightFile) -> ModelFacts:
     scheduler = unshown_config(file.metadata, "scheduler", str(file.path))
     for told in (scheduler.get("prediction_type"), file.metadata.get("modelspec.prediction_type")):
         shown = _PREDICTION_NAMES.get(str(told), shown)
-    return ModelFacts(str(file.path), ldm_layout.is_v2(file.tensors), shown, scheduler)
+    return ModelFacts(str(file.path), is_v2(file.tensors), shown, scheduler)
 
 
 def check_flags(facts: ModelFacts, options: ModelOptions) -> None:

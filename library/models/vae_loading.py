@@ -15,10 +15,9 @@ from library.models.diffusers_folder import DiffusersFolder, load_part, vae_name
 from library.models.hub import local_path
 from library.models.lazy_tensors import renamed
 from library.models.ldm_keys import section_of
+from library.models.model_kinds import DIFFUSERS_VAE_MARK, PLAIN_VAE_MARK
 from library.models.path_checks import VAE_FLAG
 from library.models.unshown_config import unshown_config
-
-_DIFFUSERS_MARK = "encoder.down_blocks."
 
 
 def load_vae(path: str) -> AutoencoderKL:
@@ -57,8 +56,8 @@ def _of_file(file: WeightFile) -> AutoencoderKL:
     if any(key.startswith(ldm_vae.PREFIX) for key in file.tensors):
         unshown = unshown_config(file.metadata, "vae", str(file.path))
         return ldm_layout.load_vae(section(file.tensors, ldm_vae.PREFIX), unshown)
-    if any(key.startswith(_DIFFUSERS_MARK) for key in file.tensors):
+    if any(key.startswith(DIFFUSERS_VAE_MARK) for key in file.tensors):
         return ldm_layout.load_diffusers_vae(section(renamed(file.tensors, vae_names(file.tensors)), ""))
-    if any(key.startswith("encoder.down.") for key in file.tensors):
+    if any(key.startswith(PLAIN_VAE_MARK) for key in file.tensors):
         return ldm_layout.load_vae(section(file.tensors, ""))
     raise UserError(f"{VAE_FLAG} {file.path} holds no VAE", "give a VAE, or a Stable Diffusion model with one")

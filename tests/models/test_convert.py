@@ -236,7 +236,8 @@ def test_what_a_file_holds_beside_the_model_is_told(tiny_v1, tmp_path, capsys):
         ({"first_stage_model.encoder.conv_in.weight": torch.ones(1)}, "a VAE alone"),
         ({"encoder.down_blocks.0.resnets.0.norm1.weight": torch.ones(1)}, "a VAE alone"),
         ({"emb_params": torch.ones(2, 64)}, "a textual inversion embedding"),
-        ({"conditioner.embedders.0.weight": torch.ones(1)}, "Stable Diffusion XL"),
+        ({"conditioner.embedders.0.weight": torch.ones(1)}, "a Stable Diffusion XL model"),
+        ({"double_blocks.0.img_attn.proj.weight": torch.ones(1)}, "a FLUX model"),
     ],
 )
 def test_a_file_of_another_kind_is_called_what_it_is(tmp_path, capsys, tensors, kind):

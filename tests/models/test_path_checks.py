@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from library.models.options import ModelOptions
-from library.models.path_checks import model_problems
+from library.models.path_checks import model_problems, other_family
 
 FLAG = "--pretrained_model_name_or_path"
 
@@ -21,8 +21,13 @@ def problems_of(path: Path) -> list[str]:
     return [str(problem) for problem in model_problems(ModelOptions(str(path)))]
 
 
-def write_safetensors(path: Path, *, data: bytes = b"\0" * 16) -> bytes:
-    header = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+SD_KEYS = ("model.diffusion_model.out.2.bias", "cond_stage_model.transformer.text_model.final_layer_norm.bias")
+
+
+def write_safetensors(path: Path, *, keys: tuple[str, ...] = SD_KEYS[:1], data: bytes = b"\0" * 16) -> bytes:
+    """A file of one tensor of 16 bytes, and empty ones."""
+    entries = {key: {"dtype": "F32", "shape": [0], "data_offsets": [16, 16]} for key in keys[1:]}
+    header = json.dumps({keys[0]: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}, **entries}).encode()
     contents = struct.pack("<Q", len(header)) + header + data
     path.write_bytes(contents)
     return contents
@@ -69,7 +74,7 @@ def test_an_empty_file_is_called_empty(tmp_path, ending):
 
 
 def test_a_whole_safetensors_file_is_fine(tmp_path):
-    write_safetensors(tmp_path / "model.safetensors")
+    write_safetensors(tmp_path / "model.safetensors", keys=SD_KEYS)
     assert problems_of(tmp_path / "model.safetensors") == []
 
 
@@ -128,9 +133,108 @@ def test_missing_weights_of_a_part_name_what_was_looked_for(folder_v1, tmp_path)
     assert "no weights in unet/" in problem and "diffusion_pytorch_model.fp16.safetensors" in problem
 
 
-def test_nothing_heavy_is_imported_for_these_checks():
+# ---- whole files and folders of other things
+
+
+def test_a_file_of_another_family_is_told_with_the_other_mistakes(tmp_path):
+    path = tmp_path / "xl.safetensors"
+    write_safetensors(path, keys=("conditioner.embedders.0.transformer.weight", "model.diffusion_model.out.2.bias"))
+    (problem,) = model_problems(ModelOptions(str(path)))
+    assert problem.message == f"{FLAG} {path} is a Stable Diffusion XL model"
+    assert "Stable Diffusion 1.x and 2.x" in problem.hint
+    assert other_family(str(path)) == "Stable Diffusion XL"
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("lora_unet_mid_block_attentions_0.alpha", "is an adapter (LoRA), not a whole model"),
+        ("first_stage_model.encoder.conv_in.weight", "is a VAE alone"),
+        ("encoder.down_blocks.0.resnets.0.norm1.weight", "is a VAE alone"),
+        ("model.diffusion_model.out.2.bias", "is a U-Net without a text encoder"),
+        ("down_blocks.0.resnets.0.norm1.weight", "is a U-Net alone"),
+        ("anything", "is not a model of a known family; it lacks the keys model.diffusion_model.*, and has anything"),
+    ],
+)
+def test_a_file_that_is_no_whole_model_is_told_from_its_header(tmp_path, key, words):
+    path = tmp_path / "some.safetensors"
+    write_safetensors(path, keys=(key,))
+    (problem,) = problems_of(path)
+    assert f"{FLAG} {path} {words}" in problem
+    assert other_family(str(path)) is None  # which is for whole models
+
+
+def make_folder(folder: Path, pipeline: str | None, *parts: str) -> Path:
+    for part in parts:
+        (folder / part).mkdir(parents=True)
+    if pipeline is not None:
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "parts", "family"),
+    [
+        ("StableDiffusionXLPipeline", ("unet", "vae", "text_encoder", "text_encoder_2"), "Stable Diffusion XL"),
+        ("StableDiffusionXLImg2ImgPipeline", ("unet", "vae", "text_encoder_2"), "Stable Diffusion XL"),  # the refiner
+        (None, ("unet", "vae", "text_encoder", "text_encoder_2"), "Stable Diffusion XL"),
+        ("StableDiffusion3Pipeline", ("transformer", "vae", "text_encoder", "text_encoder_3"), "Stable Diffusion 3"),
+        ("FluxPipeline", ("transformer", "vae", "text_encoder", "text_encoder_2"), "FLUX"),
+        ("Lumina2Pipeline", ("transformer", "vae", "text_encoder"), "Lumina"),
+        ("KolorsPipeline", ("unet", "vae", "text_encoder"), "Kolors"),  # which has the same parts
+    ],
+)
+def test_a_folder_of_another_family_is_one_mistake(tmp_path, pipeline, parts, family):
+    folder = make_folder(tmp_path / "model", pipeline, *parts)
+    (problem,) = model_problems(ModelOptions(str(folder)))
+    assert problem.message == f"{FLAG} {folder} is a {family} model"
+    assert other_family(str(folder)) == family
+
+
+def test_a_folder_for_a_pipeline_that_is_not_known_is_told_with_its_name(tmp_path):
+    folder = make_folder(tmp_path / "model", "MusicPipeline", "transformer")
+    (problem,) = problems_of(folder)
+    assert "MusicPipeline" in problem
+    folder = make_folder(tmp_path / "unnamed", None, "transformer")
+    (folder / "model_index.json").write_text("[]")
+    (problem,) = problems_of(folder)
+    assert "with a transformer in the place of the U-Net" in problem
+
+
+@pytest.mark.parametrize("pipeline", ["StableDiffusionInpaintPipeline", "LatentConsistencyModelPipeline", None])
+def test_stable_diffusion_under_another_pipelines_name_is_left_to_its_parts(folder_v1, tmp_path, pipeline):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder_v1, copy)
+    (copy / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    assert problems_of(copy) == [] and other_family(str(copy)) is None
+
+
+def test_what_cannot_be_told_at_once_is_left_to_loading(tmp_path, monkeypatch, file_v1, file_v2):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.ckpt").write_bytes(b"x")
+    (tmp_path / "cut.safetensors").write_bytes(b"x" * 9)
+    for path in (tmp_path / "model.ckpt", tmp_path / "cut.safetensors", "someone/some-model", file_v1, file_v2):
+        assert other_family(str(path)) is None
+    assert problems_of(file_v1) == problems_of(file_v2) == []
+
+
+def test_a_vae_is_looked_for_in_what_the_flag_names(folder_v1, tmp_path):
+    path = tmp_path / "some.safetensors"
+    for key, has_vae in (("first_stage_model.a", True), ("encoder.down.0.a", True), ("lora_unet.alpha", False)):
+        write_safetensors(path, keys=(key,))
+        problems = model_problems(ModelOptions(str(folder_v1), vae=str(path)))
+        assert [problem.message for problem in problems] == [] if has_vae else [f"--vae {path} holds no VAE"]
+
+
+def test_nothing_heavy_is_imported_for_these_checks(file_v1):
     heavy = "('torch', 'numpy', 'diffusers')"
-    code = f"import sys, library.models.path_checks; print([m for m in {heavy} if m in sys.modules])"
+    code = (
+        "import sys; from library.models.path_checks import model_problems, other_family;"
+        "from library.models.options import ModelOptions;"
+        f"print(model_problems(ModelOptions(sys.argv[1])), [m for m in {heavy} if m in sys.modules])"
+    )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file_v1)], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[] []"

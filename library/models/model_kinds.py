@@ -1,0 +1,176 @@
+"""What a model is, told from the names in it: Stable Diffusion 1.x, 2.x, or something else. Standard library only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+# of single files in the Stability layout
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+TEXT_PREFIX = "cond_stage_model."
+TEXT_PREFIX_V1 = "cond_stage_model.transformer."
+TEXT_PREFIX_V2 = "cond_stage_model.model."
+DIFFUSERS_VAE_MARK = "encoder.down_blocks."
+PLAIN_VAE_MARK = "encoder.down."
+
+_WRAPPERS = ("state_dict.", "model.", "module.")  # what programs put in front of all keys
+_BARE_TEXT = "transformer.text_model."
+_PARTS = ("unet", "vae", "text_encoder")
+_OTHER_PARTS = ("text_encoder_2", "transformer", "prior", "image_encoder")
+_MODEL_INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class OtherKind:
+    """What is not a Stable Diffusion 1.x or 2.x model: a phrase, and the family's name where it is another family."""
+
+    phrase: str
+    family: str | None = None
+
+
+def usual_keys(keys: Iterable[str]) -> dict[str, str]:
+    """The keys that Stable Diffusion files usually have -> those given, which may have something before them."""
+    names = {key: key for key in keys}
+    for front in _WRAPPERS:
+        if not _has(names, UNET_PREFIX) and _has(names, front + UNET_PREFIX):
+            names = {key.removeprefix(front): old for key, old in names.items()}
+    if not _has(names, TEXT_PREFIX):
+        names = {TEXT_PREFIX + key if key.startswith(_BARE_TEXT) else key: old for key, old in names.items()}
+    return names
+
+
+def is_v1(keys: Collection[str]) -> bool:
+    """Whether these are the usual keys of an SD 1.x file, or the larger part of one."""
+    return _has(keys, UNET_PREFIX) and _has(keys, TEXT_PREFIX_V1)
+
+
+def is_v2(keys: Collection[str]) -> bool:
+    """Whether these are the usual keys of an SD 2.x file, or the larger part of one."""
+    return _has(keys, UNET_PREFIX) and _has(keys, TEXT_PREFIX_V2)
+
+
+def has_vae(keys: Collection[str]) -> bool:
+    """Whether a file with these keys holds a VAE, with others or alone."""
+    return _has(keys, VAE_PREFIX, DIFFUSERS_VAE_MARK, PLAIN_VAE_MARK)
+
+
+def is_stable_diffusion_folder(folder: Path) -> bool:
+    """Whether a Diffusers folder has the parts of Stable Diffusion 1.x and 2.x, and none that other models have."""
+    return all((folder / part).exists() for part in _PARTS) and not any((folder / p).exists() for p in _OTHER_PARTS)
+
+
+def kind_of_keys(keys: Collection[str]) -> OtherKind | None:
+    """What a file with these keys is where it is no Stable Diffusion 1.x or 2.x model; None where it is one."""
+    usual = usual_keys(keys)
+    if is_v1(usual) or is_v2(usual):
+        return None
+    if any(mark in key for key in keys for mark in _ADAPTER_MARKS):
+        return _ADAPTER
+    for signs, kind in _SIGNS:
+        if _has(usual, *signs):
+            return kind
+    first = ", ".join(list(keys)[:3])
+    return OtherKind(f"not a model of a known family; it lacks the keys {UNET_PREFIX}*, and has {first}, ...")
+
+
+def kind_of_folder(folder: Path) -> OtherKind | None:
+    """What a Diffusers folder is where it is no Stable Diffusion 1.x or 2.x model; None where it is one, or unknown."""
+    pipeline = _pipeline(folder)
+    for beginning, family in _PIPELINES:
+        if pipeline.startswith(beginning):
+            return _family(family)
+    if is_stable_diffusion_folder(folder):
+        return None
+    if (folder / "unet").is_dir() and (folder / "text_encoder_2").is_dir():
+        return _family("Stable Diffusion XL")
+    if pipeline and not pipeline.startswith("StableDiffusion"):
+        return OtherKind(f"a model for {pipeline}, which is not known")
+    if (folder / "transformer").is_dir():
+        return OtherKind("a model with a transformer in the place of the U-Net")
+    return None
+
+
+def _has(keys: Iterable[str], *beginnings: str) -> bool:
+    return any(key.startswith(beginnings) for key in keys)
+
+
+def _pipeline(folder: Path) -> str:
+    """The name of the pipeline that a folder says it is for; empty where it says none that can be read."""
+    try:
+        index = json.loads((folder / _MODEL_INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(index.get("_class_name") or "") if isinstance(index, dict) else ""
+
+
+def _family(name: str) -> OtherKind:
+    return OtherKind(f"{'an' if name.startswith('A') else 'a'} {name} model", name)
+
+
+def _in_front(*beginnings: str) -> tuple[str, ...]:
+    """Beginnings of a network's keys, by itself and in a file of a whole model."""
+    return tuple(front + beginning for beginning in beginnings for front in ("", UNET_PREFIX))
+
+
+_ADAPTER = OtherKind("an adapter (LoRA), not a whole model")
+_ADAPTER_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora.down.", ".hada_w1_a", ".lokr_w1")
+_EMBEDDING = OtherKind("a textual inversion embedding")
+_VAE = OtherKind("a VAE alone")
+_TEXT_ENCODER = OtherKind("a text encoder alone")
+_CONTROL_NET = OtherKind("a ControlNet")
+# beginnings of keys in files of other kinds; the first that is found tells, so that what is special stands first
+_SIGNS: tuple[tuple[tuple[str, ...], OtherKind], ...] = (
+    (("lora_", "lycoris_"), _ADAPTER),
+    ((f"{UNET_PREFIX}input_blocks.1.0.time_stack.",), _family("Stable Video Diffusion")),
+    (("conditioner.embedders.",), _family("Stable Diffusion XL")),
+    (_in_front("joint_blocks."), _family("Stable Diffusion 3")),
+    (_in_front("txt_in.individual_token_refiner."), _family("HunyuanVideo")),
+    (_in_front("distilled_guidance_layer."), _family("Chroma")),
+    (_in_front("single_stream_modulation."), _family("FLUX.2")),
+    (_in_front("early_stream_modulations."), _family("FLUX.3")),
+    (_in_front("double_stream_blocks."), _family("HiDream")),
+    (_in_front("double_blocks."), _family("FLUX")),
+    (_in_front("double_layers.0.attn.w1q."), _family("AuraFlow")),
+    (_in_front("layers.0.adaLN_modulation.0."), _family("Z-Image")),
+    (_in_front("cap_embedder."), _family("Lumina")),
+    (_in_front("blocks.0.cross_attn.q_linear."), _family("Sana")),
+    (_in_front("head.modulation"), _family("Wan")),
+    (_in_front("patchify_proj."), _family("LTX-Video")),
+    (("clip_txt_mapper.", "down_blocks.1.0.channelwise."), _family("Stable Cascade")),
+    (("control_model.", "controlnet_cond_embedding."), _CONTROL_NET),
+    (("down_blocks.0.motion_modules.",), OtherKind("a motion module (AnimateDiff)")),
+    ((UNET_PREFIX,), OtherKind("a U-Net without a text encoder")),
+    ((VAE_PREFIX, PLAIN_VAE_MARK, DIFFUSERS_VAE_MARK), _VAE),
+    (("down_blocks.",), OtherKind("a U-Net alone, part of a Diffusers folder")),
+    (("text_model.", "encoder.block.", TEXT_PREFIX), _TEXT_ENCODER),
+    (("emb_params", "string_to_param", "clip_g", "IN01"), _EMBEDDING),
+)
+# beginnings of the names of other families' pipelines in Diffusers
+_PIPELINES = (
+    ("StableDiffusionXL", "Stable Diffusion XL"),
+    ("StableDiffusion3", "Stable Diffusion 3"),
+    ("StableVideoDiffusion", "Stable Video Diffusion"),
+    ("StableCascade", "Stable Cascade"),
+    ("StableUnCLIP", "Stable unCLIP"),
+    ("Flux2", "FLUX.2"),
+    ("Flux3", "FLUX.3"),
+    ("Flux", "FLUX"),
+    ("Chroma", "Chroma"),
+    ("Lumina", "Lumina"),
+    ("ZImage", "Z-Image"),
+    ("AuraFlow", "AuraFlow"),
+    ("PixArt", "PixArt"),
+    ("Sana", "Sana"),
+    ("HunyuanDiT", "Hunyuan-DiT"),
+    ("HunyuanVideo", "HunyuanVideo"),
+    ("HunyuanImage", "HunyuanImage"),
+    ("HiDream", "HiDream"),
+    ("Kandinsky", "Kandinsky"),
+    ("Kolors", "Kolors"),
+    ("QwenImage", "Qwen-Image"),
+    ("Wan", "Wan"),
+    ("LTX", "LTX-Video"),
+)
