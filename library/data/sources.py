@@ -37,7 +37,7 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = Fal
     if not names:
         raise _no_pictures(subset, entries)
     pairs = _pair_with_captions(names, entries, subset.caption_extension)
-    other_endings = _other_endings(pairs, entries, subset.caption_extension)
+    other_endings = _other_endings(pairs, entries)
     del entries  # as large as all that is kept of the pictures
     scanned = scan_files(
         subset.image_dir, pairs, all_lines=subset.enable_wildcard, use_index=subset.cache_info, skip_bad=skip_bad
@@ -154,11 +154,10 @@ def _is_bad_picture(scanned: Scanned) -> bool:
     return any(isinstance(error, UnreadablePicture) for error in errors)
 
 
-def _other_endings(pairs: Sequence[Pair], entries: set[str], extension: str) -> list[str]:
-    """The other endings of caption files that pictures without one have beside them."""
+def _other_endings(pairs: Sequence[Pair], entries: set[str]) -> list[str]:
+    """The usual endings of caption files that lie beside pictures for which none was found."""
     stems = [_stem(name) for name, file in pairs if file is None]
-    others = [ending for ending in _CAPTION_ENDINGS if ending != extension]
-    return [ending for ending in others if any(stem + ending in entries for stem in stems)]
+    return [ending for ending in _CAPTION_ENDINGS if any(stem + ending in entries for stem in stems)]
 
 
 def _report_missing_captions(subset: SubsetConfig, pairs: Sequence[Pair], other_endings: Sequence[str]) -> None:

@@ -59,8 +59,15 @@ def test_images_of_at_most_that_area_are_left_out(folder, load_toml, size: str, 
 
 
 def test_the_table_says_nothing_of_it_where_it_is_off(folder, load_toml) -> None:
-    data = load_toml(TOML.replace("skip_image_resolution = {size}", "").replace("{{", "{").replace("}}", "}"))
+    data = load_toml(TOML.format(size="false"))
     assert data.num_items == len(SIZES) and not any("skip_image" in line for line in data.bucket_table())
+
+
+def test_a_run_can_be_resumed_with_it_where_it_leaves_nothing_out(folder, load_toml) -> None:
+    """States are compared by this digest, also those of versions that did not have the key."""
+    off, small = (load_toml(TOML.format(size=size)) for size in ("false", "[3071, 1]"))
+    assert small.datasets[0].num_skipped == 0 and small.digest() == off.digest()
+    assert load_toml(TOML.format(size="[3072, 1]")).digest() != off.digest()
 
 
 def test_one_folder_at_two_resolutions(folder, load_toml) -> None:

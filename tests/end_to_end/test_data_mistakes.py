@@ -35,6 +35,10 @@ BAD_INPUT = {
     "invalid JSON metadata": (METADATA.replace("meta.json", "broken.json"), ["broken.json", "line 2, column 8"]),
     "metadata of gone pictures": (METADATA.replace("meta.j", "gone.j"), ["2 pictures are not there: x, y.png"]),
     "no such metadata": (METADATA.replace("meta.json", "none.json"), ["metadata_file", "none.json does not exist"]),
+    "no image large enough": (
+        SUBSET.replace("= 64", "= 64\nskip_image_resolution = 2048"),
+        ["datasets[0]", "skip_image_resolution [2048, 2048] leaves nothing to train on"],
+    ),
     "regularisation alone": (SUBSET + "is_reg = true", ["datasets[0] has regularisation pictures only"]),
 }
 

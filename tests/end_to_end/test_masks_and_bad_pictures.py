@@ -75,3 +75,16 @@ def test_mask_pictures_weigh_the_loss_wherever_latents_lie(data_dir: Path, tmp_p
         losses[value] = logged(tmp_path / str(value))[0][1]
     assert losses[51] == pytest.approx(losses[255] / 5, rel=1e-5)
     assert losses[0] == 0 < losses[255]
+
+
+def test_masks_of_concept_folders_weigh_the_loss(data_dir: Path, tmp_path: Path) -> None:
+    (folder,) = data_dir.iterdir()
+    losses = {}
+    for value in (255, 51):
+        masks = tmp_path / f"masks{value}"
+        (masks / folder.name).mkdir(parents=True)
+        for path in folder.glob("*.png"):
+            Image.new("L", Image.open(path).size, value).save(masks / folder.name / path.name)
+        train(data_dir, tmp_path / str(value), conditioning_data_dir=masks, masked_loss=True, max_train_steps=1)
+        losses[value] = logged(tmp_path / str(value))[0][1]
+    assert losses[51] == pytest.approx(losses[255] / 5, rel=1e-5) and losses[255] > 0
