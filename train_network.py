@@ -24,7 +24,14 @@ def make_method(options: Options) -> AdapterNetwork:
 
 
 def train(argv: Sequence[str]) -> None:
-    run_script(TrainingScript("train_network.py", __doc__, OPTION_GROUPS, make_method), argv)
+    script = TrainingScript(
+        "train_network.py",
+        __doc__,
+        OPTION_GROUPS,
+        make_method,
+        ending_of=lambda options: f".{options[NetworkOptions].save_model_as}",
+    )
+    run_script(script, argv)
 
 
 if __name__ == "__main__":

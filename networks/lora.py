@@ -215,9 +215,19 @@ class LoRANetwork(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def load_weights(self, file: str | os.PathLike[str]) -> LoadInfo:
-        """Goes on from an adapter file. Raises UserError if its layers, ranks or shapes are not the network's."""
-        self.load_checked(load_adapter(file), str(file))
-        return LoadInfo(file=str(file), num_layers=len(self._modules))
+        """Goes on from an adapter file: layers that it has not begin new, as a warning says, and others are left out.
+
+        Raises UserError if it has no layer of the network, or ranks or shapes are not the network's.
+        """
+        weights, source = load_adapter(file), str(file)
+        in_file, own = set(ranks_and_alphas(weights, source)), {layer.name for layer in self.layers()}
+        if not in_file & own:
+            check_weights(weights, self.state_dict(), source)
+        fitting = {key: tensor for key, tensor in weights.items() if key.partition(".")[0] in own}
+        self.load_checked(fitting, source, partly=True)
+        if in_file != own:
+            logger.warning("%s: %s", source, _difference(in_file, own))
+        return LoadInfo(file=source, num_layers=len(in_file & own))
 
     def load_checked(self, weights: Mapping[str, torch.Tensor], source: str, partly: bool = False) -> None:
         """Loads weights after comparing names and shapes; `source` names them in errors, `partly` lets some be missing.
@@ -240,3 +250,23 @@ class LoRANetwork(nn.Module):
     ) -> None:
         """Writes the adapter file, all or nothing; `metadata` gets the `sshs_*` hashes and is not changed itself."""
         save_adapter(file, self.state_dict(), dtype, metadata)
+
+
+def _difference(in_file: set[str], own: set[str]) -> str:
+    """Which layers of a network a file has no weights for, and which layers of the file the network has not."""
+    parts = []
+    if own - in_file:
+        parts.append(f"it has no weights for {_counted(own - in_file)}, which begin new")
+    if in_file - own:
+        parts.append(f"its weights for {_counted(in_file - own)} are not used: this network has no such layers")
+    return "; ".join(parts)
+
+
+def _counted(names: set[str]) -> str:
+    """How many layers of which parts: "72 layers of the text encoder (lora_te_text_model_..., ...)"."""
+    texts = []
+    for part, start in (("text encoder", "lora_te"), ("U-Net", "lora_unet")):
+        found = sorted(name for name in names if name.startswith(start))
+        if found:
+            texts.append(f"{len(found)} layers of the {part} ({found[0]}{', ...' if len(found) > 1 else ''})")
+    return " and ".join(texts)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from library.cli.errors import UserError, nearest_name, raise_together
+from library.cli.foreign_options import says_something
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_DIM = 4
 _DEFAULT_CONV_ALPHA = 1.0
@@ -31,7 +35,12 @@ def parse_network_args(
     network_args: Mapping[str, Any],
 ) -> LoRAOptions:
     """Checks all values together; those of `network_args` may be strings. Raises UserError."""
-    errors: list[UserError] = [_unknown(name) for name in network_args if name not in _NETWORK_ARGS]
+    later = [name for name, value in network_args.items() if name in _LATER_ARGS and says_something(value)]
+    known = (*_NETWORK_ARGS, *_LATER_ARGS)
+    errors = [_unknown(name) for name in network_args if name not in known]
+    if later:
+        message = f"--network_args {', '.join(later)}: networks.lora does not implement this yet"
+        errors.append(UserError(message, hint="leave it out: the LoRA would be another than it asks for"))
 
     def read(flag: str, value: Any, parse: Callable[[Any], Any], default: Any) -> Any:
         if value is None:
@@ -46,18 +55,22 @@ def parse_network_args(
     alpha = read("--network_alpha", network_alpha, _alpha, None)
     dropout = read("--network_dropout", neuron_dropout, _probability, 0.0)
     values = {
-        name: read(f"{name} of --network_args", network_args.get(name), parse, None)
+        name: read(f"{name} of --network_args", _unless_off(network_args.get(name)), parse, None)
         for name, parse in _NETWORK_ARGS.items()
     }
     conv_dim, conv_alpha = values["conv_dim"], values["conv_alpha"]
-    if network_args.get("conv_alpha") is not None and network_args.get("conv_dim") is None:
-        errors.append(UserError("conv_alpha of --network_args does nothing alone", hint="give conv_dim as well"))
+    if conv_alpha is not None and _unless_off(network_args.get("conv_dim")) is None:
+        logger.warning("conv_alpha of --network_args does nothing without conv_dim")
     raise_together(errors)
     return LoRAOptions(dim, alpha, conv_dim, _DEFAULT_CONV_ALPHA if conv_alpha is None else conv_alpha, dropout)
 
 
+def _unless_off(value: Any) -> Any:
+    return value if says_something(value) else None
+
+
 def _unknown(name: str) -> UserError:
-    nearest = nearest_name(name, _NETWORK_ARGS)
+    nearest = nearest_name(name, (*_NETWORK_ARGS, *_LATER_ARGS))
     hint = f"did you mean {nearest}?" if nearest else f"networks.lora knows {', '.join(_NETWORK_ARGS)}"
     return UserError(f"--network_args: networks.lora has no argument {name!r}", hint=hint)
 
@@ -85,3 +98,9 @@ def _probability(value: Any) -> float:
 
 
 _NETWORK_ARGS: dict[str, Callable[[Any], Any]] = {"conv_dim": _rank, "conv_alpha": _alpha}
+# arguments that are documented for this network and not implemented yet; "off" values of theirs ask for nothing
+_LATER_ARGS = (
+    "rank_dropout", "module_dropout", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas",
+    "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold", "loraplus_lr_ratio",
+    "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio", "use_dora",
+)  # fmt: skip

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,13 @@ from library.cli.foreign_options import ForeignOptions, OtherFamily, says_someth
 from library.cli.options import OptionField, convert, option_fields
 from library.cli.toml_files import read_toml, toml_text
 
-logger = logging.getLogger(__name__)
+
+@dataclass
+class Findings:
+    """What reading the options has found: errors, and lines to warn of once it is known that the file fits at all."""
+
+    problems: list[UserError] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,9 @@ class FileValue:
 
 
 def read_config_file(
-    path: str, fields: Mapping[str, OptionField], foreign: ForeignOptions, problems: list[UserError]
+    path: str, fields: Mapping[str, OptionField], foreign: ForeignOptions, findings: Findings
 ) -> dict[str, FileValue]:
-    """The options in the file, by name; its tables are flattened. What is wrong is added to `problems`.
+    """The options in the file, by name; its tables are flattened. What is wrong is added to the `findings`.
 
     One warning names the keys of other programs that are not used. Raises `OtherFamily` for a file that is made for
     another model family.
@@ -40,7 +45,7 @@ def read_config_file(
     try:
         document = read_toml(path, "--config_file")
     except UserError as error:
-        problems.append(error)
+        findings.problems.append(error)
         return {}
     found = [FileValue(value, path, section, key) for section, key, value in _flatten(document)]
     by_spelling = {name: field for field in fields.values() for name in field.spellings}
@@ -49,16 +54,16 @@ def read_config_file(
     strangers = []
     for each in found:
         if each.key in by_spelling:
-            field = by_spelling[each.key]
-            if field.name not in given:
-                given[field.name] = each
-            elif not _is_same(field, given[field.name].value, each.value):
-                problems.append(_contradiction(given[field.name], each))
+            option = by_spelling[each.key]
+            if option.name not in given:
+                given[option.name] = each
+            elif not _is_same(option, given[option.name].value, each.value):
+                findings.problems.append(_contradiction(given[option.name], each))
         else:
             strangers.append(each)
-    unused = [name for each in strangers for name in _take_stranger(each, fields, given, foreign, problems)]
+    unused = [name for each in strangers for name in _take_stranger(each, fields, given, foreign, findings)]
     if unused:
-        logger.warning("%s: not used here: %s", path, ", ".join(unused))
+        findings.warnings.append(f"{path}: not used here: {', '.join(unused)}")
     return given
 
 
@@ -98,38 +103,38 @@ def _take_stranger(
     fields: Mapping[str, OptionField],
     given: dict[str, FileValue],
     foreign: ForeignOptions,
-    problems: list[UserError],
+    findings: Findings,
 ) -> Iterator[str]:
     """Carries out a key that is no option here, or yields how to name it among those that are not used."""
     target = foreign.renamed.get(each.key, "")
     if target in fields:
         if target not in given:
             given[target] = each
-            logger.warning("%s: %s = %r is taken as %s", each.file, each.key, each.value, target)
+            findings.warnings.append(f"{each.file}: {each.key} = {each.value!r} is read as {target}")
         elif not _is_same(fields[target], given[target].value, each.value):
-            problems.append(_contradiction(given[target], each))
+            findings.problems.append(_contradiction(given[target], each))
     elif foreign.arguments.get(each.key, "") in fields:
         if says_something(each.value):
-            _add_argument(each, foreign.arguments[each.key], given)
+            _add_argument(each, foreign.arguments[each.key], given, findings)
     elif foreign.knows(each.key):
         instead = foreign.instead_of(each.key, fields)
         if says_something(each.value):
             yield each.key if instead is None else f"{each.key} (here {instead})"
     else:
-        problems.append(unknown_option(each.key, fields, foreign, "{}", where=f"{each.file}: "))
+        findings.problems.append(unknown_option(each.key, fields, foreign, "{}", where=f"{each.file}: "))
 
 
-def _add_argument(each: FileValue, target: str, given: dict[str, FileValue]) -> None:
+def _add_argument(each: FileValue, target: str, given: dict[str, FileValue], findings: Findings) -> None:
     """Adds `key=value` to a list option, unless that has the key already."""
     earlier = given[target].value if target in given else []
     arguments = [earlier] if isinstance(earlier, str) else list(earlier)
     if any(str(argument).partition("=")[0].strip() == each.key for argument in arguments):
         return
     given[target] = FileValue([*arguments, f"{each.key}={each.value}"], each.file, each.section, target)
-    logger.warning(
-        "%s: %s = %r is carried out as an argument of --%s (the scripts that it was written for ignore it there)",
-        each.file, each.key, each.value, target,
-    )  # fmt: skip
+    findings.warnings.append(
+        f"{each.file}: {each.key} = {each.value!r} is carried out, as an argument of --{target}"
+        " (the scripts that it was written for ignore it there)"
+    )
 
 
 def unknown_option(
@@ -158,9 +163,9 @@ def write_config_file(target: str, groups: Iterable[Any]) -> str:
         raise UserError(f"--config_file {target} exists already", hint="name a new file, or delete that one first")
     document = {
         group.GROUP.lower().replace(" ", "_"): {
-            field.name: _toml_value(getattr(group, field.name))
-            for field in option_fields(type(group))
-            if getattr(group, field.name) is not None and not field.spec.secret
+            option.name: _toml_value(getattr(group, option.name))
+            for option in option_fields(type(group))
+            if getattr(group, option.name) is not None and not option.spec.secret
         }
         for group in groups
     }

@@ -2,8 +2,8 @@
 
 A field is declared with `option(...)`. Its annotation gives the type: `bool` (a flag without value), `int`, `float`,
 `str`, `tuple[str, ...]` (a list of values), each possibly `| None`. A dataclass has a `GROUP` class variable, the
-title under which its flags stand in `--help`, and may have a method `problems()` that yields a `UserError` for each
-contradiction between its fields.
+title under which its flags stand in `--help`, and may have two methods: `problems()` yields a `UserError` for each
+contradiction between its fields, `without_effect()` a line for each value that changes nothing beside the others.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class OptionSpec:
     takes_first: bool = False
     off: tuple[Any, ...] = ()
     inert: str | None = None
-    refused: str | None = None
+    refused: tuple[str, str] | None = None
     on_resume: Literal["listed", "kept", "same", "unimportant"] = "listed"
 
 
@@ -61,9 +61,9 @@ def option(default: Any = None, *, help: str, **details: Any) -> Any:
     `positional`: the value stands on the command line without a flag, in the order of declaration. `secret`: it is
     written nowhere. `takes_first`: of a list of values the first one counts. `off`: values that mean "not given",
     beside those of `OptionField.is_off`. `inert`: why a value is accepted and does nothing; one warning names all such
-    options of a run. `refused`: why any value but "off" is an error. `on_resume`: what a difference to the saved run
-    means when a run is resumed: it is "listed"; listed, with the saved value "kept" in force; an error, since the run
-    must be the "same"; or "unimportant".
+    options of a run. `refused`: why any value but "off" is an error, and what to do. `on_resume`: what a difference
+    to the saved run means when a run is resumed: it is "listed"; listed, with the saved value "kept" in force; an
+    error, since the run must be the "same"; or "unimportant".
     """
     spec = OptionSpec(help=help, **details)
     return dataclasses.field(default=default, metadata={"option": spec})

@@ -11,9 +11,9 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from library.cli.config_file import FileValue, read_config_file, unknown_option, write_config_file
-from library.cli.errors import UserError, UserErrors, raise_together
-from library.cli.foreign_options import ForeignOptions, OtherFamily
+from library.cli.config_file import FileValue, Findings, read_config_file, unknown_option, write_config_file
+from library.cli.errors import UserError, UserErrors, nearest_name, raise_together
+from library.cli.foreign_options import ForeignOptions
 from library.cli.options import OptionField, Problems, convert, option, option_fields
 
 T = TypeVar("T")
@@ -124,28 +124,32 @@ def parse_options(
     program: str,
     description: str,
     checks: Sequence[Callable[[Options], Problems]] = (),
+    screen: Callable[[Options], None] | None = None,
     foreign: ForeignOptions | None = None,
 ) -> Options:
     """Parses, converts and checks.
 
-    `checks` look at several groups, or at files; one that reads a group with problems of its own is left out. An
-    `OtherFamily` that one of them finds is raised alone, before the later ones run. `foreign`: what is known of the
+    `checks` look at several groups, or at files; one that reads a group with problems of its own is left out. `screen`
+    comes before them, and what it raises is said alone: everything else would mislead. `foreign`: what is known of the
     options of other programs. Raises `UserError` with everything that is wrong, or `OutputConfigWritten`.
     """
     groups, foreign = (*groups, ConfigFileOptions), foreign or ForeignOptions()
     fields = {field.name: field for owner in groups for field in option_fields(owner)}
-    problems: list[UserError] = []
+    found = Findings()
     parser = build_argument_parser(groups, program, description)
-    given: dict[str, Any] = _from_command_line(parser, argv, fields, foreign, problems)
+    given: dict[str, Any] = _from_command_line(parser, argv, fields, foreign, found)
     is_output = "output_config" in given
     if given.get("config_file") and not is_output:
         known = {name: field for name, field in fields.items() if field.owner is not ConfigFileOptions}
-        given = {**read_config_file(given["config_file"], known, foreign, problems), **given}
-    options, bad_names = _convert_all(given, groups, fields, problems, check_required=not is_output)
-    if is_output and not problems:
+        given = {**read_config_file(given["config_file"], known, foreign, found), **given}
+    options, bad_names = _convert_all(given, groups, fields, found, check_required=not is_output)
+    if screen is not None:
+        screen(options)
+    for warning in found.warnings:
+        logger.warning("%s", warning)
+    if is_output and not found.problems:
         _write_config(options)
-    problems += _run_checks(options, groups, bad_names, fields, checks)
-    raise_together(problems)
+    raise_together([*found.problems, *_run_checks(options, groups, bad_names, fields, checks)])
     return options
 
 
@@ -154,28 +158,28 @@ def _from_command_line(
     argv: Sequence[str],
     fields: Mapping[str, OptionField],
     foreign: ForeignOptions,
-    problems: list[UserError],
+    found: Findings,
 ) -> dict[str, Any]:
     has_positionals = any(field.spec.positional for field in fields.values())
     parse = parser.parse_known_intermixed_args if has_positionals else parser.parse_known_args
-    namespace, unknown = parse([_in_full(word, fields) for word in argv])
+    namespace, unknown = parse([_in_full(word, fields, found) for word in argv])
     after_flag = False
     for word in unknown:
         if word.startswith("--"):
-            problems.append(_unknown_flag(word.split("=")[0], fields, foreign))
+            found.problems.append(_unknown_flag(word.split("=")[0], fields, foreign))
             after_flag = True
         elif not after_flag:
-            problems.append(UserError(f"unexpected argument {word!r}", hint="every value follows its --option"))
+            found.problems.append(UserError(f"unexpected argument {word!r}", hint="every value follows its --option"))
     return vars(namespace)
 
 
-def _in_full(word: str, fields: Mapping[str, OptionField]) -> str:
+def _in_full(word: str, fields: Mapping[str, OptionField], found: Findings) -> str:
     """The word of a command line with its flag in full, where it begins that of one option alone, as argparse does."""
     flag, equals, value = word.partition("=")
     begun = _flags_begun(flag, fields)
     if len(begun) != 1 or begun == [flag]:
         return word
-    logger.info("%s is read as %s", flag, begun[0])
+    found.warnings.append(f"{flag} is read as {begun[0]}")
     return begun[0] + equals + value
 
 
@@ -200,7 +204,7 @@ def _convert_all(
     given: dict[str, Any],
     groups: Sequence[type],
     fields: dict[str, OptionField],
-    problems: list[UserError],
+    found: Findings,
     check_required: bool,
 ) -> tuple[Options, set[str]]:
     values: dict[str, Any] = {}
@@ -213,16 +217,18 @@ def _convert_all(
             values[name] = convert(field, value)
         except ValueError as error:
             bad_names.add(name)
-            problems.append(UserError(f"{_shown(field, raw)} is not valid", hint=f"give {error}"))
+            nearest = nearest_name(str(value), field.spec.choices or ())
+            hint = f"did you mean {nearest}?" if nearest else f"give {error}"
+            found.problems.append(UserError(f"{_shown(field, raw)} is not valid", hint=hint))
         if field.spec.takes_first and isinstance(value, (list, tuple)) and len(set(map(str, value))) > 1:
-            logger.warning("%s: the first value is used, this model has one such part", _shown(field, raw))
+            found.warnings.append(f"{_shown(field, raw)}: the first value is used")
     waived = {name for field in fields.values() if values.get(field.name) for name in field.spec.waives}
     for field in fields.values():
         if check_required and field.spec.required and field.name not in {*values, *bad_names, *waived}:
             bad_names.add(field.name)
-            problems.append(UserError(f"{field.flag} is missing", hint=f"it is required: {field.spec.help}"))
-    problems += _refusals(values, fields)
-    _warn_inert(values, fields)
+            found.problems.append(UserError(f"{field.flag} is missing", hint=f"it is required: {field.spec.help}"))
+    found.problems += _refusals(values, fields)
+    found.warnings += _inert(values, fields)
     built = []
     for owner in groups:
         names = {field.name for field in option_fields(owner)}
@@ -240,20 +246,21 @@ def _shown(field: OptionField, raw: Any) -> str:
 
 def _refusals(values: Mapping[str, Any], fields: Mapping[str, OptionField]) -> Iterator[UserError]:
     for name, value in values.items():
-        reason = fields[name].spec.refused
-        if reason is not None and value != fields[name].default:
-            yield UserError(f"{fields[name].flag} {reason}", hint="leave it out")
+        field = fields[name]
+        if field.spec.refused is not None and value != field.default:
+            reason, hint = field.spec.refused
+            yield UserError(f"{field.flag} {reason}", hint=hint)
 
 
-def _warn_inert(values: Mapping[str, Any], fields: Mapping[str, OptionField]) -> None:
-    """One warning for each reason for which options have no effect, which names them all."""
+def _inert(values: Mapping[str, Any], fields: Mapping[str, OptionField]) -> Iterator[str]:
+    """One line for each reason for which options have no effect, which names them all."""
     by_reason: dict[str, list[str]] = {}
     for name, value in values.items():
         reason = fields[name].spec.inert
         if reason is not None and value != fields[name].default:
             by_reason.setdefault(reason, []).append(fields[name].flag)
     for reason, flags in by_reason.items():
-        logger.warning("%s: %s", reason, ", ".join(flags))
+        yield f"{', '.join(flags)}: {reason}"
 
 
 class _OnlyValid(Options):
@@ -293,14 +300,15 @@ def _run_checks(
             found += own
             if own:
                 invalid.add(owner)
+        if owner not in invalid and hasattr(owner, "without_effect"):
+            for line in options[owner].without_effect():
+                logger.warning("%s", line)
     visible = _OnlyValid(options, invalid)
     for check in checks:
         try:
             found += check(visible)
         except _OnlyValid.Invalid:
             continue
-        except OtherFamily:
-            raise
         except UserErrors as errors:
             found += errors.errors
         except UserError as error:

@@ -30,10 +30,10 @@ class AdapterNetwork:
 
     learning_parts: frozenset[str] = frozenset()
     architecture_suffix = "/lora"
-    ending = ".safetensors"
 
     def __init__(self, options: NetworkOptions):
         self._options = options
+        self.ending = f".{options.save_model_as}"
         self._trains_unet = not options.network_train_text_encoder_only
         self.trains_text_encoders = not options.network_train_unet_only
         self._network: Any = None
@@ -63,7 +63,7 @@ class AdapterNetwork:
             return module.create_network(
                 1.0,
                 self._options.network_dim,
-                self._options.network_alpha,
+                self._options.alpha,
                 family.vae,
                 self._text_encoder,
                 self._unet,
@@ -131,7 +131,7 @@ class AdapterNetwork:
         entries = {
             "ss_network_module": options.network_module,
             "ss_network_dim": str(options.network_dim),
-            "ss_network_alpha": str(options.network_alpha),
+            "ss_network_alpha": str(options.alpha),
             "ss_network_dropout": str(options.network_dropout),
             "ss_unet_lr": str(options.unet_lr),
             "ss_text_encoder_lr": str(options.text_encoder_lr),
@@ -141,7 +141,8 @@ class AdapterNetwork:
         return entries
 
     def usage_hint(self, path: Path) -> str:
-        return f"load it in your image program as a LoRA, or in Diffusers: pipe.load_lora_weights({str(path)!r})"
+        in_diffusers = f", or in Diffusers: pipe.load_lora_weights({str(path)!r})"
+        return f"load it in your image program as a LoRA{in_diffusers if self.ending == '.safetensors' else ''}"
 
 
 def _import_module(name: str) -> ModuleType:

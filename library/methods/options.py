@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -9,11 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from library.cli.errors import UserError
-from library.cli.options import option
+from library.cli.errors import UserError, UserErrors
+from library.cli.options import NOT_YET, option
 from library.data.caption_templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from library.models.model_saving import FORMATS
 from library.models.vocabulary import is_one_token
+from library.training.key_value_args import pairs_in
+
+_LATER_NETWORKS = ("networks.dylora", "networks.lora_fa", "networks.oft", "networks.loha", "networks.lokr")
+_NETWORKS_OF_FAMILIES = {
+    "networks.lora_flux": "FLUX",
+    "networks.oft_flux": "FLUX",
+    "networks.lora_sd3": "Stable Diffusion 3",
+    "networks.lora_lumina": "Lumina",
+    "networks.lora_hunyuan_image": "HunyuanImage",
+    "networks.lora_anima": "Anima",
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,9 @@ class NetworkOptions:
         "networks.lora", help="Python module of the network", metavar="MODULE", on_resume="same"
     )
     network_dim: int = option(4, help="rank: more can learn more, and makes a larger file", minimum=1, on_resume="same")
-    network_alpha: float = option(1.0, help="the network's output is scaled by alpha / dim", above=0, on_resume="same")
+    network_alpha: float = option(
+        1.0, help="the network's output is scaled by alpha / dim; 0 stands for the dim", minimum=0, on_resume="same"
+    )
     network_dropout: float | None = option(help="share of the network's neurons left out in each step", minimum=0)
     network_args: tuple[str, ...] = option(
         (), help="arguments of the network module, each as key=value", on_resume="same"
@@ -38,11 +52,39 @@ class NetworkOptions:
     text_encoder_lr: float | None = option(
         help="learning rate of the text encoder's part (default: --learning_rate)",
         minimum=0,
+        takes_first=True,
         aliases=("learning_rate_te",),
         on_resume="kept",
     )
     network_train_unet_only: bool = option(False, help="train no part on the text encoder", on_resume="same")
     network_train_text_encoder_only: bool = option(False, help="train no part on the U-Net", on_resume="same")
+    dim_from_weights: bool = option(
+        False,
+        help="take the ranks from --network_weights",
+        refused=("is not implemented yet", "give --network_dim and --network_alpha as the file has them"),
+    )
+    scale_weight_norms: float | None = option(
+        help="largest norm of each layer's update",
+        above=0,
+        refused=("is not implemented yet: the weights would grow larger than it asks for", "leave it out"),
+    )
+    base_weights: tuple[str, ...] = option(
+        (),
+        help="LoRA files that are merged into the model before training",
+        metavar="FILE",
+        refused=("is not implemented yet: the model would be trained without these LoRAs", "leave it out"),
+    )
+    base_weights_multiplier: tuple[float, ...] = option((), help="factors of --base_weights", inert=NOT_YET)
+    save_model_as: str = option(
+        "safetensors",
+        help="format of the saved network; ckpt and pt are pickles without metadata",
+        choices=("safetensors", "ckpt", "pt"),
+    )
+
+    @property
+    def alpha(self) -> float:
+        """The alpha of a network of the rank `network_dim`."""
+        return self.network_alpha or float(self.network_dim)
 
     def problems(self) -> Iterator[UserError]:
         if self.network_train_unet_only and self.network_train_text_encoder_only:
@@ -52,19 +94,45 @@ class NetworkOptions:
             )
         if self.network_dropout is not None and self.network_dropout >= 1:
             yield UserError(f"--network_dropout {self.network_dropout} leaves nothing", hint="give less than 1")
-        for argument in self.network_args:
+        for argument in self._network_pairs():
             if "=" not in argument:
                 yield UserError(f"--network_args {argument} is not key=value", hint="write it as key=value")
         if self.network_weights is not None and not Path(self.network_weights).is_file():
             yield UserError(
                 f"--network_weights {self.network_weights} does not exist", hint="give the path of a LoRA file"
             )
-        if not self._module_exists():
+        yield from self._module_problems()
+
+    def _module_problems(self) -> Iterator[UserError]:
+        """A network of this project says what is wrong with its arguments before anything is loaded."""
+        name, family = self.network_module, _NETWORKS_OF_FAMILIES.get(self.network_module)
+        if self._module_exists():
+            yield from self._argument_problems()
+        elif name in _LATER_NETWORKS:
+            yield UserError(f"--network_module {name} is not implemented yet", hint="train with networks.lora")
+        elif family is not None:
+            yield UserError(f"--network_module {name} is for {family}", hint="networks.lora is for this model")
+        else:
             yield UserError(
-                f"--network_module {self.network_module} cannot be found",
+                f"--network_module {name} cannot be found",
                 hint="networks.lora comes with this project; others must be installed: lycoris.kohya by"
                 " pip install lycoris-lora",
             )
+
+    def _argument_problems(self) -> Iterator[UserError]:
+        if any("=" not in argument for argument in self._network_pairs()) or not self._has_options_module():
+            return
+        module = importlib.import_module(f"{self.network_module}_options")  # beside the network's, without torch
+        try:
+            module.parse_network_args(self.network_dim, self.alpha, self.network_dropout, self.keyword_arguments())
+        except UserErrors as errors:
+            yield from errors.errors
+        except UserError as error:
+            yield error
+
+    def _has_options_module(self) -> bool:
+        is_own = self.network_module.startswith("networks.")
+        return is_own and importlib.util.find_spec(f"{self.network_module}_options") is not None
 
     def _module_exists(self) -> bool:
         # only the top package is looked for: looking for lycoris.kohya would import lycoris, and torch with it
@@ -79,7 +147,11 @@ class NetworkOptions:
 
     def keyword_arguments(self) -> dict[str, str]:
         """`--network_args` as the network module takes them; all values are texts."""
-        return dict(argument.split("=", 1) for argument in self.network_args)
+        pairs = (argument.partition("=") for argument in self._network_pairs())
+        return {name.strip(): value.strip() for name, _, value in pairs}
+
+    def _network_pairs(self) -> list[str]:
+        return [pair for argument in self.network_args for pair in pairs_in(argument)]
 
 
 @dataclass(frozen=True)
@@ -107,11 +179,12 @@ class WholeModelOptions:
         """Steps after which the text encoder stays as it is; None where it learns to the end."""
         return None
 
-    def problems(self) -> Iterator[UserError]:
+    def without_effect(self) -> Iterator[str]:
+        """What was asked for and changes nothing beside the other options."""
         if self.learning_rate_te is not None and not self.text_encoder_learns:
-            yield UserError(
-                f"--learning_rate_te {self.learning_rate_te} is given, but the text encoder is not trained",
-                hint=f"leave it out; the text encoder is not trained {self.HOW_TO_FREEZE}",
+            yield (
+                f"--learning_rate_te {self.learning_rate_te:g} does nothing: the text encoder is not trained"
+                f" {self.HOW_TO_FREEZE}"
             )
 
 
@@ -191,7 +264,7 @@ class TextualInversionOptions:
         on_resume="same",
     )
     save_model_as: str = option(
-        "safetensors", help="form of the file; pt and ckpt are that of web UIs", choices=("safetensors", "ckpt", "pt")
+        "pt", help="format of the file; pt and ckpt are that of web UIs", choices=("safetensors", "ckpt", "pt")
     )
 
     def problems(self) -> Iterator[UserError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.training.monitoring.options import LoggingOptions
 from library.training.options import OutputOptions, SampleOptions
 from library.training.sharding.plans import ShardingPlan
+
+logger = logging.getLogger(__name__)
 
 
 def whole_model_checks() -> list[Callable[[Options], Problems]]:
@@ -52,11 +55,13 @@ def _check_padding(options: Options) -> Problems:
 
 
 def _check_float8(options: Options) -> Problems:
-    if options[MemoryOptions].fp8_base:
-        yield UserError(
-            "--fp8_base keeps a frozen U-Net in 8 bits, and here the U-Net learns",
-            hint="leave it out; --full_bf16, --optimizer_type AdaFactor and --gradient_checkpointing save memory",
+    memory = options[MemoryOptions]
+    if memory.keeps_fp8_unet:
+        logger.warning(
+            "--fp8_base%s does nothing: it keeps a frozen U-Net in 8 bits, and here the U-Net is trained",
+            "" if memory.fp8_base else "_unet",
         )
+    return ()
 
 
 def check_sharding(options: Options, plan: ShardingPlan) -> Problems:

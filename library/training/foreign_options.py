@@ -76,6 +76,7 @@ _MEANINGS = {
     "conv_alpha": ("network_args",),
     "conv_dim": ("network_args",),
     "data_dir": _DATA,
+    "datasets": ("dataset_config",),
     "dim": ("network_dim",),
     "epochs": ("max_train_epochs",),
     "fp16": ("mixed_precision",),

@@ -38,14 +38,12 @@ T = TypeVar("T")
 
 
 def hub_problems(hub: HubOptions, output: OutputOptions) -> Problems:
-    """Contradictions, and uploads that cannot be made, found without a network."""
-    if hub.save_state_to_huggingface and not (output.save_state or output.save_state_on_train_end):
-        yield UserError(
-            "--save_state_to_huggingface, and no states are saved",
-            hint="give --save_state or --save_state_on_train_end",
-        )
+    """Uploads that cannot be made, found without a network. Warns of what does nothing."""
+    saves_states = output.save_state or output.save_state_on_train_end
+    if hub.huggingface_repo_id is not None and hub.save_state_to_huggingface and not saves_states:
+        logger.warning("--save_state_to_huggingface does nothing without --save_state or --save_state_on_train_end")
     if hub.resume_from_huggingface and output.resume is None:
-        yield UserError("--resume_from_huggingface without --resume", hint=_FORM)
+        logger.warning("--resume_from_huggingface does nothing without --resume")
     if hub.huggingface_repo_id is not None:
         from huggingface_hub import constants
 

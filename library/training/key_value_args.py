@@ -26,7 +26,7 @@ def read_pairs(
     """
     values: dict[str, Any] = {}
     problems = []
-    for pair in (piece for argument in arguments for piece in _pieces(argument)):
+    for pair in (piece for argument in arguments for piece in pairs_in(argument)):
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals or not key.isidentifier():
             hint = "write each as key=value, without spaces or in quotes"
@@ -41,8 +41,11 @@ def read_pairs(
     return values, problems
 
 
-def _pieces(argument: str) -> list[str]:
-    """`a=1 b=2`, as some files hold it, is two arguments, but a text in quotes is one. An empty text is none."""
+def pairs_in(argument: str) -> list[str]:
+    """The `key=value` pairs of one argument: `a=1 b=2`, as some files hold it, is two, but a text in quotes is one.
+
+    An empty text is none.
+    """
     text = argument.partition("=")[2].strip()
     return [argument] if _is_quoted(text) else [piece for piece in _NEXT_PAIR.split(argument.strip()) if piece]
 

@@ -42,13 +42,13 @@ def warmup_steps(options: OptimizerOptions, num_steps: int) -> int:
 
 def schedule_name(options: OptimizerOptions) -> str:
     """The schedule that is used: an optimizer that makes its own rate has no other than `adafactor`."""
-    return "adafactor" if needs_adafactor_schedule(options) else options.lr_scheduler_type or options.lr_scheduler
+    return "adafactor" if needs_adafactor_schedule(options) else options.schedule_class or options.lr_scheduler
 
 
 def schedule_kind(options: OptimizerOptions) -> str:
     """What the state of a schedule belongs to: the named schedules share one form, classes have their own."""
     name = schedule_name(options)
-    return name if name == "adafactor" or options.lr_scheduler_type else "a named schedule"
+    return name if name == "adafactor" or options.schedule_class else "a named schedule"
 
 
 def check_lr_schedule(options: OptimizerOptions, num_steps: int) -> None:
@@ -67,11 +67,11 @@ def check_lr_schedule(options: OptimizerOptions, num_steps: int) -> None:
         logger.info("the optimizer makes its own rates: --lr_scheduler adafactor is used")
         if options.lr_warmup_steps:
             logger.warning("--lr_warmup_steps is without effect: the optimizer makes its own rates")
-    if options.lr_scheduler_type:
+    if options.schedule_class:
         from library.training.schedule_classes import check_length, check_schedule_class
 
-        check_schedule_class(options.lr_scheduler_type, options.lr_scheduler_args)
-        check_length(options.lr_scheduler_type, options.lr_scheduler_args, num_steps)
+        check_schedule_class(options.schedule_class, options.lr_scheduler_args)
+        check_length(options.schedule_class, options.lr_scheduler_args, num_steps)
     warmup, decay = warmup_steps(options, num_steps), steps_of(options.lr_decay_steps, num_steps)
     if name in SCHEDULES and SCHEDULES[name].has_warmup and warmup >= num_steps:
         logger.warning(
@@ -124,8 +124,8 @@ def make_lr_schedule(optimizer: torch.optim.Optimizer, options: OptimizerOptions
         from library.training.adafactor_rates import AdafactorRates
 
         return AdafactorRates(optimizer, options.learning_rate)
-    if options.lr_scheduler_type:
+    if options.schedule_class:
         from library.training.schedule_classes import make_schedule_of_class
 
-        return make_schedule_of_class(optimizer, options.lr_scheduler_type, options.lr_scheduler_args)
+        return make_schedule_of_class(optimizer, options.schedule_class, options.lr_scheduler_args)
     return LambdaLR(optimizer, [lr_factor(options, num_steps, group["lr"]) for group in optimizer.param_groups])

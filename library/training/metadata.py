@@ -139,7 +139,7 @@ def _option_entries(options: Options, plan: TrainPlan, optimizer: torch.optim.Op
             "ss_optimizer": optimizer_label(optimizer, rates),
             "ss_mixed_precision": training.mixed_precision,
             "ss_full_fp16": training.full_fp16,
-            "ss_fp8_base": memory.fp8_base,
+            "ss_fp8_base": memory.keeps_fp8_unet,
             "ss_lowram": memory.lowram,
             "ss_clip_skip": prompts.clip_skip,
             "ss_max_token_length": prompts.max_token_length,

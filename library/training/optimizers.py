@@ -55,27 +55,43 @@ def check_optimizer(options: OptimizerOptions, device: torch.device | str = "cpu
 
 
 def check_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> None:
-    """Raises `UserError` for rates that the optimizer would not follow, and warns of unlikely ones."""
+    """Warns of learning rates that the optimizer does not follow, and of unlikely ones. Raises `UserError` for 0."""
     row, name = _row(options), options.optimizer
     if not row.adapts:
         return
-    rates = {group.name: group.learning_rate for group in groups}
-    shown = ", ".join(f"{group} {rate:g}" for group, rate in rates.items())
-    counted = {rate for rate in rates.values() if rate or row.rates is Rates.SAME}
-    if len(counted) > 1:
-        raise UserError(
-            f"--optimizer_type {name} has one rate for everything, but the learning rates are {shown}",
-            hint="give --learning_rate alone" + (", or 0 for a part" if row.rates is Rates.SAME_OR_ZERO else ""),
-        )
-    if not any(counted):
+    shown = ", ".join(f"{group.name} {group.learning_rate:g}" for group in groups)
+    used = used_rates(options, groups)
+    if not any(used):
         raise UserError(f"--optimizer_type {name} cannot learn with rate 0", hint="give --learning_rate 1.0")
-    if any(rate and not FACTOR_RANGE[0] <= rate <= FACTOR_RANGE[1] for rate in counted):
+    if used != [group.learning_rate for group in groups]:
+        logger.warning(
+            "--optimizer_type %s has one learning rate for all parts: %g, the first of %s", name, max(used), shown
+        )
+    if not FACTOR_RANGE[0] <= max(used) <= FACTOR_RANGE[1]:
         logger.warning(
             "--optimizer_type %s finds its step size itself and multiplies it with the learning rate: about 1.0"
             " is usual, not %s (--learning_rate)",
             name,
             shown,
         )
+
+
+def used_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> list[float]:
+    """The learning rate that each group is trained with.
+
+    An optimizer that finds one step size for all takes the first rate for every group; a group of rate 0 stays out
+    where the optimizer can leave one out. Raises `UserError` where it cannot.
+    """
+    row, rates = _row(options), [group.learning_rate for group in groups]
+    if not row.adapts:
+        return rates
+    first = next((rate for rate in rates if rate), 0.0)
+    if row.rates is Rates.SAME and first and 0 in rates:
+        raise UserError(
+            f"--optimizer_type {options.optimizer} trains every part, and the learning rate of one is 0",
+            hint="choose another optimizer, or give all parts the same rate",
+        )
+    return [first if rate else 0.0 for rate in rates]
 
 
 def make_optimizer(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
@@ -95,7 +111,7 @@ def make_optimizer(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> t
             name,
             row.own_rate,
         )
-    rates = [None if is_own_rate else group.learning_rate for group in groups]
+    rates = [None] * len(groups) if is_own_rate else used_rates(options, groups)
     return _build(options, [{"params": group.params, "lr": rate} for group, rate in zip(groups, rates, strict=True)])
 
 

@@ -14,6 +14,7 @@ from library.training.optimizer_table import ALIASES, DEFAULT, OPTIMIZERS, find_
 from library.training.samplers import DEFAULT_SAMPLER, SAMPLER_NAMES, SAMPLERS, sampler_row
 from library.training.saved_names import DEFAULT_NAME
 from library.training.schedule_args import read_schedule_args
+from library.training.schedule_classes import is_schedule_class
 from library.training.schedule_curves import SCHEDULES
 
 REPO_ID = r"\w[\w.-]*/\w[\w.-]*"  # of the Hugging Face Hub: owner/name
@@ -78,6 +79,8 @@ def _steps_or_share(value: Any) -> int | float:
     """A number of steps, or a share of all steps: 0.1 or 10%."""
     expected = ValueError("a whole number of steps, or a share of all steps such as 0.1 or 10%")
     text = str(value).strip()
+    if isinstance(value, float) and value > 1 and value.is_integer():
+        return int(value)
     if re.fullmatch(r"\d+", text):
         return int(text)
     match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(%?)", text)
@@ -90,11 +93,13 @@ def _steps_or_share(value: Any) -> int | float:
 
 
 def _schedule_name(value: Any) -> str:
-    """A name of the table; `adafactor:0.001`, with a first rate that AdaFactor never uses, is `adafactor`."""
+    """A row of the table, or a class. `adafactor:0.001`, with a first rate that AdaFactor never uses, is `adafactor`."""
     name, colon, rate = str(value).partition(":")
     is_number = re.fullmatch(r"\d*\.?\d+([eE][-+]?\d+)?", rate) is not None
-    if name not in SCHEDULES or (colon and not (name == "adafactor" and is_number)):
-        raise ValueError(f"one of {', '.join(SCHEDULES)}")
+    if colon and name == "adafactor" and is_number:
+        return name
+    if colon or not (name in SCHEDULES or is_schedule_class(name)):
+        raise ValueError(f"one of {', '.join(SCHEDULES)}, a class of torch.optim.lr_scheduler, or module.Class")
     return name
 
 
@@ -160,6 +165,11 @@ class OptimizerOptions:
     )
 
     @property
+    def schedule_class(self) -> str | None:
+        """The class that makes the schedule, by either of its two options; None for a schedule of the table."""
+        return self.lr_scheduler_type or (None if self.lr_scheduler in SCHEDULES else self.lr_scheduler)
+
+    @property
     def optimizer(self) -> str:
         """The optimizer asked for, by `--optimizer_type` or by one of the older flags."""
         old = [name for flag, name in ALIASES.items() if getattr(self, flag)]
@@ -192,13 +202,13 @@ class OptimizerOptions:
             )
 
     def _schedule_problems(self) -> Iterator[UserError]:
-        if self.lr_warmup_steps and (self.lr_scheduler_type or not SCHEDULES[self.lr_scheduler].has_warmup):
+        if self.lr_warmup_steps and (self.schedule_class or not SCHEDULES[self.lr_scheduler].has_warmup):
             name = f"_type {self.lr_scheduler_type}" if self.lr_scheduler_type else f" {self.lr_scheduler}"
             yield UserError(
                 f"--lr_scheduler{name} has no warm-up, but --lr_warmup_steps is {self.lr_warmup_steps}",
                 hint="give --lr_warmup_steps 0, or --lr_scheduler constant_with_warmup or another that has one",
             )
-        if self.lr_scheduler_type:
+        if self.schedule_class:
             yield from read_pairs("--lr_scheduler_args", self.lr_scheduler_args)[1]
             return
         yield from read_schedule_args(self.lr_scheduler, self.lr_scheduler_args)[1]

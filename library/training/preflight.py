@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from library.cli.options import Problems
 from library.cli.parser import Options
 from library.data.options import CachingOptions, DatasetOptions, ReportOptions
 from library.data.report.messages import Message, kept_warnings
-from library.diffusion.options import LossOptions, NoiseOptions
+from library.diffusion.options import LossOptions
 from library.models.options import MemoryOptions, ModelOptions
 from library.models.path_checks import model_problems
 from library.training.fused_backward import fused_backward_problems
@@ -43,18 +42,6 @@ if TYPE_CHECKING:
     from library.data.plan import TrainingData
 
 logger = logging.getLogger(__name__)
-
-_GROUPS_WITH_UNUSED = (
-    MemoryOptions,
-    NoiseOptions,
-    LossOptions,
-    AverageOptions,
-    OutputOptions,
-    HubOptions,
-    SampleOptions,
-    LoggingOptions,
-    ProcessOptions,
-)
 
 AdaptData = Callable[[Options, "TrainingData"], "TrainingData"]
 CheckSharding = Callable[[Options, ShardingPlan], Problems]
@@ -101,7 +88,6 @@ class Preflight:
     def checks(self) -> list[Callable[[Options], Problems]]:
         return [
             self._check_model,
-            *(partial(_warn_of_unused, owner) for owner in _GROUPS_WITH_UNUSED),
             self._check_processes,
             self._check_objective,
             self._check_folders,
@@ -136,7 +122,7 @@ class Preflight:
         if plan is None:
             return
         if self._check_sharding is not None:
-            compiles = options[MemoryOptions].torch_compile
+            compiles = options[MemoryOptions].compiles
             yield from sharding_problems(plan, training, options[OptimizerOptions], options[AverageOptions], compiles)
             yield from self._check_sharding(options, plan)
             self._sharding = plan
@@ -252,13 +238,6 @@ class Preflight:
                 f"--output_dir {output.output_dir} holds an earlier run's {listed(found, 3)}",
                 hint="choose another --output_name, give --overwrite, or go on with --resume auto",
             )
-
-
-def _warn_of_unused(owner: type, options: Options) -> Problems:
-    """Warns of what is given in a group of options and changes nothing beside the others."""
-    for line in options[owner].without_effect():
-        logger.warning("%s", line)
-    return ()
 
 
 def _warn_useless_weights(data: TrainingData, loss: LossOptions | None) -> None:

@@ -89,7 +89,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
         warn_long_captions(preflight.data, family, options[PromptOptions].max_token_length)
     check_rates(options[OptimizerOptions], method.param_groups())  # before hours are spent on caches
     place_method(method, accelerator.device, training)
-    if options[MemoryOptions].torch_compile:
+    if options[MemoryOptions].compiles:
         family.compile(options[MemoryOptions].dynamo_backend)
     saved = None if state is None else _take_up_weights(method, state.folder)
     trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, run_plan, uploads)

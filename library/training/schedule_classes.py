@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import inspect
 import io
 import pickle
+import re
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.cli.errors import UserError, nearest_name, raise_together
@@ -19,6 +23,21 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
 HOME = "torch.optim.lr_scheduler"  # of the classes that are named without a module
+
+
+def is_schedule_class(name: str) -> bool:
+    """Whether a name is that of a class: one of `torch.optim.lr_scheduler`, or any `module.Class`.
+
+    Read from torch's source, since importing it takes seconds; whether another module has the class is not looked at.
+    """
+    if "." in name:
+        return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name) is not None
+    found = importlib.util.find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        return False
+    source = Path(found.submodule_search_locations[0], "optim", "lr_scheduler.py").read_text(encoding="utf-8")
+    classes = (node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    return any(name == known for known in classes if known != "LRScheduler" and not known.startswith("_"))
 
 
 def find_schedule_class(name: str) -> type[LRScheduler]:
