@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from library.models.options import MetadataOptions
 
 _PREFIX = "modelspec."
-_FREE_TEXTS = ("title", "author", "description", "license", "tags")
+# entries that are as the option --metadata_<entry> says
+_GIVEN = (
+    "title", "author", "description", "license", "tags", "usage_hint", "merged_from", "trigger_phrase", "preprocessor",
+    "is_negative_embedding",
+)  # fmt: skip
 # entries that are of one file and no other
 _OF_ONE_FILE = ("format", "config_not_in_weights", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 
@@ -47,7 +51,8 @@ def specification_entries(
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "encoder_layer": None if model.clip_skip is None else str(model.clip_skip),
         "timestep_range": None if model.timestep_range is None else ",".join(map(str, model.timestep_range)),
-        **{name: getattr(texts, f"metadata_{name}") for name in _FREE_TEXTS},
+        **{name: getattr(texts, f"metadata_{name}") for name in _GIVEN},
+        "thumbnail": texts.thumbnail,
     }
     kept = {key: value for key, value in kept_entries(earlier or {}).items() if key.startswith(_PREFIX)}
     new = {_PREFIX + name: value for name, value in entries.items() if value is not None}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from library.cli.errors import UserError
 from library.cli.options import option
+from library.models.thumbnail import thumbnail_url
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,14 @@ class MemoryOptions:
             yield f"--torch_compile does nothing with --dynamo_backend {self.dynamo_backend}"
 
 
+def parse_true_false(value: Any) -> str:
+    """ "true" or "false", as text. Raises `ValueError` with what was expected."""
+    text = str(value).strip().lower()
+    if text not in ("true", "false"):
+        raise ValueError("true or false")
+    return text
+
+
 @dataclass(frozen=True)
 class MetadataOptions:
     """What a saved .safetensors file says of itself, beside what is found out."""
@@ -178,3 +188,34 @@ class MetadataOptions:
     metadata_description: str | None = option(help="what it is", metavar="TEXT")
     metadata_license: str | None = option(help="what others may do with it", metavar="TEXT")
     metadata_tags: str | None = option(help="words to find it by, with commas between", metavar="TEXT")
+    metadata_usage_hint: str | None = option(help="how it is to be used", metavar="TEXT")
+    metadata_thumbnail: str | None = option(
+        help="a small picture: the path of a JPEG, PNG or WebP file, of which a JPEG of 256x256 at most is kept, or a"
+        " data URL (data:image/jpeg;base64,...)",
+        metavar="FILE",
+        on_resume="unimportant",
+    )
+    metadata_merged_from: str | None = option(help="the models that it was merged from", metavar="TEXT")
+    metadata_trigger_phrase: str | None = option(help="words that bring out what it learned", metavar="TEXT")
+    metadata_preprocessor: str | None = option(
+        help="what pictures have to go through before they reach it", metavar="TEXT"
+    )
+    metadata_is_negative_embedding: str | None = option(
+        help="true or false: whether it is an embedding for negative prompts",
+        metavar="true|false",
+        parse=parse_true_false,
+    )
+
+    @cached_property
+    def thumbnail(self) -> str | None:
+        """The small picture as a data URL; read once, so that it need not be there any more when a file is saved.
+
+        Raises `UserError` where there is none.
+        """
+        return None if self.metadata_thumbnail is None else thumbnail_url(self.metadata_thumbnail)
+
+    def problems(self) -> Iterator[UserError]:
+        try:
+            _ = self.thumbnail
+        except UserError as error:
+            yield error

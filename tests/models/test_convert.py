@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -124,6 +125,22 @@ def test_metadata_is_kept_but_for_what_is_given_anew_or_is_of_the_old_file(tiny_
     assert run(target, tmp_path / "folder") == 0
     assert run(tmp_path / "folder", tmp_path / "again.safetensors") == 0
     assert expected.items() <= metadata_of(tmp_path / "again.safetensors").items()
+
+
+def test_all_texts_and_a_picture_are_written_and_kept(tiny_v1, tmp_path):
+    source, target, again = (tmp_path / f"{name}.safetensors" for name in ("source", "target", "again"))
+    save_file(to_stability_layout(tiny_v1), source)
+    Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
+    words = ("--metadata_usage_hint", "0.8", "--metadata_trigger_phrase", "qq", "--metadata_merged_from", "a, b")
+    thumbnail = ("--metadata_thumbnail", tmp_path / "small.png")
+    assert run(source, target, *words, *thumbnail, "--metadata_preprocessor", "canny") == 0
+    assert run(target, again, "--metadata_is_negative_embedding", "False") == 0
+    found = metadata_of(again)
+    assert found["modelspec.usage_hint"] == "0.8" and found["modelspec.trigger_phrase"] == "qq"
+    assert found["modelspec.merged_from"] == "a, b" and found["modelspec.preprocessor"] == "canny"
+    assert found["modelspec.is_negative_embedding"] == "false"
+    assert "modelspec.is_negative_embedding" not in metadata_of(target)
+    assert found["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
 
 
 # ---- mistakes

@@ -424,7 +424,17 @@ def test_metadata_stands_in_every_safetensors_file_with_the_hash_of_its_own_data
 def test_the_specifications_entries():
     architecture = "stable-diffusion-v2-768-v"
     model = SpecifiedModel(architecture, "v_prediction", (768, 512), clip_skip=2, timestep_range=(0, 500))
-    texts = MetadataOptions(metadata_author="me", metadata_tags="a, b")
+    url = "data:image/jpeg;base64,YWJj"
+    texts = MetadataOptions(
+        metadata_author="me",
+        metadata_tags="a, b",
+        metadata_usage_hint="weight 0.8",
+        metadata_thumbnail=url,
+        metadata_merged_from="one, two",
+        metadata_trigger_phrase="a qq cat",
+        metadata_preprocessor="canny",
+        metadata_is_negative_embedding="true",
+    )
     earlier = {
         "modelspec.title": "Old", "modelspec.author": "they", "modelspec.license": "L", "modelspec.hash_sha256": "0x1",
         "ss_steps": "3",
@@ -443,6 +453,12 @@ def test_the_specifications_entries():
         "author": "me",
         "license": "L",
         "tags": "a, b",
+        "usage_hint": "weight 0.8",
+        "thumbnail": url,
+        "merged_from": "one, two",
+        "trigger_phrase": "a qq cat",
+        "preprocessor": "canny",
+        "is_negative_embedding": "true",
     }
     assert specification_entries(model, MetadataOptions(), title="file")["modelspec.title"] == "file"
 

@@ -6,7 +6,7 @@ import pytest
 
 from library.cli.errors import UserError
 from library.cli.parser import parse_options
-from library.models.options import MemoryOptions, ModelOptions, PromptOptions, parse_token_length
+from library.models.options import MemoryOptions, ModelOptions, PromptOptions, parse_token_length, parse_true_false
 
 GROUPS = (PromptOptions, MemoryOptions)
 
@@ -106,3 +106,13 @@ def test_other_token_lengths_are_refused(value):
 
 def test_a_clip_skip_of_0_means_that_none_is_given():
     assert PromptOptions.__dataclass_fields__["clip_skip"].metadata["option"].off == (0,)
+
+
+# ---- metadata
+
+
+@pytest.mark.parametrize(("value", "text"), [(True, "true"), ("True", "true"), ("false", "false")])
+def test_whether_it_is_a_negative_embedding_is_a_text_as_the_specification_has_it(value, text):
+    assert parse_true_false(value) == text
+    with pytest.raises(ValueError, match="true or false"):
+        parse_true_false("perhaps")
