@@ -130,7 +130,7 @@ class DatasetOptions:
     )
     dataset_class: str | None = option(
         help="a dataset class of one's own, as other trainers take it",
-        inert="data come from --train_data_dir, --in_json or --dataset_config",
+        inert="does nothing: data come from --train_data_dir, --in_json or --dataset_config",
         metavar="NAME",
     )
     resolution: tuple[int, int] | None = option(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from library.cli.options import convert, option_fields
 from library.data.options import CachingOptions, DatasetOptions, parse_caption_extension, parse_resolution
+from library.data.schema import read_dataset_config
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,28 @@ def test_latents_are_encoded_one_by_one_where_their_batch_size_is_off(given) -> 
     assert convert(field, given) == 1
     with pytest.raises(ValueError, match="1 or more"):
         convert(field, -1)
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "value"),
+    [
+        ("caption_extension = ''", "caption_extension", ".caption"),
+        ("caption_separator = ''", "caption_separator", ","),
+        ("resize_interpolation = 'none'", "resize_interpolation", None),
+        ("face_crop_aug_range = false", "face_crop_aug_range", None),
+        ("keep_tokens = 2.0", "keep_tokens", 2),
+        ("flip_aug = 1", "flip_aug", True),
+        # texts of one's own may be these words
+        ("class_tokens = 'none'", "class_tokens", "none"),
+        ("caption_prefix = 'None'", "caption_prefix", "None"),
+        ("caption_suffix = 'null'", "caption_suffix", "null"),
+    ],
+)
+def test_keys_are_read_as_other_programs_write_them(tmp_path: Path, line: str, key: str, value) -> None:
+    file = tmp_path / "data.toml"
+    file.write_text(f"[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = 'a'\n{line}\n")
+    (dataset,), problems = read_dataset_config(DatasetOptions(dataset_config=str(file)))
+    assert not problems and getattr(dataset.subsets[0], key) == value
 
 
 @pytest.mark.parametrize(
