@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,15 +32,18 @@ _DOWNLOAD_AGAIN = "copy or download it again"
 
 @dataclass(frozen=True)
 class WeightFile:
-    """An opened file of weights. Tensors are views of the mapped file: copy what is to be kept."""
+    """An opened file of weights. Tensors may be views of the mapped file: copy what is to be kept."""
 
     path: Path
     tensors: Mapping[str, torch.Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_weights(path: Path) -> WeightFile:
+def open_weights(path: Path, *, is_mapped: bool = True) -> WeightFile:
     """Opens a file of weights on the CPU, in the precision it is stored in.
+
+    `is_mapped`: tensors of .safetensors files are views of the file in memory; else each is read as a whole when it is
+    asked for, which is faster from some network drives.
 
     Raises `UserError` for a file that is missing, cut off, of another kind, or a pickle that holds more than tensors.
     """
@@ -51,7 +54,7 @@ def open_weights(path: Path) -> WeightFile:
     if problem is not None:
         raise UserError(f"{path} {problem}", _DOWNLOAD_AGAIN)
     if ending == SAFETENSORS_ENDING:
-        return _open_safetensors(path)
+        return _open_safetensors(path, _map_bytes if is_mapped else _read_bytes)
     if ending in PICKLE_ENDINGS:
         return _open_pickle(path)
     known = ", ".join((SAFETENSORS_ENDING, *PICKLE_ENDINGS))
@@ -71,21 +74,20 @@ def open_shapes(path: Path) -> WeightFile:
     return replace(file, tensors=shapes)
 
 
-def _open_safetensors(path: Path) -> WeightFile:
+def _open_safetensors(path: Path, get_bytes: Callable[[Path, int, int], torch.Tensor]) -> WeightFile:
     try:
         header = read_header(path)
     except (HeaderError, OSError) as error:
         raise UserError(f"{path} {error}", _DOWNLOAD_AGAIN) from error
     return WeightFile(
         path,
-        LazyTensors({name: partial(_map_tensor, path, entry) for name, entry in header.tensors.items()}),
+        LazyTensors({name: partial(_get_tensor, get_bytes, path, entry) for name, entry in header.tensors.items()}),
         header.metadata,
     )
 
 
-def _map_tensor(path: Path, entry: TensorEntry) -> torch.Tensor:
-    """A view of the tensor's bytes in the file."""
-    return _map_bytes(path, entry.start, entry.end - entry.start).view(_DTYPES[entry.dtype]).reshape(entry.shape)
+def _get_tensor(get_bytes: Callable[[Path, int, int], torch.Tensor], path: Path, entry: TensorEntry) -> torch.Tensor:
+    return get_bytes(path, entry.start, entry.end - entry.start).view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def _map_placed(path: Path, empty: torch.Tensor) -> torch.Tensor:
@@ -106,8 +108,25 @@ def _map_bytes(path: Path, start: int, num_bytes: int) -> torch.Tensor:
         # copy-on-write: torch wants memory that can be written to
         mapped = np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(num_bytes,))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} was changed or removed while it was read: {error}", "start again") from error
+        raise _changed_error(path, error) from error
     return torch.from_numpy(mapped)
+
+
+def _read_bytes(path: Path, start: int, num_bytes: int) -> torch.Tensor:
+    """The same by plain reading: uint8 (num_bytes,) in memory of its own."""
+    if num_bytes == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    try:
+        found = np.fromfile(path, dtype=np.uint8, count=num_bytes, offset=start)
+    except OSError as error:
+        raise _changed_error(path, error) from error
+    if len(found) < num_bytes:
+        raise _changed_error(path, f"{num_bytes - len(found)} bytes of a tensor are missing")
+    return torch.from_numpy(found)
+
+
+def _changed_error(path: Path, what: object) -> UserError:
+    return UserError(f"{path} was changed or removed while it was read: {what}", "start again")
 
 
 def _open_pickle(path: Path) -> WeightFile:

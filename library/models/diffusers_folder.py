@@ -25,9 +25,13 @@ _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_a
 
 @dataclass(frozen=True)
 class DiffusersFolder:
-    """A folder with `model_index.json`, `unet/`, `vae/`, `text_encoder/` and so on."""
+    """A folder with `model_index.json`, `unet/`, `vae/`, `text_encoder/` and so on.
+
+    `is_mapped`: how its weights are read, as `open_weights` has it.
+    """
 
     path: Path
+    is_mapped: bool = True
 
     def has(self, name: str) -> bool:
         """Whether there is a file or folder of that name."""
@@ -52,7 +56,7 @@ class DiffusersFolder:
         if path is None:
             hint = f"looked for {', '.join(WEIGHT_FILES[part])}"
             raise UserError(f"{self.path / subfolder} holds no weights", hint)
-        tensors = open_weights(path).tensors
+        tensors = open_weights(path, is_mapped=self.is_mapped).tensors
         return path, renamed(tensors, _NAMES[part](tensors))
 
 

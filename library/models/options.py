@@ -36,6 +36,12 @@ class ModelOptions:
         help="accepted and does nothing: the vocabulary comes with this program",
         inert="the vocabulary comes with this program",
     )
+    disable_mmap_load_safetensors: bool = option(
+        False,
+        help="read .safetensors files of the model and the VAE plainly, not mapped to memory: faster from some network"
+        " drives",
+        on_resume="unimportant",
+    )
     v2: bool = option(
         False, help="the model is Stable Diffusion 2.x (found out from the model; a contradiction is an error)"
     )

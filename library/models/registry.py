@@ -55,7 +55,11 @@ def load_family(
         raise UserError(f"{FLAG} is missing", "give the path of the model to train on")
     raise_together(model_problems(options))
     path = local_path(options.pretrained_model_name_or_path, FLAG)
-    source = DiffusersFolder(path) if path.is_dir() else ldm_layout.unwrapped(open_weights(path))
+    is_mapped = not options.disable_mmap_load_safetensors
+    if path.is_dir():
+        source: ModelSource = DiffusersFolder(path, is_mapped)
+    else:
+        source = ldm_layout.unwrapped(open_weights(path, is_mapped=is_mapped))
     for family in FAMILIES:
         if family.detect(source):
             return family.load(source, options, prompt_options or PromptOptions(), torch.device(device))

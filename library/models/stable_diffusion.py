@@ -347,7 +347,7 @@ def load(
     with device:
         parts = ldm_layout.load_single_file(source) if is_file else load_folder(source)
         if options.vae is not None:
-            parts = replace(parts, vae=load_vae(options.vae))
+            parts = replace(parts, vae=load_vae(options.vae, is_mapped=not options.disable_mmap_load_safetensors))
     _check_fit(parts, facts.source)
     tokenizer_folder = None if is_file or not source.has("tokenizer") else source.path / "tokenizer"
     tokenizer = load_tokenizer(tokenizer_folder, pads_with_end=_GENERATIONS[facts.is_v2].pads_with_end)

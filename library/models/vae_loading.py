@@ -20,27 +20,27 @@ from library.models.path_checks import VAE_FLAG
 from library.models.unshown_config import unshown_config
 
 
-def load_vae(path: str) -> AutoencoderKL:
+def load_vae(path: str, *, is_mapped: bool = True) -> AutoencoderKL:
     """The VAE at `path`: of a model (folder or single file), or a VAE alone (folder or file); float32, on the CPU.
 
-    Raises `UserError` where there is none.
+    `is_mapped`: how its weights are read, as `open_weights` has it. Raises `UserError` where there is none.
     """
     place = local_path(path, VAE_FLAG)
     if place.is_dir():
-        return _of_folder(place)
+        return _of_folder(DiffusersFolder(place, is_mapped))
     if not place.is_file():
         raise UserError(f"{VAE_FLAG} {path}: there is no such file or folder", "give the path of a VAE or a model")
     if (place.parent / "config.json").is_file() and _is_vae_config(place.parent / "config.json"):
-        return _of_folder(place.parent)
-    return _of_file(open_weights(place))
+        return _of_folder(DiffusersFolder(place.parent, is_mapped))
+    return _of_file(open_weights(place, is_mapped=is_mapped))
 
 
-def _of_folder(folder: Path) -> AutoencoderKL:
-    if (folder / "vae").is_dir():
-        return load_part(DiffusersFolder(folder), "vae")
-    if (folder / "config.json").is_file():
-        return load_part(DiffusersFolder(folder), "vae", subfolder="")
-    raise UserError(f"{VAE_FLAG} {folder}: holds neither vae/ nor config.json", "give that of a VAE or of a model")
+def _of_folder(folder: DiffusersFolder) -> AutoencoderKL:
+    if (folder.path / "vae").is_dir():
+        return load_part(folder, "vae")
+    if (folder.path / "config.json").is_file():
+        return load_part(folder, "vae", subfolder="")
+    raise UserError(f"{VAE_FLAG} {folder.path}: holds neither vae/ nor config.json", "give that of a VAE or of a model")
 
 
 def _is_vae_config(path: Path) -> bool:

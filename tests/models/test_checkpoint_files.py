@@ -6,12 +6,15 @@ import os
 import pickle
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from library.cli.errors import UserError
 from library.models.checkpoint_files import open_weights
+from library.models.options import ModelOptions
+from library.models.registry import load_family
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 
@@ -32,6 +35,56 @@ def test_safetensors_gives_tensors_and_metadata(tmp_path):
     assert "missing" not in file.tensors
     with pytest.raises(KeyError):
         file.tensors["missing"]
+
+
+@pytest.fixture
+def unmapped(monkeypatch):
+    """A drive on which mapping files to memory fails."""
+
+    def refuse(path, **_):
+        raise AssertionError(f"{path} was mapped")
+
+    monkeypatch.setattr(np, "memmap", refuse)
+
+
+def test_safetensors_can_be_read_without_mapping_them(tmp_path, unmapped):
+    path = tmp_path / "w.safetensors"
+    save_file({**TENSORS, "empty": torch.zeros(0, 3), "one": torch.tensor(7, dtype=torch.int64)}, path)
+    tensors = dict(open_weights(path, is_mapped=False).tensors)
+    assert tensors.pop("empty").shape == (0, 3) and tensors.pop("one").item() == 7
+    assert_holds_tensors(tensors)
+    tensors["a"].add_(1)  # memory of its own
+    assert torch.equal(open_weights(path, is_mapped=False).tensors["a"], TENSORS["a"])
+    with pytest.raises(AssertionError, match="was mapped"):
+        open_weights(path).tensors["a"]
+
+
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_a_file_that_changes_while_it_is_read_is_a_user_error(tmp_path, is_mapped):
+    path = tmp_path / "w.safetensors"
+    save_file(TENSORS, path)
+    tensors = open_weights(path, is_mapped=is_mapped).tensors
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="w.safetensors was changed or removed while it was read"):
+        dict(tensors)
+    path.unlink()
+    with pytest.raises(UserError, match="w.safetensors was changed or removed while it was read"):
+        dict(tensors)
+
+
+@pytest.mark.parametrize("form", ["folder_v1", "file_v1"])
+@pytest.mark.parametrize("vae", [None, "folder_v1", "file_v1"])
+def test_disable_mmap_load_safetensors_gives_the_same_model_without_mapping(form, vae, request, unmapped):
+    path = str(request.getfixturevalue(form))
+    other = None if vae is None else str(request.getfixturevalue(vae))
+    family = load_family(ModelOptions(path, vae=other, disable_mmap_load_safetensors=True))
+    original = request.getfixturevalue("tiny_v1")
+    for ours, theirs in ((family.unet, original.unet), (family.vae, original.vae)):
+        expected = theirs.state_dict()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in ours.state_dict().items())
+    words = {key.removeprefix("text_model."): tensor for key, tensor in original.text_encoder.state_dict().items()}
+    found = family.text_encoders[0].text_model.state_dict()
+    assert all(torch.equal(tensor, words[key]) for key, tensor in found.items())
 
 
 @pytest.mark.parametrize("ending", [".ckpt", ".pt", ".bin", ".CKPT"])

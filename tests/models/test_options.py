@@ -65,7 +65,7 @@ def test_tensorrt_is_known_in_both_spellings(spelling):
 
 
 def test_a_backend_that_is_not_known_is_an_error_that_names_those_that_are():
-    with pytest.raises(UserError, match=r"(?s)--dynamo_backend inducter.* no, eager, .*inductor"):
+    with pytest.raises(UserError, match=r"(?s)--dynamo_backend inducter.*inductor"):
         parsed("--dynamo_backend", "inducter")
 
 
