@@ -39,6 +39,8 @@ def create_network(
     """
     options = parse_network_args(network_dim, network_alpha, neuron_dropout, network_args)
     convolutions = options.conv_dim is not None
+    if not convolutions and network_args.get("conv_alpha"):
+        logger.warning("conv_alpha of --network_args does nothing without conv_dim")
     return LoRANetwork(
         text_encoder_layers=[_fresh(target, multiplier, options) for target in text_encoder_layers(text_encoder)],
         unet_layers=[_fresh(target, multiplier, options) for target in unet_layers(unet, convolutions)],

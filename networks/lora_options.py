@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from typing import Any
 
 from library.cli.errors import UserError, nearest_name, raise_together
 from library.cli.foreign_options import says_something
-
-logger = logging.getLogger(__name__)
 
 _DEFAULT_DIM = 4
 _DEFAULT_CONV_ALPHA = 1.0
@@ -59,8 +56,6 @@ def parse_network_args(
         for name, parse in _NETWORK_ARGS.items()
     }
     conv_dim, conv_alpha = values["conv_dim"], values["conv_alpha"]
-    if conv_alpha is not None and _unless_off(network_args.get("conv_dim")) is None:
-        logger.warning("conv_alpha of --network_args does nothing without conv_dim")
     raise_together(errors)
     return LoRAOptions(dim, alpha, conv_dim, _DEFAULT_CONV_ALPHA if conv_alpha is None else conv_alpha, dropout)
 

@@ -93,7 +93,7 @@ def _steps_or_share(value: Any) -> int | float:
 
 
 def _schedule_name(value: Any) -> str:
-    """A row of the table, or a class. `adafactor:0.001`, with a first rate that AdaFactor never uses, is `adafactor`."""
+    """A row of the table, or a class. `adafactor:0.001` has a first rate, which AdaFactor never uses."""
     name, colon, rate = str(value).partition(":")
     is_number = re.fullmatch(r"\d*\.?\d+([eE][-+]?\d+)?", rate) is not None
     if colon and name == "adafactor" and is_number:

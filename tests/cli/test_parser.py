@@ -21,6 +21,7 @@ class Rates:
     verbose: bool = option(False, help="say more")
     kind: str = option("a", help="which", choices=("a", "b"))
     extension: str = option(".x", help="ending", aliases=("extention",))
+    nothing: str | None = option(help="once of use")
 
     def problems(self):
         if self.kind == "b" and not self.verbose:
@@ -58,14 +59,14 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path):
 
 def test_all_problems_are_reported_together(tmp_path):
     file = tmp_path / "c.toml"
-    file.write_text('steps = "many"\nrat = 1\nverbose = 1\n')
+    file.write_text('steps = "many"\nrat = 1\nverbose = 2\n')
     with pytest.raises(UserErrors) as caught:
-        parse("--config_file", str(file), "--kind", "c", "--verbos", "--rate", "nan", groups=(Rates, Needed))
+        parse("--config_file", str(file), "--kind", "c", "--verbosy", "--rate", "nan", groups=(Rates, Needed))
     found = messages(caught.value)
-    assert ("unknown option --verbos", "did you mean --verbose?") in found
+    assert ("unknown option --verbosy", "did you mean --verbose?") in found
     assert (f"{file}: unknown option rat", "did you mean rate?") in found
     assert (f"{file}: steps = 'many' is not valid", "give a whole number") in found
-    assert (f"{file}: verbose = 1 is not valid", "give true or false") in found
+    assert (f"{file}: verbose = 2 is not valid", "give true or false") in found
     assert ("--kind c is not valid", "give one of a, b") in found
     assert ("--rate nan is not valid", "give a finite number") in found
     assert ("--folder is missing", "it is required: a folder") in found
@@ -76,9 +77,10 @@ def test_all_problems_are_reported_together(tmp_path):
     ("argv", "hint"),
     [
         (["--rate", "-1"], "give 0 or more"),
-        (["--steps", "0"], "give more than 0"),
+        (["--steps", "-3"], "give more than 0"),
         (["--steps", "1.5"], "give a whole number"),
         (["--steps"], "x --help lists the options"),
+        (["--n", "3", "--e", "x"], "write the option in full"),
         (["stray"], "every value follows its --option"),
         (["--kind", "b"], "add --verbose"),
     ],

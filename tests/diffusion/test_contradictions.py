@@ -36,7 +36,7 @@ def test_flags_have_the_fields_names_and_defaults():
     ("argv", "named"),
     [
         (["--min_timestep", "501", "--max_timestep", "500"], ["--min_timestep 501", "--max_timestep 500"]),
-        (["--max_timestep", "0"], ["--max_timestep 0"]),
+        (["--max_timestep", "-1"], ["--max_timestep -1"]),
         (["--loss_type", "l3"], ["--loss_type l3", "l2, l1, huber, smooth_l1"]),
         (["--huber_schedule", "cosine"], ["constant, exponential, snr"]),
         (["--huber_c", "0"], ["--huber_c 0"]),

@@ -124,7 +124,8 @@ def test_linear_and_1x1_projections_are_exchangeable(network, text_encoder, unet
 def change(weights, kind):
     if kind == "missing":
         del weights[f"{FC1}.lora_up.weight"]
-    elif kind == "unknown":
+    elif kind in ("unknown", "nothing of it"):
+        weights = {} if kind == "nothing of it" else weights
         weights["lora_unet_nowhere.lora_down.weight"] = torch.zeros(4, 4)
         weights["lora_unet_nowhere.lora_up.weight"] = torch.zeros(4, 4)
     elif kind == "other rank":
@@ -137,8 +138,8 @@ def change(weights, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", f"1 keys are missing: {FC1}.lora_up.weight"),
-        ("unknown", "have no place in the network: lora_unet_nowhere.lora_down.weight, lora_unet_nowhere."),
+        ("missing", f"{FC1}.lora_up.weight is missing"),
+        ("nothing of it", "have no place in the network: lora_unet_nowhere.lora_down.weight, lora_unet_nowhere."),
         ("other rank", f"{FC1}.lora_down.weight has the shape (8, 16), the network (4, 16)"),
     ],
 )
@@ -152,6 +153,31 @@ def test_weights_of_another_network_are_refused_by_file_and_key(tmp_path, networ
     assert message in caught.value.message
     assert caught.value.hint
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_a_network_goes_on_from_what_a_file_has_of_it(tmp_path, network, text_encoder, unet, caplog):
+    """A LoRA of the U-Net alone begins one of both; what it lacks stays as it was made, and is named."""
+    def is_of_text(name):
+        return name.startswith("lora_te")
+
+    filled = {key: value if key.endswith("alpha") else value + 1 for key, value in network.state_dict().items()}
+    path = tmp_path / "unet.safetensors"
+    save_file({key: value for key, value in filled.items() if not is_of_text(key)}, path)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    info = network.load_weights(path)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key] if is_of_text(key) else filled[key])
+    text_layers = [layer.name for layer in network.layers() if is_of_text(layer.name)]
+    assert info.num_layers == len(list(network.layers())) - len(text_layers)
+    said = f"{path}: it has no weights for {len(text_layers)} layers of the text encoder ({min(text_layers)}, ...)"
+    assert caplog.messages == [f"{said}, which begin new"]
+
+
+def test_layers_of_a_file_that_the_network_has_not_are_named_and_not_used(tmp_path, network, caplog):
+    path = tmp_path / "more.safetensors"
+    save_file(change(dict(network.state_dict()), "unknown"), path)
+    network.load_weights(path)
+    assert "its weights for 1 layers of the U-Net (lora_unet_nowhere) are not used" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,6 @@ def test_conv_alpha_is_1_unless_given():
         (4, 1, None, {"conv_dim": "two"}, "conv_dim of --network_args is 'two', but must be a whole number"),
         (4, 1, None, {"conv_dim": "2.5"}, "conv_dim of --network_args is '2.5'"),
         (4, 1, None, {"conv_dim": "2", "conv_alpha": "x"}, "conv_alpha of --network_args is 'x'"),
-        (4, 1, None, {"conv_alpha": "1"}, "conv_alpha of --network_args does nothing alone"),
         (4, 1, None, {"unet_rank": "4"}, "networks.lora has no argument 'unet_rank'"),
     ],
 )

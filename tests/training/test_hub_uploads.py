@@ -238,28 +238,54 @@ def test_the_login_of_the_hubs_library_is_used(hub, tmp_path, monkeypatch):
     assert hub.repositories["model", NAME].files == {"run.safetensors": LARGE}
 
 
+def parsed(*argv):
+    return parse_options(
+        ["--output_dir", "out", *argv],
+        (OutputOptions, HubOptions),
+        program="x",
+        description="x",
+        checks=[lambda options: hub_problems(options[HubOptions], options[OutputOptions])],
+    )
+
+
 def problems(*argv):
-    output = ("--output_dir", "out")
     with pytest.raises(UserError) as caught:
-        parse_options([*output, *argv], (OutputOptions, HubOptions), program="x", description="x", checks=[
-            lambda options: hub_problems(options[HubOptions], options[OutputOptions])
-        ])  # fmt: skip
+        parsed(*argv)
     return str(caught.value)
 
 
 def test_contradictions_are_found_before_anything_is_done():
     repo = ("--huggingface_repo_id", NAME)
-    assert "--save_state_to_huggingface without --huggingface_repo_id" in problems("--save_state_to_huggingface")
-    assert "--async_upload without --huggingface_repo_id" in problems("--async_upload")
-    assert "--huggingface_path_in_repo without" in problems("--huggingface_path_in_repo", "a")
     assert "is not the name of a repository" in problems("--huggingface_repo_id", "loras")
     assert "../x is not a folder of a repository" in problems(*repo, "--huggingface_path_in_repo", "../x")
-    assert "give one of private, public" in problems(*repo, "--huggingface_repo_visibility", "secret")
     assert "give one of model, dataset, space" in problems(*repo, "--huggingface_repo_type", "bucket")
-    assert "no states are saved" in problems(*repo, "--save_state_to_huggingface")
-    assert "--resume_from_huggingface without --resume" in problems("--resume_from_huggingface")
     said = problems(*repo, "--huggingface_token", "hf_abc\n")
-    assert "--huggingface_token is empty, or holds characters" in said and "hf_abc" not in said
+    assert "--huggingface_token holds characters" in said and "hf_abc" not in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--save_state_to_huggingface"], "--save_state_to_huggingface does nothing without --huggingface_repo_id"),
+        (["--async_upload"], "--async_upload does nothing without --huggingface_repo_id"),
+        (["--huggingface_path_in_repo", "a"], "--huggingface_path_in_repo does nothing without --huggingface_repo_id"),
+        (
+            ["--huggingface_repo_id", NAME, "--save_state_to_huggingface"],
+            "--save_state_to_huggingface does nothing without --save_state",
+        ),
+        (["--resume_from_huggingface"], "--resume_from_huggingface does nothing without --resume"),
+    ],
+)
+def test_what_does_nothing_is_a_warning(argv, said, caplog):
+    """Front ends write every option of the panel, whether there is a repository or not."""
+    parsed(*argv)
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(said)
+
+
+@pytest.mark.parametrize(("given", "private"), [("public", False), ("private", True), ("secret", True), ("", True)])
+def test_a_repository_is_public_only_where_that_is_said(given, private):
+    hub = parsed("--huggingface_repo_visibility", given)[HubOptions]
+    assert (hub.huggingface_repo_visibility != "public") is private
 
 
 def test_uploads_are_refused_where_the_hub_is_switched_off(monkeypatch):

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
+from library.cli.options import convert, option_fields
 from library.cli.parser import parse_options
-from library.training.lr_schedules import check_lr_schedule, make_lr_schedule, schedule_name
+from library.training.lr_schedules import check_lr_schedule, lr_factor, make_lr_schedule, schedule_name
 from library.training.options import OptimizerOptions
 
 # curves of 100 steps at base rate 1 as other trainers' users know them: rates of every 5th step, of step 1 and the last
@@ -147,8 +148,8 @@ def test_warmup_without_a_schedule_that_has_one_is_refused(schedule):
     [
         (["cosine_with_min_lr"], "needs --lr_scheduler_min_lr_ratio"),
         (["cosine_with_min_lr", "--lr_scheduler_min_lr_ratio", "1.5"], "1 or less"),
-        (["cosine_with_restarts", "--lr_scheduler_num_cycles", "0"], "1 or more"),
-        (["polynomial", "--lr_scheduler_power", "0"], "more than 0"),
+        (["cosine_with_restarts", "--lr_scheduler_num_cycles", "-1"], "1 or more"),
+        (["polynomial", "--lr_scheduler_power", "-1"], "0 or more"),
         (["polynomial", "--lr_scheduler_args", "lr_ned=1e-6"], "did you mean lr_end"),
         (["polynomial", "--lr_scheduler_args", "lr_end=low"], "lr_end=low"),
         (["polynomial", "--lr_scheduler_args", "lr_end=True"], "lr_end=True"),
@@ -160,9 +161,11 @@ def test_warmup_without_a_schedule_that_has_one_is_refused(schedule):
         (["piecewise_constant", "--lr_scheduler_args", "step_rules=1:10,0.5:5,0.1"], "rising steps"),
         (["piecewise_constant", "--lr_scheduler_args", "step_rules=1:10,nan"], "finite"),
         (["adafactor"], "--lr_scheduler adafactor with --optimizer_type AdamW"),
-        (["adafactor:fast"], "one of"),
-        (["linear:0.1"], "one of"),
+        (["adafactor:fast"], "did you mean adafactor?"),
+        (["linear:0.1"], "did you mean linear?"),
         (["reduce_lr_on_plateau"], "one of"),
+        (["CosineAnnealingRL"], "one of"),
+        (["LRScheduler"], "one of"),
     ],
 )
 def test_mistakes_are_named(argv, message):
@@ -228,3 +231,30 @@ def test_a_whole_wave_of_cosine():
     """`num_cycles` of `--lr_scheduler_args` counts whole waves: 1.5 end low after one return."""
     rates = curve(options_of("--lr_scheduler", "cosine", "--lr_scheduler_args", "num_cycles=1.5"), 61, num_planned=60)
     assert_curve(rates[[0, 10, 20, 40, 60], 0], [1, 0.5 * (1 + math.cos(math.pi / 2)), 0, 1, 0])
+
+
+def test_a_class_can_be_named_by_either_option():
+    """Cosine annealing over 10 steps: 0.5 (1 + cos(pi t / 10)), SGDR, arXiv:1608.03983, equation 5."""
+    for flag in ("--lr_scheduler", "--lr_scheduler_type"):
+        options = options_of(flag, "CosineAnnealingLR", "--scheduler_args", "T_max=10")
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+        schedule = make_lr_schedule(optimizer, options, 10)
+        rates = []
+        for _ in range(10):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        assert rates == pytest.approx([1 + math.cos(math.pi * step / 10) for step in range(10)])
+
+
+def test_a_polynomial_of_power_0_is_constant():
+    factor = lr_factor(options_of("--lr_scheduler", "polynomial", "--lr_scheduler_power", "0"), 10)
+    assert [factor(step) for step in range(10)] == [1.0] * 10
+
+
+@pytest.mark.parametrize(("given", "steps"), [("100", 100), (100.0, 100), (0.1, 0.1), ("10%", 0.1), (0, 0), (0.0, 0)])
+def test_warm_up_steps_are_read_as_programs_write_them(given, steps):
+    (field,) = (field for field in option_fields(OptimizerOptions) if field.name == "lr_warmup_steps")
+    assert convert(field, given) == steps
+    with pytest.raises(ValueError, match="whole number of steps, or a share"):
+        convert(field, 1.0)  # one step, or all of them

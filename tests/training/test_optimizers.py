@@ -11,7 +11,7 @@ from library.cli.errors import UserError
 from library.training.lr_schedules import make_lr_schedule
 from library.training.method import ParamGroup
 from library.training.optimizer_state import evaluation_weights, load_exactly, start_training
-from library.training.optimizer_table import OPTIMIZERS
+from library.training.optimizer_table import OPTIMIZERS, Rates
 from library.training.optimizers import check_optimizer, check_rates, make_optimizer, optimizer_label
 from library.training.options import OptimizerOptions
 from library.training.states import RunFacts, read_state, write_state
@@ -242,18 +242,31 @@ def movement(options, rates):
 
 @pytest.mark.parametrize("name", [name for name, row in OPTIMIZERS.items() if row.adapts])
 @pytest.mark.parametrize("other", [0.0, 0.5])
-def test_rates_that_an_adaptive_optimizer_would_not_follow_are_refused(name, other):
-    """A part that is to stay as it is must not learn, nor one at half the rate learn at the whole. The steps decide."""
+def test_an_adaptive_optimizer_has_the_first_rate_for_all_parts_and_leaves_out_those_of_rate_0(name, other, caplog):
+    """The documented `--text_encoder_lr=0.5 --unet_lr=1.0` trains; a part that is to stay as it is is never trained."""
     options = OptimizerOptions(optimizer_type=name, learning_rate=1.0)
-    rates = {"unet": 1.0, "textencoder": other}
-    moved = movement(options, rates)
-    is_honoured = moved is not None and moved[1] == pytest.approx(other * moved[0], rel=0.05)
-    groups = [ParamGroup(part, [], rate) for part, rate in rates.items()]
-    if is_honoured:
-        check_rates(options, groups)
+    groups = [ParamGroup("textencoder", [], 1.0), ParamGroup("unet", [], other)]
+    if other == 0 and OPTIMIZERS[name].rates is Rates.SAME:
+        for refused in (check_rates, make_optimizer):
+            with pytest.raises(UserError, match="trains every part, and the learning rate of one is 0"):
+                refused(options, groups)
         return
-    with pytest.raises(UserError, match=f"one rate for everything, but the learning rates are unet 1, .* {other:g}"):
-        check_rates(options, groups)
+    check_rates(options, groups)
+    moved = movement(options, {"textencoder": 1.0, "unet": other})
+    assert moved[0] > 0 and moved[1] == (moved[0] if other else 0)
+    said = f"--optimizer_type {name} has one learning rate for all parts: 1, the first of textencoder 1, unet {other:g}"
+    assert caplog.messages == ([said] if other else [])
+
+
+def test_other_optimizers_train_each_part_at_its_own_rate():
+    """Plain SGD: the way of one step is the rate times the gradient, 2."""
+    options = OptimizerOptions(optimizer_type="SGD")
+    groups = [ParamGroup(name, [torch.nn.Parameter(torch.ones(1))], rate) for name, rate in (("a", 0.1), ("b", 0.2))]
+    optimizer = make_optimizer(options, groups)
+    for group in groups:
+        group.params[0].grad = torch.full((1,), 2.0)
+    optimizer.step()
+    assert [1 - group.params[0].item() for group in groups] == pytest.approx([0.2, 0.4])
 
 
 @pytest.mark.parametrize(("name", "rate"), [("Prodigy", 1e-4), ("dadaptation", 2e-6), ("DAdaptLion", 100.0)])

@@ -1,0 +1,143 @@
+"""If these fail, a configuration file made by another program is refused, or carried out as it was not meant."""
+
+import dataclasses
+from typing import ClassVar
+
+import pytest
+
+from library.cli.errors import UserError, UserErrors
+from library.cli.foreign_options import ForeignOptions, OtherFamily
+from library.cli.options import NOT_YET, option
+from library.cli.parser import parse_options
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    GROUP: ClassVar[str] = "Training"
+
+    learning_rate: float = option(1.0, help="h", minimum=0)
+    num_cycles: int = option(1, help="h", minimum=1)
+    steps: int | None = option(help="h", minimum=1)
+    steps_of_warmup: int | None = option(help="h", minimum=0)
+    network_args: tuple[str, ...] = option((), help="h")
+    sizes: str | None = option(help="h", aliases=("seizes",))
+    later: str | None = option(help="h", inert=NOT_YET)
+    later_too: bool = option(False, help="h", inert=NOT_YET)
+    merged: tuple[str, ...] = option((), help="h", refused=("is not implemented yet", "leave it out"))
+    half: bool = option(False, help="h")
+
+    def without_effect(self):
+        if self.half and self.steps is None:
+            yield "--half does nothing without --steps"
+
+
+FOREIGN = ForeignOptions(
+    unused=("epoch", "noise_offset_type", "text_encoder_lr"),
+    renamed={"lr_cycles": "num_cycles"},
+    arguments={"plus_ratio": "network_args"},
+    families={"ae": ("FLUX", "Lumina"), "t5": ("FLUX", "SD3"), "clip_g": ("SD3",)},
+    meanings={"lr": ("learning_rate",), "text_encoder_lr": ("learning_rate",)},
+)
+
+
+def parse(tmp_path, text, *argv, **details):
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    argv = ["--config_file", str(file), *argv]
+    details = {"foreign": FOREIGN, **details}
+    return parse_options(argv, [Training], program="x", description="d", **details)[Training]
+
+
+def errors(tmp_path, text, *argv, **details):
+    with pytest.raises(UserError) as caught:
+        parse(tmp_path, text, *argv, **details)
+    found = caught.value.errors if isinstance(caught.value, UserErrors) else [caught.value]
+    return [(each.message.replace(f"{tmp_path}/", ""), each.hint) for each in found]
+
+
+def test_keys_of_other_programs_are_one_warning(tmp_path, caplog):
+    parse(tmp_path, 'epoch = 1\n[a]\nnoise_offset_type = "Original"\ntext_encoder_lr = 0.1\nclip_g = ""\n')
+    said = "not used here: epoch, noise_offset_type, text_encoder_lr (here learning_rate)"
+    assert caplog.messages == [f"{tmp_path}/c.toml: {said}"]
+
+
+def test_keys_with_a_plain_meaning_are_carried_out(tmp_path, caplog):
+    training = parse(tmp_path, 'lr_cycles = 3\nplus_ratio = 4\nnetwork_args = ["conv_dim=2"]')
+    assert (training.num_cycles, training.network_args) == (3, ("conv_dim=2", "plus_ratio=4"))
+    assert "lr_cycles = 3 is read as num_cycles" in caplog.text
+    assert "plus_ratio = 4 is carried out, as an argument of --network_args" in caplog.text
+    assert parse(tmp_path, "plus_ratio = 0").network_args == ()
+    # what the options say themselves comes first
+    assert parse(tmp_path, 'plus_ratio = 4\nnetwork_args = ["plus_ratio=2"]').network_args == ("plus_ratio=2",)
+    assert parse(tmp_path, "lr_cycles = 3", "--num_cycles", "5").num_cycles == 5
+    assert errors(tmp_path, "lr_cycles = 3\nnum_cycles = 2") == [
+        ("c.toml: num_cycles = 2 at the top, and lr_cycles = 3 at the top", "keep one of the two lines")
+    ]
+
+
+def test_a_key_in_two_sections_must_say_the_same(tmp_path):
+    assert parse(tmp_path, '[a]\nsizes = "64"\nsteps = 2\n[b]\nsizes = "64"\nsteps = 2.0\n').steps == 2
+    assert errors(tmp_path, '[a]\nsizes = "64"\n[b.c]\nseizes = "32"\n') == [
+        ("c.toml: sizes = '64' in [a], and seizes = '32' in [b.c]", "keep one of the two lines")
+    ]
+
+
+def test_what_no_program_knows_is_an_error_with_the_nearest_name_or_meaning(tmp_path):
+    assert errors(tmp_path, "learning_rat = 1\nlr = 1\nzzz = 1\n") == [
+        ("c.toml: unknown option learning_rat", "did you mean learning_rate?"),
+        ("c.toml: unknown option lr", "did you mean learning_rate?"),
+        ("c.toml: unknown option zzz", "--help lists the options"),
+    ]
+    # a command line is written by hand: what does nothing there is a mistake
+    assert errors(tmp_path, "", "--text_encoder_lr=1e-4", "--epoch", "1", "--clip_g", "x") == [
+        ("unknown option --text_encoder_lr", "did you mean --learning_rate?"),
+        ("unknown option --epoch", "it is an option of another script: leave it out"),
+        ("unknown option --clip_g", "it is for SD3, which this script does not train"),
+    ]
+
+
+def test_a_file_for_another_model_family_is_one_line(tmp_path, caplog):
+    said = errors(tmp_path, 'epoch = 1\nae = "ae.sft"\nt5 = "t5.sft"\nclip_g = ""\nlerning_rate = 2\nsteps = "x"\n')
+    assert said == [
+        (
+            "c.toml is for FLUX, which this script does not train: it sets ae, t5",
+            "give a file for the model that you train, or take these lines out",
+        )
+    ]
+    assert caplog.messages == []
+
+
+def test_what_the_screen_raises_stands_alone(tmp_path, caplog):
+    def screen(options):
+        raise OtherFamily("the model is of another family")
+
+    assert errors(tmp_path, "epoch = 1\nnonsense = 2\n", screen=screen) == [("the model is of another family", None)]
+    assert caplog.messages == []
+
+
+def test_options_without_effect_are_named_together(tmp_path, caplog):
+    parse(tmp_path, 'later = "x"\nlater_too = true\nmerged = []\n')
+    assert caplog.messages == ["--later, --later_too: accepted, not implemented yet"]
+    caplog.clear()
+    parse(tmp_path, 'later = ""\nlater_too = 0\nhalf = true\n')
+    assert caplog.messages == ["--half does nothing without --steps"]
+    assert errors(tmp_path, 'merged = ["a"]') == [("--merged is not implemented yet", "leave it out")]
+
+
+def test_a_flag_may_be_abbreviated_where_that_is_unique(tmp_path, caplog):
+    assert parse(tmp_path, "", "--learn=2").learning_rate == 2.0
+    assert caplog.messages == ["--learn is read as --learning_rate"]
+    assert parse(tmp_path, "", "--sei", "a").sizes == "a"  # of another spelling
+    assert parse(tmp_path, "", "--steps", "2").steps == 2  # in full, though it begins another
+    assert errors(tmp_path, "", "--step", "2", "--lat") == [
+        ("--step can be --steps or --steps_of_warmup", "write the option in full"),
+        ("--lat can be --later or --later_too", "write the option in full"),
+    ]
+    # a file has no abbreviations: there they are misspellings
+    assert errors(tmp_path, "learn = 2")[0][0] == "c.toml: unknown option learn"
+
+
+def test_a_command_line_takes_a_file_off(tmp_path):
+    assert parse(tmp_path, "steps = 5", "--steps", "0").steps is None
+    options = parse_options(["--config_file", ""], [Training], program="x", description="d")
+    assert options[Training] == Training()
