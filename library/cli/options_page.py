@@ -14,8 +14,8 @@ def options_page(program: str, groups: Sequence[type]) -> str:
         "Made from the declarations in the code; `docs/make_options.py` writes it. Every option can stand in a"
         " `--config_file` under its name without dashes.",
         "Values are read as other programs write them: 0 and 1 for a switch, 1.0 for a whole number, numbers as text."
-        ' A value that means "off" is as if the option were not given: `""`, for an option that is off by default'
-        " `false` too, and what the table says.",
+        ' A value that means "off" is as if the option were not given: `""`; for an option without a value of its own,'
+        " or with 0 or nothing as its default, also `false` and `none`; and what the table says.",
     ]
     for owner in groups:
         rows = "\n".join(_row(field) for field in option_fields(owner))
@@ -32,16 +32,14 @@ def _row(field: OptionField) -> str:
     else:
         value = {bool: "", int: "whole number", float: "number", str: "text"}[field.kind]
         value += ", one or more" if field.is_list else ""
-    value += _off_text(field)
+    value = value.replace("|", "\\|") + _off_text(field)
     default = "required" if field.spec.required else _default(field)
     cells = (names, value, default, field.spec.help.replace("|", "\\|").replace("<", "&lt;"))
     return "| " + " | ".join(cells) + " |"
 
 
 def _off_text(field: OptionField) -> str:
-    words = [str(value) for value in field.off_values if value is not False and value != "null"]
-    shown = sorted(dict.fromkeys(words))
-    return f"; {' or '.join(shown)}: off" if shown else ""
+    return "; 0: off" if any(value == 0 and value is not False for value in field.off_values) else ""
 
 
 def _default(field: OptionField) -> str:

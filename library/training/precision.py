@@ -40,9 +40,10 @@ def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minute
 def check_memory_options(options: MemoryOptions, accelerator: Accelerator) -> None:
     """Raises `UserError` for what the device, or the version of PyTorch, cannot do; before a model is loaded."""
     if options.keeps_fp8_unet and accelerator.device.type == "mps":
-        raise UserError("--fp8_base: this device has no numbers of 8 bits", hint="leave it out")
-    known = torch._dynamo.list_backends(exclude_tags=()) if options.torch_compile else []
-    if options.torch_compile and options.dynamo_backend not in known:
+        flag = "--fp8_base" if options.fp8_base else "--fp8_base_unet"
+        raise UserError(f"{flag}: this device has no numbers of 8 bits", hint="leave it out")
+    known = torch._dynamo.list_backends(exclude_tags=()) if options.compiles else []
+    if options.compiles and options.dynamo_backend not in known:
         raise UserError(
             f"--dynamo_backend {options.dynamo_backend} is not there: this PyTorch has {', '.join(known)}",
             hint="choose one of these",

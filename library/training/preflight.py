@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.cli.errors import UserError, listed
+from library.cli.foreign_options import OtherFamily
 from library.cli.options import Problems
 from library.cli.parser import Options
 from library.data.options import CachingOptions, DatasetOptions, ReportOptions
 from library.data.report.messages import Message, kept_warnings
 from library.diffusion.options import LossOptions
 from library.models.options import MemoryOptions, ModelOptions
-from library.models.path_checks import model_problems
+from library.models.path_checks import FLAG as MODEL_FLAG
+from library.models.path_checks import model_problems, other_family
 from library.training.fused_backward import fused_backward_problems
 from library.training.hub import hub_problems, read_hub_state
 from library.training.monitoring.options import LoggingOptions
@@ -105,10 +107,21 @@ class Preflight:
         assert self._data is not None, "parse_options runs the checks"
         return PreflightResult(self._data, self._prompts, self._state, self._data_warnings, self._sharding)
 
+    def screen(self, options: Options) -> None:
+        """Raises `OtherFamily` where the model is of a family that is not trained: all other errors would mislead."""
+        path = options[ModelOptions].pretrained_model_name_or_path
+        family = None if path is None or options[ReportOptions].replaces_training else other_family(path)
+        if family is not None:
+            raise OtherFamily(
+                f"{MODEL_FLAG} {path} is a {family} model: this program trains Stable Diffusion 1.x and 2.x",
+                hint="give a Stable Diffusion 1.x or 2.x model",
+            )
+
     def _check_model(self, options: Options) -> Problems:
         if options[ReportOptions].replaces_training:
             return ()
-        if options[MemoryOptions].xformers and importlib.util.find_spec("xformers") is None:
+        memory = options[MemoryOptions]
+        if memory.xformers and not memory.mem_eff_attn and importlib.util.find_spec("xformers") is None:
             logger.warning("--xformers: the package xformers is not installed; PyTorch's own attention is used")
         return model_problems(options[ModelOptions])
 

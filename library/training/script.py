@@ -91,6 +91,7 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
         program=script.program,
         description=script.description,
         checks=[*preflight.checks(), *script.checks],
+        screen=preflight.screen,
         foreign=FOREIGN_OPTIONS,
     )
     # heavy imports only now: --help and mistakes are answered without them

@@ -91,7 +91,7 @@ def test_values_without_a_sensible_reading_stay_errors(name, given, expected):
 
 def test_the_page_of_options_names_the_off_values():
     page = options_page("x.py", [Everything])
-    assert "| `--every` | whole number; 0 or none: off |" in page
+    assert "| `--every` | whole number; 0: off |" in page
     assert "| `--count` | whole number; 0: off | `3` |" in page
-    assert "| `--name` | text; none: off |" in page
+    assert "| `--name` | text |" in page
     assert "| `--strict` | whole number | `3` |" in page
