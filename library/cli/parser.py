@@ -218,7 +218,7 @@ def _convert_all(
         except ValueError as error:
             bad_names.add(name)
             nearest = nearest_name(str(value), field.spec.choices or ())
-            hint = f"did you mean {nearest}?" if nearest else f"give {error}"
+            hint = f"did you mean {nearest}? Give {error}" if nearest else f"give {error}"
             found.problems.append(UserError(f"{_shown(field, raw)} is not valid", hint=hint))
         if field.spec.takes_first and isinstance(value, (list, tuple)) and len(set(map(str, value))) > 1:
             found.warnings.append(f"{_shown(field, raw)}: the first value is used")

@@ -64,7 +64,7 @@ MISTAKES = {
     "no model": ({"pretrained_model_name_or_path": None}, "--pretrained_model_name_or_path is missing", "required"),
     "no data": ({"train_data_dir": None}, "no training data", "--dataset_config"),
     "no resolution": ({"resolution": None}, "--resolution is missing", "512"),
-    "unknown option": ({"learning_rat": 1}, "--learning_rat", "--learning_rate"),
+    "unknown option": ({"lerning_rate": 1}, "--lerning_rate", "--learning_rate"),
     "wrong type": ({"max_train_steps": "many"}, "--max_train_steps many", "whole number"),
     "wrong choice": ({"mixed_precision": "fp8"}, "--mixed_precision fp8", "bf16"),
     "unknown optimizer": ({"optimizer_type": "Prodgy"}, "--optimizer_type Prodgy", "Prodigy?"),
@@ -72,8 +72,7 @@ MISTAKES = {
     "optimizer of another training": ({"optimizer_type": "lbfgs"}, "computes the loss several times", "another"),
     "unknown network module": ({"network_module": "networks.lorra"}, "networks.lorra", "networks.lora"),
     "missing LoRA": ({"network_weights": "no.safetensors"}, "--network_weights no.safetensors", "LoRA"),
-    "missing prompts": ({"sample_prompts": "no.txt"}, "--sample_prompts no.txt", "prompts"),
-    "samples without prompts": ({"sample_every_n_steps": 1}, "--sample_prompts", "prompts"),
+    "missing prompts": ({"sample_prompts": "no.txt", "sample_at_first": True}, "--sample_prompts no.txt", "prompts"),
     "missing state": ({"resume": "no-state"}, "--resume no-state", "state"),
     "resume from pictures": ({"resume": str(PICTURES)}, "state.json", "--save_state"),
     "output over a file": ({"output_dir": __file__}, "is a file", "folder"),
@@ -122,12 +121,12 @@ def test_the_dataset_file_is_checked_with_the_rest(tmp_path, capsys):
         "[[datasets]]\nresolution = 64\nbatch_sise = 2\n"
         f"[[datasets.subsets]]\nimage_dir = '{PICTURES}'\nnum_repeats = 'two'\n[[datasets.subsets]]\nimage_dir = 'no'\n"
     )
-    argv = arguments(None, tmp_path / "out", dataset_config=config, seed="x", pretrained_model_name_or_path="none")
+    argv = arguments(None, tmp_path / "out", dataset_config=config, seed="x", pretrained_model_name_or_path="no")
     errors, said = lines_of(argv, capsys)
     assert "--seed x" in said and "whole number" in said
     assert "batch_sise" in said and "batch_size" in said
     assert "datasets[0].subsets[0].num_repeats" in said
-    assert "--pretrained_model_name_or_path none" in said
+    assert "--pretrained_model_name_or_path no" in said
     assert len(errors) >= 4
 
 

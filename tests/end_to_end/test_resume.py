@@ -27,7 +27,9 @@ OWN = {
     "train_network": {"network_dropout": 0.1},
     "train_db": {"stop_text_encoder_training": 5, "save_model_as": "safetensors"},
     "fine_tune": {"train_text_encoder": True, "save_model_as": "safetensors"},
-    "train_textual_inversion": {"token_string": WORD, "xti": True, "learning_rate": 1e-2},
+    "train_textual_inversion": {
+        "token_string": WORD, "xti": True, "learning_rate": 1e-2, "save_model_as": "safetensors",
+    },
 }
 
 

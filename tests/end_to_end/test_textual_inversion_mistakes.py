@@ -46,7 +46,7 @@ def test_help_and_mistakes_load_no_heavy_library():
         ({"weights": "nowhere.pt"}, "--weights nowhere.pt does not exist", "path of a file"),
         ({"weights": __file__}, "unknown kind of file '.py'", ".safetensors, .pt"),
         ({"save_model_as": "diffusers"}, "--save_model_as diffusers is not valid", "safetensors, ckpt, pt"),
-        ({"num_vectors_per_token": 0}, "--num_vectors_per_token 0 is not valid", "1 or more"),
+        ({"num_vectors_per_token": -1}, "--num_vectors_per_token -1 is not valid", "1 or more"),
         ({"cache_text_encoder_outputs": True}, "--cache_text_encoder_outputs: the new word changes", "leave out"),
         ({"cache_text_encoder_outputs_to_disk": True}, "--cache_text_encoder_outputs: the new word", "leave out"),
     ],

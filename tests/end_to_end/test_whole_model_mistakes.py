@@ -44,15 +44,6 @@ def test_help_and_mistakes_need_no_heavy_library(script, data_dir, tmp_path):
 MISTAKES = {
     "metadata for train_db": ("train_db", {"in_json": "meta.json"}, "--in_json: a metadata file", "fine_tune.py"),
     "stop below -1": ("train_db", {"stop_text_encoder_training": -2}, "--stop_text_encoder_training -2", "-1 or more"),
-    "rate of what is not trained": (
-        "train_db",
-        {"stop_text_encoder_training": -1, "learning_rate_te": 1e-5},
-        "--learning_rate_te 1e-05 is given",
-        "--stop_text_encoder_training -1",
-    ),
-    "rate of a frozen text encoder": (
-        "fine_tune", {"learning_rate_te": 1e-5}, "--learning_rate_te 1e-05 is given", "without --train_text_encoder",
-    ),
     "caching what changes": (
         "train_db", {"cache_text_encoder_outputs": True}, "--cache_text_encoder_outputs", "_training -1",
     ),
@@ -71,8 +62,7 @@ MISTAKES = {
     "long captions without padding": (
         "train_db", {"no_token_padding": True, "max_token_length": 150}, "--max_token_length 150", "leave one",
     ),
-    "8 bits for what learns": ("fine_tune", {"fp8_base": True}, "--fp8_base", "AdaFactor"),
-    "unknown format": ("train_db", {"save_model_as": "pt"}, "--save_model_as pt", "ckpt, safetensors, diffusers"),
+    "unknown format": ("train_db", {"save_model_as": "pt"}, "--save_model_as pt", "one of ckpt, safetensors, diffus"),
     "fused with 8 bits": (
         "train_db", {"fused_backward_pass": True, "optimizer_type": "AdamW8bit"}, "--optimizer_type AdamW8bit", "AdamW",
     ),
@@ -152,3 +142,16 @@ def test_a_state_of_another_choice_of_what_learns_is_refused(data_dir, tmp_path,
     said = capsys.readouterr().err
     assert "trains text_encoder and unet, this one trains unet" in said and "Traceback" not in said
     assert not (tmp_path / "out" / "run").exists()
+
+
+def test_what_does_nothing_for_a_frozen_part_is_warned_of(data_dir, tmp_path, caplog):
+    """Front ends write the rate of a text encoder that they do not train, and 8 bits of a U-Net that they do."""
+    described = write_metadata(data_dir)
+    options = {"learning_rate_te": 1e-5, "fp8_base": True, "max_train_steps": 1}
+    train_whole("fine_tune", None, tmp_path / "tuned", **{**described, **options})
+    assert "--learning_rate_te 1e-05 does nothing: the text encoder is not trained without --train" in caplog.text
+    assert "--fp8_base does nothing: it keeps a frozen U-Net in 8 bits, and here the U-Net is trained" in caplog.text
+    options = {"learning_rate_te": 1e-5, "stop_text_encoder_training": -1, "max_train_steps": 1}
+    caplog.clear()
+    train_whole("train_db", data_dir, tmp_path / "db", **options)
+    assert "is not trained with --stop_text_encoder_training -1" in caplog.text

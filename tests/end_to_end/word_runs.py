@@ -21,7 +21,8 @@ def copy_with_word(folder: Path, count: int = 5) -> Path:
 
 
 def word_arguments(data: Path | None, output: Path, **overrides) -> list[str]:
-    return arguments(data, output, **{"token_string": WORD, "max_train_steps": 4, "learning_rate": 1e-2, **overrides})
+    usual = {"token_string": WORD, "max_train_steps": 4, "learning_rate": 1e-2, "save_model_as": "safetensors"}
+    return arguments(data, output, **{**usual, **overrides})
 
 
 def train_word(data: Path | None, output: Path, **overrides) -> WordVectors:
