@@ -79,6 +79,7 @@ class NetworkOptions:
         "safetensors",
         help="format of the saved network; ckpt and pt are pickles without metadata",
         choices=("safetensors", "ckpt", "pt"),
+        off=(False, "none"),
     )
 
     @property
@@ -264,7 +265,10 @@ class TextualInversionOptions:
         on_resume="same",
     )
     save_model_as: str = option(
-        "pt", help="format of the file; pt and ckpt are that of web UIs", choices=("safetensors", "ckpt", "pt")
+        "pt",
+        help="format of the file; pt and ckpt are that of web UIs",
+        choices=("safetensors", "ckpt", "pt"),
+        off=(False, "none"),
     )
 
     def problems(self) -> Iterator[UserError]:

@@ -79,7 +79,7 @@ class PromptOptions:
     GROUP: ClassVar[str] = "Prompts"
 
     clip_skip: int | None = option(
-        None, help="take the text encoder's output at the n-th layer from its end; 1 is the last", minimum=1, off=(0,)
+        None, help="take the text encoder's output at the n-th layer from its end; 1 is the last", minimum=1
     )
     max_token_length: int = option(
         75, help="tokens of a caption that are read, 75, 150 or 225, in pieces of 75", parse=parse_token_length,

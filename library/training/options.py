@@ -283,7 +283,9 @@ class OutputOptions:
     output_name: str | None = option(
         help="name of the files, without ending (default: last, epoch-000001, at-step00000100)", metavar="NAME"
     )
-    save_precision: str = option("float", help="data type of saved weights", choices=("float", "fp16", "bf16"))
+    save_precision: str = option(
+        "float", help="data type of saved weights", choices=("float", "fp16", "bf16"), off=(False, "none")
+    )
     overwrite: bool = option(
         False, help="write over what an earlier run of this name has left", on_resume="unimportant"
     )

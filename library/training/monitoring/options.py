@@ -20,7 +20,7 @@ class LoggingOptions:
     GROUP: ClassVar[str] = "Logging"
 
     logging_dir: str | None = option(help="folder for logs; switches them on", metavar="FOLDER")
-    log_with: str = option("tensorboard", help="tracker", choices=_ALL_TRACKERS)
+    log_with: str = option("tensorboard", help="tracker", choices=_ALL_TRACKERS, off=(False, "none"))
     log_prefix: str = option("", help="start of the name of the log's sub-folder", metavar=FREE_TEXT)
     log_tracker_name: str | None = option(
         help="name of the tracker's project", metavar=FREE_TEXT, inert=NOT_YET, on_resume="unimportant"
