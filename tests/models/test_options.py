@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from library.cli.errors import UserError
+from library.cli.options import option_fields
 from library.cli.parser import parse_options
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions, parse_token_length, parse_true_false
 
@@ -105,7 +106,8 @@ def test_other_token_lengths_are_refused(value):
 
 
 def test_a_clip_skip_of_0_means_that_none_is_given():
-    assert PromptOptions.__dataclass_fields__["clip_skip"].metadata["option"].off == (0,)
+    (field,) = (field for field in option_fields(PromptOptions) if field.name == "clip_skip")
+    assert field.is_off(0) and not field.is_off(1)
 
 
 # ---- metadata
