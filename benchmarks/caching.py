@@ -24,17 +24,17 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from library.data.images import load_image
-from library.data.latent_cache import latent_seed, write_latents
-from library.data.options import CachingOptions, DatasetOptions
-from library.data.plan import TrainingData
-from library.data.prepare import load_training_data
+from library.data.batches.plan import TrainingData
+from library.data.caches.latent_cache import latent_seed, write_latents
+from library.data.config.options import CachingOptions, DatasetOptions
+from library.data.images.decoding import load_image
+from library.data.load_data import load_training_data
 from library.data.records import CachedLatents
 from library.models.family import ModelFamily
 from library.models.options import ModelOptions
 from library.models.registry import load_family
-from library.training.caching import chunks_of
-from library.training.latents import LatentSource
+from library.training.inputs.cache_pipeline import chunks_of
+from library.training.inputs.latents import LatentSource
 from tests.tiny_models import TinyModel, make_tiny, write_folder
 
 _CHANNELS = (32, 64, 64, 64)  # a quarter of the real VAE's width: slow enough beside decoding, quick enough to wait for

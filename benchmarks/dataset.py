@@ -64,7 +64,7 @@ def _write(path: str, content: bytes) -> None:
 
 
 def _options(pictures: Path, **settings: object):
-    from library.data.options import DatasetOptions
+    from library.data.config.options import DatasetOptions
 
     config = pictures.parent / "data.toml"
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
@@ -79,7 +79,7 @@ def _tiny_options(pictures: Path):
 
 def _start(pictures: Path, is_traced: bool) -> dict[str, float]:
     """Loads the data as a training run does, in this process, and plans an epoch. Seconds and bytes."""
-    from library.data.prepare import load_training_data
+    from library.data.load_data import load_training_data
 
     options, before = _tiny_options(pictures), _peak_bytes()
     if is_traced:
@@ -115,7 +115,7 @@ def _start_in_fresh_process(pictures: Path, is_traced: bool = False) -> dict[str
 
 def measure_scan(pictures: Path, num: int) -> None:
     """Prints the figures of finding and planning the tiny pictures."""
-    from library.data.scan_index import INDEX_NAME
+    from library.data.scan.scan_index import INDEX_NAME
 
     index, per = pictures / INDEX_NAME, 100_000 / num
     os.listdir(pictures)
@@ -142,9 +142,9 @@ def measure_loader(folder: Path, num: int = 240, size: int = 512) -> None:
     import cv2
     import torch
 
-    from library.data.dataset import BatchDataset, make_loader
-    from library.data.images import load_image
-    from library.data.prepare import load_training_data
+    from library.data.batches.loader import BatchDataset, make_loader
+    from library.data.images.decoding import load_image
+    from library.data.load_data import load_training_data
     from library.data.records import StepClock
 
     cv2.setNumThreads(1)  # as in the loader's processes

@@ -30,9 +30,9 @@ from safetensors import SafetensorError  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from library.cli.errors import UserError  # noqa: E402
-from library.training.resuming import read_whole_state  # noqa: E402
-from library.training.saved_names import saved_under  # noqa: E402
-from library.training.states import read_state  # noqa: E402
+from library.training.checkpoints.resuming import read_whole_state  # noqa: E402
+from library.training.checkpoints.saved_names import saved_under  # noqa: E402
+from library.training.checkpoints.states import read_state  # noqa: E402
 
 EXAMPLE = ROOT / "examples" / "quickstart"
 NAME, STEPS = "run", 30

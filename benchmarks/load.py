@@ -35,7 +35,7 @@ TARGET = 1.3
 
 def write_models(share: float, folder: Path) -> None:
     """Writes the model in every form."""
-    from library.models.model_saving import FORMATS
+    from library.models.layouts.formats import FORMATS
 
     def path(title: str, form: str) -> Path:
         return folder / (title.replace(", ", "-").replace(" ", "") + FORMATS[form].ending)
@@ -45,9 +45,9 @@ def write_models(share: float, folder: Path) -> None:
 
 def measure(path: str) -> None:
     """Loads the model in this process and prints what it took."""
-    from library.models import stable_diffusion  # noqa: F401 - what is imported is not counted
     from library.models.options import ModelOptions
     from library.models.registry import load_family
+    from library.models.stable_diffusion import model  # noqa: F401 - what is imported is not counted
 
     before = resident()
     forget_peak()

@@ -14,10 +14,10 @@ def make_model(share: float, files: Sequence[tuple[str, str, Path]]) -> int:
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    from library.models.model_parts import ModelParts
-    from library.models.model_saving import SavedModel, save_model
-    from library.models.text_encoder import build_text_encoder
-    from library.models.tokenizer import load_tokenizer
+    from library.models.layouts.formats import SavedModel, save_model
+    from library.models.layouts.parts import ModelParts
+    from library.models.text.text_encoder import build_text_encoder
+    from library.models.text.tokenizer import load_tokenizer
 
     def width(full: int) -> int:
         return max(64, round(full * share / 64) * 64)

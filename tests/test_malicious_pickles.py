@@ -16,13 +16,13 @@ import torch
 
 from library.cli.errors import UserError
 from library.cli.file_hashes import file_sha256
-from library.data.latent_arrays import opened_arrays
+from library.data.caches.latent_arrays import opened_arrays
+from library.models.layouts.vae_loading import load_vae
 from library.models.options import ModelOptions
 from library.models.registry import load_family
-from library.models.vae_loading import load_vae
-from library.models.word_files import read_word
-from library.training.resuming import read_whole_state
-from library.training.states import RunFacts, read_state, write_state
+from library.models.text.embedding_files import read_word
+from library.training.checkpoints.resuming import read_whole_state
+from library.training.checkpoints.states import RunFacts, read_state, write_state
 from library.training.train_plan import Position
 from networks.lora_files import load_adapter
 

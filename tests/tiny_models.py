@@ -11,9 +11,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from library.models import ldm_text, ldm_unet, ldm_vae
-from library.models.ldm_keys import rename_key
-from library.models.tokenizer import SHIPPED_VOCABULARY
+from library.models.layouts import ldm_text, ldm_unet, ldm_vae
+from library.models.layouts.ldm_keys import rename_key
+from library.models.text.tokenizer import SHIPPED_VOCABULARY
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from library.cli.atomic_files import atomic_path
+from library.cli.documents import read_toml, toml_text
 from library.cli.errors import UserError, nearest_name
 from library.cli.foreign_options import ForeignOptions, OtherFamily, says_something
 from library.cli.options import OptionField, convert, option_fields
-from library.cli.toml_files import read_toml, toml_text
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from library.cli.errors import UserError
-from library.data.config import SubsetConfig
+from library.data.config.config import SubsetConfig
 from library.data.randomness import keyed_random
 
 _JOINER = ", "  # whatever the separator was, prompts are written with commas

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 from library.cli.errors import UserError, UserErrors
 from library.cli.options import NOT_YET, option
-from library.data.caption_templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
-from library.models.model_saving import FORMATS
-from library.models.vocabulary import is_one_token
-from library.training.key_value_args import pairs_in
+from library.methods.caption_templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from library.models.layouts.formats import FORMATS
+from library.models.text.vocabulary import is_one_token
+from library.training.optimization.key_value_args import pairs_in
 
 _LATER_NETWORKS = ("networks.dylora", "networks.lora_fa", "networks.oft", "networks.loha", "networks.lokr")
 _NETWORKS_OF_FAMILIES = {

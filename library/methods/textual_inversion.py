@@ -19,8 +19,8 @@ from library.cli.errors import UserError
 from library.data.randomness import derive_seed
 from library.methods.options import TextualInversionOptions
 from library.models.family import ModelFamily
-from library.models.new_word import NewWord
-from library.models.word_files import WordVectors, read_word, write_word
+from library.models.text.embedding_files import WordVectors, read_word, write_word
+from library.models.text.token_embedding import NewWord
 from library.training.method import ParamGroup
 from library.training.train_plan import Position
 

@@ -15,7 +15,7 @@ from torch import nn
 from library.cli.errors import UserError
 from library.methods.options import WholeModelOptions
 from library.models.family import ModelFamily
-from library.models.model_saving import FORMATS
+from library.models.layouts.formats import FORMATS
 from library.training.method import ParamGroup
 from library.training.train_plan import Position
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from library.cli.errors import UserError
 from library.cli.options import Problems
 from library.cli.parser import Options
-from library.data.options import CachingOptions, DatasetOptions, ReportOptions
+from library.data.config.options import CachingOptions, DatasetOptions
+from library.dataset_report.options import ReportOptions
 from library.methods.options import WholeModelOptions
-from library.models.model_saving import FORMATS, choose_format, target_problem
+from library.models.layouts.formats import FORMATS, choose_format, target_problem
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
+from library.training.checkpoints.options import OutputOptions
+from library.training.distributed.plans import ShardingPlan
+from library.training.evaluation.options import SampleOptions
 from library.training.monitoring.options import LoggingOptions
-from library.training.options import OutputOptions, SampleOptions
-from library.training.sharding.plans import ShardingPlan
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from library.cli.parser import Options
-from library.data.config import Source
+from library.data.config.config import Source
 from library.methods.options import WholeModelOptions
 from library.methods.whole_model_checks import check_sharding, chosen_ending, chosen_format, whole_model_checks
 from library.training.script import TrainingScript

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from library.cli.errors import UserError
 from library.cli.options import Problems
 from library.cli.parser import Options
-from library.data.caption_templates import check_word_in_captions, with_templates
-from library.data.options import CachingOptions, ReportOptions
+from library.data.config.options import CachingOptions
+from library.dataset_report.options import ReportOptions
+from library.methods.caption_templates import check_word_in_captions, with_templates
 from library.methods.options import TextualInversionOptions
 
 if TYPE_CHECKING:
-    from library.data.plan import TrainingData
+    from library.data.batches.plan import TrainingData
 
 logger = logging.getLogger(__name__)
 

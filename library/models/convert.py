@@ -14,14 +14,14 @@ from library.cli.entry import run_entry
 from library.cli.errors import UserError, UserErrors
 from library.cli.options import Problems, option
 from library.cli.parser import Options, parse_options
-from library.models.model_metadata import SpecifiedModel, kept_entries, specification_entries
-from library.models.model_saving import FORMATS, target_problem
+from library.models.layouts.formats import FORMATS, target_problem
 from library.models.options import MetadataOptions, ModelOptions
-from library.models.path_checks import FLAG, SINGLE_FILE_ENDINGS, model_problems
+from library.models.weights.modelspec import SpecifiedModel, kept_entries, specification_entries
+from library.models.weights.path_checks import FLAG, SINGLE_FILE_ENDINGS, model_problems
 
 if TYPE_CHECKING:
     from library.models.family import ModelFamily
-    from library.models.inspection import Inspection
+    from library.models.weights.inspection import Inspection
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +107,8 @@ def convert(argv: Sequence[str]) -> None:
         checks=(_check_source, _check_destination),
     )
     # heavy imports only now: --help and mistakes are answered without them
-    from library.models.inspection import report_lines
     from library.models.registry import inspect_model
+    from library.models.weights.inspection import report_lines
 
     wanted = options[ConvertOptions]
     contents = inspect_model(str(wanted.source))

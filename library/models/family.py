@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from library.models.new_word import NewWord
     from library.models.options import MemoryOptions
+    from library.models.text.token_embedding import NewWord
 
 
 @dataclass

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import torch
 
 from library.cli.errors import UserError, raise_together
-from library.models import ldm_layout, stable_diffusion, stable_diffusion_inspection
-from library.models.checkpoint_files import WeightFile, open_shapes, open_weights
-from library.models.diffusers_folder import DiffusersFolder
 from library.models.family import ModelFamily
-from library.models.hub import local_path
-from library.models.inspection import Inspection, count_tensors
-from library.models.model_kinds import kind_of_folder, kind_of_keys
+from library.models.layouts import ldm_layout
+from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.options import ModelOptions, PromptOptions
-from library.models.path_checks import FLAG, model_problems
+from library.models.stable_diffusion import inspection as stable_diffusion_inspection
+from library.models.stable_diffusion import model as stable_diffusion
+from library.models.weights.checkpoint_files import WeightFile, open_shapes, open_weights
+from library.models.weights.hub_download import local_path
+from library.models.weights.inspection import Inspection, count_tensors
+from library.models.weights.model_kinds import kind_of_folder, kind_of_keys
+from library.models.weights.path_checks import FLAG, model_problems
 
 ModelSource = DiffusersFolder | WeightFile
 

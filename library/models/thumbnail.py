@@ -51,7 +51,7 @@ def _small_jpeg(path: str) -> bytes:
     # Pillow only now: most runs have no thumbnail, and --help needs none
     from PIL import Image
 
-    from library.data.pictures import exif_transpose, opened_picture
+    from library.data.images.image_files import exif_transpose, opened_picture
 
     try:
         with opened_picture(path) as picture:

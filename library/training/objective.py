@@ -12,8 +12,8 @@ from library.diffusion.noise import Noise, make_noise, sample_timesteps, timeste
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.diffusion.schedule import NoiseSchedule, target_of
 from library.models.family import ModelFamily
-from library.training.latents import LatentSource
-from library.training.text_outputs import TextSource
+from library.training.inputs.latents import LatentSource
+from library.training.inputs.text_outputs import TextSource
 
 
 class Objective:

@@ -12,36 +12,32 @@ from typing import TYPE_CHECKING
 
 from library.cli.errors import UserError, listed
 from library.cli.foreign_options import OtherFamily
+from library.cli.logging import Message, kept_warnings
 from library.cli.options import Problems
 from library.cli.parser import Options
-from library.data.options import CachingOptions, DatasetOptions, ReportOptions
-from library.data.report.messages import Message, kept_warnings
+from library.data.config.options import CachingOptions, DatasetOptions
+from library.dataset_report.options import ReportOptions
 from library.diffusion.options import LossOptions
 from library.models.options import MemoryOptions, ModelOptions
-from library.models.path_checks import FLAG as MODEL_FLAG
-from library.models.path_checks import model_problems, other_family
-from library.training.fused_backward import fused_backward_problems
-from library.training.hub import hub_problems, read_hub_state
+from library.models.weights.path_checks import FLAG as MODEL_FLAG
+from library.models.weights.path_checks import model_problems, other_family
+from library.training.checkpoints.hub_upload import hub_problems, read_hub_state
+from library.training.checkpoints.options import HubOptions, OutputOptions
+from library.training.checkpoints.resuming import AUTO, FoundState, continuing_problems, newest_state, read_whole_state
+from library.training.checkpoints.saved_names import saved_under
+from library.training.distributed.options import ProcessOptions
+from library.training.distributed.plans import ShardingPlan, sharding_plan, sharding_problems, without_effect
+from library.training.evaluation.options import SampleOptions, ValidationOptions
+from library.training.evaluation.prompts import SamplePrompt, read_prompt_file
 from library.training.monitoring.options import LoggingOptions
-from library.training.optimizer_table import averages_itself
-from library.training.options import (
-    AverageOptions,
-    HubOptions,
-    OptimizerOptions,
-    OutputOptions,
-    SampleOptions,
-    TrainingOptions,
-    ValidationOptions,
-)
-from library.training.process_options import ProcessOptions
-from library.training.prompts import SamplePrompt, read_prompt_file
-from library.training.resuming import AUTO, FoundState, continuing_problems, newest_state, read_whole_state
-from library.training.saved_names import saved_under
-from library.training.sharding.plans import ShardingPlan, sharding_plan, sharding_problems, without_effect
+from library.training.optimization.fused_backward import fused_backward_problems
+from library.training.optimization.optimizer_table import averages_itself
+from library.training.optimization.options import AverageOptions, OptimizerOptions
+from library.training.options import TrainingOptions
 
 if TYPE_CHECKING:
-    from library.data.config import Source
-    from library.data.plan import TrainingData
+    from library.data.batches.plan import TrainingData
+    from library.data.config.config import Source
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +152,7 @@ class Preflight:
             )
 
     def _check_data(self, options: Options) -> Problems:
-        from library.data.prepare import load_training_data  # NumPy and Pillow are not for --help
+        from library.data.load_data import load_training_data  # NumPy and Pillow are not for --help
 
         described = options[DatasetOptions]
         if options[ReportOptions].replaces_training:  # bad pictures are what the user wants to see

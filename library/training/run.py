@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from library.cli.parser import Options
-from library.data.dataset import BatchDataset, BatchLoader
-from library.data.options import CachingOptions, DatasetOptions
-from library.data.plan import TrainingData
+from library.data.batches.loader import BatchDataset, BatchLoader
+from library.data.batches.plan import TrainingData
+from library.data.config.options import CachingOptions, DatasetOptions
 from library.data.records import StepClock
 from library.diffusion.contradictions import check_objective
 from library.diffusion.options import LossOptions, NoiseOptions
@@ -21,41 +21,33 @@ from library.diffusion.schedule import NoiseSchedule
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.registry import load_family
-from library.training.dataset_report import warn_long_captions
-from library.training.fused_backward import check_fused_backward, step_in_backward
-from library.training.latents import LatentSource
-from library.training.lr_schedules import make_lr_schedule
-from library.training.metadata import Metadata
+from library.training.checkpoints.metadata import Metadata
+from library.training.checkpoints.options import HubOptions, OutputOptions
+from library.training.checkpoints.saves import Saver
+from library.training.checkpoints.states import read_state
+from library.training.checkpoints.uploads import Uploads, make_uploads
+from library.training.devices import check_memory_options, make_accelerator, place_method, place_model
+from library.training.distributed.learner import all_params, make_learner
+from library.training.distributed.options import ProcessOptions
+from library.training.distributed.processes import check_same_run
+from library.training.evaluation.options import SampleOptions, ValidationOptions
+from library.training.evaluation.samples import Sampler
+from library.training.evaluation.validation import VALIDATION_SEED, Validator
+from library.training.inputs.latents import LatentSource
+from library.training.inputs.text_outputs import TextSource, check_text_caching, warn_long_captions
 from library.training.method import ParamGroup, TrainingMethod
 from library.training.monitoring.options import LoggingOptions
 from library.training.monitoring.trackers import make_tracker
 from library.training.objective import Objective
-from library.training.optimizers import check_optimizer, check_rates, make_optimizer
-from library.training.options import (
-    AverageOptions,
-    HubOptions,
-    OptimizerOptions,
-    OutputOptions,
-    SampleOptions,
-    TrainingOptions,
-    ValidationOptions,
-)
-from library.training.placement import place_method, place_model
-from library.training.precision import check_memory_options, make_accelerator
+from library.training.optimization.ema import WeightAverage
+from library.training.optimization.fused_backward import check_fused_backward, step_in_backward
+from library.training.optimization.lr_schedules import make_lr_schedule
+from library.training.optimization.optimizers import check_optimizer, check_rates, make_optimizer
+from library.training.optimization.options import AverageOptions, OptimizerOptions
+from library.training.options import TrainingOptions
 from library.training.preflight import PreflightResult
-from library.training.process_options import ProcessOptions
-from library.training.processes import check_same_run
-from library.training.run_plan import RunPlan, plan_run
-from library.training.samples import Sampler
-from library.training.saves import Saver
-from library.training.sharding.learner import all_params
-from library.training.sharding.make import make_learner
-from library.training.states import read_state
-from library.training.text_outputs import TextSource, check_text_caching
+from library.training.run_setup import RunPlan, plan_run
 from library.training.trainer import Trainer, TrainerOptions, TrainerParts
-from library.training.uploads import Uploads, make_uploads
-from library.training.validation import VALIDATION_SEED, Validator
-from library.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.cli.errors import Stopped
 from library.cli.options import Problems, secret_flags
 from library.cli.parser import Options, parse_options
-from library.data.config import Source
-from library.data.options import CachingOptions, DatasetOptions, ReportOptions
+from library.data.config.config import Source
+from library.data.config.options import CachingOptions, DatasetOptions
+from library.dataset_report.options import ReportOptions
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
+from library.training.checkpoints.options import HubOptions, OutputOptions
+from library.training.distributed.options import ProcessOptions
+from library.training.evaluation.options import SampleOptions, ValidationOptions
 from library.training.foreign_options import FOREIGN_OPTIONS
 from library.training.monitoring.options import LoggingOptions
-from library.training.options import (
-    AverageOptions,
-    HubOptions,
-    OptimizerOptions,
-    OutputOptions,
-    SampleOptions,
-    TrainingOptions,
-    ValidationOptions,
-)
-from library.training.preflight import AdaptData, CheckSharding, Preflight
-from library.training.process_options import ProcessOptions
+from library.training.optimization.options import AverageOptions, OptimizerOptions
+from library.training.options import TrainingOptions
+from library.training.preflight import AdaptData, CheckSharding, Preflight, PreflightResult
 
 if TYPE_CHECKING:
     from library.training.method import TrainingMethod
@@ -96,12 +93,10 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
     )
     # heavy imports only now: --help and mistakes are answered without them
     if options[ReportOptions].replaces_training:
-        from library.training.dataset_report import look_at_data
-
-        look_at_data(options, preflight.result())
+        _look_at_data(options, preflight.result())
         return
-    from library.training.out_of_memory import memory_errors
-    from library.training.processes import process_errors
+    from library.training.distributed.processes import process_errors
+    from library.training.monitoring.out_of_memory import memory_errors
     from library.training.run import run_training
 
     result = preflight.result()
@@ -110,3 +105,24 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
             run_training(options, result, script.make_method(options))
     except Stopped as stopped:
         raise Stopped(stopped.signal_number, stopped.state, secret_flags(script.option_groups)) from None
+
+
+def _look_at_data(options: Options, preflight: PreflightResult) -> None:
+    """Shows the data as a run of these options would draw it."""
+    from library.dataset_report.drawn import Draw
+    from library.dataset_report.report import look_at_data
+    from library.training.run_setup import make_train_plan
+
+    training, output, report = options[TrainingOptions], options[OutputOptions], options[ReportOptions]
+    data, seed = preflight.data, training.seed if preflight.state is None else preflight.state.header.seed
+    plan = make_train_plan(
+        training, output, seed=seed or 0, num_micro_batches=data.num_micro_batches, num_processes=1
+    )
+    look_at_data(
+        options,
+        data,
+        preflight.data_warnings,
+        Draw(plan.seed, seed is not None, plan.clock),
+        num_epochs=plan.num_epochs,
+        folder=Path(report.debug_dataset_dir or Path(output.output_dir or ".") / "dataset"),
+    )

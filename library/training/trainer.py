@@ -16,32 +16,34 @@ from accelerate import Accelerator
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.cli.errors import Stopped
-from library.data.dataset import BatchLoader
-from library.data.plan import TrainingData
+from library.cli.progress import progress_bar
+from library.data.batches.loader import BatchLoader
+from library.data.batches.plan import TrainingData
 from library.data.records import Batch
 from library.models.family import ModelFamily
-from library.training.evaluation import shown_weights
-from library.training.fused_backward import LeftOut
-from library.training.losses import LossHistory
-from library.training.metadata import Metadata
+from library.training.checkpoints.metadata import Metadata
+from library.training.checkpoints.options import OutputOptions
+from library.training.checkpoints.saved_names import epoch_suffix, step_suffix
+from library.training.checkpoints.saves import Saver
+from library.training.checkpoints.states import RunFacts, write_state
+from library.training.checkpoints.training_state import StatefulParts
+from library.training.distributed.learner import Learner
+from library.training.evaluation.modes import shown_weights
+from library.training.evaluation.options import SampleOptions, ValidationOptions
+from library.training.evaluation.samples import Sampler
+from library.training.evaluation.validation import Validator
 from library.training.method import TrainingMethod
+from library.training.monitoring.losses import LossHistory
 from library.training.monitoring.trackers import Tracker
 from library.training.nonfinite import NonfiniteSteps
 from library.training.objective import Objective
-from library.training.optimizer_state import start_training
-from library.training.options import OutputOptions, SampleOptions, TrainingOptions, ValidationOptions
-from library.training.progress import progress_bar
-from library.training.rates import RateHistory
-from library.training.samples import Sampler
-from library.training.saved_names import epoch_suffix, step_suffix
-from library.training.saves import Saver
-from library.training.sharding.learner import Learner
-from library.training.states import RunFacts, write_state
-from library.training.stopping import StopRequest
+from library.training.optimization.ema import WeightAverage
+from library.training.optimization.fused_backward import LeftOut
+from library.training.optimization.learning_rates import RateHistory
+from library.training.optimization.optimizer_state import start_training
+from library.training.options import TrainingOptions
+from library.training.signals import StopRequest
 from library.training.train_plan import Position, TrainPlan
-from library.training.training_state import StatefulParts
-from library.training.validation import Validator
-from library.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 

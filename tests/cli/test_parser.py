@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import pytest
 
+from library.cli.documents import read_toml
 from library.cli.errors import UserError, UserErrors
 from library.cli.options import option
 from library.cli.parser import OutputConfigWritten, parse_options
-from library.cli.toml_files import read_toml
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from picture_files import save_picture
 
-from library.data.options import DatasetOptions
-from library.data.plan import TrainingData
-from library.data.prepare import load_training_data
+from library.data.batches.plan import TrainingData
+from library.data.config.options import DatasetOptions
+from library.data.load_data import load_training_data
 
 MakePictures = Callable[..., list[Path]]
 

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from picture_files import save_picture
 
-from library.data.augmentations import apply_colour, draw_colour, face_placement, random_placement
-from library.data.face_names import Face
-from library.data.items import draw_items
-from library.data.options import DatasetOptions
-from library.data.plan import TrainingData
-from library.data.prepare import load_training_data
+from library.data.batches.items import draw_items
+from library.data.batches.plan import TrainingData
+from library.data.config.options import DatasetOptions
+from library.data.images.augmentations import apply_colour, draw_colour, face_placement, random_placement
+from library.data.images.face_names import Face
+from library.data.load_data import load_training_data
 from library.data.records import ColourShift, Item, LatentKey, Placement, StepClock
 
 CLOCK = StepClock(group_size=1, steps_per_epoch=10, num_steps=100)

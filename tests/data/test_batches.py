@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.dataset import BatchDataset, BatchLoader, make_loader
-from library.data.images import load_image
-from library.data.items import draw_items
-from library.data.latent_cache import write_latents
-from library.data.plan import TrainingData
+from library.data.batches.items import draw_items
+from library.data.batches.loader import BatchDataset, BatchLoader, make_loader
+from library.data.batches.plan import TrainingData
+from library.data.caches.latent_cache import write_latents
+from library.data.images.decoding import load_image
 from library.data.records import Batch, CachedLatents, MicroBatch, StepClock
 
 CLOCK = StepClock(group_size=1, steps_per_epoch=20, num_steps=60)
@@ -59,7 +59,7 @@ def _assert_same(batches: list[Batch], others: list[Batch]) -> None:
 
 
 def test_batches_are_the_same_for_any_number_of_workers(data: TrainingData, monkeypatch) -> None:
-    monkeypatch.setattr("library.data.dataset.num_cpus", lambda: 2)  # so that 2 means 2 on any machine
+    monkeypatch.setattr("library.data.batches.loader.num_cpus", lambda: 2)  # so that 2 means 2 on any machine
     plan = data.plan(5, 0)
     reference = [_dataset(data)[micro_batch] for micro_batch in plan]
     for num_workers in (0, 1, 2):
@@ -219,7 +219,7 @@ def augmented(load_toml, make_pictures) -> TrainingData:
 
 
 def test_augmentations_are_the_same_for_any_number_of_workers(augmented: TrainingData, monkeypatch) -> None:
-    monkeypatch.setattr("library.data.dataset.num_cpus", lambda: 2)
+    monkeypatch.setattr("library.data.batches.loader.num_cpus", lambda: 2)
     plan = augmented.plan(5, 0)
     reference = [_dataset(augmented)[micro_batch] for micro_batch in plan]
     drawn = [key.placement for batch in reference for key in batch.latent_keys]

@@ -19,8 +19,8 @@ from library.data.buckets import (
     centre_crop,
     crop_ltrb,
 )
-from library.data.options import DatasetOptions
-from library.data.prepare import load_training_data
+from library.data.config.options import DatasetOptions
+from library.data.load_data import load_training_data
 
 REFERENCE = json.loads((Path(__file__).parent / "bucket_reference.json").read_text(encoding="utf-8"))
 

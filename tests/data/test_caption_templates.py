@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.caption_templates import OBJECT_TEMPLATES, STYLE_TEMPLATES, check_word_in_captions, with_templates
+from library.data.batches.items import draw_items
 from library.data.captions import final_caption
-from library.data.config import SubsetConfig
-from library.data.items import draw_items
-from library.data.options import DatasetOptions
-from library.data.prepare import load_training_data
+from library.data.config.config import SubsetConfig
+from library.data.config.options import DatasetOptions
+from library.data.load_data import load_training_data
 from library.data.randomness import keyed_random
 from library.data.records import StepClock
+from library.methods.caption_templates import OBJECT_TEMPLATES, STYLE_TEMPLATES, check_word_in_captions, with_templates
 
 
 def drawn(subset, count=3000, caption="x"):

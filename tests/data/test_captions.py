@@ -13,8 +13,8 @@ import pytest
 
 from library.cli.errors import UserError
 from library.data.captions import caption_variants, final_caption, read_caption_file, tag_frequency
-from library.data.config import SubsetConfig
-from library.data.face_names import Face, split_face_name
+from library.data.config.config import SubsetConfig
+from library.data.images.face_names import Face, split_face_name
 from library.data.randomness import keyed_random
 
 # captions, settings, and which captions other trainers make of them how often; in so many draws

@@ -9,7 +9,7 @@ import pytest
 from hand_made_files import SRGB_PRIMARIES, ink_profile, matrix_profile
 from PIL import Image, ImageCms
 
-from library.data.images import decode_image, decode_layers
+from library.data.images.decoding import decode_image, decode_layers
 
 LEVELS = np.linspace(0, 1, 4096)
 LINEAR = (0.0, 1.0)

@@ -14,10 +14,10 @@ import pytest
 
 from library.cli.errors import UserError, UserErrors
 from library.cli.options import option_fields
-from library.data.config import DatasetConfig, SubsetConfig
-from library.data.options import CachingOptions, DatasetOptions
-from library.data.prepare import load_training_data
-from library.data.schema import all_keys, read_dataset_config
+from library.data.config.config import DatasetConfig, SubsetConfig
+from library.data.config.dataset_file import all_keys, read_dataset_config
+from library.data.config.options import CachingOptions, DatasetOptions
+from library.data.load_data import load_training_data
 
 
 def _read(tmp_path: Path, text: str, **options):
@@ -270,8 +270,8 @@ def test_a_wrong_dataset_is_reported_before_torch_is_imported(tmp_path: Path) ->
     program = (
         "import sys\n"
         "from library.cli.errors import UserError\n"
-        "from library.data.options import DatasetOptions\n"
-        "from library.data.prepare import load_training_data\n"
+        "from library.data.config.options import DatasetOptions\n"
+        "from library.data.load_data import load_training_data\n"
         "try:\n"
         "    load_training_data(DatasetOptions(dataset_config=sys.argv[1]))\n"
         "except UserError as error:\n"

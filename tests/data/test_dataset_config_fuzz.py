@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from picture_files import save_picture
 
 from library.cli.errors import UserError
-from library.data.options import CachingOptions, DatasetOptions
-from library.data.prepare import load_training_data
+from library.data.config.options import CachingOptions, DatasetOptions
+from library.data.load_data import load_training_data
 
 TEXTS = (
     """

@@ -11,9 +11,9 @@ import pytest
 
 from library.cli.options import option_fields
 from library.data.captions import caption_variants
-from library.data.config import SubsetConfig
-from library.data.options import DatasetOptions
-from library.data.schema import all_keys, read_dataset_config
+from library.data.config.config import SubsetConfig
+from library.data.config.dataset_file import all_keys, read_dataset_config
+from library.data.config.options import DatasetOptions
 
 if sys.version_info >= (3, 11):
     import tomllib

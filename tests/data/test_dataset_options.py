@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from library.cli.options import convert, option_fields
-from library.data.options import CachingOptions, DatasetOptions, parse_caption_extension, parse_resolution
-from library.data.schema import read_dataset_config
+from library.data.config.dataset_file import read_dataset_config
+from library.data.config.options import CachingOptions, DatasetOptions, parse_caption_extension, parse_resolution
 
 
 @pytest.mark.parametrize(

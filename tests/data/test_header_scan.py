@@ -18,11 +18,11 @@ from picture_files import save_picture
 from PIL import Image, ImageOps, PngImagePlugin
 
 from library.cli.errors import UserError
-from library.data.header_scan import Header, read_header, read_headers
-from library.data.images import decode_image
-from library.data.picture_headers import exif_orientation, size_from_head
-from library.data.pictures import UnreadablePicture
-from library.data.scan_pool import map_in_chunks
+from library.data.images.decoding import decode_image
+from library.data.images.image_files import UnreadablePicture
+from library.data.images.image_headers import exif_orientation, size_from_head
+from library.data.scan.header_scan import Header, read_header, read_headers
+from library.data.scan.scan_pool import map_in_chunks
 
 
 def _encoded(kind: str, size: tuple[int, int] = (40, 24), mode: str = "RGB", **options) -> bytes:

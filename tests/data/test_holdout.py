@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.items import draw_items
-from library.data.options import DatasetOptions
-from library.data.prepare import load_training_data
+from library.data.batches.items import draw_items
+from library.data.config.options import DatasetOptions
+from library.data.load_data import load_training_data
 from library.data.records import StepClock
-from library.data.text_cache import fixed_captions
+from library.training.inputs.text_outputs import fixed_captions
 
 SUBSET = "[[datasets.subsets]]\nimage_dir = '{}'\n"
 

@@ -10,9 +10,9 @@ from picture_files import save_picture
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.images import decode_image, load_image, place_image, to_pixels
-from library.data.options import INTERPOLATIONS
-from library.data.pictures import read_size
+from library.data.config.options import INTERPOLATIONS
+from library.data.images.decoding import decode_image, load_image, place_image, to_pixels
+from library.data.images.image_files import read_size
 from library.data.records import ColourShift, LatentKey, Placement
 
 

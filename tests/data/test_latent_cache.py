@@ -12,8 +12,8 @@ import pytest
 from picture_files import save_picture
 
 from library.cli.errors import UserError
-from library.data.latent_cache import cache_path, latent_seed, read_latents, write_latents
-from library.data.latent_check import check_caches
+from library.data.caches.latent_cache import cache_path, latent_seed, read_latents, write_latents
+from library.data.caches.latent_check import check_caches
 from library.data.records import CachedLatents, LatentKey, Placement
 
 

@@ -12,8 +12,8 @@ import pytest
 from picture_files import save_picture
 
 from library.cli.errors import UserError
-from library.data.latent_cache import cache_path, read_latents, renew_times, write_latents
-from library.data.latent_check import check_caches
+from library.data.caches.latent_cache import cache_path, read_latents, renew_times, write_latents
+from library.data.caches.latent_check import check_caches
 from library.data.records import CachedLatents, LatentKey, Placement
 
 PLACEMENT = Placement((64, 64), (64, 64), (0, 0))

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.dataset import BatchDataset
-from library.data.images import load_mask
-from library.data.options import DatasetOptions
-from library.data.prepare import load_training_data
+from library.data.batches.loader import BatchDataset
+from library.data.config.options import DatasetOptions
+from library.data.images.decoding import load_mask
+from library.data.load_data import load_training_data
 from library.data.records import StepClock
 
 TOML = """

@@ -14,12 +14,12 @@ from picture_files import save_picture
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.config import SubsetConfig
-from library.data.latent_cache import latent_seed
-from library.data.metadata_source import scan_metadata
-from library.data.options import DatasetOptions
-from library.data.prepare import load_training_data
+from library.data.caches.latent_cache import latent_seed
+from library.data.config.config import SubsetConfig
+from library.data.config.options import DatasetOptions
+from library.data.load_data import load_training_data
 from library.data.records import ImageRecord
+from library.data.scan.metadata_file import scan_metadata
 
 Scan = Callable[..., list[ImageRecord]]
 

@@ -12,9 +12,9 @@ from hand_made_files import chunk, write_png
 from PIL import Image, features
 
 from library.cli.errors import UserError
-from library.data.images import decode_image, decode_layers
-from library.data.picture_headers import size_from_head
-from library.data.pictures import IMAGE_ENDINGS, UnreadablePicture, read_size
+from library.data.images.decoding import decode_image, decode_layers
+from library.data.images.image_files import IMAGE_ENDINGS, UnreadablePicture, read_size
+from library.data.images.image_headers import size_from_head
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 

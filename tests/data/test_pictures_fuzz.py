@@ -16,8 +16,8 @@ from PIL import Image
 
 from library.cli.errors import UserError
 from library.data.buckets import BucketChooser, BucketSettings
-from library.data.images import load_image
-from library.data.pictures import read_size
+from library.data.images.decoding import load_image
+from library.data.images.image_files import read_size
 from library.data.records import LatentKey
 
 NUM_EXAMPLES = 400  # for each of the kinds

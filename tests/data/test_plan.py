@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from picture_files import save_picture
 
-from library.data.config import DatasetConfig, SubsetConfig
-from library.data.plan import PlannedDataset, TrainingData, match_regularisation
+from library.data.batches.plan import PlannedDataset, TrainingData, match_regularisation
+from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.randomness import derive_seed
 from library.data.records import ImageRecord, Placement, PreparedLatents
 

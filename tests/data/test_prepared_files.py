@@ -15,8 +15,8 @@ import pytest
 from picture_files import save_picture
 
 from library.cli.errors import UserError
-from library.data.plan import TrainingData
-from library.data.prepared_files import original_size
+from library.data.batches.plan import TrainingData
+from library.data.scan.legacy_npz import original_size
 
 TOML = """
 [[datasets]]

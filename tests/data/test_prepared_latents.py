@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from library.cli.errors import UserError, UserErrors
-from library.data.latent_cache import read_latents
-from library.data.prepared_latents import check_prepared, read_prepared
+from library.data.caches.latent_cache import read_latents
+from library.data.caches.prepared_latents import check_prepared, read_prepared
 from library.data.records import LatentKey, Placement
 
 FACTS = {"original_size": np.array([100, 80]), "crop_ltrb": np.array([0, 0, 100, 80])}

@@ -14,12 +14,12 @@ from page_reader import cards, pixels, read_page
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.dataset import BatchDataset
+from library.cli.logging import Message
+from library.data.batches.loader import BatchDataset
 from library.data.records import StepClock
-from library.data.report.caption_length import TokenLimit
-from library.data.report.drawn import Draw
-from library.data.report.messages import Message
-from library.data.report.page import Report, write_page
+from library.dataset_report.caption_length import TokenLimit
+from library.dataset_report.drawn import Draw
+from library.dataset_report.page import Report, write_page
 
 HOSTILE_NAME = "<img src=x onerror=alert(1)>&quot;.png"
 HOSTILE_CAPTION = "</span></style><script>document.title='owned'</script> \"' onload=x http://evil.example/x.png &lt;"

@@ -8,11 +8,11 @@ from PIL import Image
 
 from library.cli.errors import UserError
 from library.data.records import StepClock
-from library.data.report.caption_length import TokenLimit, measure_caption
-from library.data.report.drawn import Draw, PictureId, choose_pictures
-from library.data.report.duplicates import look_of, same_looks
-from library.data.report.rendering import longest_side
-from library.data.report.window import open_window, step_through
+from library.dataset_report.caption_length import TokenLimit, measure_caption
+from library.dataset_report.drawn import Draw, PictureId, choose_pictures
+from library.dataset_report.duplicates import look_of, same_looks
+from library.dataset_report.rendering import longest_side
+from library.dataset_report.window import open_window, step_through
 
 # each letter of a word is a token, as about in Japanese; a space is none
 LETTERS = TokenLimit(lambda text: len(text.replace(" ", "")), limit=10)

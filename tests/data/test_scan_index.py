@@ -12,11 +12,11 @@ import pytest
 from picture_files import save_picture
 
 from library.cli.errors import UserError
-from library.data.config import SubsetConfig
-from library.data.file_scan import scan_files
+from library.data.config.config import SubsetConfig
 from library.data.records import ImageRecord
-from library.data.scan_index import INDEX_NAME
-from library.data.sources import scan_folder
+from library.data.scan.folders import scan_folder
+from library.data.scan.scan_index import INDEX_NAME
+from library.data.scan.scanner import scan_files
 
 OLD_NS = 1_600_000_000 * 10**9  # a time that files of the tests are given: what was just written is not indexed
 

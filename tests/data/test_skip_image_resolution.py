@@ -10,8 +10,8 @@ import pytest
 from picture_files import save_picture
 
 from library.cli.errors import UserError
-from library.data.options import DatasetOptions
-from library.data.prepare import load_training_data
+from library.data.config.options import DatasetOptions
+from library.data.load_data import load_training_data
 
 # areas 3072, 4096, 4096, 4100 and 8192: 64 x 64 is 4096
 SIZES = {"a": (64, 48), "b": (64, 64), "c": (128, 32), "d": (100, 41), "e": (64, 128)}

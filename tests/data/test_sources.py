@@ -11,10 +11,10 @@ from picture_files import save_picture
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.config import SubsetConfig
-from library.data.options import DatasetOptions
-from library.data.prepare import load_training_data
-from library.data.sources import find_concept_folders, scan_folder
+from library.data.config.config import SubsetConfig
+from library.data.config.options import DatasetOptions
+from library.data.load_data import load_training_data
+from library.data.scan.folders import find_concept_folders, scan_folder
 
 
 def _scan(folder: Path, **settings):

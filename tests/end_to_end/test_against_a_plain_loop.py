@@ -10,10 +10,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch.nn import functional
 
-from library.data.images import load_image
-from library.data.latent_cache import latent_seed
-from library.data.options import DatasetOptions
-from library.data.prepare import load_training_data
+from library.data.caches.latent_cache import latent_seed
+from library.data.config.options import DatasetOptions
+from library.data.images.decoding import load_image
+from library.data.load_data import load_training_data
 from library.data.randomness import derive_seed
 from tests.end_to_end.runs import BASE, PICTURES, REGULARISATION, train
 

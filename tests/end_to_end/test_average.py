@@ -5,7 +5,7 @@ import pytest
 from safetensors.torch import load_file
 
 from library.cli.errors import UserError
-from library.training.states import read_state
+from library.training.checkpoints.states import read_state
 from tests.end_to_end.runs import assert_same, copy_pictures, logged, train
 
 EMA = {"ema": True, "ema_decay": 0.25, "ema_start_step": 2}

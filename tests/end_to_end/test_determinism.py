@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from library.training.states import read_state
+from library.training.checkpoints.states import read_state
 from tests.end_to_end.runs import arguments, assert_same, command, copy_pictures, logged, train
 
 AUGMENTED = {"flip_aug": True, "shuffle_caption": True, "network_dropout": 0.1, "noise_offset": 0.05}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from library.models.word_files import read_word
+from library.models.text.embedding_files import read_word
 from tests.end_to_end.launches import TWO_PROCESSES, ended, launch, start
 from tests.end_to_end.runs import arguments, assert_same, logged, run_command, train
 from tests.end_to_end.whole_models import assert_alike, train_whole, write_metadata

@@ -12,8 +12,8 @@ from safetensors import safe_open
 import networks.lora
 from library.models.options import ModelOptions
 from library.models.registry import load_family
-from library.training.prompts import SamplePrompt
-from library.training.samples import draw_sample
+from library.training.evaluation.prompts import SamplePrompt
+from library.training.evaluation.samples import draw_sample
 from tests.end_to_end.runs import BASE, PICTURES, REGULARISATION, logged, train
 
 DATASET = f"""
@@ -140,7 +140,7 @@ def test_samples_of_the_concept_move_towards_its_pictures(trained):
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
 def test_samples_are_those_of_diffusers_from_the_same_noise(sampler):
-    from library.training.samplers import SAMPLERS
+    from library.training.evaluation.samplers import SAMPLERS
 
     prompt = SamplePrompt("a red heart on a yellow background", "blurry", 64, 72, 8, 4.0)
     ours = np.asarray(draw_sample(base(), prompt, sampler=sampler, seed=11), float)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from library.cli.errors import UserError
-from library.training.states import read_state
+from library.training.checkpoints.states import read_state
 from tests.end_to_end.runs import arguments, assert_same, copy_pictures, logged, run_command, train
 from tests.end_to_end.whole_models import train_whole
 

@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_network
-from library.training.optimizer_table import OPTIMIZERS
-from library.training.states import read_state
+from library.training.checkpoints.states import read_state
+from library.training.optimization.optimizer_table import OPTIMIZERS
 from tests.end_to_end.runs import ROOT, arguments, assert_same, copy_pictures, logged
 
 STEPS, STATE_AT, LAST = 16, 10, 6

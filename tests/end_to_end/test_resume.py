@@ -14,7 +14,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from library.training.states import read_state
+from library.training.checkpoints.states import read_state
 from tests.end_to_end.runs import ROOT, arguments, assert_same, logged
 from tests.end_to_end.test_optimizers import differences
 from tests.end_to_end.whole_models import write_metadata

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from library.cli.errors import UserError
-from library.training.states import read_state_header
+from library.training.checkpoints.states import read_state_header
 from tests.end_to_end.runs import arguments, assert_same, copy_pictures, logged, run_command, train
 
 STATES = {"save_every_n_steps": 2, "save_state": True, "cache_latents": True}

@@ -9,16 +9,16 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional
 
-from library.data.images import load_image
-from library.data.options import DatasetOptions
-from library.data.prepare import load_training_data
+from library.data.config.options import DatasetOptions
+from library.data.images.decoding import load_image
+from library.data.load_data import load_training_data
 from library.diffusion.schedule import NoiseSchedule
-from library.models.new_word import NewWord
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
-from library.models.word_files import read_word
+from library.models.text.embedding_files import read_word
+from library.models.text.token_embedding import NewWord
 from library.training import run
-from library.training.states import read_state
+from library.training.checkpoints.states import read_state
 from tests.end_to_end.launches import launch
 from tests.end_to_end.runs import BASE, logged
 from tests.end_to_end.word_runs import WORD, copy_with_word, train_word, word_arguments

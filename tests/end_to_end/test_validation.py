@@ -7,12 +7,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from library.data.images import load_image
-from library.data.latent_cache import latent_seed
-from library.data.options import DatasetOptions
-from library.data.prepare import load_training_data
+from library.data.caches.latent_cache import latent_seed
+from library.data.config.options import DatasetOptions
+from library.data.images.decoding import load_image
+from library.data.load_data import load_training_data
 from library.data.randomness import derive_seed
-from library.training.validation import timestep_grid
+from library.training.evaluation.validation import timestep_grid
 from tests.end_to_end.runs import BASE, assert_same, copy_pictures, logged, train
 
 TIMESTEPS = (100, 300, 500, 700, 900)

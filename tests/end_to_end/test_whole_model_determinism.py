@@ -4,7 +4,7 @@ encoder learns on after it was told to stop."""
 import pytest
 import torch
 
-from library.training.states import read_state
+from library.training.checkpoints.states import read_state
 from tests.end_to_end.runs import BASE, assert_same, copy_pictures, logged, train
 from tests.end_to_end.whole_models import changed_parts, read_model, train_whole
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from library.data.options import DatasetOptions
-from library.data.prepare import load_training_data
+from library.data.config.options import DatasetOptions
+from library.data.load_data import load_training_data
 from tests.end_to_end.runs import BASE, PICTURES, REGULARISATION, logged
 from tests.end_to_end.test_against_a_plain_loop import DATASET, GAMMA, OFFSET, PERTURBATION, PRIOR, SEED, loss_of
 from tests.end_to_end.whole_models import PARTS, changed_parts, read_model, train_whole

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from library.models.model_saving import FORMATS
+from library.models.layouts.formats import FORMATS
 from tests.end_to_end.runs import BASE, PICTURES, REGULARISATION, logged
 from tests.end_to_end.whole_models import changed_parts, read_model, train_whole
 from tests.tiny_models import make_tiny, to_stability_layout

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 import train_textual_inversion
-from library.models.word_files import WordVectors, read_word
+from library.models.text.embedding_files import WordVectors, read_word
 from tests.end_to_end.runs import arguments, copy_pictures
 
 WORD = "<fox>"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from library.models.attention import ChunkedAttention, chunked_attention, set_attention
+from library.models.compute import ChunkedAttention, chunked_attention, set_attention
 from library.models.options import MemoryOptions
 
 
@@ -68,7 +68,7 @@ class XformersTaker:
 )
 def test_of_several_kinds_of_attention_one_is_used(flags: dict[str, bool], used: str | None, monkeypatch) -> None:
     """Command files name --sdpa beside another: pieces come before xformers, and xformers before PyTorch's own."""
-    monkeypatch.setattr("library.models.attention.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("library.models.compute.importlib.util.find_spec", lambda name: name)
     module = XformersTaker()
     set_attention((module,), MemoryOptions(**flags), torch.device("cuda"))
     assert module.took_xformers == (used == "xformers")
@@ -78,7 +78,7 @@ def test_of_several_kinds_of_attention_one_is_used(flags: dict[str, bool], used:
 _PEAK = """
 import sys, torch
 from pathlib import Path
-from library.models.attention import chunked_attention
+from library.models.compute import chunked_attention
 
 def memory(name):
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from library.cli.errors import UserError
-from library.models.checkpoint_files import open_weights
 from library.models.options import ModelOptions
 from library.models.registry import load_family
+from library.models.weights.checkpoint_files import open_weights
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 

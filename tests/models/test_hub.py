@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from library.models.layouts.vae_loading import load_vae
 from library.models.options import ModelOptions
 from library.models.registry import load_family
-from library.models.vae_loading import load_vae
 from tests.hub_server import Hub, running_hub
 
 
@@ -30,7 +30,7 @@ class Caller:
         program = """
 import sys
 from library.cli.errors import UserError
-from library.models.hub import local_path
+from library.models.weights.hub_download import local_path
 try:
     print(local_path(sys.argv[1], "--model"))
 except UserError as error:

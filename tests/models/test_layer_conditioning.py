@@ -9,10 +9,10 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 
 from library.cli.errors import UserError
 from library.models.family import Conditioning
-from library.models.layer_conditioning import cross_attention_layers
-from library.models.new_word import NewWord
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
+from library.models.stable_diffusion.layer_conditioning import cross_attention_layers
+from library.models.text.token_embedding import NewWord
 from tests.tiny_models import make_tiny, write_folder
 
 # those of Stable Diffusion 1.x and 2.x, in the order of computation: 2303.09522, section 3

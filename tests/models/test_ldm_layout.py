@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.cli.errors import UserError
-from library.models import ldm_text, ldm_unet, ldm_vae
-from library.models.checkpoint_files import open_weights
-from library.models.ldm_keys import Place, Section, norm_groups, rename_key
-from library.models.ldm_layout import load_single_file
+from library.models.layouts import ldm_text, ldm_unet, ldm_vae
+from library.models.layouts.ldm_keys import Place, Section, norm_groups, rename_key
+from library.models.layouts.ldm_layout import load_single_file
+from library.models.weights.checkpoint_files import open_weights
 
 CROSS, DOWN, UP = "CrossAttnDownBlock2D", "DownBlock2D", "UpBlock2D"
 UNET = {

@@ -10,9 +10,9 @@ import torch
 
 from library.cli.errors import UserError
 from library.models.options import ModelOptions, PromptOptions, parse_token_length
-from library.models.prompt_weights import parse_prompt_weights
 from library.models.registry import load_family
-from library.models.tokenizer import load_tokenizer
+from library.models.text.prompt_weights import parse_prompt_weights
+from library.models.text.tokenizer import load_tokenizer
 
 WEIGHT_CASES = json.loads((Path(__file__).parent / "prompt_weights.json").read_text(encoding="utf-8"))
 START, END = 49406, 49407

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from library.models.model_kinds import kind_of_keys
+from library.models.weights.model_kinds import kind_of_keys
 
 SD1 = ("model.diffusion_model.out.2.bias", "cond_stage_model.transformer.text_model.final_layer_norm.bias")
 SD2 = ("model.diffusion_model.out.2.bias", "cond_stage_model.model.ln_final.bias")

@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from library.cli.errors import UserError
-from library.models.ldm_writing import single_file_tensors
-from library.models.model_metadata import SpecifiedModel, specification_entries
-from library.models.model_parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
-from library.models.model_saving import FORMATS, choose_format
+from library.models.layouts.formats import FORMATS, choose_format
+from library.models.layouts.ldm_writing import single_file_tensors
+from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
 from library.models.options import MetadataOptions, ModelOptions
 from library.models.registry import load_family
-from library.models.weight_writing import stored, write_pickle
-from library.training.samplers import SAMPLERS
+from library.models.weights.modelspec import SpecifiedModel, specification_entries
+from library.models.weights.weight_writing import stored, write_pickle
+from library.training.evaluation.samplers import SAMPLERS
 from tests.models.test_ldm_layout import TEXT_V1, TEXT_V2, UNET_V1, UNET_V2, VAE
 from tests.tiny_models import make_tiny, to_stability_layout, write_folder
 

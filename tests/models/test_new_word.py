@@ -8,10 +8,10 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from library.cli.errors import UserError
-from library.models.new_word import NewWord
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
-from library.models.tokenizer import load_tokenizer
+from library.models.text.token_embedding import NewWord
+from library.models.text.tokenizer import load_tokenizer
 
 WORD_IDS = [60001, 60002]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from library.models.options import ModelOptions
-from library.models.path_checks import model_problems, other_family
+from library.models.weights.path_checks import model_problems, other_family
 
 FLAG = "--pretrained_model_name_or_path"
 
@@ -229,7 +229,7 @@ def test_a_vae_is_looked_for_in_what_the_flag_names(folder_v1, tmp_path):
 def test_nothing_heavy_is_imported_for_these_checks(file_v1):
     heavy = "('torch', 'numpy', 'diffusers')"
     code = (
-        "import sys; from library.models.path_checks import model_problems, other_family;"
+        "import sys; from library.models.weights.path_checks import model_problems, other_family;"
         "from library.models.options import ModelOptions;"
         f"print(model_problems(ModelOptions(sys.argv[1])), [m for m in {heavy} if m in sys.modules])"
     )

@@ -14,11 +14,11 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from library.cli.errors import UserError
-from library.models.diffusers_folder import DiffusersFolder
 from library.models.family import Conditioning
+from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.options import ModelOptions
 from library.models.registry import load_family
-from library.models.stable_diffusion_facts import facts_of_folder, make_alphas_cumprod
+from library.models.stable_diffusion.detection import facts_of_folder, make_alphas_cumprod
 
 
 def load(path: Path, **flags):

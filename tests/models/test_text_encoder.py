@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from library.models.text_encoder import TextEncoder, build_text_encoder
+from library.models.text.text_encoder import TextEncoder, build_text_encoder
 
 SMALL = {
     "vocab_size": 50,

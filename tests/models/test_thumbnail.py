@@ -13,9 +13,9 @@ from PIL import ExifTags, Image
 
 from library.cli.errors import UserError
 from library.cli.parser import parse_options
-from library.models.model_metadata import SpecifiedModel, specification_entries
 from library.models.options import MetadataOptions
 from library.models.thumbnail import thumbnail_url
+from library.models.weights.modelspec import SpecifiedModel, specification_entries
 
 ROOT = Path(__file__).resolve().parents[2]
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from library.cli.errors import UserError
-from library.models.tokenizer import SHIPPED_VOCABULARY, load_tokenizer
+from library.models.text.tokenizer import SHIPPED_VOCABULARY, load_tokenizer
 
 START, END = 49406, 49407
 

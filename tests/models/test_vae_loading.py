@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 from library.cli.errors import UserError
-from library.models import ldm_vae
+from library.models.layouts import ldm_vae
+from library.models.layouts.vae_loading import load_vae
 from library.models.options import ModelOptions
 from library.models.registry import load_family
-from library.models.vae_loading import load_vae
 from tests.tiny_models import TinyModel, to_stability_layout, write_folder
 
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

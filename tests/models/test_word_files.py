@@ -15,10 +15,10 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from library.cli.errors import UserError
-from library.models.new_word import NewWord
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
-from library.models.word_files import WordVectors, read_word, write_word
+from library.models.text.embedding_files import WordVectors, read_word, write_word
+from library.models.text.token_embedding import NewWord
 
 LAYERS = ("IN01", "MID", "OUT02", "OUT03")
 

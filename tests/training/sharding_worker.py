@@ -20,13 +20,13 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from library.training.devices import make_accelerator
+from library.training.distributed.learner import Learner, make_learner
+from library.training.distributed.plans import OPTIMIZERS, FsdpPlan, ZeroPlan
 from library.training.method import ParamGroup
-from library.training.optimizers import make_optimizer
-from library.training.options import OptimizerOptions, TrainingOptions
-from library.training.precision import make_accelerator
-from library.training.sharding.learner import Learner
-from library.training.sharding.make import make_learner
-from library.training.sharding.plans import OPTIMIZERS, FsdpPlan, ZeroPlan
+from library.training.optimization.optimizers import make_optimizer
+from library.training.optimization.options import OptimizerOptions
+from library.training.options import TrainingOptions
 
 SHARED = {"stage3_param_persistence_threshold": 0}  # small tensors too
 LAYOUTS = {

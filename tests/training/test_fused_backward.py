@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
-from library.training.fused_backward import check_fused_backward, fused_backward_problems, step_in_backward
-from library.training.options import OptimizerOptions, TrainingOptions
+from library.training.optimization.fused_backward import check_fused_backward, fused_backward_problems, step_in_backward
+from library.training.optimization.options import OptimizerOptions
+from library.training.options import TrainingOptions
 
 
 def _fit():

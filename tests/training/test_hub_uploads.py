@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-import library.training.hub
+import library.training.checkpoints.hub_upload
 from library.cli.errors import UserError
 from library.cli.parser import parse_options
-from library.training.hub import HubRepository, hub_problems, read_hub_state, read_place
-from library.training.options import HubOptions, OutputOptions
-from library.training.saves import Saver
+from library.training.checkpoints.hub_upload import HubRepository, hub_problems, read_hub_state, read_place
+from library.training.checkpoints.options import HubOptions, OutputOptions
+from library.training.checkpoints.saves import Saver
+from library.training.checkpoints.uploads import Uploads
 from library.training.train_plan import Position
-from library.training.uploads import Uploads
 from tests.hub_server import LFS_SIZE, READ_TOKEN, WRITE_TOKEN, Fault, Repository, running_hub
 
 NAME = "someone/loras"
@@ -170,7 +170,7 @@ def test_uploads_in_the_background_keep_their_order_and_are_waited_for(hub, tmp_
 def test_a_hub_that_does_not_answer_is_given_up(hub, tmp_path, said, monkeypatch):
     """Without a limit the run would wait for it for ever."""
     uploads, gate = make_uploads(), threading.Event()
-    monkeypatch.setattr(library.training.hub, "_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(library.training.checkpoints.hub_upload, "_TIMEOUT_SECONDS", 0.2)
     hub.faults.append(Fault("POST .*/commit/", gate, times=3))
     uploads.add(write(tmp_path))
     assert "run.safetensors is not on the Hub: timed out" in said.text

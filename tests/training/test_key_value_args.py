@@ -7,10 +7,10 @@ import torch
 
 from library.cli.errors import UserError
 from library.cli.parser import parse_options
-from library.training.key_value_args import read_pairs
 from library.training.method import ParamGroup
-from library.training.optimizers import make_optimizer
-from library.training.options import OptimizerOptions
+from library.training.optimization.key_value_args import read_pairs
+from library.training.optimization.optimizers import make_optimizer
+from library.training.optimization.options import OptimizerOptions
 
 FLAG = "--optimizer_args"
 

@@ -19,16 +19,16 @@ from accelerate import Accelerator
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.images import load_image
-from library.data.latent_cache import latent_seed, read_latents
-from library.data.options import CachingOptions, DatasetOptions
-from library.data.plan import TrainingData
-from library.data.prepare import load_training_data
+from library.data.batches.plan import TrainingData
+from library.data.caches.latent_cache import latent_seed, read_latents
+from library.data.config.options import CachingOptions, DatasetOptions
+from library.data.images.decoding import load_image
+from library.data.load_data import load_training_data
 from library.data.records import Batch, LatentKey, MicroBatch
 from library.models.family import ModelFamily
 from library.models.options import ModelOptions
 from library.models.registry import load_family
-from library.training.latents import LatentSource
+from library.training.inputs.latents import LatentSource
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "examples" / "quickstart" / "base"
@@ -301,7 +301,7 @@ SHARED_RUN = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {here!r}]
-import library.training.latents as latents
+import library.training.inputs.latents as latents
 latents._LATENTS_IN_MESSAGE = 2
 from accelerate import Accelerator
 from test_latents import BASE, ModelOptions, batch_of, load_data, load_family, source_of
@@ -316,8 +316,8 @@ assert [Path(path).name for path in bad] == ["03.png"], bad
 keys = [key for key in data.latent_keys() if key.path not in bad]
 if source.kind == "memory":
     import torch
-    from library.data.images import load_image
-    from library.data.latent_cache import latent_seed
+    from library.data.images.decoding import load_image
+    from library.data.caches.latent_cache import latent_seed
     expected = [encode_images(torch.from_numpy(load_image(key).pixels)[None], [latent_seed(key)]) for key in keys]
     assert torch.equal(source.latents_of(batch_of(keys)), family.scale_latents(torch.cat(expected)))
 print("process", Accelerator().process_index, "is right", flush=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from library.training.losses import LossHistory
+from library.training.monitoring.losses import LossHistory
 
 # step, loss -> average over the last three, as other trainers show it for epochs of three steps
 ROWS = [(1, 1.0, 1.0), (2, 2.0, 1.5), (3, 3.0, 2.0), (4, 0.5, 5.5 / 3), (5, 0.5, 4 / 3), (6, 4.0, 5 / 3)]

@@ -12,8 +12,8 @@ import torch
 from library.cli.errors import UserError
 from library.cli.options import convert, option_fields
 from library.cli.parser import parse_options
-from library.training.lr_schedules import check_lr_schedule, lr_factor, make_lr_schedule, schedule_name
-from library.training.options import OptimizerOptions
+from library.training.optimization.lr_schedules import check_lr_schedule, lr_factor, make_lr_schedule, schedule_name
+from library.training.optimization.options import OptimizerOptions
 
 # curves of 100 steps at base rate 1 as other trainers' users know them: rates of every 5th step, of step 1 and the last
 CURVES = json.loads((Path(__file__).parent / "lr_curves.json").read_text())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
-from library.training.lr_schedules import check_lr_schedule, make_lr_schedule
+from library.training.optimization.lr_schedules import check_lr_schedule, make_lr_schedule
 from tests.training.test_lr_schedules import assert_curve, curve, options_of
 
 OWN = """

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
-from library.training.lr_schedules import make_lr_schedule
+from library.training.checkpoints.states import RunFacts, read_state, write_state
 from library.training.method import ParamGroup
-from library.training.optimizer_state import evaluation_weights, load_exactly, start_training
-from library.training.optimizer_table import OPTIMIZERS, Rates
-from library.training.optimizers import check_optimizer, check_rates, make_optimizer, optimizer_label
-from library.training.options import OptimizerOptions
-from library.training.states import RunFacts, read_state, write_state
+from library.training.optimization.lr_schedules import make_lr_schedule
+from library.training.optimization.optimizer_state import evaluation_weights, load_exactly, start_training
+from library.training.optimization.optimizer_table import OPTIMIZERS, Rates
+from library.training.optimization.optimizers import check_optimizer, check_rates, make_optimizer, optimizer_label
+from library.training.optimization.options import OptimizerOptions
 from library.training.train_plan import Position
 
 # rates that suit the small problem below; the others learn at 0.02, those that find their step size at 1

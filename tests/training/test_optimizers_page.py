@@ -9,13 +9,14 @@ import torch
 
 from library.cli.parser import parse_options
 from library.methods.options import NetworkOptions
-from library.training.lr_schedules import check_lr_schedule
 from library.training.method import ParamGroup
-from library.training.optimizer_state import start_training
-from library.training.optimizer_table import OPTIMIZERS, find_optimizer
-from library.training.optimizers import check_optimizer, check_rates, make_optimizer
-from library.training.options import OptimizerOptions, TrainingOptions
-from library.training.schedule_curves import SCHEDULES
+from library.training.optimization.lr_curves import SCHEDULES
+from library.training.optimization.lr_schedules import check_lr_schedule
+from library.training.optimization.optimizer_state import start_training
+from library.training.optimization.optimizer_table import OPTIMIZERS, find_optimizer
+from library.training.optimization.optimizers import check_optimizer, check_rates, make_optimizer
+from library.training.optimization.options import OptimizerOptions
+from library.training.options import TrainingOptions
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "optimizers.md").read_text(encoding="utf-8")
 RECIPES = re.findall(r"```sh\n(.+?)\n```", PAGE, re.DOTALL)

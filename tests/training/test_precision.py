@@ -8,8 +8,8 @@ from accelerate import Accelerator
 
 from library.cli.errors import UserError
 from library.models.options import MemoryOptions
+from library.training.devices import HalfGradScaler, check_memory_options, make_accelerator
 from library.training.options import TrainingOptions
-from library.training.precision import HalfGradScaler, check_memory_options, make_accelerator
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

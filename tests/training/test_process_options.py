@@ -9,9 +9,8 @@ import sys
 import pytest
 
 from library.cli.errors import UserError, UserErrors
-from library.training.options import AverageOptions, OptimizerOptions, TrainingOptions
-from library.training.process_options import ProcessOptions
-from library.training.sharding.plans import (
+from library.training.distributed.options import ProcessOptions
+from library.training.distributed.plans import (
     OPTIMIZERS,
     FsdpPlan,
     ZeroPlan,
@@ -19,6 +18,8 @@ from library.training.sharding.plans import (
     sharding_problems,
     without_effect,
 )
+from library.training.optimization.options import AverageOptions, OptimizerOptions
+from library.training.options import TrainingOptions
 from tests.end_to_end.runs import ROOT, arguments, copy_pictures, run_command
 from tests.end_to_end.whole_models import write_metadata
 
@@ -253,7 +254,7 @@ def test_a_network_is_small_and_trains_as_ever(tmp_path):
 def test_the_time_limit_reaches_the_group_of_processes():
     program = """
 import torch
-from library.training.precision import make_accelerator
+from library.training.devices import make_accelerator
 make_accelerator("no", timeout_minutes=7)
 group = torch.distributed.distributed_c10d._get_default_group()
 print(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from library.cli.errors import UserError, UserErrors
-from library.training.prompts import SamplePrompt, parse_prompt_line, read_prompt_file
+from library.training.evaluation.prompts import SamplePrompt, parse_prompt_line, read_prompt_file
 
 # lines and their meaning as users of such files know them
 LINES = [

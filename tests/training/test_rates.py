@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers.optimization import Adafactor
 
-from library.training.lr_schedules import make_lr_schedule
-from library.training.rates import RateHistory
+from library.training.optimization.learning_rates import RateHistory
+from library.training.optimization.lr_schedules import make_lr_schedule
 from tests.training.test_lr_schedules import options_of
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from library.training.saved_names import Retention, Saved, saved_under
+from library.training.checkpoints.saved_names import Retention, Saved, saved_under
 
 # what other trainers' users know: (epoch, every, keep) -> the newest epoch that is let go; None for nothing
 EPOCHS = [

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from library.training.sharding.plans import OPTIMIZERS
+from library.training.distributed.plans import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")

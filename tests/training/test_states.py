@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
-from library.training.states import RunFacts, check_files, read_state, read_state_header, write_state
+from library.training.checkpoints.states import RunFacts, check_files, read_state, read_state_header, write_state
 from library.training.train_plan import Position
 
 
@@ -77,7 +77,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from library.training.states import RunFacts, write_state
+from library.training.checkpoints.states import RunFacts, write_state
 from library.training.train_plan import Position
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))

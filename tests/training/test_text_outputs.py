@@ -11,13 +11,13 @@ from accelerate import Accelerator
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.dataset import BatchDataset
-from library.data.options import CachingOptions, DatasetOptions
-from library.data.prepare import load_training_data
+from library.data.batches.loader import BatchDataset
+from library.data.config.options import CachingOptions, DatasetOptions
+from library.data.load_data import load_training_data
 from library.data.records import StepClock
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
-from library.training.text_outputs import TextSource, check_text_caching
+from library.training.inputs.text_outputs import TextSource, check_text_caching
 from tests.tiny_models import make_tiny, write_folder
 
 CAPTIONS = ["a cat, (sitting:1.2)", "a dog", ""]

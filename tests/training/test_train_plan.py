@@ -3,8 +3,10 @@
 import pytest
 
 from library.cli.errors import UserError
-from library.training.options import OutputOptions, TrainingOptions
-from library.training.train_plan import Position, first_position, make_train_plan
+from library.training.checkpoints.options import OutputOptions
+from library.training.options import TrainingOptions
+from library.training.run_setup import first_position, make_train_plan
+from library.training.train_plan import Position
 
 
 def make(num_micro_batches=7, processes=1, output=None, **options):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
-from library.training.options import AverageOptions
-from library.training.weight_average import WeightAverage
+from library.training.optimization.ema import WeightAverage
+from library.training.optimization.options import AverageOptions
 
 
 def walk(num_steps: int) -> np.ndarray:

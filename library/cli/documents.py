@@ -1,0 +1,124 @@
+"""Text, TOML and JSON files that users write or other programs hand over: read whole, or told by what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from library.cli.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_toml(path: str | Path, named_by: str) -> dict[str, Any]:
+    """Reads a TOML 1.0 file that the user named with `named_by` (a flag).
+
+    Raises `UserError` for a file that is missing, is a folder, is not UTF-8 or is not TOML (with line and column).
+    """
+    return parse_toml(read_text(path, named_by, ".toml"), path, named_by)
+
+
+def parse_toml(text: str, path: str | Path, named_by: str) -> dict[str, Any]:
+    """The tables of a TOML 1.0 text. `path` and `named_by` say whose it is in errors.
+
+    Raises `UserError` with line and column where it is not TOML.
+    """
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        # RecursionError: brackets in brackets without end; ValueError: a number of thousands of digits
+        reason = "its tables or lists are nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{named_by} {path} is not valid TOML: {reason}", hint=_hint(text)) from None
+
+
+def _hint(text: str) -> str:
+    if "\\" in text:
+        return "write Windows paths in single quotes, 'C:\\pictures', or with forward slashes"
+    return "mend the file at that place"
+
+
+def toml_text(document: dict[str, Any]) -> str:
+    """The document as TOML text."""
+    import toml
+
+    return toml.dumps(document)
+
+
+def read_text(path: str | Path, named_by: str, ending: str) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark, that the user named with `named_by`.
+
+    Raises `UserError` for a file that is missing, is a folder, cannot be read or is not UTF-8. `ending`: of the file
+    that is expected, for the hint.
+    """
+    file = Path(path)
+    try:
+        if not file.is_file():
+            kind = "is a folder" if file.is_dir() else "does not exist"
+            raise UserError(f"{named_by} {path} {kind}", hint=f"give the path of a {ending} file")
+        return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{named_by} {path} is not UTF-8 text: byte {error.start}", hint="save it as UTF-8") from None
+    except ValueError:  # a null character
+        raise UserError(f"{named_by} {str(path)!r} is no path", hint=f"give the path of a {ending} file") from None
+    except OSError as error:
+        raise UserError(
+            f"{named_by} {path} cannot be read: {error.strerror}", hint="make it readable, or name another file"
+        ) from None
+
+
+
+_MEND = "mend the file at that place"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character outside the basic plane
+
+
+class _Refused(ValueError):
+    """What the parser takes and the standard (RFC 8259), or common sense, does not."""
+
+
+def read_json(path: str | Path, named_by: str) -> Any:
+    """Reads a JSON file that the user named with `named_by` (a flag or a key path).
+
+    Raises `UserError` for a file that is missing, is a folder, is not UTF-8 or is not JSON (with line and column), or
+    in which a table has a key twice.
+    """
+    return parse_json(read_text(path, named_by, ".json"), path, named_by)
+
+
+def parse_json(text: str, path: str | Path, named_by: str) -> Any:
+    """The value of a JSON text. `path` and `named_by` say whose it is in errors.
+
+    Raises `UserError` with line and column where it is not JSON, or if a table has a key twice.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except json.JSONDecodeError as error:
+        reason, hint = f"{error.msg} (at line {error.lineno}, column {error.colno})", _MEND
+    except UnicodeEncodeError as error:
+        reason, hint = f"{ascii(error.object[error.start])} is half of a character", "write the character itself"
+    except RecursionError:
+        reason, hint = "its tables or lists are nested too deeply", "make it flatter"
+    except ValueError as error:  # of ours, and a number of thousands of digits
+        reason, hint = str(error), _MEND
+    raise UserError(f"{named_by} {path} is not valid JSON: {reason}", hint)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Refused(f"{json.dumps(twice, ensure_ascii=False)} stands there twice")
+    return table
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _Refused(f"{name} is no number of JSON")

@@ -1,0 +1,113 @@
+"""Which pictures are held out of training to measure the validation loss on, and how they are used.
+
+Who is held out depends on the file names and `validation_seed` alone: neither on `--seed` nor on repeats, so that a
+resumed run, and one with another seed, measures on the same pictures and never trains on them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from library.cli.errors import UserError, listed
+from library.data.captions import with_whole_captions
+from library.data.config.config import DatasetConfig, SubsetConfig
+from library.data.randomness import derive_seed
+from library.data.records import ImageRecord
+
+logger = logging.getLogger(__name__)
+
+Described = tuple[DatasetConfig, list[ImageRecord]]
+
+_MAX_NAMES_IN_WARNING = 5
+
+# a held-out picture is used in the same way each time, and its caption is whole
+_USED_AS_IT_IS = {
+    "num_repeats": 1,
+    "color_aug": False,
+    "flip_aug": False,
+    "face_crop_aug_range": None,
+    "random_crop": False,
+}
+
+
+def split_off(described: Sequence[Described]) -> tuple[list[Described], list[Described]]:
+    """(to train on, held out): the datasets with the records of each, those without any left out.
+
+    A picture that one subset holds out is trained in no other. Raises `UserError` when pictures are to be held out and
+    none is, or when none is left to train on.
+    """
+    if not any(_holds_out(subset) for config, _ in described for subset in config.subsets):
+        return list(described), []
+    held = [_held_out(config, records) for config, records in described]
+    paths = {_identity(record) for records in held for record in records}
+    if not paths:
+        raise UserError(
+            "validation_split holds out no picture: it is a smaller share of the pictures than one",
+            hint="give a larger --validation_split, or name a folder of its own with validation_split = 1.0",
+        )
+    left = [(config, [each for each in records if _identity(each) not in paths]) for config, records in described]
+    _warn_of_pictures_elsewhere(described, held, left)
+    left = [(config, records) for config, records in left if any(not record.is_reg for record in records)]
+    if not left:
+        raise UserError(
+            "validation_split holds out every picture: none is left to train on", hint="give a smaller share"
+        )
+    pairs = zip(described, held, strict=True)
+    return left, [(_as_it_is(config), _once(records)) for (config, _), records in pairs if records]
+
+
+def _holds_out(subset: SubsetConfig) -> bool:
+    return subset.validation_split > 0 and not subset.is_reg
+
+
+def _identity(record: ImageRecord) -> str:
+    return os.path.normcase(os.path.abspath(record.path))
+
+
+def _held_out(config: DatasetConfig, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """The held-out records of a dataset, of each subset its share; what rounding leaves goes on to the next one."""
+    by_subset: list[list[ImageRecord]] = [[] for _ in config.subsets]
+    for record in records:
+        by_subset[record.subset_index].append(record)
+    held: list[ImageRecord] = []
+    wanted = 0.0
+    for subset, found in zip(config.subsets, by_subset, strict=True):
+        if not _holds_out(subset):
+            continue
+        wanted += len(found) * subset.validation_split
+        most = len(found) if subset.validation_split == 1 else max(0, len(found) - 1)
+        count = min(most, int(wanted - len(held) + 0.5))
+        held += _drawn(found, subset.validation_seed)[:count]
+    return held
+
+
+def _drawn(records: Sequence[ImageRecord], seed: int) -> list[ImageRecord]:
+    """In an order that depends on names and seed: pictures that come or go leave that of the others as it is."""
+    return sorted(records, key=lambda record: derive_seed("validation", seed, record.key))
+
+
+def _warn_of_pictures_elsewhere(
+    described: Sequence[Described], held: Sequence[Sequence[ImageRecord]], left: Sequence[Described]
+) -> None:
+    """Says which subsets lose pictures because another one holds them out."""
+    for (config, records), of_dataset, (_, kept) in zip(described, held, left, strict=True):
+        own = {record.path for record in of_dataset} | {record.path for record in kept}
+        others = [record for record in records if record.path not in own]
+        for index in sorted({record.subset_index for record in others}):
+            keys = [record.key for record in others if record.subset_index == index]
+            logger.warning(
+                "%s: %d pictures are not trained, since another subset holds them out: %s",
+                config.subsets[index].place, len(keys), listed(keys, _MAX_NAMES_IN_WARNING),
+            )  # fmt: skip
+
+
+def _as_it_is(config: DatasetConfig) -> DatasetConfig:
+    subsets = (replace(with_whole_captions(subset), **_USED_AS_IT_IS) for subset in config.subsets)
+    return replace(config, subsets=tuple(subsets))
+
+
+def _once(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    return [replace(record, num_repeats=1) for record in records]

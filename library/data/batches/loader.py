@@ -1,0 +1,210 @@
+"""Batches: what the loop learns from, made in worker processes, each a function of its place in the plan alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from library.cli.errors import UserError
+from library.data.batches.items import ItemPlace, draw_item, item_places, items_from
+from library.data.batches.plan import PlannedDataset, TrainingData
+from library.data.caches.latent_cache import read_latents
+from library.data.images.decoding import load_image, load_mask
+from library.data.images.image_files import UnreadablePicture
+from library.data.records import Batch, CachedLatents, Item, MicroBatch, StepClock, TrainedImage
+
+logger = logging.getLogger(__name__)
+
+# where a batch's latents come from: encoded by the caller from pixels, read from files, or kept by the caller
+LatentSource = Literal["pixels", "disk", "memory"]
+Loaded = TrainedImage | CachedLatents | None
+
+
+@dataclass(frozen=True)
+class _Use:
+    """An item with what was loaded for it, and what was found wrong with pictures that it stands in for."""
+
+    item: Item
+    loaded: Loaded
+    skipped: tuple[str, ...]
+
+
+class BatchDataset(Dataset):
+    """Makes the `Batch` of a `MicroBatch`. Holds no state: the same micro-batch always gives the same batch."""
+
+    def __init__(
+        self,
+        data: TrainingData,
+        *,
+        seed: int,
+        clock: StepClock,
+        latent_source: LatentSource,
+        fingerprint: str | None = "",
+        prior_loss_weight: float = 1.0,
+        skip_bad_images: bool = False,
+        known_bad: frozenset[str] = frozenset(),
+    ):
+        """`fingerprint`: of the VAE that cached latents must have been made with, for `latent_source` "disk".
+
+        With `skip_bad_images`, a picture that cannot be read, or whose path is in `known_bad`, is replaced by the next
+        good one of its bucket.
+        """
+        self._data = data
+        self._seed = seed
+        self._clock = clock
+        self._latent_source = latent_source
+        self._fingerprint = fingerprint
+        self._prior_loss_weight = prior_loss_weight
+        self._skip_bad_images = skip_bad_images
+        self._known_bad = known_bad
+
+    def __getitem__(self, micro_batch: MicroBatch) -> Batch | UserError:
+        """The batch, or what is wrong with one of its pictures: torch would wrap an exception from a worker."""
+        try:
+            return self._make_batch(micro_batch)
+        except UserError as error:
+            return error
+
+    def _make_batch(self, micro_batch: MicroBatch) -> Batch:
+        dataset = self._data.datasets[micro_batch.dataset_index]
+        places = item_places(micro_batch, self._seed, self._clock)
+        uses = [
+            self._use_of(dataset, item, place) for item, place in zip(micro_batch.item_indices, places, strict=True)
+        ]
+        weights = [self._prior_loss_weight if use.item.is_reg else 1.0 for use in uses]
+        return Batch(
+            micro_batch=micro_batch,
+            captions=[use.item.caption for use in uses],
+            latent_keys=[use.item.latent_key for use in uses],
+            loss_weights=torch.tensor(weights, dtype=torch.float32),
+            skipped=tuple(dict.fromkeys(message for use in uses for message in use.skipped)),
+            **_stacked([use.loaded for use in uses]),
+        )
+
+    def _use_of(self, dataset: PlannedDataset, item_index: int, place: ItemPlace) -> _Use:
+        """The item, or with `skip_bad_images` the first item after it whose picture is good, used at its place."""
+        skipped: list[str] = []
+        for candidate in items_from(dataset, item_index):
+            item = draw_item(dataset, candidate, place)
+            if item.latent_key.path in self._known_bad:
+                continue
+            try:
+                return _Use(item, self._load(item), tuple(skipped))
+            except UnreadablePicture as error:
+                if not self._skip_bad_images:
+                    raise
+                skipped.append(error.message)
+        width, height = dataset.placements[int(dataset.items[item_index])].bucket
+        raise UserError(
+            f"--skip_bad_images: no picture of bucket {width}x{height} of {dataset.config.place} can be read",
+            hint="repair its pictures, or remove them from the folder",
+        )
+
+    def _load(self, item: Item) -> Loaded:
+        source = "disk" if item.latent_key.prepared_path is not None else self._latent_source
+        return _LOADERS[source](item, self._fingerprint)
+
+
+def _latents_from_disk(item: Item, fingerprint: str | None) -> CachedLatents:
+    latents = read_latents(item.latent_key, fingerprint)
+    if latents is None:
+        raise UserError(
+            f"the cached latents of {item.latent_key.path} are gone or were changed during training",
+            hint="start again, they are made anew",
+        )
+    return latents if item.latent_key.mask_path is None else replace(latents, mask=load_mask(item.latent_key))
+
+
+_LOADERS: dict[str, Callable[[Item, str | None], Loaded]] = {
+    "pixels": lambda item, fingerprint: load_image(item.latent_key, item.colour),
+    "disk": _latents_from_disk,
+    "memory": lambda item, fingerprint: None,
+}
+
+
+def _stacked(loaded: Sequence[Loaded]) -> dict[str, torch.Tensor]:
+    """The tensors of a batch: pixels or latents, or neither, and masks where one of its pictures has one."""
+    pixels = [each.pixels for each in loaded if isinstance(each, TrainedImage)]
+    latents = [each.latents for each in loaded if isinstance(each, CachedLatents)]
+    masks = [None if each is None else each.mask for each in loaded]
+    named = {"pixels": pixels, "latents": latents}
+    tensors = {name: torch.from_numpy(np.stack(arrays)) for name, arrays in named.items() if arrays}
+    shape = next((mask.shape for mask in masks if mask is not None), None)
+    if shape is not None:
+        ones = np.ones(shape, dtype=np.float32)  # pictures of other subsets count everywhere
+        stacked = np.stack([ones if mask is None else mask for mask in masks])
+        tensors["masks"] = torch.from_numpy(stacked[:, None])
+    return tensors
+
+
+def make_loader(
+    dataset: Dataset, micro_batches: list[MicroBatch], num_workers: int, persistent: bool = False
+) -> DataLoader:
+    """Gives the batch of each micro-batch, in order; the same ones for any number of workers.
+
+    The list is read anew at each iteration. With `persistent`, workers live on from one to the next: replace the
+    contents of the list, keeping the list, and iterate again.
+    """
+    num_workers = min(num_workers, num_cpus())
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=micro_batches,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_start_worker,
+        persistent_workers=persistent and num_workers > 0,
+    )
+
+
+def num_cpus() -> int:
+    """CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows do not have it
+        return os.cpu_count() or 1
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _start_worker(worker_id: int) -> None:
+    cv2.setNumThreads(0)  # threads do not survive a fork, and the workers are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C and ends its workers
+
+
+class BatchLoader:
+    """Loads the batches of one epoch after the other, with the same worker processes where they persist."""
+
+    def __init__(self, dataset: BatchDataset, num_workers: int, persistent: bool):
+        self._micro_batches: list[MicroBatch] = []
+        self._loader = make_loader(dataset, self._micro_batches, num_workers, persistent)
+        self._reported: set[str] = set()
+
+    def batches(self, micro_batches: Sequence[MicroBatch]) -> Iterator[Batch]:
+        """The batches of `micro_batches`, in order, with a warning for each picture that is newly found bad.
+
+        Raises the `UserError` that a picture causes.
+        """
+        self._micro_batches[:] = micro_batches
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            self._report(batch.skipped)
+            yield batch
+
+    def _report(self, skipped: Sequence[str]) -> None:
+        for message in skipped:
+            if message not in self._reported:
+                self._reported.add(message)
+                logger.warning("%s; another picture of its bucket is trained instead", message)

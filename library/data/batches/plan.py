@@ -1,0 +1,402 @@
+"""What an epoch consists of: items, buckets, and the order of micro-batches as a function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import overload
+
+import numpy as np
+
+from library.data.buckets import BucketChooser, aspect_error, place_in
+from library.data.captions import tag_frequency
+from library.data.config.config import DatasetConfig, SubsetConfig
+from library.data.randomness import derive_seed
+from library.data.records import ImageRecord, LatentKey, MicroBatch, Size
+
+_MAX_BUCKETS_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The items of a dataset that are trained at one size."""
+
+    resolution: Size
+    item_indices: np.ndarray  # (items,) int64
+
+    def num_batches(self, batch_size: int) -> int:
+        return math.ceil(len(self.item_indices) / batch_size)
+
+
+@dataclass(frozen=True)
+class SubsetSummary:
+    """What metadata says of a subset."""
+
+    config: SubsetConfig
+    img_count: int
+    tag_frequency: dict[str, int]
+
+    @property
+    def num_items(self) -> int:
+        """Pictures times repeats, before regularisation pictures are matched to the others."""
+        return self.img_count * self.config.num_repeats
+
+
+class PlannedDataset:
+    """One dataset with its pictures found and placed.
+
+    An item is one use of a picture in an epoch. `items[i]` is the index of its record.
+    """
+
+    def __init__(self, config: DatasetConfig, records: Sequence[ImageRecord], num_skipped: int = 0):
+        """num_skipped: images that `skip_image_resolution` has left out of the records."""
+        self.config = config
+        self.num_skipped = num_skipped
+        self.records = tuple(records)
+        self.items = _make_items(self.records)  # (items,) int64
+        # pictures of one size are placed alike: there are few kinds and many records
+        kinds: dict[tuple[Size, Size | None], int] = {}
+        kind_of = (kinds.setdefault(_kind(record), len(kinds)) for record in self.records)
+        self._kind_of = np.fromiter(kind_of, dtype=np.int32, count=len(self.records))
+        chooser = BucketChooser(config.bucket_settings)
+        self._kinds = [
+            (size, chooser.place(size) if bucket is None else place_in(size, bucket)) for size, bucket in kinds
+        ]
+        self.placements = tuple(self._kinds[kind][1] for kind in self._kind_of)
+        self.buckets = self._make_buckets()
+
+    def _make_buckets(self) -> tuple[Bucket, ...]:
+        sizes = sorted({placement.bucket for _, placement in self._kinds})
+        bucket_of_kind = np.array([sizes.index(placement.bucket) for _, placement in self._kinds], dtype=np.int64)
+        bucket_of_item = bucket_of_kind[self._kind_of[self.items]] if len(self.items) else self.items
+        by_bucket = np.argsort(bucket_of_item, kind="stable")
+        cuts = np.searchsorted(bucket_of_item[by_bucket], np.arange(1, len(sizes)))
+        parts = np.split(by_bucket, cuts) if sizes else []
+        return tuple(Bucket(size, part) for size, part in zip(sizes, parts, strict=True) if len(part))
+
+    def record_of(self, item: int) -> ImageRecord:
+        return self.records[self.items[item]]
+
+    def subset_of(self, record: ImageRecord) -> SubsetConfig:
+        return self.config.subsets[record.subset_index]
+
+    def latent_key(self, record_index: int, flipped: bool) -> LatentKey:
+        record = self.records[record_index]
+        subset = self.subset_of(record)
+        return LatentKey(
+            path=record.path,
+            image_key=record.key,
+            image_size=record.size,
+            mtime_ns=record.mtime_ns,
+            placement=self.placements[record_index],
+            flipped=flipped,
+            interpolation=subset.resize_interpolation,
+            alpha_is_mask=subset.alpha_mask,
+            prepared_path=record.prepared.path if record.prepared else None,
+            mask_path=record.mask_path,
+        )
+
+    @property
+    def used_record_indices(self) -> list[int]:
+        """The records that have items; regularisation pictures can be too many."""
+        return np.unique(self.items).tolist()
+
+    @property
+    def num_micro_batches(self) -> int:
+        return sum(bucket.num_batches(self.config.batch_size) for bucket in self.buckets)
+
+    @property
+    def num_train_images(self) -> int:
+        """Training pictures, repeats counted."""
+        return sum(record.num_repeats for record in self.records if not record.is_reg)
+
+    @property
+    def num_reg_images(self) -> int:
+        """Regularisation pictures, repeats counted, before they are matched to the training pictures."""
+        return sum(record.num_repeats for record in self.records if record.is_reg)
+
+    @property
+    def mean_aspect_error(self) -> float:
+        """Mean over the pictures used of |aspect ratio of bucket - aspect ratio of picture|."""
+        errors = np.array([abs(aspect_error(size, placement.bucket)) for size, placement in self._kinds])
+        counts = self._used_of_kinds()
+        return float(errors @ counts / counts.sum()) if len(self.items) else 0.0
+
+    @property
+    def num_enlarged(self) -> int:
+        """Pictures used that are made larger to fill their bucket."""
+        is_enlarged = [placement.resized[0] > size[0] for size, placement in self._kinds]
+        return int(self._used_of_kinds() @ np.array(is_enlarged, dtype=np.int64))
+
+    def _used_of_kinds(self) -> np.ndarray:
+        """How many pictures of each kind have items: (kinds,) int64."""
+        used = np.unique(self.items)
+        return np.bincount(self._kind_of[used], minlength=len(self._kinds))
+
+    @property
+    def uses(self) -> np.ndarray:
+        """How often each record is used in an epoch: (records,) int64."""
+        return np.bincount(self.items, minlength=len(self.records))
+
+    @property
+    def bucket_counts(self) -> dict[Size, int]:
+        """Items in each bucket, sorted by size."""
+        return {bucket.resolution: len(bucket.item_indices) for bucket in self.buckets}
+
+    @property
+    def subset_summaries(self) -> list[SubsetSummary]:
+        captions: list[list[str]] = [[] for _ in self.config.subsets]
+        for record in self.records:
+            captions[record.subset_index].append(record.caption)
+        return [
+            SubsetSummary(config, len(each), tag_frequency(each))
+            for config, each in zip(self.config.subsets, captions, strict=True)
+        ]
+
+
+def _kind(record: ImageRecord) -> tuple[Size, Size | None]:
+    return record.size, record.prepared.bucket if record.prepared else None
+
+
+def _make_items(records: Sequence[ImageRecord]) -> np.ndarray:
+    """Record indices, once for each use in an epoch: training pictures by their repeats, then regularisation ones."""
+    repeats = np.fromiter((record.num_repeats for record in records), dtype=np.int64, count=len(records))
+    is_reg = np.fromiter((record.is_reg for record in records), dtype=bool, count=len(records))
+    train, reg = np.flatnonzero(~is_reg), np.flatnonzero(is_reg)
+    items = np.repeat(train, repeats[train])
+    uses = match_regularisation(repeats[reg].tolist(), len(items))
+    return np.concatenate([items, np.repeat(reg, np.array(uses, dtype=np.int64))])
+
+
+def match_regularisation(repeats: Sequence[int], num_items: int) -> list[int]:
+    """How often each regularisation picture is used so that they are used `num_items` times together.
+
+    Each gets its repeats in turn while there is room; if room is left, one more use each, round after round.
+    """
+    uses, room = [], num_items
+    for count in repeats:
+        uses.append(min(count, room))
+        room -= uses[-1]
+    if uses and room:
+        rounds, rest = divmod(room, len(uses))
+        uses = [count + rounds + (index < rest) for index, count in enumerate(uses)]
+    return uses
+
+
+class EpochPlan(Sequence[MicroBatch]):
+    """The micro-batches of an epoch in order. Each is made when asked for: an epoch can have millions."""
+
+    def __init__(self, epoch: int, items: np.ndarray, lengths: np.ndarray, dataset_indices: np.ndarray):
+        """items: (items,) int64, those of one micro-batch after the other, indices into the items of its dataset.
+
+        lengths: (micro-batches,) int64, items of each. dataset_indices: (micro-batches,) int64.
+        """
+        self._epoch = epoch
+        # memory views give Python's numbers, several times faster than arrays do
+        self._items = memoryview(np.ascontiguousarray(items, dtype=np.int64))
+        self._starts = memoryview(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        self._dataset_indices = memoryview(np.ascontiguousarray(dataset_indices, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self._dataset_indices)
+
+    @overload
+    def __getitem__(self, index: int) -> MicroBatch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[MicroBatch]: ...
+    def __getitem__(self, index: int | slice) -> MicroBatch | list[MicroBatch]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self._dataset_indices):
+            index = range(len(self))[index]
+        start, end = self._starts[index], self._starts[index + 1]
+        return MicroBatch(self._epoch, index, self._dataset_indices[index], tuple(self._items[start:end]), start)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(map(operator.eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All datasets of a run, and what is held out of them."""
+
+    datasets: tuple[PlannedDataset, ...]
+    validation: TrainingData | None = None
+
+    @property
+    def num_items(self) -> int:
+        """Items of an epoch."""
+        return sum(len(dataset.items) for dataset in self.datasets)
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches of an epoch, the same in every epoch."""
+        return sum(dataset.num_micro_batches for dataset in self.datasets)
+
+    @property
+    def num_train_images(self) -> int:
+        return sum(dataset.num_train_images for dataset in self.datasets)
+
+    @property
+    def num_reg_images(self) -> int:
+        return sum(dataset.num_reg_images for dataset in self.datasets)
+
+    def plan(self, seed: int, epoch: int) -> EpochPlan:
+        """The micro-batches of an epoch in order: a function of the data, the seed and the epoch alone.
+
+        Items are shuffled within their bucket and cut into batches; the batches of all buckets are then shuffled.
+        """
+        # the legacy generator: its streams stay the same in all versions of NumPy
+        rng = np.random.RandomState(np.random.MT19937(derive_seed("plan", seed, epoch)))
+        shuffled, lengths, sources = [], [], []
+        for dataset_index, dataset in enumerate(self.datasets):
+            for bucket in dataset.buckets:
+                shuffled.append(rng.permutation(bucket.item_indices))
+                lengths.append(_batch_lengths(len(bucket.item_indices), dataset.config.batch_size))
+                sources.append(np.full(len(lengths[-1]), dataset_index))
+        if not shuffled:
+            return EpochPlan(epoch, *np.zeros((3, 0), dtype=np.int64))
+        lengths_in_turn = np.concatenate(lengths)
+        order = rng.permutation(len(lengths_in_turn))
+        items = _reorder(np.concatenate(shuffled), lengths_in_turn, order)
+        return EpochPlan(epoch, items, lengths_in_turn[order], np.concatenate(sources)[order])
+
+    def latent_keys(self) -> list[LatentKey]:
+        """Each latent that training and validation need, once, those of one bucket size together.
+
+        A picture is there once for each way it is placed, and mirrored too where a subset that uses it has `flip_aug`.
+        """
+        by_bucket: dict[Size, dict[tuple, LatentKey]] = {}
+        for dataset in self.all_datasets:
+            for index in dataset.used_record_indices:
+                for flipped in (False, True) if dataset.subset_of(dataset.records[index]).flip_aug else (False,):
+                    key = dataset.latent_key(index, flipped)
+                    place = key.placement
+                    # what differs first stands first: comparing the keys themselves takes several times as long
+                    order = (key.path, place.resized, flipped, place.crop, key.image_size, key.mtime_ns)
+                    order += (key.alpha_is_mask, key.interpolation or "", key.prepared_path or "")
+                    order += (key.mask_path or "",)
+                    by_bucket.setdefault(place.bucket, {})[order] = key
+        return [keys[order] for _, keys in sorted(by_bucket.items()) for order in sorted(keys)]
+
+    @property
+    def all_datasets(self) -> tuple[PlannedDataset, ...]:
+        """Those to train on and those of held-out pictures."""
+        return self.datasets if self.validation is None else (*self.datasets, *self.validation.datasets)
+
+    def digest(self) -> str:
+        """What is trained, without the folders it lies in: equal digests mean equal pictures, captions and settings."""
+        digest = hashlib.blake2b(digest_size=16)
+        for dataset in self.all_datasets:
+            settings = replace(dataset.config, place="", subsets=tuple(map(_without_place, dataset.config.subsets)))
+            digest.update(repr(settings).encode("utf-8", "surrogatepass"))
+            for record in dataset.records:
+                facts = (record.key, record.size, record.caption, record.num_repeats, record.subset_index)
+                digest.update(repr(facts).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def bucket_table(self) -> list[str]:
+        """Lines for people: each dataset's buckets with pictures, items, batches and how full these are."""
+        lines = [line for index, dataset in enumerate(self.datasets) for line in _table_lines(index, dataset)]
+        if self.validation is not None:
+            lines.append(
+                f"held out for validation: {self.validation.num_items} images in"
+                f" {self.validation.num_micro_batches} batches"
+            )
+        return lines
+
+
+def _without_place(subset: SubsetConfig) -> SubsetConfig:
+    return replace(subset, place="", image_dir=None, metadata_file=None, conditioning_data_dir=None, cache_info=False)
+
+
+def _batch_lengths(num_items: int, batch_size: int) -> np.ndarray:
+    """Items of each batch of a bucket, the last of which may be smaller."""
+    starts = np.arange(0, num_items, batch_size)
+    return np.minimum(batch_size, num_items - starts)
+
+
+def _reorder(items: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Consecutive runs of items, of these lengths, put into another order."""
+    starts = np.cumsum(lengths) - lengths
+    new_lengths = lengths[order]
+    new_starts = np.cumsum(new_lengths) - new_lengths
+    return items[np.arange(len(items)) + np.repeat(starts[order] - new_starts, new_lengths)]
+
+
+def _table_lines(index: int, dataset: PlannedDataset) -> list[str]:
+    config = dataset.config
+    lines = [f"dataset {index}: {len(dataset.items)} items an epoch, batch size {config.batch_size}"]
+    lines.append(f"  {'bucket':>11}  {'images':>7}  {'repeats':>7}  {'batches':>7}  {'fill':>5}")
+    for bucket in dataset.buckets:
+        num_items, num_batches = len(bucket.item_indices), bucket.num_batches(config.batch_size)
+        num_images = len(np.unique(dataset.items[bucket.item_indices]))
+        fill = num_items / (num_batches * config.batch_size)
+        lines.append(
+            f"  {_size_text(bucket.resolution):>11}  {num_images:>7}  {num_items:>7}  {num_batches:>7}  {fill:>5.0%}"
+        )
+    lines.append(f"  mean aspect error {dataset.mean_aspect_error:.4f}")
+    notes = (_skipped(dataset), _small_batches(dataset), _enlarged(dataset), *_regularisation_notes(dataset))
+    return lines + [f"  {note}" for note in notes if note is not None]
+
+
+def _size_text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _skipped(dataset: PlannedDataset) -> str | None:
+    largest = dataset.config.skip_image_resolution
+    if largest is None:
+        return None
+    return f"{dataset.num_skipped} images are left out: not larger than skip_image_resolution {_size_text(largest)}"
+
+
+def _small_batches(dataset: PlannedDataset) -> str | None:
+    """Buckets that have too few items for half a batch."""
+    batch_size = dataset.config.batch_size
+    small = [bucket for bucket in dataset.buckets if 2 * len(bucket.item_indices) < batch_size]
+    if not small:
+        return None
+    named = [f"{_size_text(each.resolution)} ({len(each.item_indices)} of {batch_size})" for each in small]
+    rest = f" and {len(small) - _MAX_BUCKETS_NAMED} more" if len(small) > _MAX_BUCKETS_NAMED else ""
+    buckets = f"{len(small)} buckets fill" if len(small) > 1 else "1 bucket fills"
+    return (
+        f"{buckets} less than half of a batch: {', '.join(named[:_MAX_BUCKETS_NAMED])}{rest}: these pictures are "
+        "trained in small batches; more pictures, fewer buckets (larger bucket_reso_steps) or a smaller batch size help"
+    )
+
+
+def _enlarged(dataset: PlannedDataset) -> str | None:
+    config, num_enlarged = dataset.config, dataset.num_enlarged
+    if not (config.enable_bucket and config.bucket_no_upscale and num_enlarged):
+        return None
+    return (
+        f"{num_enlarged} images are shorter than bucket_reso_steps {config.bucket_reso_steps} on a side: "
+        "enlarged to the smallest bucket of their aspect"
+    )
+
+
+def _regularisation_notes(dataset: PlannedDataset) -> Iterator[str]:
+    """What became of regularisation pictures that are too many or too few."""
+    uses = dataset.uses
+    is_reg = np.fromiter((record.is_reg for record in dataset.records), dtype=bool, count=len(uses))
+    repeats = np.fromiter((record.num_repeats for record in dataset.records), dtype=np.int64, count=len(uses))
+    num_unused = int((is_reg & (uses == 0)).sum())
+    num_less = int((is_reg & (uses > 0) & (uses < repeats)).sum())
+    more = uses[is_reg & (uses > repeats)]
+    if num_unused:
+        yield f"{num_unused} regularisation images are not used: there are more of them than training items"
+    if num_less:
+        yield f"{num_less} regularisation images are used less often than their repeats say"
+    if len(more):
+        yield (
+            f"{len(more)} regularisation images are used more often than their repeats say, up to {more.max()} times, "
+            f"to match the {dataset.num_train_images} training items"
+        )

@@ -1,0 +1,1 @@
+"""Cached latents and cached text encoder outputs on disk."""

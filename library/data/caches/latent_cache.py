@@ -1,0 +1,280 @@
+"""Latents in files beside the pictures, in the layout that other trainers read.
+
+A file `<stem>_<W>x<H>_sd.npz` (W and H of the picture, four digits) holds, for each latent size h x w:
+`latents_<h>x<w>` and `latents_flipped_<h>x<w>` (C, h, w), `original_size_<h>x<w>` (width, height),
+`crop_ltrb_<h>x<w>` and, where transparency weighs the loss, `alpha_mask_<h>x<w>` (h, w) of the picture that is not
+mirrored. We add `made_from_<h>x<w>`, a JSON text that says what the latents were made from: latents for which it
+differs, or that lack it, are not trained on unless the user trusts them.
+
+A picture is the same if its time of change is, or else its content: a copied dataset keeps its latents.
+
+Pictures of one stem with several endings (a.png, a.jpg) would share a file; theirs have the whole name in front:
+`a.png_<W>x<H>_sd.npz`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from library.cli.atomic_files import atomic_path
+from library.cli.errors import UserError
+from library.data.buckets import crop_ltrb
+from library.data.caches.latent_arrays import DAMAGE_ERRORS, array_problem, latent_size, opened_arrays
+from library.data.caches.prepared_latents import read_prepared
+from library.data.images.image_files import IMAGE_ENDINGS
+from library.data.randomness import derive_seed
+from library.data.records import CachedLatents, LatentKey
+
+_DIGEST_BYTES = 16
+
+
+def latent_seed(key: LatentKey) -> int:
+    """The seed that this latent is sampled with: the same wherever the folder lies and whenever it was copied."""
+    placement = key.placement
+    numbers = (*key.image_size, *placement.bucket, *placement.resized, *placement.crop, int(key.flipped))
+    return derive_seed("latent", key.image_key, *numbers)
+
+
+def cache_names(key: LatentKey) -> tuple[str, str]:
+    """The names that the file of a picture's latents can have: with the picture's ending, and without it."""
+    name = os.path.basename(key.path)
+    width, height = key.image_size
+    size = f"_{width:04d}x{height:04d}_sd.npz"
+    return name + size, os.path.splitext(name)[0] + size
+
+
+def cache_path(key: LatentKey) -> Path:
+    """The file beside the picture that its latents are written to."""
+    picture = Path(key.path)
+    with_ending, without_ending = cache_names(key)
+    return picture.with_name(with_ending if _has_twin(picture) else without_ending)
+
+
+def _has_twin(picture: Path) -> bool:
+    """Whether another picture has the same name but for the ending."""
+    endings = {spelling for ending in IMAGE_ENDINGS for spelling in (ending, ending.upper())} - {picture.suffix}
+    twins = (picture.with_name(picture.stem + ending) for ending in sorted(endings))
+    return any(twin.is_file() and not _is_same_name(twin, picture) for twin in twins)
+
+
+def _is_same_name(twin: Path, picture: Path) -> bool:
+    """Whether both are one file on a file system without letter case, where a.PNG is a.png itself."""
+    if twin.name.lower() != picture.name.lower():
+        return False
+    return not picture.exists() or os.path.samefile(twin, picture)
+
+
+def entry_suffix(key: LatentKey) -> str:
+    """What the names of the arrays of this latent size end with."""
+    return "_{}x{}".format(*latent_size(key))
+
+
+def made_from_name(key: LatentKey) -> str:
+    """The name of the text that says what the latents of this size were made from."""
+    return "made_from" + entry_suffix(key)
+
+
+def array_names(key: LatentKey) -> set[str]:
+    """The names of the arrays that training reads for this key."""
+    names = {_latents_name(key)}
+    return names | {_mask_name(key)} if key.alpha_is_mask else names
+
+
+def _latents_name(key: LatentKey) -> str:
+    return ("latents_flipped" if key.flipped else "latents") + entry_suffix(key)
+
+
+def _mask_name(key: LatentKey) -> str:
+    return "alpha_mask" + entry_suffix(key)
+
+
+def _made_from(key: LatentKey, fingerprint: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "picture": os.path.basename(key.path),
+        "image_size": list(key.image_size),
+        "mtime_ns": key.mtime_ns,
+        "bucket": list(key.placement.bucket),
+        "resized": list(key.placement.resized),
+        "crop": list(key.placement.crop),
+        "vae": fingerprint,
+    }
+    # only where they are not the default, so that files stay valid which were made before these facts were known
+    if key.interpolation is not None:
+        facts["interpolation"] = key.interpolation
+    if key.alpha_is_mask:
+        facts["alpha_is_mask"] = True
+    return facts
+
+
+def differing_facts(text: str, key: LatentKey, fingerprint: str) -> frozenset[str]:
+    """The names of the facts in a `made_from` text that are not those of `key`; none if its latents can be used.
+
+    Where only the time of change differs, the content of the picture decides; `is_copied` tells this case apart.
+    Raises `ValueError` if the text is damaged.
+    """
+    held = json.loads(text)
+    if not isinstance(held, dict):
+        raise ValueError("made_from is no object")
+    digest = held.pop("content", None)
+    wanted = _made_from(key, fingerprint)
+    differing = frozenset(name for name in held.keys() | wanted.keys() if held.get(name) != wanted.get(name))
+    if differing == {"mtime_ns"} and digest is not None and digest == _digest(key.path):
+        return frozenset()
+    return differing
+
+
+def is_copied(text: str, key: LatentKey) -> bool:
+    """Whether usable latents were made when the picture had another time of change."""
+    return json.loads(text).get("mtime_ns") != key.mtime_ns
+
+
+def _digest(path: str) -> str | None:
+    """Names the content of a picture file; None if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.blake2b(file.read(), digest_size=_DIGEST_BYTES).hexdigest()
+    except OSError:
+        return None
+
+
+def read_latents(key: LatentKey, fingerprint: str | None) -> CachedLatents | None:
+    """The cached or prepared latents; None if there are none that were made from just this.
+
+    `fingerprint`: of the VAE that they must have been made with; with None, whatever has the right name is used.
+    Raises `UserError` naming the file if what it holds is damaged or of another size.
+    """
+    if key.prepared_path is not None:
+        return read_prepared(key)
+    folder = os.path.dirname(key.path)
+    # both names, since a picture of the same stem may have come or gone; `made_from` names the picture
+    paths = (os.path.join(folder, name) for name in cache_names(key))
+    found = (_read_entry(path, key, fingerprint) for path in paths)
+    return next((latents for latents in found if latents is not None), None)
+
+
+def _read_entry(path: str, key: LatentKey, fingerprint: str | None) -> CachedLatents | None:
+    try:
+        with opened_arrays(path) as file:
+            if not array_names(key) <= set(file):
+                return None
+            if fingerprint is not None and not _is_usable(file, key, fingerprint):
+                return None
+            latents = file[_latents_name(key)]
+            mask = file[_mask_name(key)] if key.alpha_is_mask else None
+    except FileNotFoundError:
+        return None
+    except DAMAGE_ERRORS as error:
+        raise _unusable(path, f"they are damaged ({error})") from None
+    problem = array_problem(latents, latent_size(key), num_dimensions=3)
+    if problem is None and mask is not None:
+        problem = array_problem(mask, latent_size(key), num_dimensions=2)
+    if problem is not None:
+        raise _unusable(path, problem)
+    if mask is not None:
+        mask = np.ascontiguousarray(_mirrored(mask, key), dtype=np.float32)
+    return CachedLatents(latents.astype(np.float32, copy=False), mask)
+
+
+def _is_usable(file: Mapping[str, np.ndarray], key: LatentKey, fingerprint: str) -> bool:
+    name = made_from_name(key)
+    return name in file and not differing_facts(str(file[name]), key, fingerprint)
+
+
+def _unusable(path: str, reason: str) -> UserError:
+    return UserError(
+        f"cached latents {path} cannot be used: {reason}", hint="delete this file and start again: it is made anew"
+    )
+
+
+def _mirrored(mask: np.ndarray, key: LatentKey) -> np.ndarray:
+    """Between the mask of a picture and that of the key, which may be of the mirrored picture."""
+    return mask[:, ::-1] if key.flipped else mask
+
+
+def write_latents(latents: Mapping[LatentKey, CachedLatents], fingerprint: str) -> None:
+    """Writes latents beside their pictures, keeping what else the files hold that is not outdated by it.
+
+    A file is whole or as it was before. Raises `UserError` if a folder cannot be written to.
+    """
+    for path, keys in _by_file(latents).items():
+        arrays = _held_arrays(path)
+        for key in keys:
+            _replace_entry(arrays, key, latents[key], fingerprint)
+        try:
+            _save(path, arrays)
+        except OSError as error:
+            raise UserError(
+                f"cached latents {path} cannot be written: {error.strerror}",
+                hint="make room or the folder writable, or use --cache_latents without --cache_latents_to_disk",
+            ) from None
+
+
+def renew_times(path: Path, keys: Collection[LatentKey], fingerprint: str) -> None:
+    """Notes in a file that its latents are of pictures of just this time of change, to be checked quickly from now on.
+
+    For latents that are usable though their picture was copied. A folder that cannot be written to stays as it is.
+    """
+    arrays = _held_arrays(path)
+    for key in keys:
+        if made_from_name(key) in arrays and not differing_facts(str(arrays[made_from_name(key)]), key, fingerprint):
+            arrays[made_from_name(key)] = np.array(_made_from_text(key, fingerprint))
+    with contextlib.suppress(OSError):
+        _save(path, arrays)
+
+
+def _by_file(keys: Iterable[LatentKey]) -> dict[Path, list[LatentKey]]:
+    by_file: dict[Path, list[LatentKey]] = {}
+    for key in keys:
+        by_file.setdefault(cache_path(key), []).append(key)
+    return by_file
+
+
+def _save(path: Path, arrays: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def _held_arrays(path: Path) -> dict[str, np.ndarray]:
+    with contextlib.suppress(*DAMAGE_ERRORS), opened_arrays(path) as file:
+        return dict(file)
+    return {}
+
+
+def _replace_entry(arrays: dict[str, Any], key: LatentKey, latents: CachedLatents, fingerprint: str) -> None:
+    suffix = entry_suffix(key)
+    if not _holds_current(arrays, key, fingerprint):
+        # both orientations share one `made_from`: the other one would pass for new
+        for name in ("latents", "latents_flipped", "alpha_mask"):
+            arrays.pop(name + suffix, None)
+    arrays[_latents_name(key)] = np.asarray(latents.latents, dtype=np.float32)
+    if key.alpha_is_mask:
+        # a picture without transparency counts everywhere
+        mask = np.ones(latent_size(key)) if latents.mask is None else _mirrored(latents.mask, key)
+        arrays[_mask_name(key)] = np.asarray(mask, dtype=np.float32)
+    arrays[f"original_size{suffix}"] = np.array(key.image_size)
+    arrays[f"crop_ltrb{suffix}"] = np.array(crop_ltrb(key.placement.bucket, key.image_size))
+    arrays[made_from_name(key)] = np.array(_made_from_text(key, fingerprint))
+
+
+def _holds_current(arrays: Mapping[str, np.ndarray], key: LatentKey, fingerprint: str) -> bool:
+    try:
+        return _is_usable(arrays, key, fingerprint)
+    except ValueError:
+        return False
+
+
+def _made_from_text(key: LatentKey, fingerprint: str) -> str:
+    facts = _made_from(key, fingerprint)
+    digest = _digest(key.path)
+    # of a picture that was changed since it was found, it is not known which content was encoded
+    if digest is not None and os.stat(key.path).st_mtime_ns == key.mtime_ns:
+        facts["content"] = digest
+    return json.dumps(facts, sort_keys=True)

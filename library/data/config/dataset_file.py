@@ -1,0 +1,355 @@
+"""Reads `--dataset_config`: tables [general], [[datasets]] and [[datasets.subsets]] into `DatasetConfig`.
+
+The file is TOML, or JSON with the same tables. A key that a table leaves out is taken from the table around it: subset,
+dataset, general, then the flag of that name. The keys are those options that say `toml_level`, and the few below that
+exist in the file only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from library.cli.documents import parse_json, parse_toml, read_text
+from library.cli.errors import UserError, nearest_name
+from library.cli.options import FREE_TEXT, OptionField, convert, option, option_fields
+from library.data.buckets import BucketSettings, usable_steps
+from library.data.config.config import DatasetConfig, SubsetConfig
+from library.data.config.options import DatasetOptions, parse_custom_attributes, parse_path
+
+logger = logging.getLogger(__name__)
+
+_FLAG = "--dataset_config"
+_ANY_RESOLUTION = (512, 512)  # stands in for one that is wrong, so that pictures are looked at too; nothing is placed
+Path = tuple[Any, ...]  # keys and list indices from the top of the document
+
+
+@dataclass(frozen=True)
+class _InheritedKeys:
+    """Subset keys without a flag that [general] and [[datasets]] may hold too."""
+
+    GROUP: ClassVar[str] = "Dataset TOML"
+
+    class_tokens: str | None = option(
+        help="caption of pictures without caption file", toml_level="subset", metavar=FREE_TEXT
+    )
+    custom_attributes: dict | None = option(
+        help="a table of anything, kept in the metadata of what is trained", parse=parse_custom_attributes,
+        toml_level="subset",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _SubsetOnlyKeys:
+    """Keys that describe one folder or metadata file and stand in [[datasets.subsets]] alone."""
+
+    GROUP: ClassVar[str] = "Dataset TOML"
+
+    image_dir: str | None = option(help="folder of pictures", parse=parse_path, toml_level="subset")
+    metadata_file: str | None = option(
+        help="JSON file that describes pictures", parse=parse_path, toml_level="subset"
+    )
+    conditioning_data_dir: str | None = option(
+        help="folder of mask pictures, of the same names: what is white in them is learned, what is black is not",
+        parse=parse_path,
+        toml_level="subset",
+    )
+    is_reg: bool = option(False, help="the pictures are regularisation pictures", toml_level="subset")
+
+
+Keys = dict[str, OptionField]
+
+# what is without meaning beside `metadata_file`, and why
+_FOLDER_KEYS = {
+    "class_tokens": "captions are those in the metadata file",
+    "caption_extension": "captions are those in the metadata file",
+    "conditioning_data_dir": "masks are found for the pictures of an image_dir",
+}
+
+
+def _keys(level: str, *owners: type) -> Keys:
+    fields = [field for owner in owners for field in option_fields(owner) if field.spec.toml_level == level]
+    return {field.spec.toml_key or field.name: field for field in fields}
+
+
+def _dataset_keys() -> Keys:
+    return _keys("dataset", DatasetOptions)
+
+
+def _inherited_keys() -> Keys:
+    return _keys("subset", DatasetOptions, _InheritedKeys)
+
+
+def _subset_keys() -> Keys:
+    return {**_inherited_keys(), **_keys("subset", _SubsetOnlyKeys)}
+
+
+def all_keys() -> Keys:
+    """Every key that can stand in [[datasets]] or [[datasets.subsets]]."""
+    return {**_dataset_keys(), **_subset_keys()}
+
+
+def read_dataset_config(options: DatasetOptions) -> tuple[list[DatasetConfig], list[UserError]]:
+    """The datasets that `--dataset_config` describes, and everything that is wrong with it.
+
+    What is wrong is left out of the datasets, so that a caller can go on to look for further problems. Raises
+    `UserError` if the file cannot be read as TOML or JSON.
+    """
+    if options.dataset_config is None:
+        raise ValueError("no --dataset_config to read")
+    document = _read_document(options.dataset_config)
+    document, wrong = _validate(document)
+    problems = [UserError(f"{_FLAG} {options.dataset_config}: {each.message}", each.hint) for each in wrong.values()]
+    builder = _Builder(options, frozenset(wrong))
+    datasets = builder.build(_with_usable_steps(document))
+    problems += [UserError(f"{_FLAG} {options.dataset_config}: {each.message}", each.hint) for each in builder.problems]
+    return datasets, problems
+
+
+def _read_document(path: str) -> dict[str, Any]:
+    """JSON if the file is named so or begins with a brace, which no TOML file does."""
+    text = read_text(path, _FLAG, ".toml")
+    if not path.lower().endswith(".json") and not text.lstrip().startswith("{"):
+        return parse_toml(text, path, _FLAG)
+    document = parse_json(text, path, _FLAG)
+    if not isinstance(document, dict):
+        hint = 'begin it as {"general": {}, "datasets": [...]}'
+        raise UserError(f"{_FLAG} {path} holds {type(document).__name__} {str(document)[:40]!r}, not a table", hint)
+    return document
+
+
+def _validate(document: dict[str, Any]) -> tuple[dict[str, Any], dict[Path, UserError]]:
+    """The document with checked and converted values, and what had to be left out of it, by its path."""
+    import voluptuous
+
+    schema = _make_schema(voluptuous)
+    wrong: dict[Path, UserError] = {}
+    while True:
+        try:
+            return schema(document), wrong
+        except voluptuous.MultipleInvalid as invalid:
+            for path, error in {tuple(map(_plain, error.path)): error for error in invalid.errors}.items():
+                wrong[path] = _as_user_error(path, error, _value_at(document, path))
+                document = _without(document, path)
+
+
+def _plain(part: Any) -> Any:
+    return getattr(part, "schema", part)  # voluptuous may give its marker around a key
+
+
+def _make_schema(voluptuous: Any) -> Any:
+    """The schema of the document, made from the declared keys."""
+
+    def table(keys: Keys, **tables: Any) -> dict[Any, Any]:
+        known = {voluptuous.Optional(name): _check(voluptuous, field) for name, field in keys.items()}
+        nested = {voluptuous.Optional(name): value for name, value in tables.items()}
+        valid = [*keys, *tables]
+        return {**known, **nested, voluptuous.Extra: _reject(voluptuous, valid)}
+
+    outer = {**_dataset_keys(), **_inherited_keys()}
+    subset = table(_subset_keys())
+    dataset = table(outer, subsets=[subset])
+    return voluptuous.Schema(table({}, general=table(outer), datasets=[dataset]))
+
+
+def _check(voluptuous: Any, field: OptionField) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        try:
+            return convert(field, value)
+        except ValueError as error:
+            raise voluptuous.Invalid(str(error)) from None
+
+    return check
+
+
+class _UnknownKey(str):
+    """The message about an unknown key: the names that are valid in its place."""
+
+
+def _reject(voluptuous: Any, valid: Iterable[str]) -> Callable[[Any], Any]:
+    names = tuple(valid)
+
+    def reject(value: Any) -> Any:
+        raise voluptuous.Invalid(_UnknownKey(", ".join(names)))
+
+    return reject
+
+
+def _as_user_error(path: Path, invalid: Any, value: Any) -> UserError:
+    place = path_text(path)
+    if isinstance(invalid.msg, _UnknownKey):
+        return _unknown_key(path, invalid.msg.split(", "))
+    shown = "a table" if isinstance(value, dict) else repr(value)
+    expected = {"expected a dictionary": "a table", "expected a list": "tables in double brackets, as in [[datasets]]"}
+    return UserError(f"{place} = {shown} is not valid", hint=f"give {expected.get(invalid.msg, invalid.msg)}")
+
+
+def _unknown_key(path: Path, valid: list[str]) -> UserError:
+    name = str(path[-1])
+    levels = {"[[datasets]] or [general]": _dataset_keys(), "[[datasets.subsets]]": _subset_keys()}
+    homes = [title for title, keys in levels.items() if name in keys]
+    if homes:
+        return UserError(f"{path_text(path)} stands in the wrong table", hint=f"{name} belongs into {homes[0]}")
+    nearest = nearest_name(name, valid)
+    hint = f"did you mean {nearest}?" if nearest else f"known keys: {', '.join(valid)}"
+    return UserError(f"unknown key {path_text(path)}", hint=hint)
+
+
+def path_text(path: Path) -> str:
+    """A place in the document as its user would write it, such as datasets[0].subsets[1].num_repeats."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _value_at(document: Any, path: Path) -> Any:
+    for part in path:
+        document = document[part]
+    return document
+
+
+def _without(document: Any, path: Path) -> Any:
+    """A copy of the document without what stands at `path`; in a list an empty table takes its place."""
+    first, rest = path[0], path[1:]
+    if isinstance(document, list):
+        return [*document[:first], _without(document[first], rest) if rest else {}, *document[first + 1 :]]
+    if rest:
+        return {**document, first: _without(document[first], rest)}
+    return {key: value for key, value in document.items() if key != first}
+
+
+def _with_usable_steps(document: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the checked document whose `bucket_reso_steps` are large enough everywhere."""
+
+    def usable(table: dict[str, Any], place: str) -> dict[str, Any]:
+        key = "bucket_reso_steps"
+        return {**table, key: usable_steps(table[key], f"{place}.{key}")} if key in table else table
+
+    general = usable(document.get("general", {}), "general")
+    datasets = [usable(table, f"datasets[{index}]") for index, table in enumerate(document.get("datasets", []))]
+    return {**document, "general": general, "datasets": datasets}
+
+
+class _Builder:
+    """Makes datasets of a checked document, and collects what is wrong across keys."""
+
+    def __init__(self, options: DatasetOptions, wrong: frozenset[Path]):
+        self._options = options
+        self._wrong = wrong
+        self.problems: list[UserError] = []
+
+    def build(self, document: dict[str, Any]) -> list[DatasetConfig]:
+        general = document.get("general", {})
+        tables = document.get("datasets", [])
+        if not tables and not any(path[0] == "datasets" for path in self._wrong):
+            self._add("it has no [[datasets]]", "describe at least one, with [[datasets.subsets]] in it")
+        datasets = [self._dataset(general, table, index) for index, table in enumerate(tables)]
+        return [dataset for dataset in datasets if dataset is not None]
+
+    def _add(self, message: str, hint: str) -> None:
+        self.problems.append(UserError(message, hint))
+
+    def _dataset(self, general: dict[str, Any], table: dict[str, Any], index: int) -> DatasetConfig | None:
+        place = f"datasets[{index}]"
+        values = {name: self._value(name, field, table, general) for name, field in _dataset_keys().items()}
+        if self._is_wrong("datasets", index):
+            return None
+        inner = table.get("subsets", [])
+        if not inner and not self._is_wrong("datasets", index, "subsets"):
+            self._add(f"{place} has no [[datasets.subsets]]", "give at least one, with image_dir or metadata_file")
+        found = [self._subset(general, table, each, (index, number)) for number, each in enumerate(inner)]
+        subsets = _without_repeated([subset for subset in found if subset is not None])
+        self._check_one_kind(place, subsets)
+        if self._was_wrong("caption_extension"):
+            return None  # every caption would seem to be missing
+        if values["resolution"] is None:
+            if not self._was_wrong("resolution"):
+                self._add(
+                    f"{place}.resolution is missing", "set resolution there or in [general], or give --resolution"
+                )
+            values["resolution"] = _ANY_RESOLUTION
+        config = DatasetConfig(place=place, subsets=tuple(subsets), **values)
+        bucket_keys = [field.name for field in dataclasses.fields(BucketSettings)]
+        if values["resolution"] is not _ANY_RESOLUTION and not any(map(self._was_wrong, bucket_keys)):
+            self.problems += config.bucket_settings.problems(f"{place}.")
+        return config
+
+    def _subset(
+        self, general: dict[str, Any], dataset: dict[str, Any], table: dict[str, Any], indices: tuple[int, int]
+    ) -> SubsetConfig | None:
+        path = ("datasets", indices[0], "subsets", indices[1])
+        values = {name: self._value(name, field, table, dataset, general) for name, field in _subset_keys().items()}
+        place = path_text(path)
+        if any(self._is_wrong(*path, *key) for key in ((), ("image_dir",), ("metadata_file",))):
+            return None  # what kind of subset it is, and of which pictures, is not known
+        if values["metadata_file"] is not None:
+            self._check_metadata_keys(place, table)
+            values |= {"is_reg": False, "conditioning_data_dir": None}
+        elif values["conditioning_data_dir"] is not None and values["alpha_mask"]:
+            self._add(
+                f"{place}.conditioning_data_dir cannot be used with alpha_mask: both say what counts in the loss",
+                "set alpha_mask = false there, or leave conditioning_data_dir out",
+            )
+        if values["image_dir"] is None and values["metadata_file"] is None:
+            self._add(f"{place}.image_dir is missing", "name the folder of pictures, or a metadata_file")
+            return None
+        return SubsetConfig(place=place, **values)
+
+    def _check_metadata_keys(self, place: str, table: dict[str, Any]) -> None:
+        """Refuses what a subset with `metadata_file` cannot have."""
+        if table.get("is_reg"):
+            self._add(
+                f"{place}.is_reg = true cannot be used with {place}.metadata_file",
+                "describe regularisation pictures by image_dir, in a dataset of such subsets",
+            )
+        for name, reason in _FOLDER_KEYS.items():
+            if name in table:
+                self._add(
+                    f"{place}.{name} has no meaning beside {place}.metadata_file",
+                    f"leave {name} out: {reason}",
+                )
+
+    def _check_one_kind(self, place: str, subsets: list[SubsetConfig]) -> None:
+        first = {subset.source: subset.place for subset in reversed(subsets)}
+        if len(first) > 1:
+            self._add(
+                f"{place} mixes two kinds of subsets: {first['metadata']} has metadata_file, {first['folder']} has not",
+                "put them into two [[datasets]]",
+            )
+
+    def _value(self, name: str, field: OptionField, *tables: dict[str, Any]) -> Any:
+        """What the first table that has the key says, or else the flag that is its default."""
+        for table in tables:
+            if name in table:
+                return table[name]
+        return getattr(self._options, field.name) if field.owner is DatasetOptions else field.default
+
+    def _is_wrong(self, *path: Any) -> bool:
+        return path in self._wrong
+
+    def _was_wrong(self, key: str) -> bool:
+        return any(path[-1] == key for path in self._wrong)
+
+
+def _without_repeated(subsets: list[SubsetConfig]) -> list[SubsetConfig]:
+    """The subsets of a dataset without those that describe the same pictures once more, about which it warns."""
+    first: dict[tuple[Any, ...], SubsetConfig] = {}
+    for subset in subsets:
+        identity = (_real_path(subset.metadata_file), _real_path(subset.image_dir), subset.is_reg)
+        original = first.setdefault(identity, subset)
+        if original is not subset:
+            what = "metadata_file" if subset.metadata_file is not None else "image_dir"
+            logger.warning(
+                "%s is left out: its %s %s is that of %s already (num_repeats says how often pictures are used)",
+                subset.place, what, getattr(subset, what), original.place,
+            )  # fmt: skip
+    return list(first.values())
+
+
+def _real_path(path: str | None) -> str | None:
+    return None if path is None else os.path.realpath(path)

@@ -1,0 +1,176 @@
+"""Picture files: opening them, and their size from the header. Whatever is wrong with one becomes a `UserError`."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from library.cli.errors import UserError
+from library.data.images.image_headers import HEAD_LENGTH, size_from_head
+from library.data.records import Size
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of picture file, known by its first 16 bytes, and the modules of which one reads it."""
+
+    format: str  # Pillow's name of it
+    pattern: re.Pattern[bytes]
+    modules: tuple[str, ...]
+    hint: str = "install Pillow anew: pip install --upgrade --force-reinstall pillow"
+
+
+# decided by content, not by ending; no format whose reader starts other programs
+_KINDS = (
+    _Kind("PNG", re.compile(rb"\x89PNG\r\n\x1a\n"), ("PIL.PngImagePlugin",)),
+    _Kind("JPEG", re.compile(rb"\xff\xd8\xff"), ("PIL.JpegImagePlugin",)),
+    _Kind("WEBP", re.compile(rb"RIFF.{4}WEBP", re.DOTALL), ("PIL.WebPImagePlugin",)),
+    _Kind("BMP", re.compile(rb"BM"), ("PIL.BmpImagePlugin",)),
+    _Kind("GIF", re.compile(rb"GIF8[79]a"), ("PIL.GifImagePlugin",)),
+    _Kind(
+        "AVIF",
+        re.compile(rb".{4}ftyp(avif|avis|mif1|msf1)", re.DOTALL),
+        ("PIL.AvifImagePlugin", "pillow_avif"),
+        "install a Pillow that reads AVIF: pip install --upgrade 'pillow>=11.3'",
+    ),
+    _Kind(
+        "JXL",
+        re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "),
+        ("pillow_jxl", "jxlpy.JXLImagePlugin"),
+        "install the plug-in that reads JPEG XL: pip install pillow-jxl-plugin",
+    ),
+)
+
+# what the readers say of odd EXIF data and large pictures is nothing to act on as long as they decode
+_QUIET = ("ignore", None, Warning, re.compile("PIL|pillow_|jxlpy"), 0)
+
+# what Pillow's readers raise for damaged files, beside OSError
+_DAMAGE_ERRORS = (
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+
+
+class NoPictures(UserError):
+    """A folder or a metadata file that describes no pictures; others of the run may."""
+
+
+class UnreadablePicture(UserError):
+    """A picture file that is missing, damaged or of no known kind: what `--skip_bad_images` goes on without."""
+
+
+@contextmanager
+def opened_picture(path: str) -> Iterator[Image.Image]:
+    """The picture, opened and not yet decoded. What its reader raises in the block becomes `UnreadablePicture`.
+
+    Raises `UserError` if the program that reads this kind of picture is not installed.
+    """
+    _silence_readers()
+    try:
+        with open(path, "rb") as file:
+            kind = _kind_of(path, file.read(16))
+            with Image.open(file, formats=(kind.format,)) as image:
+                yield image
+    except UnidentifiedImageError:
+        raise _unreadable(path, "it is damaged") from None
+    except Image.DecompressionBombError:
+        raise _unreadable(path, f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels") from None
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from None
+    except _DAMAGE_ERRORS as error:
+        raise _unreadable(path, f"it is damaged ({error})") from None
+
+
+def _silence_readers() -> None:
+    # a filter that stays: the context managers of `warnings` are not safe where several threads decode
+    if _QUIET not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_QUIET[3].pattern)
+
+
+def _kind_of(path: str, head: bytes) -> _Kind:
+    """The kind of a file that starts with `head`, once Pillow can read it."""
+    kind = next((kind for kind in _KINDS if kind.pattern.match(head)), None)
+    if kind is None:
+        raise _unreadable(path, "it is empty" if not head else "it is not a picture of a known kind")
+    for module in kind.modules:
+        if kind.format in Image.OPEN:
+            return kind
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            continue
+    if kind.format not in Image.OPEN:
+        raise UserError(f"picture {path} cannot be read: no reader for {kind.format} is installed", hint=kind.hint)
+    return kind
+
+
+def _unreadable(path: str, reason: str) -> UnreadablePicture:
+    return UnreadablePicture(f"picture {path} cannot be read: {reason}", hint="repair it, or remove it from the folder")
+
+
+def exif_transpose(image: Image.Image) -> Image.Transpose | None:
+    """How the picture must be turned or mirrored to stand upright, as its EXIF data say; None if it stands already."""
+    if image.format == "JXL" and not getattr(image, "jpeg", False):
+        return None  # ISO 18181-2: it stands upright when decoded, its EXIF data are for information
+    # the method of the base class: that of PNG pictures would decode all of the file to look behind the pixels
+    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    return _TRANSPOSE.get(orientation)
+
+
+def read_size(path: str) -> Size:
+    """(width, height) after EXIF orientation, from the file's header alone.
+
+    Raises `UserError` naming the file if it is missing, empty or no picture.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = size_from_head(file.read(HEAD_LENGTH))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from None
+    if size is not None and min(size) > 0 and size[0] * size[1] <= (Image.MAX_IMAGE_PIXELS or 0):
+        return size
+    return _size_by_opening(path)
+
+
+def _size_by_opening(path: str) -> Size:
+    with opened_picture(path) as image:
+        width, height = image.size
+        if width < 1 or height < 1:
+            raise ValueError(f"size {width}x{height}")
+        return (height, width) if exif_transpose(image) in _SIDEWAYS else (width, height)

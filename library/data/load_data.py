@@ -1,0 +1,297 @@
+"""The way into this room: from options to training data, or to everything that is wrong with it."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from library.cli.errors import UserError, listed, raise_together
+from library.data.batches.holdout import split_off
+from library.data.buckets import BucketChooser, usable_steps
+from library.data.config.config import DatasetConfig, Source, SubsetConfig
+from library.data.config.conflicts import caching_problems, prepared_problems, source_problems
+from library.data.config.dataset_file import read_dataset_config
+from library.data.config.options import CachingOptions, DatasetOptions, flag_values
+from library.data.images.face_names import split_face_name
+from library.data.images.image_files import NoPictures
+from library.data.records import ImageRecord, Size
+from library.data.scan.folders import find_concept_folders, scan_folder, with_masks
+from library.data.scan.legacy_npz import settle_prepared
+from library.data.scan.metadata_file import scan_metadata
+
+if TYPE_CHECKING:
+    from library.data.batches.plan import TrainingData
+
+logger = logging.getLogger(__name__)
+
+_MAX_NAMES_IN_WARNING = 5
+_MAX_ITEMS = 50_000_000  # a slip of the keyboard in num_repeats would fill the memory
+_MAX_RESIZED_PIXELS = 2**27  # a picture of extreme aspect ratio would fill the memory when its short side is enlarged
+
+_SCANS = {"folder": scan_folder, "metadata": scan_metadata}  # by `SubsetConfig.source`
+
+
+@dataclass(frozen=True)
+class _ScannedDataset:
+    """A dataset with the images that were found for it."""
+
+    config: DatasetConfig  # without the subsets in `empty`
+    records: list[ImageRecord]
+    num_skipped: int  # images that `skip_image_resolution` leaves out
+    empty: list[NoPictures]  # what is to be said of subsets without images
+
+
+def load_training_data(
+    options: DatasetOptions, caching: CachingOptions | None = None, *, only: Source | None = None
+) -> TrainingData:
+    """Reads the description of the data, scans the pictures and places them in buckets.
+
+    Only headers of pictures are read, and what takes long to import (NumPy) is imported when all is well. `caching`:
+    checked against the data where it is known. `only`: what must describe all pictures, folders or metadata files.
+    Raises `UserError` with everything that is wrong.
+    """
+    raise_together(options.problems())
+    with _collector_paused():
+        return _load(options, caching, only)
+
+
+def _load(options: DatasetOptions, caching: CachingOptions | None, only: Source | None) -> TrainingData:
+    problems: list[UserError] = []
+    configs = _read_configs(options, problems, only)
+    others = list(source_problems(configs, options, only))
+    if others:  # their pictures need no look
+        raise_together([*problems, *others])
+    if caching is not None:
+        problems += caching_problems(configs, options, caching)
+    scanned = _leave_out_empty([_scan(config, options, problems) for config in configs], problems)
+    for each in scanned:
+        problems += _planning_problems(each.config, each.records)
+    raise_together(problems)
+    for each in scanned:
+        _warn_of_missing_faces(each.config, each.records)
+
+    to_train, held_out = split_off([(each.config, each.records) for each in scanned])
+    num_skipped = {each.config.place: each.num_skipped for each in scanned}
+
+    from library.data.batches.plan import PlannedDataset, TrainingData
+
+    planned = tuple(PlannedDataset(config, records, num_skipped[config.place]) for config, records in to_train)
+    validation = tuple(PlannedDataset(*each) for each in held_out)
+    return TrainingData(planned, TrainingData(validation) if validation else None)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without the search for cycles: all that a scan makes stays, and would be gone through again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _read_configs(options: DatasetOptions, problems: list[UserError], only: Source | None) -> list[DatasetConfig]:
+    options = replace(options, bucket_reso_steps=usable_steps(options.bucket_reso_steps, "--bucket_reso_steps"))
+    if options.dataset_config is None:
+        if options.in_json is not None:
+            return _from_metadata(options, problems)
+        if only == "metadata":  # whatever the folder holds
+            hint = "name the metadata file of the pictures; train_db.py learns from folders of pictures"
+            problems.append(UserError("--in_json is missing", hint=hint))
+            return []
+        return _from_folders(options, problems)
+    for name in ("train_data_dir", "reg_data_dir", "conditioning_data_dir", "in_json"):
+        if getattr(options, name) is not None:
+            logger.warning("--%s is ignored: --dataset_config says where the pictures are", name)
+    try:
+        configs, found = read_dataset_config(options)
+    except UserError as error:
+        problems.append(error)
+        return []
+    problems += found
+    return configs
+
+
+def _from_folders(options: DatasetOptions, problems: list[UserError]) -> list[DatasetConfig]:
+    """One dataset of the folders in `--train_data_dir` and `--reg_data_dir`."""
+    if options.train_data_dir is None or options.resolution is None:
+        raise ValueError("DatasetOptions.problems() was not looked at")
+    if options.dataset_repeats != 1:
+        logger.warning(
+            "--dataset_repeats is ignored: the names of the folders in --train_data_dir say how often pictures are used"
+        )
+    subsets = _folder_subsets(options, options.train_data_dir, "--train_data_dir", False, problems)
+    if options.reg_data_dir is not None:
+        subsets += _folder_subsets(options, options.reg_data_dir, "--reg_data_dir", True, problems)
+    if all(subset.is_reg for subset in subsets):
+        return []  # what is wrong with the folder of the others is said
+    config = DatasetConfig(place="--train_data_dir", subsets=tuple(subsets), **flag_values(options, "dataset"))
+    problems += config.bucket_settings.problems("--")
+    return [config]
+
+
+def _from_metadata(options: DatasetOptions, problems: list[UserError]) -> list[DatasetConfig]:
+    """One dataset of the pictures in `--in_json`."""
+    if options.reg_data_dir is not None:
+        logger.warning(
+            "--reg_data_dir is ignored beside --in_json: to train with regularisation images too, describe both in a"
+            " --dataset_config, in two [[datasets]]"
+        )
+    if options.conditioning_data_dir is not None:
+        logger.warning(
+            "--conditioning_data_dir is ignored beside --in_json: masks are found for the images of folders"
+        )
+    flags = flag_values(options, "subset")
+    subset = SubsetConfig(place="--in_json", image_dir=options.train_data_dir, metadata_file=options.in_json, **flags)
+    config = DatasetConfig(place="--in_json", subsets=(subset,), **flag_values(options, "dataset"))
+    problems += config.bucket_settings.problems("--")
+    return [config]
+
+
+def _folder_subsets(
+    options: DatasetOptions, parent: str, flag: str, is_reg: bool, problems: list[UserError]
+) -> list[SubsetConfig]:
+    try:
+        folders = find_concept_folders(parent, flag)
+    except UserError as error:
+        problems.append(error)
+        return []
+    masks = None if is_reg else _mask_folder(options, problems)
+    return [
+        SubsetConfig(
+            place=flag,
+            image_dir=folder.path,
+            class_tokens=folder.class_tokens,
+            is_reg=is_reg,
+            conditioning_data_dir=None if masks is None else _masks_of(folder.path, masks),
+            **{**flag_values(options, "subset"), "num_repeats": folder.num_repeats},
+        )
+        for folder in folders
+    ]
+
+
+def _mask_folder(options: DatasetOptions, problems: list[UserError]) -> str | None:
+    folder = options.conditioning_data_dir
+    if folder is None or os.path.isdir(folder):
+        return folder
+    kind = "is a file" if os.path.exists(folder) else "does not exist"
+    problems.append(UserError(f"--conditioning_data_dir {folder} {kind}", hint="give the folder that holds the masks"))
+    return None
+
+
+def _masks_of(concept_folder: str, masks: str) -> str:
+    """The folder of the same name among the masks, or else the one of all masks."""
+    own = os.path.join(masks, os.path.basename(concept_folder))
+    return own if os.path.isdir(own) else masks
+
+
+def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserError]) -> _ScannedDataset:
+    records: list[ImageRecord] = []
+    kept: list[SubsetConfig] = []
+    empty: list[NoPictures] = []
+    skipped: list[ImageRecord] = []
+    is_complete = True
+    for subset in config.subsets:
+        try:
+            found = _SCANS[subset.source](subset, len(kept), skip_bad=options.skip_bad_images)
+            if config.skip_image_resolution is not None:
+                skipped += (record for record in found if _is_skipped(record.size, config.skip_image_resolution))
+                found = [record for record in found if not _is_skipped(record.size, config.skip_image_resolution)]
+            records += with_masks(subset, found)
+        except NoPictures as error:
+            empty.append(error)
+            continue
+        except UserError as error:
+            problems.append(error)
+            is_complete = False
+        kept.append(subset)
+    config = replace(config, subsets=tuple(kept))
+    if is_complete:  # otherwise it cannot be told whether all pictures have prepared latents
+        records = settle_prepared(config, records, problems)
+        if any(record.prepared for record in records):
+            problems += prepared_problems(config, options)
+        problems += _skipped_problems(config, records, skipped)
+    if config.subsets and all(subset.is_reg for subset in config.subsets):
+        problems.append(
+            UserError(
+                f"{config.place} has regularisation pictures only", hint="add a subset without is_reg to train on"
+            )
+        )
+    return _ScannedDataset(config, records, len(skipped), empty)
+
+
+def _is_skipped(size: Size, largest: Size) -> bool:
+    """Whether an image is not larger than `skip_image_resolution`: by area, as buckets go."""
+    return size[0] * size[1] <= largest[0] * largest[1]
+
+
+def _skipped_problems(
+    config: DatasetConfig, records: list[ImageRecord], skipped: list[ImageRecord]
+) -> Iterator[UserError]:
+    num_train = sum(not record.is_reg for record in skipped)
+    if num_train and all(record.is_reg for record in records) and config.skip_image_resolution is not None:
+        width, height = config.skip_image_resolution
+        key = f"--skip_image_resolution {width},{height}"
+        if not config.place.startswith("--"):
+            key = f"skip_image_resolution [{width}, {height}]"
+        yield UserError(
+            f"{config.place}: {key} leaves nothing to train on: none of {num_train} images is larger, by area",
+            hint="lower skip_image_resolution, or leave it or the dataset out",
+        )
+
+
+def _leave_out_empty(scanned: list[_ScannedDataset], problems: list[UserError]) -> list[_ScannedDataset]:
+    """The datasets with images. A subset without any is an error where no other has some, and else a warning."""
+    empty = [error for each in scanned for error in each.empty]
+    left = [each for each in scanned if each.config.subsets]
+    if not left:
+        problems += empty
+    for error in empty if left else ():
+        logger.warning("%s, and is left out: %s", error.message, error.hint)
+    return left
+
+
+def _warn_of_missing_faces(config: DatasetConfig, records: list[ImageRecord]) -> None:
+    """`face_crop_aug_range` does nothing for pictures whose names do not say where the face is."""
+    without: dict[int, list[str]] = {}
+    for record in records:
+        if config.subsets[record.subset_index].face_crop_aug_range is not None:
+            found = split_face_name(os.path.splitext(os.path.basename(record.path))[0])
+            if found is None or not found[1].is_in(record.size):
+                without.setdefault(record.subset_index, []).append(record.key)
+    for index, keys in without.items():
+        logger.warning(
+            "%s: face_crop_aug_range: %d pictures are cropped as usual, since their names do not end in"
+            " _<x>_<y>_<width>_<height> of a face in them: %s",
+            config.subsets[index].place, len(keys), listed(keys, _MAX_NAMES_IN_WARNING),
+        )  # fmt: skip
+
+
+def _planning_problems(config: DatasetConfig, records: list[ImageRecord]) -> Iterator[UserError]:
+    """What would make items or pictures of a size that fills the memory."""
+    num_items = sum(record.num_repeats for record in records)
+    if num_items > _MAX_ITEMS:
+        most = max(config.subsets, key=lambda subset: subset.num_repeats)
+        yield UserError(
+            f"{config.place} has {num_items} items an epoch, pictures times repeats: more than {_MAX_ITEMS}",
+            hint=f"lower the {most.num_repeats} repeats of {most.metadata_file or most.image_dir}",
+        )
+    if any(config.bucket_settings.problems("")):
+        return  # reported already, and without buckets pictures have no place
+    chooser = BucketChooser(config.bucket_settings)
+    for record in records:
+        if record.prepared is not None:
+            continue  # nothing of it is resized
+        width, height = chooser.place(record.size).resized
+        if width * height > _MAX_RESIZED_PIXELS:
+            yield UserError(
+                f"picture {record.path} is too thin to train on: {record.size[0]}x{record.size[1]}",
+                hint="crop it, or remove it from the folder",
+            )

@@ -1,0 +1,277 @@
+"""Where image records come from: folders of pictures with caption files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from library.cli.errors import UserError, UserErrors, listed, raise_together
+from library.data.config.config import SubsetConfig
+from library.data.images.face_names import split_face_name
+from library.data.images.image_files import IMAGE_ENDINGS, NoPictures, UnreadablePicture
+from library.data.records import ImageRecord, Size
+from library.data.scan.listing import is_picture_name
+from library.data.scan.scan_index import Pair, PictureFacts
+from library.data.scan.scanner import Scanned, scan_files
+
+logger = logging.getLogger(__name__)
+
+_MAX_NAMES_IN_ERROR = 200
+_MAX_NAMES_IN_WARNING = 5
+_CAPTION_ENDINGS = (".txt", ".caption")  # those that programs which write captions give them
+
+
+def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = False) -> list[ImageRecord]:
+    """The pictures that lie directly in the subset's folder, sorted by name, with captions from the files beside them.
+
+    Of the pictures only headers are read; with `cache_info` only what has changed since the last time. `skip_bad`:
+    pictures that cannot be read are left out, with a warning. Raises `UserError` with everything that is wrong,
+    `NoPictures` where there are none.
+    """
+    entries = _list_folder(subset)
+    names = sorted(filter(is_picture_name, entries))
+    if not names:
+        raise _no_pictures(subset, entries)
+    pairs = _pair_with_captions(names, entries, subset.caption_extension)
+    other_endings = _other_endings(pairs, entries)
+    del entries  # as large as all that is kept of the pictures
+    scanned = scan_files(
+        subset.image_dir, pairs, all_lines=subset.enable_wildcard, use_index=subset.cache_info, skip_bad=skip_bad
+    )
+    if skip_bad:
+        pairs, scanned = _leave_out_bad(subset, pairs, scanned)
+    raise_together(each for each in scanned if isinstance(each, UserError))
+    _report_missing_captions(subset, pairs, other_endings)
+    _warn_of_empty_captions(subset, pairs, scanned)
+    return _make_records(subset, subset_index, pairs, scanned)
+
+
+def with_masks(subset: SubsetConfig, records: list[ImageRecord]) -> list[ImageRecord]:
+    """The records, each with the mask picture of its stem. Raises `UserError` with those that have none."""
+    folder = subset.conditioning_data_dir
+    if folder is None:
+        return records
+    names = sorted(filter(is_picture_name, _list_folder(subset, "conditioning_data_dir")), reverse=True)
+    by_stem = {name[: name.rindex(".")]: name for name in names}
+    missing = [record.key for record in records if _stem(record.key) not in by_stem]
+    if missing:
+        raise UserError(
+            f"{_named(subset, 'conditioning_data_dir')} {folder} lacks the masks of {len(missing)} pictures:"
+            f" {listed(missing, _MAX_NAMES_IN_WARNING)}",
+            hint="put a picture of the same name there for each: white where it is learned, black where it is not",
+        )
+    return [replace(record, mask_path=os.path.join(folder, by_stem[_stem(record.key)])) for record in records]
+
+
+def _stem(name: str) -> str:
+    return name[: name.rindex(".")]
+
+
+_FolderKey = Literal["image_dir", "conditioning_data_dir"]
+
+
+def _named(subset: SubsetConfig, key: _FolderKey) -> str:
+    """How the user gave a folder of the subset."""
+    if key == "conditioning_data_dir" and subset.place.startswith("--"):
+        return f"--{key}"
+    return f"{subset.place}: {key}"
+
+
+def _list_folder(subset: SubsetConfig, key: _FolderKey = "image_dir") -> set[str]:
+    folder, place = getattr(subset, key), _named(subset, key)
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if not entry.is_dir()}
+    except FileNotFoundError:
+        where = "" if os.path.isabs(folder) else f" (looked for in {os.getcwd()})"
+        raise UserError(f"{place} {folder} does not exist{where}", hint="give the path of a folder") from None
+    except NotADirectoryError:
+        raise UserError(f"{place} {folder} is a file", hint="give the folder that holds the pictures") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise UserError(f"{place} {folder!r} cannot be read: {getattr(error, 'strerror', error)}") from None
+
+
+def _no_pictures(subset: SubsetConfig, entries: set[str]) -> NoPictures:
+    folder = Path(subset.image_dir)
+    hint = f"put pictures ({' '.join(IMAGE_ENDINGS)}) directly into it"
+    below = next((child.name for child in sorted(folder.iterdir()) if child.is_dir() and _holds_pictures(child)), None)
+    if below is not None:
+        is_concept = subset.place.startswith("--")
+        remedy = "move them up into it" if is_concept else "name that one, one subset for each folder"
+        hint = f"its folder {below} holds pictures: {remedy}"
+    return NoPictures(
+        f"{subset.place}: folder {subset.image_dir} holds no pictures ({len(entries)} other files)", hint=hint
+    )
+
+
+def _holds_pictures(folder: Path) -> bool:
+    try:
+        return any(map(is_picture_name, os.listdir(folder)))
+    except OSError:
+        return False
+
+
+def _pair_with_captions(names: Sequence[str], entries: set[str], extension: str) -> list[Pair]:
+    """Each picture's name with that of its caption file: of the same stem, or of the stem without its face."""
+    pairs = []
+    for name in names:
+        stem = name[: name.rindex(".")]  # it has one of IMAGE_ENDINGS
+        file: str | None = stem + extension
+        if file not in entries:
+            face = split_face_name(stem)
+            file = face[0] + extension if face is not None and face[0] + extension in entries else None
+        pairs.append((name, file))
+    return pairs
+
+
+def _leave_out_bad(
+    subset: SubsetConfig, pairs: Sequence[Pair], scanned: Sequence[Scanned]
+) -> tuple[Sequence[Pair], Sequence[Scanned]]:
+    bad = [index for index, each in enumerate(scanned) if _is_bad_picture(each)]
+    if not bad:
+        return pairs, scanned
+    names = listed([pairs[index][0] for index in bad], _MAX_NAMES_IN_ERROR)
+    if len(bad) == len(pairs):
+        raise UserError(
+            f"{subset.place}: none of the {len(pairs)} pictures in {subset.image_dir} can be read: {names}",
+            hint="put sound pictures into it",
+        )
+    logger.warning(
+        "%s: %d pictures cannot be read and are left out: %s", subset.image_dir, len(bad), names,
+        extra={"details": [str(scanned[index]) for index in bad]},  # for the page of --debug_dataset
+    )  # fmt: skip
+    left_out = set(bad)
+    good = [index for index in range(len(pairs)) if index not in left_out]
+    return [pairs[index] for index in good], [scanned[index] for index in good]
+
+
+def _is_bad_picture(scanned: Scanned) -> bool:
+    errors = scanned.errors if isinstance(scanned, UserErrors) else (scanned,)
+    return any(isinstance(error, UnreadablePicture) for error in errors)
+
+
+def _other_endings(pairs: Sequence[Pair], entries: set[str]) -> list[str]:
+    """The usual endings of caption files that lie beside pictures for which none was found."""
+    stems = [_stem(name) for name, file in pairs if file is None]
+    return [ending for ending in _CAPTION_ENDINGS if any(stem + ending in entries for stem in stems)]
+
+
+def _report_missing_captions(subset: SubsetConfig, pairs: Sequence[Pair], other_endings: Sequence[str]) -> None:
+    missing = [name for name, file in pairs if file is None]
+    if not missing:
+        return
+    if subset.class_tokens:
+        logger.info(
+            "%s: %d of %d pictures have no %s file, their caption is %r",
+            subset.image_dir, len(missing), len(pairs), subset.caption_extension, subset.class_tokens,
+        )  # fmt: skip
+        return
+    key = "--caption_extension" if subset.place.startswith("--") else "caption_extension"
+    hint = f"name the ending of the caption files with {key}, if there are any"
+    if other_endings:
+        hint = f"some have a {' or '.join(other_endings)} file, which {key} can name"
+    logger.warning(
+        "%s: %d of %d images in %s have neither a %s file nor class tokens, their caption is empty: %s; %s",
+        subset.place, len(missing), len(pairs), subset.image_dir, subset.caption_extension,
+        listed(missing, _MAX_NAMES_IN_WARNING), hint,
+    )  # fmt: skip
+
+
+def _warn_of_empty_captions(subset: SubsetConfig, pairs: Sequence[Pair], scanned: Sequence[Scanned]) -> None:
+    empty = [
+        file
+        for (_, file), each in zip(pairs, scanned, strict=True)
+        if file is not None and isinstance(each, PictureFacts) and not each.caption
+    ]
+    if empty:
+        logger.warning("%s: %d empty captions: %s", subset.image_dir, len(empty), listed(empty, _MAX_NAMES_IN_WARNING))
+
+
+def _make_records(
+    subset: SubsetConfig, subset_index: int, pairs: Sequence[Pair], scanned: Sequence[Scanned]
+) -> list[ImageRecord]:
+    folder, without_file = os.path.join(subset.image_dir, ""), subset.class_tokens or ""
+    sizes: dict[Size, Size] = {}  # one object for each size: there are few sizes and many pictures
+    num_repeats, is_reg = subset.num_repeats, subset.is_reg
+    return [
+        ImageRecord(
+            name,
+            folder + name,
+            sizes.setdefault(facts.size, facts.size),
+            facts.mtime_ns,
+            without_file if facts.caption is None else facts.caption,
+            num_repeats,
+            subset_index,
+            is_reg,
+        )
+        for (name, _), facts in zip(pairs, scanned, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class ConceptFolder:
+    """A folder that describes itself by its name, `<repeats>_<class tokens>`."""
+
+    path: str
+    num_repeats: int
+    class_tokens: str
+
+
+def parse_concept_name(name: str) -> tuple[int, str] | None:
+    """Repeats and class tokens of a folder name such as `10_sks dog`; None for a name that does not follow it."""
+    number, _, tokens = name.partition("_")
+    try:
+        num_repeats = int(number)
+    except ValueError:
+        return None
+    return (num_repeats, tokens) if num_repeats > 0 else None
+
+
+def find_concept_folders(parent: str, flag: str) -> list[ConceptFolder]:
+    """The folders `<repeats>_<class tokens>` in `parent`, which the user named with `flag`, sorted by name.
+
+    Folders with other names are left out with a warning. Raises `UserError` if `parent` is no folder or holds none.
+    """
+    folder = Path(parent)
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"{flag} {parent} {kind}", hint="give a folder that holds folders such as 10_sks dog")
+    try:
+        children = sorted(child.name for child in folder.iterdir() if child.is_dir())
+    except OSError as error:
+        raise UserError(f"{flag} {parent} cannot be read: {error.strerror}") from None
+    found = []
+    for name in children:
+        parsed = parse_concept_name(name)
+        if parsed is not None:
+            found.append(ConceptFolder(os.path.join(parent, name), *parsed))
+    if not found:
+        message = f"{flag} {parent} holds no folder named <repeats>_<class tokens>"
+        raise UserError(message, _hint(folder, flag, children))
+    skipped = [name for name in children if parse_concept_name(name) is None]
+    if skipped:
+        logger.warning(
+            "%s %s: folders not named <repeats>_<class tokens> are left out: %s", flag, parent, ", ".join(skipped)
+        )
+    return found
+
+
+def _hint(folder: Path, flag: str, children: list[str]) -> str:
+    """What was probably meant by a folder without concept folders, and what was found in it."""
+    for name in children:
+        try:
+            grandchildren = [child.name for child in (folder / name).iterdir() if child.is_dir()]
+        except OSError:
+            continue
+        if any(map(parse_concept_name, grandchildren)):
+            return f"its folder {name} does: did you mean {flag} {folder / name}?"
+    if _holds_pictures(folder):
+        if parse_concept_name(folder.resolve().name) is not None:
+            return f"it is such a folder itself: give the folder around it, {flag} {folder.resolve().parent}"
+        return "it holds pictures itself: put them into a folder in it, named such as 10_sks dog"
+    contents = ", ".join(children[:_MAX_NAMES_IN_WARNING]) or "no folders"
+    return f"found {contents}; expected folders such as 10_sks dog (10 repeats, class tokens sks dog)"

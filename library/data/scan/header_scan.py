@@ -1,0 +1,144 @@
+"""What the headers of many picture files tell: sizes, and which files cannot be pictures."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from library.cli.errors import UserError
+from library.data.images.image_files import UnreadablePicture, opened_picture, read_size
+from library.data.images.image_headers import HEAD_LENGTH, Read, seems_cut, size_from_head
+from library.data.records import Size
+from library.data.scan.scan_pool import POOL_FROM, map_in_chunks
+
+_TAIL_LENGTH = 12  # of a file, enough to see whether a picture is whole
+_BLOCK = 2**20
+_JPEG_END = b"\xff\xd9"
+_BEHIND_THUMBNAIL = 2**16 + HEAD_LENGTH  # a thumbnail in EXIF data has an end of its own
+# a pipe with the name of a picture is opened without waiting for its other end
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a scan knows of a picture file."""
+
+    size: Size  # after EXIF orientation
+    mtime_ns: int
+    num_bytes: int
+
+
+def read_headers(paths: Sequence[str], pool_from: int = POOL_FROM) -> list[Header | UserError]:
+    """The headers of picture files, in order, or what is wrong with each.
+
+    That is an `UnreadablePicture` for a file that is missing, empty, damaged or cut off as far as its header and its
+    end show, and a plain `UserError` if a reader must be installed first. `pool_from`: number of files from which on
+    several processes read them.
+    """
+    return list(map_in_chunks(_read_chunk, paths, pool_from))
+
+
+def _read_chunk(paths: Sequence[str]) -> list[Header | UserError]:
+    return [header_or_error(path) for path in paths]
+
+
+def header_or_error(path: str) -> Header | UserError:
+    """As `read_header`, giving the error instead of raising it."""
+    try:
+        return read_header(path)
+    except UserError as error:
+        return error
+
+
+def read_header(path: str) -> Header:
+    """The header of one picture file. Raises as `read_headers` says."""
+    try:
+        descriptor = os.open(path, _OPEN_FLAGS)
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise _unreadable(path, error) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadablePicture(f"picture {path} is not a file", hint="remove it from the folder")
+        if status.st_size == 0:
+            raise UnreadablePicture(f"picture {path} is empty (0 bytes)", hint="remove it, or copy it there again")
+        head = os.read(descriptor, HEAD_LENGTH)
+        size = size_from_head(head, _reader(descriptor, head))
+        is_cut = seems_cut(head, _tail(descriptor, head, status.st_size), status.st_size)
+        is_cut = is_cut and not _has_its_end(descriptor, head, status.st_size)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    finally:
+        os.close(descriptor)
+    if is_cut:
+        _decode(path)  # the sign was only that
+    return Header(size or read_size(path), status.st_mtime_ns, status.st_size)
+
+
+def _unreadable(path: str, error: Exception) -> UnreadablePicture:
+    reason = getattr(error, "strerror", None) or error
+    return UnreadablePicture(f"picture {path} cannot be read: {reason}", hint="repair it, or remove it from the folder")
+
+
+def _read_at(descriptor: int, offset: int, length: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, length)
+
+
+def _reader(descriptor: int, head: bytes) -> Read:
+    """Reads anywhere in the file, keeping the last block, since headers are walked through in order."""
+    start, block = 0, head
+
+    def read(offset: int, length: int) -> bytes:
+        nonlocal start, block
+        if not (start <= offset and offset + length <= start + len(block)):
+            start, block = offset, _read_at(descriptor, offset, max(length, HEAD_LENGTH))
+        return block[offset - start : offset - start + length]
+
+    return read
+
+
+def _tail(descriptor: int, head: bytes, num_bytes: int) -> bytes:
+    if num_bytes <= len(head):
+        return head[-_TAIL_LENGTH:]
+    return _read_at(descriptor, num_bytes - _TAIL_LENGTH, _TAIL_LENGTH)
+
+
+def _has_its_end(descriptor: int, head: bytes, num_bytes: int) -> bool:
+    """Whether the end of a PNG or JPEG picture lies further in front, with other data behind it."""
+    if head.startswith(b"\x89PNG"):
+        return _has_png_end(_reader(descriptor, head), num_bytes)
+    if head.startswith(b"\xff\xd8\xff"):
+        return _has_jpeg_end(descriptor)
+    return False
+
+
+def _has_png_end(read: Read, num_bytes: int) -> bool:
+    offset = 8
+    while offset + 12 <= num_bytes:
+        head = read(offset, 8)
+        if len(head) < 8:
+            return False
+        if head[4:] == b"IEND":
+            return True
+        offset += 12 + int.from_bytes(head[:4], "big")
+    return False
+
+
+def _has_jpeg_end(descriptor: int) -> bool:
+    """Whether an end marker is somewhere. Compressed data cannot hold one: ISO/IEC 10918-1, B.1.1.5."""
+    os.lseek(descriptor, _BEHIND_THUMBNAIL, os.SEEK_SET)
+    last = b""
+    while block := os.read(descriptor, _BLOCK):
+        if _JPEG_END in last + block:
+            return True
+        last = block[-1:]
+    return False
+
+
+def _decode(path: str) -> None:
+    """Raises `UnreadablePicture` unless the picture can be decoded."""
+    with opened_picture(path) as image:
+        image.load()

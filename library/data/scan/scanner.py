@@ -1,0 +1,83 @@
+"""Reads picture headers and caption files of a folder, many at once, or takes what the folder's index knows of them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Sequence
+
+from library.cli.errors import UserError, UserErrors
+from library.data.captions import caption_from_bytes
+from library.data.images.image_files import UnreadablePicture
+from library.data.scan.header_scan import Header, header_or_error
+from library.data.scan.scan_index import Pair, PictureFacts, keep, recall
+from library.data.scan.scan_pool import POOL_FROM, map_in_chunks
+
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+Scanned = PictureFacts | UserError
+
+
+def scan_files(
+    folder: str,
+    pairs: Sequence[Pair],
+    *,
+    all_lines: bool,
+    use_index: bool = False,
+    skip_bad: bool = False,
+    pool_from: int = POOL_FROM,
+) -> list[Scanned]:
+    """What the files of a folder tell, one for each of the `pairs`, which are sorted by the name of the picture.
+
+    `all_lines`: as `read_caption_file` takes it. `use_index`: take what the folder's index knows, and bring it up to
+    date unless a file is wrong (with `skip_bad`, a caption file). Errors are `UnreadablePicture`, `UserError` for a
+    caption or a missing reader, or `UserErrors` of two of them.
+    """
+    read = functools.partial(_read_pairs, os.path.join(folder, ""), all_lines)
+    if not use_index:
+        return list(map_in_chunks(read, pairs, pool_from))
+    started = time.time_ns()
+    known, holds_others = recall(folder, pairs, all_lines)
+    unknown = [index for index, each in enumerate(known) if each is None]
+    found: list[Scanned] = list(known)
+    for index, each in zip(unknown, map_in_chunks(read, [pairs[index] for index in unknown], pool_from), strict=True):
+        found[index] = each
+    has_news = holds_others or any(isinstance(found[index], PictureFacts) for index in unknown)
+    tolerated = (PictureFacts, UnreadablePicture) if skip_bad else PictureFacts
+    if has_news and all(isinstance(found[index], tolerated) for index in unknown):
+        keep(folder, pairs, [each if isinstance(each, PictureFacts) else None for each in found], all_lines, started)
+    return found
+
+
+def _read_pairs(folder: str, all_lines: bool, pairs: Sequence[Pair]) -> list[Scanned]:
+    return [_read_pair(folder, all_lines, name, caption_file) for name, caption_file in pairs]
+
+
+def _read_pair(folder: str, all_lines: bool, name: str, caption_file: str | None) -> Scanned:
+    header = header_or_error(folder + name)
+    caption: tuple[str | None, int, int] = (None, 0, 0)
+    if caption_file is not None:
+        try:
+            caption = _read_caption(folder + caption_file, all_lines)
+        except UserError as error:
+            return UserErrors([header, error]) if isinstance(header, UserError) else error
+    if isinstance(header, Header):
+        return PictureFacts(header.size, header.mtime_ns, header.num_bytes, *caption)
+    return header
+
+
+def _read_caption(path: str, all_lines: bool) -> tuple[str, int, int]:
+    """A caption, with time and size of its file."""
+    try:
+        descriptor = os.open(path, _OPEN_FLAGS)
+        try:
+            status = os.fstat(descriptor)
+            content = os.read(descriptor, status.st_size)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(
+            f"caption file {path} cannot be read: {error.strerror}", hint="make it readable, or remove it"
+        ) from None
+    return caption_from_bytes(content, path, all_lines), status.st_mtime_ns, status.st_size

@@ -1,0 +1,106 @@
+"""One picture of the page: what the trainer sees of it, and what it reads with it."""
+
+from __future__ import annotations
+
+import ntpath
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from library.data.records import ImageRecord, Placement, Size
+from library.dataset_report.caption_length import CaptionLength
+from library.dataset_report.drawn import PictureId
+from library.dataset_report.findings import KINDS, share_cut_away
+
+_MOST_CAPTIONS = 4
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that the page says of one picture."""
+
+    picture: PictureId
+    record: ImageRecord
+    placement: Placement
+    class_tokens: str | None
+    num_uses: int  # in an epoch
+    captions: Sequence[str]  # different ones, as drawn
+    marks: Mapping[str, str]  # kinds of findings, each with a note
+
+
+def card_id(picture: PictureId) -> str:
+    """The anchor of a picture on the page."""
+    return f"p{picture.dataset}-{picture.record}"
+
+
+def short_name(record: ImageRecord) -> str:
+    """The file's name without its folder."""
+    return posixpath.basename(record.key) or ntpath.basename(record.path)
+
+
+def size_text(size: Size) -> str:
+    return f"{size[0]} × {size[1]}"
+
+
+def card_html(card: Card, sight: str, lengths: Mapping[str, CaptionLength], limit: int) -> str:
+    """`sight`: the pictures as HTML. `lengths`: of each caption, whose tokens are read up to `limit`."""
+    record = card.record
+    captions = "".join(_caption_html(text, lengths[text], limit) for text in card.captions[:_MOST_CAPTIONS])
+    more = len(card.captions) - _MOST_CAPTIONS
+    return (
+        f'<article class="card" id="{card_id(card.picture)}" data-kinds="{" ".join(card.marks)}">'
+        f'<div class="sight">{sight}</div><div class="facts">'
+        f'<h4 title="{escape(record.path)}"><bdi>{escape(short_name(record))}</bdi></h4>'
+        f"{_marks_html(card)}{_way_html(record, card.placement)}"
+        f'<ul class="captions">{captions}</ul>'
+        f"{f'<p class=quiet>and {more} more</p>' if more > 0 else ''}</div></article>\n"
+    )
+
+
+def _marks_html(card: Card) -> str:
+    record = card.record
+    marks = ['<span class="mark reg">regularisation</span>'] if record.is_reg else []
+    if card.class_tokens:
+        marks.append(f'<span class="mark plain">class: {escape(card.class_tokens)}</span>')
+    if card.num_uses > 1:
+        marks.append(f'<span class="mark plain">{card.num_uses} × an epoch</span>')
+    for kind, note in card.marks.items():
+        marks.append(f'<span class="mark warn">{escape(note or KINDS[kind].mark)}</span>')
+    return f'<p class="marks">{"".join(marks)}</p>'
+
+
+def _way_html(record: ImageRecord, placement: Placement) -> str:
+    """From the file's size to the bucket's."""
+    if record.prepared is not None:
+        text = f"prepared latents of {size_text(record.prepared.bucket)}"
+        return f'<p class="way">{text} from <bdi>{escape(record.prepared.path)}</bdi></p>'
+    steps = [size_text(record.size)]
+    if placement.resized != record.size:
+        steps.append(f"resized {size_text(placement.resized)}")
+    if placement.bucket != placement.resized:
+        steps.append(f"cropped {size_text(placement.bucket)}")
+    lost = share_cut_away(placement)
+    text = " → ".join(steps) + (f" · {lost:.1%} cut away" if lost > 0 else "")
+    return f'<p class="way">{_crop_sketch(placement) if lost > 0 else ""}<span>{text}</span></p>'
+
+
+def _crop_sketch(placement: Placement) -> str:
+    """The window of the crop in the whole picture, drawn small."""
+    (width, height), (bucket_width, bucket_height) = placement.resized, placement.bucket
+    left, top = placement.crop
+    window = (
+        f"left:{left / width:.1%};top:{top / height:.1%};"
+        f"width:{bucket_width / width:.1%};height:{bucket_height / height:.1%}"
+    )
+    return f'<span class="sketch" style="aspect-ratio:{width}/{height}"><i style="{window}"></i></span>'
+
+
+def _caption_html(caption: str, length: CaptionLength, limit: int) -> str:
+    kept, lost = escape(caption[: length.kept]), escape(caption[length.kept :])
+    text = kept + (f'<s title="not read">{lost}</s>' if lost else "")
+    over = " over" if length.num_tokens > limit else ""
+    return (
+        f'<li><span class="tokens{over}" title="tokens of {limit}">{length.num_tokens}</span>'
+        f'<span class="text" dir="auto">{text or "<em>no caption</em>"}</span></li>'
+    )

@@ -1,0 +1,44 @@
+"""Options of looking at the data instead of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from library.cli.errors import UserError
+from library.cli.options import option
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Looking at the data instead of training."""
+
+    GROUP: ClassVar[str] = "Looking at the data"
+
+    debug_dataset: bool = option(
+        False,
+        help="instead of training, write an HTML page with every picture, caption and bucket as training sees them; "
+        "needs no model",
+        waives=("pretrained_model_name_or_path", "output_dir"),
+    )
+    debug_dataset_dir: str | None = option(
+        help="folder for the page of --debug_dataset (default: the folder dataset in --output_dir)", metavar="FOLDER"
+    )
+    debug_dataset_window: bool = option(
+        False,
+        help="instead of training, show the pictures in a window: any key for the next one, S for the next batch, "
+        "E for the next epoch, Esc to end",
+        waives=("pretrained_model_name_or_path", "output_dir"),
+    )
+
+    @property
+    def replaces_training(self) -> bool:
+        """Whether the data is looked at and nothing is trained."""
+        return self.debug_dataset or self.debug_dataset_window
+
+    def problems(self) -> Iterator[UserError]:
+        if self.debug_dataset_dir is not None and not self.debug_dataset:
+            yield UserError(
+                "--debug_dataset_dir is given without --debug_dataset", hint="give both to see the data, or neither"
+            )

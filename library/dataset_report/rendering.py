@@ -1,0 +1,98 @@
+"""Pictures as the trainer sees them, as parts of a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from library.cli.errors import UserError
+from library.data.images.decoding import load_image
+from library.data.records import Item, TrainedImage
+from library.dataset_report.duplicates import look_of
+
+# (pictures up to which, longest side in pixels): a page stays under about 200 MB, even of noise
+_LONGEST_SIDES = ((500, 512), (2_000, 320), (8_000, 160))
+_SMALLEST_SIDE = 80
+_JPEG_QUALITY = 85
+_CHUNK = 64  # pictures under way at once
+_MOST_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One picture to show: a use of it, and whether its mirror image is trained too."""
+
+    item: Item
+    flips: bool
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What the page shows of a picture. Without a `look` it could not be read, and `html` says why."""
+
+    html: str
+    look: np.ndarray | None  # uint8 (16, 17)
+
+
+def longest_side(num_images: int) -> int:
+    """How large pictures can be for a page of so many."""
+    return next((side for count, side in _LONGEST_SIDES if num_images <= count), _SMALLEST_SIDE)
+
+
+def render_all(sights: Sequence[Sight], side: int) -> Iterator[Rendered]:
+    """Decodes and places pictures as training does, in order, several at a time."""
+    num_threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(num_threads) as pool:
+        for start in range(0, len(sights), _CHUNK):
+            yield from pool.map(lambda sight: _render(sight, side), sights[start : start + _CHUNK])
+
+
+def _render(sight: Sight, side: int) -> Rendered:
+    key = sight.item.latent_key
+    try:
+        plain = load_image(replace(key, flipped=False), sight.item.colour)
+        parts = [_figure(plain, "as trained", side)]
+        look = look_of(_to_image(plain))
+        if plain.mask is not None and plain.mask.min() < 1:
+            parts.append(_mask_figure(plain.mask, key.placement.bucket))
+        if sight.flips:
+            flipped = load_image(replace(key, flipped=True), sight.item.colour)
+            parts.append(_figure(flipped, "flipped", side))
+    except UserError as error:
+        return Rendered(f'<p class="unreadable">{escape(error.message)}</p>', None)
+    return Rendered("".join(parts), look)
+
+
+def _to_image(picture: TrainedImage) -> Image.Image:
+    pixels = np.rint((picture.pixels.transpose(1, 2, 0) + 1) * 127.5)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _figure(picture: TrainedImage, caption: str, side: int) -> str:
+    image = _to_image(picture)
+    size = image.size
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _tag(image, size, caption, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+
+
+def _mask_figure(mask: np.ndarray, size: tuple[int, int]) -> str:
+    image = Image.fromarray(np.rint(mask * 255).clip(0, 255).astype(np.uint8))
+    return _tag(image, size, "loss mask", "PNG")
+
+
+def _tag(image: Image.Image, size: tuple[int, int], caption: str, kind: str, **options: int) -> str:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return (
+        f'<figure><img src="data:image/{kind.lower()};base64,{data}" width="{size[0]}" height="{size[1]}" '
+        f'alt="{caption}" loading="lazy" decoding="async"><figcaption>{caption}</figcaption></figure>'
+    )

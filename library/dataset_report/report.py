@@ -1,0 +1,52 @@
+"""Looking at the data instead of training: the page or the window of --debug_dataset."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from library.cli.logging import Message
+from library.cli.parser import Options
+from library.cli.progress import progress_bar
+from library.data.batches.plan import TrainingData
+from library.dataset_report.caption_length import TokenLimit
+from library.dataset_report.drawn import Draw
+from library.dataset_report.options import ReportOptions
+from library.dataset_report.page import MOST_PICTURES, Report, write_page
+from library.models.options import PromptOptions
+from library.models.text.tokenizer import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+_PAGE = "index.html"
+
+
+def look_at_data(
+    options: Options, data: TrainingData, messages: Sequence[Message], draw: Draw, *, num_epochs: int, folder: Path
+) -> None:
+    """Writes the page of `--debug_dataset` and opens the window of `--debug_dataset_window`, whichever is asked for.
+
+    `messages`: what was warned of while the data was read. `draw`: how what is random is drawn. `folder`: for the page.
+    Raises `UserError` when the page cannot be written, and where windows cannot be opened.
+    """
+    if options[ReportOptions].debug_dataset:
+        _write_page(options[PromptOptions], data, messages, draw, folder / _PAGE)
+    if options[ReportOptions].debug_dataset_window:
+        from library.dataset_report.window import open_window, show_in_window, step_through
+
+        open_window()
+        step_through(data, draw, num_epochs, show_in_window)
+
+
+def _write_page(
+    prompts: PromptOptions, data: TrainingData, messages: Sequence[Message], draw: Draw, page: Path
+) -> None:
+    tokenizer = load_tokenizer(None, pads_with_end=True)
+    count = partial(tokenizer.count, weighted=prompts.weighted_captions)
+    report = Report(data, draw, TokenLimit(count, prompts.max_token_length), messages=tuple(messages))
+    num_images = sum(len(dataset.records) for dataset in data.datasets)
+    with progress_bar(min(num_images, MOST_PICTURES), "looking at pictures") as progress:
+        write_page(report, page, progress.update)
+    logger.info("The dataset is shown in %s (open it in a browser)", page.absolute())

@@ -1,0 +1,76 @@
+"""Counts: pictures, batches, buckets, tags."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from library.data.batches.plan import PlannedDataset, TrainingData
+from library.data.config.config import SubsetConfig
+from library.data.records import Size
+
+
+@dataclass(frozen=True)
+class BucketRow:
+    """One line of the table of buckets."""
+
+    size: Size
+    num_pictures: int
+    num_items: int
+    num_batches: int
+    fill: float  # mean share of a batch that is filled
+
+
+def bucket_rows(dataset: PlannedDataset) -> list[BucketRow]:
+    """The buckets of a dataset, sorted by size."""
+    rows = []
+    for bucket in dataset.buckets:
+        num_items, num_batches = len(bucket.item_indices), bucket.num_batches(dataset.config.batch_size)
+        rows.append(
+            BucketRow(
+                size=bucket.resolution,
+                num_pictures=len(np.unique(dataset.items[bucket.item_indices])),
+                num_items=num_items,
+                num_batches=num_batches,
+                fill=num_items / (num_batches * dataset.config.batch_size),
+            )
+        )
+    return rows
+
+
+def totals(data: TrainingData) -> dict[str, int]:
+    """What the page shows at its top, by title."""
+    records = [record for dataset in data.datasets for record in dataset.records]
+    num_reg = sum(record.is_reg for record in records)
+    return {
+        "training pictures": len(records) - num_reg,
+        "regularisation pictures": num_reg,
+        "held out for validation, not shown": 0 if data.validation is None else data.validation.num_items,
+        "items an epoch, with repeats": data.num_items,
+        "batches an epoch": data.num_micro_batches,
+        "datasets": len(data.datasets),
+        "subsets": sum(len(dataset.config.subsets) for dataset in data.datasets),
+        "different captions": len({record.caption for record in records}),
+    }
+
+
+def tag_counts(data: TrainingData) -> list[tuple[str, int]]:
+    """How many pictures have each tag, the most frequent first, then by name.
+
+    Tags are what stands between the separators of the subset, in all lines of a caption.
+    """
+    counter: Counter[str] = Counter()
+    for dataset in data.datasets:
+        splitters = [_splitter(subset) for subset in dataset.config.subsets]
+        for record in dataset.records:
+            tags = map(str.strip, splitters[record.subset_index].split(record.caption))
+            counter.update({tag for tag in tags if tag})
+    return sorted(counter.items(), key=lambda entry: (-entry[1], entry[0]))
+
+
+def _splitter(subset: SubsetConfig) -> re.Pattern[str]:
+    separators = [subset.caption_separator, subset.secondary_separator, subset.keep_tokens_separator, "\n", "\r"]
+    return re.compile("|".join(re.escape(each) for each in separators if each))

@@ -1,0 +1,79 @@
+"""Steps through a dataset on the screen, as training would take it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from library.cli.errors import UserError
+from library.data.batches.items import draw_items
+from library.data.batches.plan import TrainingData
+from library.data.images.decoding import load_image
+from library.data.records import Item, MicroBatch
+from library.dataset_report.drawn import Draw
+
+logger = logging.getLogger(__name__)
+
+FLAG = "--debug_dataset_window"
+_ESCAPE = 27
+_TITLE = "any key: next picture, S: next batch, E: next epoch, Esc: end"
+
+
+def open_window() -> None:
+    """Opens the window. Raises `UserError` where there is no screen, or OpenCV has no windows."""
+    hint = "give --debug_dataset instead: it writes a page for any browser"
+    # without a display, OpenCV would end the program
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise UserError(f"{FLAG} needs a display, and there is none", hint=hint)
+    try:
+        cv2.namedWindow(_TITLE)
+    except cv2.error:
+        raise UserError(f"{FLAG}: this build of OpenCV opens no windows", hint=hint) from None
+
+
+def step_through(data: TrainingData, draw: Draw, num_epochs: int, show: Callable[[Item, MicroBatch], int]) -> None:
+    """Gives the items to `show` in the order of training, until a key ends it.
+
+    `show` returns the code of the key that was pressed: S goes on with the next batch, E with the next epoch, Esc
+    ends, and any other key goes on with the next picture.
+    """
+    for epoch in range(num_epochs):
+        for micro_batch in data.plan(draw.seed, epoch):
+            key = _step_through_batch(data, draw, micro_batch, show)
+            if key == _ESCAPE:
+                return
+            if key == ord("e"):
+                break
+
+
+def _step_through_batch(
+    data: TrainingData, draw: Draw, micro_batch: MicroBatch, show: Callable[[Item, MicroBatch], int]
+) -> int:
+    """The last key that was pressed, in small letters."""
+    key = 0
+    for item in draw_items(data.datasets[micro_batch.dataset_index], micro_batch, draw.seed, draw.clock):
+        key = ord(chr(show(item, micro_batch) & 0xFF).lower())
+        if key in (_ESCAPE, ord("s"), ord("e")):
+            break
+    return key
+
+
+def show_in_window(item: Item, micro_batch: MicroBatch) -> int:
+    """Shows one picture, with its caption in the log, and waits for a key. Raises no error for a bad picture."""
+    logger.info(
+        "epoch %d, batch %d: %s: %r", micro_batch.epoch + 1, micro_batch.index + 1, item.latent_key.path, item.caption
+    )
+    try:
+        pixels = load_image(item.latent_key, item.colour).pixels
+    except UserError as error:
+        logger.warning("%s", error.message)
+        return 0
+    rgb = np.rint((pixels.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
+    cv2.imshow(_TITLE, np.ascontiguousarray(rgb[:, :, ::-1]))
+    key = cv2.waitKey(0)
+    return _ESCAPE if key < 0 else key  # below 0: the window was closed

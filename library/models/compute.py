@@ -1,0 +1,129 @@
+"""How attention is computed: PyTorch's own way, that of xformers, or in pieces with little memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from library.models.options import MemoryOptions
+
+logger = logging.getLogger(__name__)
+
+_PIECE_ELEMENTS = 2**24  # of the matrix of attention that exist at once: 64 MiB in float32
+
+
+def chunked_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, piece_elements: int = _PIECE_ELEMENTS
+) -> torch.Tensor:
+    """Attention (B, heads, N, d) of queries (B, heads, N, d) to M keys and values, some queries at a time.
+
+    The matrix of attention, N x M, is never there as a whole, in the backward pass neither: each piece is computed
+    again there. After "Self-attention Does Not Need O(n^2) Memory" (Rabe and Staats, 2112.05682), whose pieces of the
+    keys are not needed at the lengths of pictures.
+    """
+    batch_size, heads, num_keys = key.shape[:3]
+    length = max(1, piece_elements // (batch_size * heads * num_keys))
+    pieces = query.split(length, dim=2)
+    if torch.is_grad_enabled() and len(pieces) > 1:
+        return torch.cat([checkpoint(_attend, each, key, value, use_reentrant=False) for each in pieces], dim=2)
+    return torch.cat([_attend(each, key, value) for each in pieces], dim=2)
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+class ChunkedAttention:
+    """`chunked_attention` for the attention modules of Diffusers' U-Nets and VAEs, without masks."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if attention_mask is not None or attn.spatial_norm is not None or attn.norm_cross:
+            raise NotImplementedError("the U-Nets and VAEs of Stable Diffusion 1.x and 2.x have none of these")
+        residual, shape = hidden_states, hidden_states.shape
+        if hidden_states.ndim == 4:  # a picture (B, C, H, W), in the VAE
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
+        attended = chunked_attention(query, key, value).transpose(1, 2).flatten(2)
+        output = attn.to_out[1](attn.to_out[0](attended))
+        if len(shape) == 4:
+            output = output.transpose(1, 2).reshape(shape)
+        if attn.residual_connection:
+            output = output + residual
+        return output / attn.rescale_output_factor
+
+
+def set_attention(modules: tuple[nn.Module, ...], options: MemoryOptions, device: torch.device) -> None:
+    """Chooses how the modules (U-Net, VAE) compute attention: in pieces, else by xformers, else as PyTorch chooses.
+
+    `--xformers` where it cannot work is left aside with a warning.
+    """
+    if options.mem_eff_attn:
+        for module in modules:
+            _set_processor(module, ChunkedAttention())
+    elif options.xformers and xformers_works(device):
+        for module in modules:
+            module.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
+
+
+def _set_processor(module: Any, processor: ChunkedAttention) -> None:
+    module.set_attn_processor(processor)
+
+
+def xformers_works(device: torch.device) -> bool:
+    """Whether xformers is installed and the device is one it has kernels for; says so where not."""
+    if importlib.util.find_spec("xformers") is None:
+        return False  # said already, when the options were read
+    if device.type != "cuda":
+        logger.warning("--xformers needs a GPU: PyTorch's own attention is used on %s", device.type)
+        return False
+    return True
+
+
+STORED = torch.float8_e4m3fn
+
+
+@torch.no_grad()
+def store_in_float8(network: nn.Module) -> None:
+    """Rounds the weights of all linear and convolutional layers to 8 bits (4 of exponent, 3 of mantissa).
+
+    Norms and biases stay as they are. What is to be attached to the layers must be attached afterwards.
+    """
+    for module in network.modules():
+        kind = type(module)
+        if kind in _FORWARDS:
+            largest = torch.finfo(STORED).max
+            module.weight.data = module.weight.data.clamp(-largest, largest).to(STORED)
+            module.forward = partial(_FORWARDS[kind], module)
+
+
+def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return functional.linear(x, layer.weight.to(x.dtype), layer.bias)
+
+
+def _convolution(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    return layer._conv_forward(x, layer.weight.to(x.dtype), layer.bias)
+
+
+_FORWARDS = {nn.Linear: _linear, nn.Conv2d: _convolution}

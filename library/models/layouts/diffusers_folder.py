@@ -1,0 +1,123 @@
+"""Reads a Diffusers model folder: configurations and weights of its parts, never anything but local files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from library.cli.errors import UserError, raise_together
+from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
+from library.models.text.text_encoder import TextEncoder
+from library.models.weights.checkpoint_files import open_weights
+from library.models.weights.lazy_tensors import renamed
+from library.models.weights.module_weights import fill_module
+from library.models.weights.path_checks import WEIGHT_FILES, find_weights
+
+# names that Diffusers gave the attention of a VAE before version 0.17
+_OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class DiffusersFolder:
+    """A folder with `model_index.json`, `unet/`, `vae/`, `text_encoder/` and so on.
+
+    `is_mapped`: how its weights are read, as `open_weights` has it.
+    """
+
+    path: Path
+    is_mapped: bool = True
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file or folder of that name."""
+        return (self.path / name).exists()
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The contents of a JSON file; raises `UserError` for one that is missing or damaged."""
+        path = self.path / name
+        try:
+            contents = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}", "the model folder is incomplete") from error
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON: {error}", "copy or download it again") from error
+        if not isinstance(contents, dict):
+            raise UserError(f"{path} holds no JSON object", "copy or download it again")
+        return contents
+
+    def tensors(self, part: str, subfolder: str) -> tuple[Path, Mapping[str, torch.Tensor]]:
+        """The file of weights of one part ("unet", "vae", "text_encoder") and its tensors, under today's names."""
+        path = find_weights(self.path / subfolder, part)
+        if path is None:
+            hint = f"looked for {', '.join(WEIGHT_FILES[part])}"
+            raise UserError(f"{self.path / subfolder} holds no weights", hint)
+        tensors = open_weights(path, is_mapped=self.is_mapped).tensors
+        return path, renamed(tensors, _NAMES[part](tensors))
+
+
+def load_folder(folder: DiffusersFolder) -> ModelParts:
+    """Builds U-Net, VAE and text encoder of a folder, float32, frozen, in eval mode.
+
+    Raises `UserError` that names, all parts together, what is missing or does not fit its config.json.
+    """
+    parts: list[nn.Module] = []
+    errors: list[UserError] = []
+    for part in _PARTS:
+        try:
+            parts.append(load_part(folder, part))
+        except UserError as error:
+            errors.append(error)
+    raise_together(errors)
+    return ModelParts(*parts)
+
+
+def load_part(folder: DiffusersFolder, part: str, subfolder: str | None = None) -> nn.Module:
+    """Builds one part ("unet", "vae", "text_encoder"), which lies in the folder of its name or in `subfolder`.
+
+    Raises `UserError` for what is missing or does not fit its config.json.
+    """
+    title, build_empty = _PARTS[part]
+    subfolder = part if subfolder is None else subfolder
+    config_name = f"{subfolder}/config.json".removeprefix("/")
+    module = build_empty(folder.read_json(config_name), str(folder.path / config_name))
+    path, tensors = folder.tensors(part, subfolder)
+    network = module.text_model if isinstance(module, TextEncoder) else module
+    fill_module(network, tensors, source=str(path), part=title)
+    return module
+
+
+def _unet_names(keys: Iterable[str]) -> dict[str, str]:
+    return {key: key for key in keys}
+
+
+def _text_encoder_names(keys: Iterable[str]) -> dict[str, str]:
+    """Without the level `text_model`, which depends on the version of `transformers`, and what other models add."""
+    names = {key.removeprefix("text_model."): key for key in keys}
+    kept = ("embeddings.", "encoder.", "final_layer_norm.")
+    return {new: old for new, old in names.items() if new.startswith(kept) and not new.endswith(".position_ids")}
+
+
+def vae_names(keys: Iterable[str]) -> dict[str, str]:
+    """Today's names of a VAE's tensors -> those given, which may be older."""
+    return {_today(key): key for key in keys}
+
+
+def _today(key: str) -> str:
+    if ".attentions." not in key:
+        return key
+    module, layer, kind = key.rsplit(".", 2)
+    return f"{module}.{_OLD_ATTENTION_NAMES.get(layer, layer)}.{kind}"
+
+
+# today's names of a part's tensors -> those in its file
+_NAMES = {"unet": _unet_names, "vae": vae_names, "text_encoder": _text_encoder_names}
+_PARTS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
+    "unet": ("U-Net", empty_unet),
+    "vae": ("VAE", empty_vae),
+    "text_encoder": ("text encoder", empty_text_encoder),
+}

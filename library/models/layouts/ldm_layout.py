@@ -1,0 +1,132 @@
+"""Single files in the Stability (LDM) layout: one file of U-Net, VAE and text encoder under names of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from library.cli.errors import UserError, raise_together
+from library.models.layouts import ldm_text, ldm_unet, ldm_vae
+from library.models.layouts.config_metadata import unshown_config
+from library.models.layouts.ldm_keys import Place, Section, rename_key, section_of
+from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
+from library.models.weights.checkpoint_files import WeightFile
+from library.models.weights.lazy_tensors import LazyTensors, renamed
+from library.models.weights.model_kinds import is_v2, usual_keys
+from library.models.weights.module_weights import fill_module, lacking_keys_error, surplus_keys_error
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def unwrapped(file: WeightFile) -> WeightFile:
+    """The file with the usual keys, where the program that saved it put something in front of them, or left it out."""
+    names = usual_keys(file.tensors)
+    return file if list(names) == list(file.tensors) else replace(file, tensors=renamed(file.tensors, names))
+
+
+def load_single_file(file: WeightFile) -> ModelParts:
+    """Builds the parts of the model in a file, float32, frozen, in eval mode; sizes come from the shapes of tensors.
+
+    Keys of other things (averaged weights, optimizers, schedules) are left aside. Raises `UserError` that names the
+    file and, all parts together, what is missing or of the wrong shape.
+    """
+    parts: list[nn.Module] = []
+    errors: list[UserError] = []
+    for load in (_load_unet, _load_vae, _load_text_encoder_v2 if is_v2(file.tensors) else _load_text_encoder_v1):
+        try:
+            parts.append(load(file))
+        except UserError as error:
+            errors.append(error)
+    raise_together(errors)
+    return ModelParts(*parts, unread=_unread_v2(file, parts[-1]) if is_v2(file.tensors) else {})
+
+
+def _load_unet(file: WeightFile) -> nn.Module:
+    section = section_of(file.tensors, ldm_unet.PREFIX, source=str(file.path), part=ldm_unet.PART)
+    config = ldm_unet.infer_config(section, is_v2=is_v2(file.tensors))
+    config |= unshown_config(file.metadata, "unet", section.source)
+    unet = empty_unet(config, section.source)
+    modules = ldm_unet.module_names(config)
+    return _fill(unet, section, {name: Place(rename_key(name, modules)) for name in unet.state_dict()})
+
+
+def _load_vae(file: WeightFile) -> AutoencoderKL:
+    section = section_of(
+        file.tensors, ldm_vae.PREFIX, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY
+    )
+    return load_vae(section, unshown_config(file.metadata, "vae", section.source))
+
+
+def load_vae(section: Section, unshown: Mapping[str, Any] | None = None) -> AutoencoderKL:
+    """Builds a VAE from its section of a file, as above, with what weights do not show. Raises `UserError`."""
+    config = {**ldm_vae.infer_config(section), **(unshown or {})}
+    vae = empty_vae(config, section.source)
+    modules = ldm_vae.module_names(config)
+    return _fill(vae, section, {name: Place(rename_key(name, modules)) for name in vae.state_dict()})
+
+
+def load_diffusers_vae(section: Section) -> AutoencoderKL:
+    """Builds a VAE from a file that has Diffusers' names, but no configuration beside it. Raises `UserError`."""
+    vae = empty_vae(ldm_vae.infer_diffusers_config(section), section.source)
+    return _fill(vae, section, {name: Place(name) for name in vae.state_dict()})
+
+
+def _load_text_encoder_v1(file: WeightFile) -> nn.Module:
+    optional = ldm_text.PREFIX_V1 + ldm_text.OPTIONAL_LEVEL
+    prefix = optional if any(key.startswith(optional) for key in file.tensors) else ldm_text.PREFIX_V1
+    section = section_of(file.tensors, prefix, source=str(file.path), part=ldm_text.PART, ignored=ldm_text.NOT_USED_V1)
+    config = ldm_text.infer_config_v1(section) | unshown_config(file.metadata, "text_encoder", section.source)
+    encoder = empty_text_encoder(config, section.source)
+    _fill(encoder.text_model, section, ldm_text.places_v1(encoder.text_model.state_dict()))
+    return encoder
+
+
+def _load_text_encoder_v2(file: WeightFile) -> nn.Module:
+    section = section_of(
+        file.tensors, ldm_text.PREFIX_V2, source=str(file.path), part=ldm_text.PART, ignored=ldm_text.NOT_USED_V2
+    )
+    config = ldm_text.infer_config_v2(section) | unshown_config(file.metadata, "text_encoder", section.source)
+    unread = f"{ldm_text.BLOCKS}{config['num_hidden_layers']}."
+    kept = renamed(section.tensors, {key: key for key in section.tensors if not key.startswith(unread)})
+    encoder = empty_text_encoder(config, section.source)
+    _fill(encoder.text_model, replace(section, tensors=kept), ldm_text.places_v2(encoder.text_model.state_dict()))
+    return encoder
+
+
+def _unread_v2(file: WeightFile, encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of what an SD 2.x file holds and this program does not use, so that saving can write it again."""
+    unused = (f"{ldm_text.BLOCKS}{encoder.config.num_hidden_layers}.", "text_projection", "logit_scale")
+    names = [key.removeprefix(ldm_text.PREFIX_V2) for key in file.tensors if key.startswith(ldm_text.PREFIX_V2)]
+    return {name: file.tensors[ldm_text.PREFIX_V2 + name].clone() for name in names if name.startswith(unused)}
+
+
+def _fill(module: ModuleT, section: Section, places: Mapping[str, Place]) -> ModuleT:
+    """Fills `module` with the tensors of a section, which are at `places` (module's name -> where)."""
+    lacking = [section.prefix + place.key for place in places.values() if place.key not in section.tensors]
+    if lacking:
+        raise lacking_keys_error(section.source, section.part, list(dict.fromkeys(lacking)), len(places))
+    used = {place.key for place in places.values()}
+    surplus = [section.prefix + key for key in section.tensors if key not in used]
+    if surplus:
+        raise surplus_keys_error(section.source, section.part, surplus)
+    expected = module.state_dict()
+    readers = {name: partial(_take, section, place, expected[name]) for name, place in places.items()}
+    fill_module(module, LazyTensors(readers), source=section.source, part=section.part)
+    return module
+
+
+def _take(section: Section, place: Place, expected: torch.Tensor) -> torch.Tensor:
+    return _as_linear(place.take(section.tensors), expected)
+
+
+def _as_linear(tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """The layout has 1x1 convolutions (O, I, 1, 1) where Diffusers has linear layers (O, I), in the VAE's attention."""
+    if expected.dim() == 2 and tensor.dim() == 4 and tensor.shape[2:] == (1, 1):
+        return tensor[:, :, 0, 0]
+    return tensor

@@ -1,0 +1,153 @@
+"""The U-Net of the Stability (LDM) layout: its sizes from the shapes of its tensors, and its names.
+
+In that layout all layers of the way down are numbered through as `input_blocks.N`, those of the way up as
+`output_blocks.N`; in Diffusers they are grouped by resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from library.cli.errors import UserError
+from library.models.layouts.ldm_keys import Section, norm_groups
+from library.models.weights.model_kinds import UNET_PREFIX
+
+PREFIX = UNET_PREFIX
+PART = "U-Net"
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_NUM_HEADS_V1 = 8
+_HEAD_WIDTH_V2 = 64
+
+
+def module_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """Diffusers' module names -> those of the Stability layout, without its prefix, for a U-Net's configuration.
+
+    The table is one to one, so that it can be read in both directions.
+    """
+    names = dict(_ENDS)
+    names.update(_resnet("mid_block.resnets.0", "middle_block.0"))
+    names["mid_block.attentions.0"] = "middle_block.1"
+    names.update(_resnet("mid_block.resnets.1", "middle_block.2"))
+    attends = ["CrossAttn" in kind for kind in config["down_block_types"]]
+    num_layers = config["layers_per_block"]
+    names.update(_down_names(attends, num_layers))
+    names.update(_up_names(attends[::-1], num_layers + 1))
+    return names
+
+
+def _down_names(attends: list[bool], num_layers: int) -> dict[str, str]:
+    names: dict[str, str] = {}
+    number = 1  # input_blocks.0 is conv_in
+    for level, has_attention in enumerate(attends):
+        for layer in range(num_layers):
+            names.update(_resnet(f"down_blocks.{level}.resnets.{layer}", f"input_blocks.{number}.0"))
+            if has_attention:
+                names[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{number}.1"
+            number += 1
+        if level < len(attends) - 1:
+            names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
+            number += 1
+    return names
+
+
+def _up_names(attends: list[bool], num_layers: int) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for level, has_attention in enumerate(attends):
+        for layer in range(num_layers):
+            number = level * num_layers + layer
+            names.update(_resnet(f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{number}.0"))
+            if has_attention:
+                names[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{number}.1"
+        if level < len(attends) - 1:
+            # the upsampler stands behind the last layer of its level, and behind that one's attention
+            place = 2 if has_attention else 1
+            names[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{number}.{place}.conv"
+    return names
+
+
+def _resnet(diffusers_name: str, ldm_name: str) -> dict[str, str]:
+    return {f"{diffusers_name}.{ours}": f"{ldm_name}.{theirs}" for ours, theirs in _RESNET.items()}
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One resolution of the way down."""
+
+    channels: int
+    num_layers: int
+    has_attention: bool
+
+
+def infer_config(section: Section, *, is_v2: bool) -> dict[str, Any]:
+    """The arguments of Diffusers' `UNet2DConditionModel` for the U-Net of a file.
+
+    Heads are not in the weights: SD 1.x has 8 everywhere, SD 2.x heads of width 64. Raises `UserError`.
+    """
+    levels = _levels(section)
+    channels = [level.channels for level in levels]
+    attends = [level.has_attention for level in levels]
+    if len({level.num_layers for level in levels}) != 1 or not any(attends):
+        raise _unknown(section, f"levels of {[level.num_layers for level in levels]} layers, attention at {attends}")
+    attention = f"input_blocks.{_first_attention(levels)}.1"
+    if section.count(f"{attention}.transformer_blocks.") > 1:
+        raise _unknown(section, "more than one transformer block in an attention layer")
+    heads = [max(1, width // _HEAD_WIDTH_V2) for width in channels] if is_v2 else _NUM_HEADS_V1
+    return {
+        "in_channels": section.shape("input_blocks.0.0.weight", num_dims=4)[1],
+        "out_channels": section.shape("out.2.weight", num_dims=4)[0],
+        "block_out_channels": channels,
+        "layers_per_block": levels[0].num_layers,
+        "down_block_types": ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in attends],
+        "up_block_types": ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attends)],
+        "cross_attention_dim": section.shape(f"{attention}.transformer_blocks.0.attn2.to_k.weight", num_dims=2)[1],
+        "use_linear_projection": section.tensors[f"{attention}.proj_in.weight"].dim() == 2,
+        "attention_head_dim": heads,  # the number of heads: Diffusers misnames it
+        "norm_num_groups": norm_groups(channels),
+    }
+
+
+def _levels(section: Section) -> list[_Level]:
+    levels: list[_Level] = []
+    channels, num_layers, has_attention = 0, 0, False
+    for number in range(1, section.count("input_blocks.")):
+        block = f"input_blocks.{number}"
+        if f"{block}.0.op.weight" in section.tensors:  # a downsampler ends the level
+            levels.append(_Level(channels, num_layers, has_attention))
+            num_layers = 0
+            continue
+        channels = section.shape(f"{block}.0.out_layers.3.weight", num_dims=4)[0]
+        num_layers += 1
+        has_attention = f"{block}.1.proj_in.weight" in section.tensors
+    return [*levels, _Level(channels, num_layers, has_attention)]
+
+
+def _first_attention(levels: list[_Level]) -> int:
+    number = 1
+    for level in levels:
+        if level.has_attention:
+            break
+        number += level.num_layers + 1
+    return number
+
+
+def _unknown(section: Section, what: str) -> UserError:
+    return UserError(
+        f"{section.source}: the {section.part} is not one of Stable Diffusion 1.x or 2.x ({what})", "give such a model"
+    )

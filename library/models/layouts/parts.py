@@ -1,0 +1,53 @@
+"""The networks that a Stable Diffusion model is made of, built from their configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from library.cli.errors import UserError
+from library.models.text.text_encoder import TextEncoder, build_text_encoder, restore_position_ids
+from library.models.weights.module_weights import build_empty
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """Loaded networks, float32, frozen, in eval mode."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: TextEncoder
+    # tensors that an SD 2.x file holds beside them and nothing uses, under their keys there without prefix
+    unread: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def empty_unet(config: Mapping[str, Any], source: str) -> UNet2DConditionModel:
+    """A U-Net without weights for a Diffusers configuration; raises `UserError` when there is no such U-Net."""
+    return _build(lambda: UNet2DConditionModel.from_config(dict(config)), source, "U-Net")
+
+
+def empty_vae(config: Mapping[str, Any], source: str) -> AutoencoderKL:
+    """A VAE without weights for a Diffusers configuration; raises `UserError` when there is no such VAE."""
+    return _build(lambda: AutoencoderKL.from_config(dict(config)), source, "VAE")
+
+
+def empty_text_encoder(config: Mapping[str, Any], source: str) -> TextEncoder:
+    """A text encoder without weights for a CLIP text config.json; raises `UserError` when there is no such encoder."""
+    encoder = _build(lambda: build_text_encoder(config), source, "text encoder")
+    restore_position_ids(encoder)
+    return encoder.eval()
+
+
+def _build(build: Callable[[], ModuleT], source: str, part: str) -> ModuleT:
+    try:
+        return build_empty(build)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        # what libraries raise for configurations that contradict themselves
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source}: no {part} can be built as configured: {reason}", "check its config.json") from error

@@ -1,0 +1,63 @@
+"""Another VAE than the model's own, for `--vae`: from a model or by itself, in every form that they come in."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+from diffusers import AutoencoderKL
+
+from library.cli.errors import UserError
+from library.models.layouts import ldm_layout, ldm_vae
+from library.models.layouts.config_metadata import unshown_config
+from library.models.layouts.diffusers_folder import DiffusersFolder, load_part, vae_names
+from library.models.layouts.ldm_keys import section_of
+from library.models.weights.checkpoint_files import WeightFile, open_weights
+from library.models.weights.hub_download import local_path
+from library.models.weights.lazy_tensors import renamed
+from library.models.weights.model_kinds import DIFFUSERS_VAE_MARK, PLAIN_VAE_MARK
+from library.models.weights.path_checks import VAE_FLAG
+
+
+def load_vae(path: str, *, is_mapped: bool = True) -> AutoencoderKL:
+    """The VAE at `path`: of a model (folder or single file), or a VAE alone (folder or file); float32, on the CPU.
+
+    `is_mapped`: how its weights are read, as `open_weights` has it. Raises `UserError` where there is none.
+    """
+    place = local_path(path, VAE_FLAG)
+    if place.is_dir():
+        return _of_folder(DiffusersFolder(place, is_mapped))
+    if not place.is_file():
+        raise UserError(f"{VAE_FLAG} {path}: there is no such file or folder", "give the path of a VAE or a model")
+    if (place.parent / "config.json").is_file() and _is_vae_config(place.parent / "config.json"):
+        return _of_folder(DiffusersFolder(place.parent, is_mapped))
+    return _of_file(open_weights(place, is_mapped=is_mapped))
+
+
+def _of_folder(folder: DiffusersFolder) -> AutoencoderKL:
+    if (folder.path / "vae").is_dir():
+        return load_part(folder, "vae")
+    if (folder.path / "config.json").is_file():
+        return load_part(folder, "vae", subfolder="")
+    raise UserError(f"{VAE_FLAG} {folder.path}: holds neither vae/ nor config.json", "give that of a VAE or of a model")
+
+
+def _is_vae_config(path: Path) -> bool:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("_class_name") == "AutoencoderKL"
+
+
+def _of_file(file: WeightFile) -> AutoencoderKL:
+    section = partial(section_of, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY)
+    if any(key.startswith(ldm_vae.PREFIX) for key in file.tensors):
+        unshown = unshown_config(file.metadata, "vae", str(file.path))
+        return ldm_layout.load_vae(section(file.tensors, ldm_vae.PREFIX), unshown)
+    if any(key.startswith(DIFFUSERS_VAE_MARK) for key in file.tensors):
+        return ldm_layout.load_diffusers_vae(section(renamed(file.tensors, vae_names(file.tensors)), ""))
+    if any(key.startswith(PLAIN_VAE_MARK) for key in file.tensors):
+        return ldm_layout.load_vae(section(file.tensors, ""))
+    raise UserError(f"{VAE_FLAG} {file.path} holds no VAE", "give a VAE, or a Stable Diffusion model with one")

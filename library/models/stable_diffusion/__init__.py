@@ -1,0 +1,1 @@
+"""The model family Stable Diffusion 1.x and 2.x."""

@@ -1,0 +1,113 @@
+"""What a model says of itself: Stable Diffusion 1.x or 2.x, what it predicts, its noise schedule."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from library.cli.errors import UserError
+from library.diffusion.schedule import rescale_to_zero_terminal_snr
+from library.models.layouts.config_metadata import unshown_config
+from library.models.layouts.diffusers_folder import DiffusersFolder
+from library.models.options import ModelOptions
+from library.models.weights.checkpoint_files import WeightFile
+from library.models.weights.model_kinds import is_v2
+
+logger = logging.getLogger(__name__)
+
+EPSILON, V_PREDICTION = "epsilon", "v_prediction"
+_PREDICTION_NAMES = {"epsilon": EPSILON, "eps": EPSILON, "v": V_PREDICTION, "v_prediction": V_PREDICTION}
+_SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+_WIDTH_SD2 = 1024
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model shows. `prediction_type` is None where it says nothing of it."""
+
+    source: str
+    is_v2: bool
+    prediction_type: str | None
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+
+
+def facts_of_folder(folder: DiffusersFolder) -> ModelFacts:
+    """What the configurations in a Diffusers folder say. Raises `UserError`."""
+    text = folder.read_json("text_encoder/config.json")
+    unet = folder.read_json("unet/config.json")
+    is_v2 = (
+        text.get("hidden_act") == "gelu"
+        or text.get("hidden_size") == _WIDTH_SD2
+        or unet.get("use_linear_projection") is True
+        or isinstance(unet.get("attention_head_dim"), list)
+    )
+    scheduler = folder.read_json(_SCHEDULER_CONFIG) if folder.has(_SCHEDULER_CONFIG) else {}
+    shown = scheduler.get("prediction_type")
+    if shown is not None and shown not in _PREDICTION_NAMES:
+        raise UserError(
+            f"{folder.path / _SCHEDULER_CONFIG}: prediction_type is {shown!r}", "known are epsilon and v_prediction"
+        )
+    return ModelFacts(str(folder.path), is_v2, _PREDICTION_NAMES.get(shown), scheduler)
+
+
+def facts_of_file(file: WeightFile) -> ModelFacts:
+    """What the keys and the metadata of a single file say."""
+    shown = V_PREDICTION if "v_pred" in file.tensors else None
+    scheduler = unshown_config(file.metadata, "scheduler", str(file.path))
+    for told in (scheduler.get("prediction_type"), file.metadata.get("modelspec.prediction_type")):
+        shown = _PREDICTION_NAMES.get(str(told), shown)
+    return ModelFacts(str(file.path), is_v2(file.tensors), shown, scheduler)
+
+
+def check_flags(facts: ModelFacts, options: ModelOptions) -> None:
+    """Raises `UserError` for --v2 where the model shows that it is Stable Diffusion 1.x."""
+    if options.v2 and not facts.is_v2:
+        raise UserError(f"--v2 was given, but {facts.source} is Stable Diffusion 1.x", "leave out --v2")
+
+
+def choose_prediction_type(facts: ModelFacts, options: ModelOptions) -> str:
+    """What the model is taken to predict, from here to what is saved; logs where that could surprise.
+
+    v where the flag or the model says so, else noise. (A model that predicts noise can be trained to predict v.)
+    """
+    if options.v_parameterization:
+        if facts.prediction_type == EPSILON:
+            logger.warning(
+                "%s says that it predicts noise (epsilon): with --v_parameterization it is taken to predict v, and what"
+                " is saved says so; leave the flag out where you do not want to turn it into such a model",
+                facts.source,
+            )
+        return V_PREDICTION
+    if facts.prediction_type == V_PREDICTION:
+        logger.info("%s says that it predicts v: trained so, as with --v_parameterization", facts.source)
+    if facts.prediction_type is None and facts.is_v2:
+        logger.warning(
+            "%s does not say what it predicts, noise is assumed; SD 2.x for 768 pixels needs --v_parameterization",
+            facts.source,
+        )
+    return facts.prediction_type or EPSILON
+
+
+def make_alphas_cumprod(scheduler: Mapping[str, Any], source: str) -> torch.Tensor:
+    """The noise schedule (num_train_timesteps,) float32 that a scheduler's configuration describes.
+
+    What is absent has Stable Diffusion's value: scaled linear, 0.00085 to 0.012, 1000 steps; computed in float32 as
+    Diffusers does. Raises `UserError` for other kinds of schedule.
+    """
+    start, end = scheduler.get("beta_start", 0.00085), scheduler.get("beta_end", 0.012)
+    num_steps = scheduler.get("num_train_timesteps", 1000)
+    kind = scheduler.get("beta_schedule", "scaled_linear")
+    if scheduler.get("trained_betas") is not None:
+        betas = torch.tensor(scheduler["trained_betas"], dtype=torch.float32)
+    elif kind == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, num_steps, dtype=torch.float32) ** 2
+    elif kind == "linear":
+        betas = torch.linspace(start, end, num_steps, dtype=torch.float32)
+    else:
+        raise UserError(f"{source}: beta_schedule {kind!r} is not known", "known are scaled_linear and linear")
+    alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
+    return rescale_to_zero_terminal_snr(alphas_cumprod) if scheduler.get("rescale_betas_zero_snr") else alphas_cumprod

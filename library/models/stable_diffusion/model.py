@@ -1,0 +1,399 @@
+"""Stable Diffusion 1.x and 2.x: one family, whose members differ in values."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from library.cli.errors import UserError
+from library.diffusion.schedule import rescale_to_zero_terminal_snr
+from library.models.compute import set_attention, store_in_float8
+from library.models.family import AdapterRoots, Conditioning
+from library.models.layouts import ldm_layout
+from library.models.layouts.diffusers_folder import DiffusersFolder, load_folder
+from library.models.layouts.formats import SavedModel, save_model
+from library.models.layouts.parts import ModelParts
+from library.models.layouts.vae_loading import load_vae
+from library.models.options import MemoryOptions, ModelOptions, PromptOptions
+from library.models.stable_diffusion.detection import (
+    V_PREDICTION,
+    ModelFacts,
+    check_flags,
+    choose_prediction_type,
+    facts_of_file,
+    facts_of_folder,
+    make_alphas_cumprod,
+)
+from library.models.stable_diffusion.layer_conditioning import LayerConditioning, cross_attention_layers
+from library.models.text.token_embedding import NewWord
+from library.models.text.tokenizer import PromptTokenizer, PromptTokens, load_tokenizer
+from library.models.weights.checkpoint_files import WeightFile
+from library.models.weights.model_kinds import is_stable_diffusion_folder, is_v1, is_v2
+
+logger = logging.getLogger(__name__)
+
+ModelSource = DiffusersFolder | WeightFile
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """How a generation is called, by what it predicts, and how it pads prompts."""
+
+    versions: Mapping[str, str]
+    architectures: Mapping[str, str]
+    pads_with_end: bool
+
+
+_GENERATIONS = {
+    False: _Generation(
+        versions={"epsilon": "sd_v1", V_PREDICTION: "sd_v1_v"},
+        architectures={"epsilon": "stable-diffusion-v1", V_PREDICTION: "stable-diffusion-v1"},
+        pads_with_end=True,
+    ),
+    True: _Generation(
+        versions={"epsilon": "sd_v2", V_PREDICTION: "sd_v2_v"},
+        architectures={"epsilon": "stable-diffusion-v2-512", V_PREDICTION: "stable-diffusion-v2-768-v"},
+        pads_with_end=False,
+    ),
+}
+
+
+class StableDiffusion:
+    """A loaded Stable Diffusion 1.x or 2.x model; implements `ModelFamily`."""
+
+    def __init__(
+        self,
+        parts: ModelParts,
+        tokenizer: PromptTokenizer,
+        facts: ModelFacts,
+        prediction_type: str,
+        prompt_options: PromptOptions,
+    ):
+        generation = _GENERATIONS[facts.is_v2]
+        self.version = generation.versions[prediction_type]
+        self.architecture = generation.architectures[prediction_type]
+        self.prediction_type = prediction_type
+        self.is_v2 = facts.is_v2
+        self.unet = parts.unet
+        self.vae = parts.vae
+        self.text_encoders: tuple[nn.Module, ...] = (parts.text_encoder,)
+        self.tokenizer = tokenizer
+        self._prompt_options = prompt_options
+        self._scheduler = {**facts.scheduler, "prediction_type": prediction_type}
+        self._unread = parts.unread
+        self.latent_channels: int = parts.vae.config.latent_channels
+        self.vae_scale: int = 2 ** (len(parts.vae.config.block_out_channels) - 1)
+        self._scaling_factor: float = parts.vae.config.scaling_factor
+        self._alphas_cumprod = make_alphas_cumprod(facts.scheduler, facts.source)
+        self._fingerprints: dict[tuple[int, torch.dtype], str] = {}
+        self._vae_in_float32: AutoencoderKL | None = None  # made when the VAE's own precision turns out too low
+        self._unet_dtype = torch.float32
+        self._kept: dict[str, nn.Module] = {}
+        self._word: NewWord | None = None
+        self._layer_conditioning: LayerConditioning | None = None  # where layers are told different things
+
+    def alphas_cumprod(self) -> torch.Tensor:
+        """The noise schedule, (num_train_timesteps,) float32; a copy, which may be changed."""
+        return self._alphas_cumprod.clone()
+
+    def rescale_to_zero_terminal_snr(self) -> None:
+        """From now on the noise schedule ends in noise alone: when training, drawing samples and in what is saved."""
+        self._alphas_cumprod = rescale_to_zero_terminal_snr(self._alphas_cumprod)
+        self._scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+    def adapter_roots(self) -> AdapterRoots:
+        """The U-Net and the text encoder."""
+        return AdapterRoots(self.unet, self.text_encoders)
+
+    def keep_for_saving(self, parts: Collection[str]) -> None:
+        """Keeps copies of parts ("text_encoder", "vae") as they are now, on the CPU; `save` writes those."""
+        (encoder,) = self.text_encoders
+        modules = {"text_encoder": encoder, "vae": self.vae}
+        self._kept = {name: nn.Module.to(copy.deepcopy(modules[name]), "cpu") for name in parts}
+
+    def place(self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype) -> None:
+        """Moves all parts to a device, each in its data type."""
+        # Diffusers' own `to` warns of parts to be kept in float32 even where there are none
+        nn.Module.to(self.unet, device, unet)
+        self._unet_dtype = unet
+        for encoder in self.text_encoders:
+            encoder.to(device, text_encoder)
+        nn.Module.to(self.vae, device, vae)
+
+    def save_memory(self, options: MemoryOptions, device: torch.device) -> None:
+        """Attention, slices of the VAE and 8-bit weights as the options say; after `place` and before adapters."""
+        set_attention((self.unet, self.vae), options, device)
+        if options.vae_slicing:
+            self.vae.enable_slicing()
+        if options.keeps_fp8_unet:
+            store_in_float8(self.unet)
+
+    def compile(self, backend: str) -> None:
+        """Compiles the U-Net, with whatever is attached to it."""
+        self.unet.compile(backend=backend)
+
+    def set_vae_aside(self) -> None:
+        """Moves the VAE to the CPU; decoding brings it back for as long as it takes."""
+        nn.Module.to(self.vae, "cpu")
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes activations of U-Net and text encoder in the backward pass.
+
+        Puts both in train mode, without which text encoders (and U-Nets of older versions of Diffusers) do not do
+        so; the models have no dropout, so that nothing else changes.
+        """
+        self.unet.enable_gradient_checkpointing()
+        self.unet.train()
+        for encoder in self.text_encoders:
+            encoder.gradient_checkpointing_enable()
+            encoder.train()
+
+    def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Conditioning:
+        """Prompts -> hidden states (B, 2 + 75 n, D); what is beyond `max_token_length` = 75 n is lost. Gradients flow.
+
+        With a word that has vectors for each layer: (layers, B, 2 + 75 n, D). The n pieces are encoded one by one; of
+        their start and end tokens, the first and the last are kept.
+        """
+        options = self._prompt_options
+        if weighted is None:
+            tokens = self.tokenizer.encode(prompts, options, options.weighted_captions)
+        else:
+            tokens = self.tokenizer.encode(prompts, replace(options, no_token_padding=False), weighted)
+        if self._word is None or self._word.num_layers == 1:
+            return Conditioning(self._encode(tokens))
+        (encoder,) = self.text_encoders
+        ids = self._word.ids_of_layers(tokens.ids, encoder.token_embedding.num_embeddings)
+        weights = None if tokens.weights is None else tokens.weights.expand(ids.shape).flatten(0, 1)
+        states = self._encode(PromptTokens(ids.flatten(0, 1), weights))
+        return Conditioning(states.unflatten(0, ids.shape[:2]))
+
+    def _encode(self, tokens: PromptTokens) -> torch.Tensor:
+        (encoder,) = self.text_encoders
+        device = next(encoder.parameters()).device
+        ids, clip_skip = tokens.ids.to(device), self._prompt_options.clip_skip or 1
+        pieces = [encoder(ids[:, piece], clip_skip) for piece in range(ids.shape[1])]
+        if tokens.weights is not None:
+            weights = tokens.weights.to(device, pieces[0].dtype).unsqueeze(-1)
+            pieces = [states * weights[:, piece] for piece, states in enumerate(pieces)]
+        inner = [states[:, 1:-1] for states in pieces]
+        return torch.cat([pieces[0][:, :1], *inner, pieces[-1][:, -1:]], dim=1)
+
+    def cross_attention_layers(self) -> tuple[str, ...]:
+        """Names of the U-Net's layers that see the text, in the order in which they are computed; usually 16."""
+        return tuple(cross_attention_layers(self.unet))
+
+    def unread_layers(self) -> tuple[nn.Module, ...]:
+        """Layers of the text encoder behind the one that `--clip_skip` takes."""
+        (encoder,) = self.text_encoders
+        layers = encoder.text_model.encoder.layers
+        return tuple(layers[len(layers) + 1 - (self._prompt_options.clip_skip or 1) :])
+
+    def token_vectors(self, text: str | None = None) -> torch.Tensor:
+        """Rows of the text encoder's table, (tokens, D) float32: of a text's tokens, or of all the vocabulary."""
+        (encoder,) = self.text_encoders
+        table = encoder.token_embedding.weight.detach()
+        return (table if text is None else table[self.tokenizer.token_ids(text)]).float()
+
+    def add_word(self, word: NewWord) -> None:
+        """From now on prompts are read with this word in them. Raises `UserError` if it is in the vocabulary."""
+        (encoder,) = self.text_encoders
+        if self.tokenizer.knows(word.text):
+            raise UserError(f"{word.text} is in the model's vocabulary already", "choose a word that it does not know")
+        self.tokenizer = self.tokenizer.with_word(word.text, word.attach(encoder.token_embedding))
+        self._word = word
+        if word.num_layers > 1 and self._layer_conditioning is None:
+            self._layer_conditioning = LayerConditioning(self.unet)
+
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens each prompt has, start and end not counted, however many of them are read."""
+        weighted = self._prompt_options.weighted_captions
+        return [self.tokenizer.count(prompt, weighted) for prompt in prompts]
+
+    @torch.no_grad()
+    def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), picture i sampled with seeds[i].
+
+        The sample's noise is drawn on the CPU, so that it is the same on every device. All pictures go through the
+        VAE at once.
+        """
+        weight = self.vae.encoder.conv_in.weight
+        posterior = self.vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
+        if self._overflowed(posterior.mean):
+            posterior = self._float32_vae().encode(pixels.to(weight.device)).latent_dist
+        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+        noise = torch.stack([_keyed_noise(mean.shape[1:], seed) for seed in _one_each(seeds, mean)])
+        return mean + torch.exp(0.5 * log_variance) * noise.to(mean.device)
+
+    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the VAE gives them -> latents as the U-Net takes them, about of unit variance."""
+        return latents * self._scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), about in [-1, 1], float32."""
+        home = self.vae.device
+        nn.Module.to(self.vae, latents.device)
+        unscaled = latents / self._scaling_factor
+        pixels = self.vae.decode(unscaled.to(self.vae.dtype)).sample
+        if self._overflowed(pixels):
+            pixels = self._float32_vae().decode(unscaled).sample
+        nn.Module.to(self.vae, home)
+        return pixels.float()
+
+    def _overflowed(self, values: torch.Tensor) -> bool:
+        return values.dtype == torch.float16 and not bool(torch.isfinite(values).all())
+
+    def _float32_vae(self) -> AutoencoderKL:
+        """A copy of the VAE that computes in float32; made at the first need, with a warning."""
+        if self._vae_in_float32 is None:
+            logger.warning("the VAE overflows in fp16: such pictures are done in float32, as by --no_half_vae")
+            self._vae_in_float32 = copy.deepcopy(self.vae)
+            nn.Module.to(self._vae_in_float32, torch.float32)
+        return self._vae_in_float32
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """The U-Net's output (B, 4, h, w) for noisy scaled latents (B, 4, h, w) and timesteps (B,).
+
+        Inputs are brought to the U-Net's precision, which that of the text encoder need not be.
+        """
+        hidden_states = conditioning.hidden_states.to(self._unet_dtype)
+        if self._layer_conditioning is not None:
+            hidden_states = self._layer_conditioning.pack(hidden_states)
+        return self.unet(latents.to(self._unet_dtype), timesteps, encoder_hidden_states=hidden_states).sample
+
+    def vae_fingerprint(self) -> str:
+        """16 hexadecimal digits that name the VAE's weights in their present precision."""
+        return self._fingerprint_of(self.vae, self.vae.encoder.conv_in.weight.dtype)
+
+    def text_fingerprint(self) -> str:
+        """The same of the text encoder, and the prompt options."""
+        (encoder,) = self.text_encoders
+        return f"{self._fingerprint_of(encoder, encoder.dtype)} {self._prompt_options}"
+
+    def _fingerprint_of(self, module: nn.Module, dtype: torch.dtype) -> str:
+        key = (id(module), dtype)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = _fingerprint(module)
+        return self._fingerprints[key]
+
+    def save(
+        self,
+        path: Path,
+        *,
+        format: str,
+        dtype: torch.dtype,
+        metadata: Mapping[str, str],
+        epoch: int = 0,
+        global_step: int = 0,
+    ) -> None:
+        """Writes the whole model in a format of `model_saving.FORMATS`. Raises `UserError` when it cannot be written.
+
+        `epoch` and `global_step` stand in .ckpt files.
+        """
+        (encoder,) = self.text_encoders
+        kept = self._kept
+        parts = ModelParts(self.unet, kept.get("vae", self.vae), kept.get("text_encoder", encoder), self._unread)
+        model = SavedModel(
+            parts, self.tokenizer, self.is_v2, self._scheduler, dtype, metadata, epoch=epoch, global_step=global_step
+        )
+        save_model(Path(path), format, model)
+
+
+def _one_each(seeds: Sequence[int], pictures: torch.Tensor) -> Sequence[int]:
+    if len(seeds) != len(pictures):
+        raise ValueError(f"{len(seeds)} seeds for {len(pictures)} pictures")
+    return seeds
+
+
+def _keyed_noise(shape: torch.Size, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
+
+
+def _fingerprint(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def detect(source: ModelSource) -> bool:
+    """Whether a folder or file is a Stable Diffusion 1.x or 2.x model, or the larger part of one."""
+    if isinstance(source, WeightFile):
+        return is_v1(source.tensors) or is_v2(source.tensors)
+    return is_stable_diffusion_folder(source.path)
+
+
+def load(
+    source: ModelSource, options: ModelOptions, prompt_options: PromptOptions, device: torch.device
+) -> StableDiffusion:
+    """Loads a model in float32 to a device, frozen and in eval mode; reads nothing but local files.
+
+    Raises `UserError` for flags that contradict the model, and for files that are incomplete or do not fit together.
+    """
+    is_file = isinstance(source, WeightFile)
+    facts = facts_of_file(source) if is_file else facts_of_folder(source)
+    check_flags(facts, options)
+    prediction_type = choose_prediction_type(facts, options)
+    with device:
+        parts = ldm_layout.load_single_file(source) if is_file else load_folder(source)
+        if options.vae is not None:
+            parts = replace(parts, vae=load_vae(options.vae, is_mapped=not options.disable_mmap_load_safetensors))
+    _check_fit(parts, facts.source)
+    tokenizer_folder = None if is_file or not source.has("tokenizer") else source.path / "tokenizer"
+    tokenizer = load_tokenizer(tokenizer_folder, pads_with_end=_GENERATIONS[facts.is_v2].pads_with_end)
+    num_tokens, vocab_size = len(tokenizer.tokenizer), parts.text_encoder.config.vocab_size
+    if num_tokens > vocab_size:
+        message = f"{facts.source}: the tokenizer has {num_tokens} tokens, the text encoder knows {vocab_size}"
+        raise UserError(message, "tokenizer and text_encoder are of different models")
+    _check_clip_skip(parts, facts, prompt_options)
+    family = StableDiffusion(parts, tokenizer, facts, prediction_type, prompt_options)
+    logger.info(
+        "loaded %s: Stable Diffusion %s, predicts %s",
+        Path(facts.source).name,
+        "2.x" if facts.is_v2 else "1.x",
+        "v" if prediction_type == V_PREDICTION else "noise",
+    )
+    return family
+
+
+def _check_clip_skip(parts: ModelParts, facts: ModelFacts, options: PromptOptions) -> None:
+    num_layers = parts.text_encoder.config.num_hidden_layers
+    if options.clip_skip is not None and options.clip_skip > num_layers:
+        raise UserError(
+            f"--clip_skip {options.clip_skip}: the text encoder of {facts.source} has {num_layers} layers",
+            f"give {num_layers} or less",
+        )
+    if facts.is_v2 and options.clip_skip is not None and options.clip_skip > 1:
+        logger.warning(
+            "--clip_skip %d is counted from the layer that SD 2.x takes anyway, the last but one; such models are "
+            "used without it",
+            options.clip_skip,
+        )
+
+
+def _check_fit(parts: ModelParts, source: str) -> None:
+    """Raises `UserError` for parts that do not belong together, and for variants with inputs of their own."""
+    latents, unet = parts.vae.config.latent_channels, parts.unet.config
+    if unet.in_channels != latents or unet.out_channels != latents:
+        raise UserError(
+            f"{source}: the U-Net takes {unet.in_channels} channels and gives {unet.out_channels}, "
+            f"the VAE's latents have {latents}",
+            "inpainting and depth variants cannot be trained; give a text-to-image model",
+        )
+    if unet.class_embed_type is not None or unet.num_class_embeds is not None:
+        raise UserError(f"{source}: the U-Net takes class labels or noise levels", "give a text-to-image model")
+    width = parts.text_encoder.config.hidden_size
+    if unet.cross_attention_dim != width:
+        raise UserError(
+            f"{source}: the U-Net expects text of width {unet.cross_attention_dim}, the text encoder gives {width}",
+            "unet and text_encoder are of different models",
+        )

@@ -1,0 +1,1 @@
+"""Text: tokenizer, prompt weights, text encoder, embeddings of textual inversion."""

@@ -1,0 +1,126 @@
+"""Files of learned words (textual inversion): one reader, one writer.
+
+Written: `.safetensors` with `emb_params` (vectors, width); `.pt` and `.ckpt` with `string_to_param`, as the
+AUTOMATIC1111 web UI writes them. A word with vectors for each cross-attention layer has one tensor (vectors, width)
+under each layer's name (`IN01`, ..., `MID`, ..., `OUT11`) instead.
+
+Read beside these: files of Diffusers, `{"<word>": tensor}`, and PNG pictures of the web UI that hold an embedding in
+the text chunk `sd-ti-embedding`. (Those that hold it in their pixels alone, after a program took the text away, are
+not.)
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from library.cli.errors import UserError, listed
+from library.models.weights.checkpoint_files import open_weights
+from library.models.weights.weight_writing import StoredTensor, stored, write_pickle, write_safetensors
+
+PNG_ENDING = ".png"
+_KEY = "emb_params"
+_PARAMETERS = "string_to_param"
+_ANY_WORD = "*"  # under which the web UI keeps the vectors, whatever the word is
+_ANY_WORD_ID = 265  # of "*" in the vocabulary, which the web UI notes beside it
+_PNG_CHUNK = "sd-ti-embedding"
+_PNG_TENSOR = "TORCHTENSOR"
+_LAYER = re.compile(r"(IN\d\d|MID|OUT\d\d)")
+_SDXL_KEYS = {"clip_l", "clip_g"}
+
+
+@dataclass(frozen=True)
+class WordVectors:
+    """The vectors of a word: (layers, vectors, width) float32."""
+
+    vectors: torch.Tensor
+    layers: tuple[str, ...] = ()  # names of the layers; none where all are told the same
+
+
+def read_word(path: Path) -> WordVectors:
+    """The one word that a file holds.
+
+    Raises `UserError` for a file that is damaged, holds several words, or none.
+    """
+    tensors = _from_png(path) if path.suffix.lower() == PNG_ENDING else dict(open_weights(path).tensors)
+    parameters = {key: value for key, value in tensors.items() if key.startswith(f"{_PARAMETERS}.")}
+    tensors = parameters or tensors
+    if tensors.keys() >= _SDXL_KEYS:
+        raise UserError(f"{path} was made for SDXL, which has two text encoders", "give one made for SD 1.x or 2.x")
+    layers = tuple(key for key in tensors if _LAYER.fullmatch(key))
+    if len(tensors) != 1 and len(layers) != len(tensors):
+        raise UserError(
+            f"{path} holds {len(tensors)} tensors ({listed(sorted(tensors), 3)}), not one word",
+            "give a file of one word",
+        )
+    vectors = [_checked(path, name, tensors[name]) for name in layers or tensors]
+    if len({each.shape for each in vectors}) > 1:
+        raise UserError(f"{path}: its layers have different numbers of vectors", "make or copy it again")
+    return WordVectors(torch.stack(vectors), layers)
+
+
+def _checked(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """(vectors, width) float32, a copy."""
+    if tensor.dim() not in (1, 2) or tensor.numel() == 0 or not tensor.is_floating_point():
+        raise UserError(
+            f"{path}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not the vectors of a word",
+            "give a file made by textual inversion",
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        raise UserError(f"{path}: {name} holds numbers that are not finite", "give a file that was saved earlier")
+    return tensor.to(torch.float32, copy=True).reshape(-1, tensor.shape[-1])
+
+
+def _from_png(path: Path) -> dict[str, torch.Tensor]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()  # texts can stand behind the pixels
+            text = getattr(picture, "text", {}).get(_PNG_CHUNK)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "copy or download it again") from None
+    if text is None:
+        raise UserError(
+            f"{path} is a picture without the text {_PNG_CHUNK} that holds an embedding",
+            "give the file as it was made; programs that save it again take such texts away",
+        )
+    try:
+        parameters = json.loads(base64.b64decode(text, validate=True))[_PARAMETERS]
+        return {f"{_PARAMETERS}.{key}": torch.tensor(value[_PNG_TENSOR]) for key, value in parameters.items()}
+    except (binascii.Error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: its text {_PNG_CHUNK} is damaged: {error}", "copy or download it again") from None
+
+
+def write_word(
+    path: Path, word: WordVectors, *, name: str, dtype: torch.dtype, metadata: Mapping[str, str], step: int = 0
+) -> None:
+    """Writes the file; its ending says in which form. Raises `OSError` when it cannot be written.
+
+    name: the word, and step: how long it was trained, stand in pickles, `metadata` in .safetensors files.
+    """
+    tensors = {layer: stored(each, dtype) for layer, each in zip(word.layers or (_KEY,), word.vectors, strict=True)}
+    if path.suffix == ".safetensors":
+        write_safetensors(path, tensors, metadata)
+    elif word.layers:
+        write_pickle(path, tensors)
+    else:
+        write_pickle(path, _web_ui_form(tensors[_KEY], name, step))
+
+
+def _web_ui_form(vectors: StoredTensor, name: str, step: int) -> dict[str, object]:
+    return {
+        "string_to_token": {_ANY_WORD: _ANY_WORD_ID},
+        _PARAMETERS: {_ANY_WORD: vectors},
+        "name": name,
+        "step": step,
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": None,
+    }

@@ -1,0 +1,113 @@
+"""Prompts -> token ids of CLIP."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import CLIPTokenizer
+
+from library.cli.errors import UserError
+from library.models.options import PromptOptions
+from library.models.text.prompt_weights import parse_prompt_weights
+
+PIECE_LENGTH = 75  # of the 77 positions of CLIP's text encoders; start and end token take the others
+SHIPPED_VOCABULARY = Path(__file__).parent / "clip_vocabulary"
+_VOCABULARY_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
+_HINT = "copy or download it again, or remove the folder: the usual vocabulary is then taken"
+_OPEN_CLIP_PADDING = "!"  # token 0 of the vocabulary
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Token ids of B prompts in n pieces of 77: start, 75 tokens, end. Weights are None where all are 1."""
+
+    ids: torch.Tensor  # (B, n, 77) int64; one piece can be shorter
+    weights: torch.Tensor | None = None  # (B, n, 77) float32, 1 at start, end and padding
+
+
+@dataclass(frozen=True)
+class PromptTokenizer:
+    """CLIP's tokenizer with the padding that the model was trained with."""
+
+    tokenizer: CLIPTokenizer
+    pad_id: int
+    new_words: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # id of a new word -> ids read in its place
+
+    def knows(self, word: str) -> bool:
+        """Whether the vocabulary has the word as one token already, at the end of a word or within one."""
+        vocabulary = self.tokenizer.get_vocab()
+        return word in vocabulary or len(self.token_ids(word)) < 2
+
+    def with_word(self, word: str, ids: Sequence[int]) -> PromptTokenizer:
+        """A tokenizer that reads a new word, in any case of letters and wherever it stands in a text, as these ids."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.add_tokens(word)
+        number = tokenizer.convert_tokens_to_ids(word)
+        return replace(self, tokenizer=tokenizer, new_words={**self.new_words, number: tuple(ids)})
+
+    def encode(
+        self, prompts: Sequence[str], options: PromptOptions | None = None, weighted: bool = False
+    ) -> PromptTokens:
+        """Token ids and, with `weighted`, the weights that the brackets in the prompts give them.
+
+        Tokens beyond `max_token_length` are dropped. A prompt that is shorter than the others has pieces of padding.
+        """
+        options = options or PromptOptions()
+        parsed = [self._tokens(prompt, weighted) for prompt in prompts]
+        num_pieces = options.max_token_length // PIECE_LENGTH
+        length = PIECE_LENGTH
+        if options.no_token_padding and num_pieces == 1:
+            length = min(PIECE_LENGTH, max(len(ids) for ids, _ in parsed))
+        ids = torch.full((len(prompts), num_pieces, length + 2), self.pad_id, dtype=torch.int64)
+        weights = torch.ones(ids.shape)
+        for row, (tokens, factors) in enumerate(parsed):
+            for piece in range(num_pieces):
+                part = slice(piece * PIECE_LENGTH, (piece + 1) * PIECE_LENGTH)
+                here = [self.tokenizer.bos_token_id, *tokens[part], self.tokenizer.eos_token_id]
+                ids[row, piece, : len(here)] = torch.tensor(here)
+                weights[row, piece, 1 : len(here) - 1] = torch.tensor(factors[part])
+        return PromptTokens(ids, weights if weighted else None)
+
+    def token_ids(self, text: str) -> list[int]:
+        """Token ids of a text as it stands, without start and end."""
+        return self._tokens(text, False)[0]
+
+    def count(self, prompt: str, weighted: bool = False) -> int:
+        """Tokens of a prompt without start and end, however long it is; with `weighted`, without its brackets."""
+        return len(self._tokens(prompt, weighted)[0])
+
+    def _tokens(self, prompt: str, weighted: bool) -> tuple[list[int], list[float]]:
+        ids, factors = [], []
+        for text, weight in parse_prompt_weights(prompt) if weighted else [(prompt, 1.0)]:
+            found = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            part = [number for each in found for number in self.new_words.get(each, (each,))]
+            ids += part
+            factors += [weight] * len(part)
+        return ids, factors
+
+
+def load_tokenizer(folder: Path | None, *, pads_with_end: bool) -> PromptTokenizer:
+    """The tokenizer in `folder`, or the one that comes with this package when there is none.
+
+    `pads_with_end`: SD 1.x pads with the end token, SD 2.x with "!", which is then a token of its own wherever it
+    stands in a prompt. Raises `UserError` for a folder that holds no readable tokenizer.
+    """
+    folder = folder or SHIPPED_VOCABULARY
+    if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARY_FILES):
+        # without them transformers makes a tokenizer that knows no words
+        raise UserError(f"{folder} holds neither vocab.json and merges.txt nor tokenizer.json", _HINT)
+    settings = {} if pads_with_end else {"pad_token": _OPEN_CLIP_PADDING}
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **settings)
+        tokens = tokenizer("a").input_ids
+    except Exception as error:  # the library behind it raises bare `Exception` for damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder} holds no readable tokenizer: {reason}", _HINT) from error
+    if len(tokens) != 3 or tokens[1] == tokenizer.unk_token_id:
+        raise UserError(f"{folder} holds no vocabulary of CLIP: it does not know the word 'a'", _HINT)
+    pad_id = tokenizer.eos_token_id if pads_with_end else tokenizer.convert_tokens_to_ids(_OPEN_CLIP_PADDING)
+    return PromptTokenizer(tokenizer, pad_id)

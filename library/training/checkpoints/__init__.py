@@ -1,0 +1,1 @@
+"""Saved weights and states: names, retention, metadata, resume, uploads to the Hugging Face Hub."""

@@ -1,0 +1,149 @@
+"""Options of saved weights and states, and of their uploads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from library.cli.errors import UserError
+from library.cli.options import option
+from library.training.checkpoints.saved_names import DEFAULT_NAME
+
+REPO_ID = r"\w[\w.-]*/\w[\w.-]*"  # of the Hugging Face Hub: owner/name
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written, and when."""
+
+    GROUP: ClassVar[str] = "Output and saving"
+
+    output_dir: str | None = option(help="folder for everything that is written", required=True, metavar="FOLDER")
+    output_name: str | None = option(
+        help="name of the files, without ending (default: last, epoch-000001, at-step00000100)", metavar="NAME"
+    )
+    save_precision: str = option(
+        "float", help="data type of saved weights", choices=("float", "fp16", "bf16"), off=(False, "none")
+    )
+    overwrite: bool = option(
+        False, help="write over what an earlier run of this name has left", on_resume="unimportant"
+    )
+    save_every_n_epochs: int | None = option(help="save every so many epochs", minimum=1)
+    save_every_n_steps: int | None = option(help="save every so many steps", minimum=1)
+    save_n_epoch_ratio: int | None = option(help="save so often that there are at least so many saves", minimum=1)
+    save_last_n_epochs: int | None = option(help="of the saves of epochs, keep the last so many", minimum=1)
+    save_last_n_steps: int | None = option(
+        help="of the saves of steps, keep those of the last so many steps", minimum=1
+    )
+    save_state: bool = option(False, help="with every save, and at the end, save what --resume needs")
+    save_state_on_train_end: bool = option(False, help="save what --resume needs at the end")
+    save_last_n_epochs_state: int | None = option(
+        help="of the states of epochs, keep the last so many (default: as of the saves)", minimum=1
+    )
+    save_last_n_steps_state: int | None = option(
+        help="of the states of steps, keep those of the last so many steps (default: as of the saves)", minimum=1
+    )
+    save_state_on_signal: bool = option(
+        True, help="when Ctrl-C or SIGTERM ends the run, save what --resume needs"
+    )
+    resume: str | None = option(
+        help="continue from this state folder; auto: from the newest in --output_dir, if there is one",
+        metavar="FOLDER",
+        on_resume="unimportant",
+    )
+    initial_epoch: int | None = option(help="begin with this epoch, counted from 1", minimum=1, on_resume="unimportant")
+    initial_step: int | None = option(
+        help="begin behind so many steps; wins over --initial_epoch", minimum=0, on_resume="unimportant"
+    )
+    skip_until_initial_step: bool = option(
+        False,
+        help="with --initial_step, begin at that very step, not with its epoch",
+        on_resume="unimportant",
+    )
+    training_comment: str | None = option(help="a comment for the metadata", metavar="TEXT")
+    no_metadata: bool = option(False, help="write only the metadata that other programs need to load the file")
+
+    def problems(self) -> Iterator[UserError]:
+        if "/" in self.name or "\\" in self.name or self.name in (".", ".."):
+            yield UserError(
+                f"--output_name {self.output_name!r} is not a file name", hint="put the folder into --output_dir"
+            )
+
+    @property
+    def name(self) -> str:
+        """What the run is called where a name is shown."""
+        return self.output_name or DEFAULT_NAME
+
+    def without_effect(self) -> Iterator[str]:
+        """What was asked for and changes nothing beside the other options."""
+        if self.skip_until_initial_step and self.initial_step is None and self.initial_epoch is None:
+            yield "--skip_until_initial_step does nothing without --initial_step; a resumed run skips what it has done"
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """Saves on the Hugging Face Hub. None of it changes what is learned."""
+
+    GROUP: ClassVar[str] = "Hugging Face Hub"
+
+    huggingface_repo_id: str | None = option(
+        help="repository that every save is uploaded to; it is created if need be", metavar="OWNER/NAME",
+        on_resume="unimportant",
+    )  # fmt: skip
+    huggingface_repo_type: str = option(
+        "model", help="kind of the repository", choices=("model", "dataset", "space"), on_resume="unimportant"
+    )
+    huggingface_path_in_repo: str | None = option(
+        help="folder of the repository to upload to (default: its root)", metavar="FOLDER", on_resume="unimportant"
+    )
+    huggingface_token: str | None = option(
+        help="access token; without it HF_TOKEN or the login of hf auth login is used. It is written nowhere",
+        metavar="TOKEN",
+        secret=True,
+        on_resume="unimportant",
+    )
+    huggingface_repo_visibility: str = option(
+        "private",
+        help="who sees a repository that is created: public, or anything else for private",
+        parse=lambda value: "public" if value == "public" else "private",
+        metavar="public|private",
+        on_resume="unimportant",
+    )
+    save_state_to_huggingface: bool = option(False, help="upload states too", on_resume="unimportant")
+    resume_from_huggingface: bool = option(
+        False,
+        help="--resume names a state on the Hub: OWNER/NAME/PATH, or OWNER/NAME/PATH:REVISION:KIND",
+        on_resume="unimportant",
+    )
+    async_upload: bool = option(False, help="upload in the background while training goes on", on_resume="unimportant")
+
+    @property
+    def folder(self) -> str:
+        """The folder in the repository, "" for its root."""
+        return (self.huggingface_path_in_repo or "").strip("/")
+
+    def problems(self) -> Iterator[UserError]:
+        repo_id, folder = self.huggingface_repo_id, self.huggingface_path_in_repo
+        if repo_id is not None and re.fullmatch(REPO_ID, repo_id, re.ASCII) is None:
+            yield UserError(
+                f"--huggingface_repo_id {repo_id} is not the name of a repository", hint="give it as OWNER/NAME"
+            )
+        if folder is not None and ("\\" in folder or {".", ".."} & set(folder.split("/"))):
+            yield UserError(
+                f"--huggingface_path_in_repo {folder} is not a folder of a repository",
+                hint="separate its parts with /, without . and ..",
+            )
+        if self.huggingface_token is not None and re.fullmatch(r"[!-~]+", self.huggingface_token) is None:
+            yield UserError(  # the Hub's library would show it in its error
+                "--huggingface_token holds characters that no token has",
+                hint="copy it again, or leave it out and log in with: hf auth login",
+            )
+
+    def without_effect(self) -> Iterator[str]:
+        """What was asked for and changes nothing beside the other options."""
+        if self.huggingface_repo_id is None:
+            for name in ("save_state_to_huggingface", "async_upload", "huggingface_path_in_repo"):
+                if getattr(self, name):
+                    yield f"--{name} does nothing without --huggingface_repo_id OWNER/NAME"

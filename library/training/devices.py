@@ -1,0 +1,100 @@
+"""Devices, processes and data types: what `accelerate` is asked for."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
+
+from library.cli.errors import UserError
+from library.models.family import ModelFamily
+from library.models.options import MemoryOptions
+from library.training.method import TrainingMethod
+from library.training.options import TrainingOptions
+
+SHARDING_VARIABLES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+DTYPES = {"float": torch.float32, "no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minutes: int | None = None) -> Accelerator:
+    """The accelerator of this process. Raises `UserError` when the device has no such precision.
+
+    `full`: what learns is in that precision too. `timeout_minutes`: how long processes wait for each other. What the
+    environment asks accelerate to share out is taken away from it (`sharding.plans` has read it).
+    """
+    if mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("--mixed_precision fp16 needs a GPU, and none was found", hint="use bf16 or no")
+    if mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise UserError("--mixed_precision bf16 is more than this GPU can do", hint="use fp16 or no")
+    for variable in SHARDING_VARIABLES:  # accelerate would share out what it prepares: learners do that
+        os.environ.pop(variable, None)
+    waiting = [] if timeout_minutes is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))]
+    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=waiting)
+    if full and mixed_precision == "fp16":
+        accelerator.scaler = HalfGradScaler(accelerator.device.type)
+    return accelerator
+
+
+def check_memory_options(options: MemoryOptions, accelerator: Accelerator) -> None:
+    """Raises `UserError` for what the device, or the version of PyTorch, cannot do; before a model is loaded."""
+    if options.keeps_fp8_unet and accelerator.device.type == "mps":
+        flag = "--fp8_base" if options.fp8_base else "--fp8_base_unet"
+        raise UserError(f"{flag}: this device has no numbers of 8 bits", hint="leave it out")
+    known = torch._dynamo.list_backends(exclude_tags=()) if options.compiles else []
+    if options.compiles and options.dynamo_backend not in known:
+        raise UserError(
+            f"--dynamo_backend {options.dynamo_backend} is not there: this PyTorch has {', '.join(known)}",
+            hint="choose one of these",
+        )
+
+
+class HalfGradScaler(torch.amp.GradScaler):
+    """A scaler of the loss that takes gradients in fp16, which PyTorch's own refuses."""
+
+    def _unscale_grads_(self, optimizer, inv_scale, found_inf, allow_fp16):
+        return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
+
+
+
+
+
+
+def learning_dtype(training: TrainingOptions) -> torch.dtype:
+    """What learns stays in float32, unless `--full_fp16` or `--full_bf16` is given."""
+    is_half = training.full_fp16 or training.full_bf16
+    return DTYPES[training.mixed_precision] if is_half else torch.float32
+
+
+def place_model(
+    family: ModelFamily,
+    method: TrainingMethod,
+    training: TrainingOptions,
+    memory: MemoryOptions,
+    device: torch.device,
+) -> None:
+    """Moves a model to the device: frozen parts in the precision of the computation, those that learn in theirs.
+
+    A method that trains parts of the model saves all of it: of frozen parts that are rounded now, exact copies are
+    kept for that.
+    """
+    frozen = DTYPES[training.mixed_precision]
+    dtypes = {
+        part: learning_dtype(training) if part in method.learning_parts else frozen
+        for part in ("unet", "text_encoder")
+    }
+    dtypes["vae"] = torch.float32 if memory.no_half_vae else frozen
+    if method.learning_parts:
+        rounded = {part for part, dtype in dtypes.items() if dtype != torch.float32}
+        family.keep_for_saving(sorted(rounded - method.learning_parts))
+    family.place(device, **dtypes)
+
+
+def place_method(method: TrainingMethod, device: torch.device, training: TrainingOptions) -> None:
+    """Moves what learns to the device."""
+    for module in method.trainable_modules():
+        # Diffusers' own `to` warns of parts to be kept in float32 even where there are none
+        nn.Module.to(module, device, learning_dtype(training))

@@ -1,0 +1,1 @@
+"""Several processes: gradient all-reduce, sharding by ZeRO and FSDP, and agreement between processes."""

@@ -1,0 +1,120 @@
+"""Sample pictures: drawn from the model as it is now, without a trace in the run's randomness."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import SchedulerMixin
+from PIL import Image
+from torch import nn
+
+from library.cli.atomic_files import atomic_path
+from library.data.randomness import derive_seed
+from library.models.family import Conditioning, ModelFamily
+from library.training.evaluation.modes import evaluation_mode
+from library.training.evaluation.prompts import SamplePrompt
+from library.training.evaluation.samplers import SAMPLERS
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def draw_sample(family: ModelFamily, prompt: SamplePrompt, *, sampler: str, seed: int) -> Image.Image:
+    """Draws one picture with classifier-free guidance ("Classifier-Free Diffusion Guidance", Ho, 2207.12598).
+
+    All randomness comes from a generator of its own, seeded with `seed`.
+    """
+    device = next(family.unet.parameters()).device
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shape = (1, family.latent_channels, prompt.height // family.vae_scale, prompt.width // family.vae_scale)
+    scheduler = SAMPLERS[sampler](family)
+    scheduler.set_timesteps(prompt.sample_steps, device=device)
+    latents = torch.randn(shape, generator=generator).to(device) * scheduler.init_noise_sigma
+    conditioning = family.encode_prompts([prompt.negative_prompt, prompt.prompt], weighted=True)
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(latents, timestep)
+        guided = _guided(family, scaled, timestep, conditioning, prompt.scale)
+        latents = _advance(scheduler, guided, timestep, latents, generator)
+    pixels = family.decode_latents(latents)[0].clamp(-1, 1)
+    array = ((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array)
+
+
+def _guided(
+    family: ModelFamily, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning, scale: float
+) -> torch.Tensor:
+    timesteps = timestep.expand(2).to(latents.device)
+    without, with_prompt = family.predict(torch.cat([latents, latents]), timesteps, conditioning).float().chunk(2)
+    return without + scale * (with_prompt - without)
+
+
+def _advance(
+    scheduler: SchedulerMixin,
+    prediction: torch.Tensor,
+    timestep: torch.Tensor,
+    latents: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    return scheduler.step(prediction, timestep, latents, generator=generator).prev_sample
+
+
+class Sampler:
+    """Draws the prompts of a run into `<output_dir>/sample`."""
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        modules: Sequence[nn.Module],
+        prompts: Sequence[SamplePrompt],
+        *,
+        folder: Path,
+        name: str | None,
+        sampler: str,
+        seed: int,
+        writes: bool = True,
+    ):
+        """writes: not where several processes draw the same pictures together."""
+        self._family = family
+        self._modules = modules
+        self._prompts = prompts
+        self._folder = folder
+        self._name = name
+        self._sampler = sampler
+        self._seed = seed
+        self._writes = writes
+
+    def draw(self, when: str) -> list[tuple[str, Image.Image]]:
+        """Draws and writes every prompt; `when` is the step or epoch in the file names.
+
+        Returns (name, picture) for the trackers. Nothing is dropped out of the model; afterwards it trains on.
+        """
+        stamp = time.strftime("%Y%m%d%H%M%S")
+        drawn = []
+        with evaluation_mode(self._modules):
+            for index, prompt in enumerate(self._prompts):
+                picture = self._draw_one(index, prompt)
+                seed = "" if prompt.seed is None else f"_{prompt.seed}"
+                name = "" if self._name is None else f"{self._name}_"
+                path = self._folder / f"{name}{when}_{index:02d}_{stamp}{seed}.png"
+                if self._writes:
+                    self._write(picture, path)
+                drawn.append((f"sample/{index:02d}", picture))
+        logger.info("%d sample pictures (%s) in %s", len(drawn), when, self._folder)
+        return drawn
+
+    def _write(self, picture: Image.Image, path: Path) -> None:
+        """What cannot be written is said: a picture is no reason to end a run."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                picture.save(temporary, format="PNG")
+        except OSError as error:
+            logger.error("%s cannot be written: %s", path, error.strerror or error)
+
+    def _draw_one(self, index: int, prompt: SamplePrompt) -> Image.Image:
+        seed = derive_seed("sample", self._seed, index) if prompt.seed is None else prompt.seed
+        return draw_sample(self._family, prompt, sampler=prompt.sampler or self._sampler, seed=seed)

@@ -1,0 +1,82 @@
+"""The validation loss: what training makes small, on pictures that it never sees.
+
+Pictures, crops, captions, noise and timesteps are the same each time, in every run on the same data, so that only the
+weights make a difference between two values of the curve.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from library.data.batches.loader import BatchLoader
+from library.data.batches.plan import TrainingData
+from library.data.records import Batch
+from library.training.evaluation.modes import evaluation_mode
+from library.training.objective import Objective
+
+logger = logging.getLogger(__name__)
+
+NUM_TIMESTEPS = 5
+VALIDATION_SEED = 0  # of the order of the batches and of what captions draw, whatever the run's seed is
+
+
+def timestep_grid(timesteps: range, count: int = NUM_TIMESTEPS) -> list[int]:
+    """The middles of `count` equal parts of the timesteps: 100, 300, 500, 700, 900 of 1000. Without repeats."""
+    middles = (timesteps[int((part + 0.5) * len(timesteps) / count)] for part in range(count))
+    return list(dict.fromkeys(middles))
+
+
+class Validator:
+    """Measures the loss on held-out pictures."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        loader: BatchLoader,
+        data: TrainingData,
+        accelerator: Accelerator,
+        *,
+        modules: Sequence[nn.Module],
+        max_batches: int | None,
+    ):
+        """data: of the held-out pictures, which `loader` loads. modules: what has an evaluation mode."""
+        self._objective = objective
+        self._loader = loader
+        self._micro_batches = data.plan(VALIDATION_SEED, 0)[:max_batches]
+        self._accelerator = accelerator
+        self._modules = modules
+        self._timesteps = timestep_grid(objective.timesteps)
+
+    def losses(self, run: Callable[[Callable[[], torch.Tensor]], torch.Tensor]) -> dict[str, float]:
+        """`loss/validation`, the mean over pictures and timesteps, and `loss/validation_t<timestep>` of each timestep.
+
+        The processes share the batches, equally many; some take the last once more, and do not count it. Draws nothing
+        from the run's generators. `run` runs what computes with the weights.
+        """
+        rank, num_processes = self._accelerator.process_index, self._accelerator.num_processes
+        sums = torch.zeros(len(self._timesteps) + 1, device=self._accelerator.device)
+        padding = -len(self._micro_batches) % num_processes
+        share = [*self._micro_batches, *self._micro_batches[-1:] * padding][rank::num_processes]
+        num_mine = len(self._micro_batches[rank::num_processes])
+        with evaluation_mode(self._modules):
+            for index, batch in enumerate(self._loader.batches(share)):
+                with torch.no_grad():
+                    losses = run(lambda batch=batch: self._losses_of(batch))
+                if index < num_mine:
+                    sums += losses
+        if self._accelerator.num_processes > 1:
+            sums = self._accelerator.reduce(sums, reduction="sum")
+        *totals, num_pictures = sums.tolist()
+        means = [total / num_pictures for total in totals]
+        named = {f"loss/validation_t{step:03d}": mean for step, mean in zip(self._timesteps, means, strict=True)}
+        return {"loss/validation": sum(means) / len(means), **named}
+
+    def _losses_of(self, batch: Batch) -> torch.Tensor:
+        """The sums over a batch's pictures at each timestep, and their number."""
+        losses = [self._objective.loss_at(batch, timestep) for timestep in self._timesteps]
+        return len(batch.captions) * torch.stack([*losses, torch.ones_like(losses[0])]).float()

@@ -1,0 +1,1 @@
+"""From a batch to what the denoiser takes: latents and encoded captions, from caches or fresh."""

@@ -1,0 +1,203 @@
+"""Where the latents of a batch come from: memory, disk, or the VAE."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from library.cli.errors import UserError
+from library.cli.progress import progress_bar
+from library.data.batches.loader import num_cpus
+from library.data.batches.plan import TrainingData
+from library.data.caches.latent_cache import latent_seed, renew_times, write_latents
+from library.data.caches.latent_check import check_caches
+from library.data.caches.prepared_latents import check_prepared
+from library.data.config.options import CachingOptions
+from library.data.images.decoding import load_image
+from library.data.images.image_files import UnreadablePicture
+from library.data.records import Batch, CachedLatents, LatentKey
+from library.models.family import ModelFamily
+from library.training.distributed.processes import file_shares
+from library.training.inputs.cache_pipeline import Stages, Store, Throughput, cache_chunks, chunks_of
+
+logger = logging.getLogger(__name__)
+
+_LATENTS_IN_MESSAGE = 256  # between processes: some 16 MB of pictures of 512 x 512
+
+
+class LatentSource:
+    """Gives scaled latents for batches, and fills the caches before training."""
+
+    def __init__(
+        self, family: ModelFamily, options: CachingOptions, accelerator: Accelerator, skip_bad: bool = False
+    ):
+        """`skip_bad`: pictures that cannot be read are left out."""
+        self._family = family
+        self._options = options
+        self._accelerator = accelerator
+        self._skip_bad = skip_bad
+        self._in_memory: dict[LatentKey, CachedLatents] = {}
+
+    @property
+    def kind(self) -> Literal["pixels", "disk", "memory"]:
+        """What a batch has to bring along: pixels to encode, latents from files, or neither."""
+        if self._options.cache_latents_to_disk:
+            return "disk"
+        return "memory" if self._options.cache_latents else "pixels"
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What latents in files must have been made with; None where the user trusts them."""
+        return None if self._options.skip_cache_check else self._family.vae_fingerprint()
+
+    def fill_caches(self, data: TrainingData) -> frozenset[str]:
+        """Encodes whatever is not cached or prepared yet; encodes nothing without `--cache_latents`.
+
+        Returns the paths of pictures that were found to be unreadable, the same in all processes, where such are
+        skipped. Raises the `UserError` of such a picture where they are not, of files that cannot be written, and of
+        prepared latents that are missing.
+        """
+        keys = data.latent_keys()
+        check_prepared(keys)
+        if self.kind == "pixels":
+            return frozenset()
+        to_cache = [key for key in keys if key.prepared_path is None]
+        bad = self._fill_files(to_cache) if self.kind == "disk" else self._fill_memory(to_cache)
+        return self._tell_bad(bad) if self._skip_bad else frozenset()
+
+    def _fill_files(self, keys: Sequence[LatentKey]) -> dict[str, UnreadablePicture]:
+        bad: dict[str, UnreadablePicture] = {}
+        for rank, num_processes in file_shares(self._accelerator):
+            bad |= self._fill_share([key for key in keys if key.path not in bad], rank, num_processes)
+        return bad
+
+    def _fill_share(self, keys: Sequence[LatentKey], rank: int, num_processes: int) -> dict[str, UnreadablePicture]:
+        check = check_caches(keys, self.fingerprint)
+        summary = check.summary()
+        if summary is not None and self._accelerator.is_main_process:
+            logger.warning("%s", summary)
+        # a picture's orientations and sizes go into one file: one process writes it
+        changed = [*check.missing, *(key for copied in check.copied.values() for key in copied)]
+        rank_of = {path: rank for rank, path in enumerate(dict.fromkeys(key.path for key in changed))}
+        mine = [key for key in check.missing if rank_of[key.path] % num_processes == rank]
+        self._accelerator.wait_for_everyone()  # all have looked at the files before one changes them
+        fingerprint = self._family.vae_fingerprint()
+        for path, copied in check.copied.items():
+            if rank_of[copied[0].path] % num_processes == rank:
+                renew_times(path, copied, fingerprint)
+        bad = self._cache(
+            chunks_of(mine, self._options.vae_batch_size), lambda latents: write_latents(latents, fingerprint)
+        )
+        self._accelerator.wait_for_everyone()
+        return bad
+
+    def _fill_memory(self, keys: Sequence[LatentKey]) -> dict[str, UnreadablePicture]:
+        """Each process encodes a share of the chunks, and gets those of the others from them."""
+        chunks = chunks_of(keys, self._options.vae_batch_size)
+        num_processes, rank = self._accelerator.num_processes, self._accelerator.process_index
+        mine: dict[LatentKey, CachedLatents] = {}
+        bad = self._cache(chunks[rank::num_processes], mine.update)
+        self._in_memory.update(mine)
+        if num_processes > 1:
+            largest_share = max(sum(map(len, chunks[each::num_processes])) for each in range(num_processes))
+            entries = list(mine.items())
+            for part in range(math.ceil(largest_share / _LATENTS_IN_MESSAGE)):
+                start = part * _LATENTS_IN_MESSAGE
+                self._in_memory.update(gather_object(entries[start : start + _LATENTS_IN_MESSAGE]))
+        return bad
+
+    def _cache(self, chunks: Sequence[Sequence[LatentKey]], store: Store) -> dict[str, UnreadablePicture]:
+        options, num_pictures = self._options, sum(map(len, chunks))
+        num_decoders = max(1, min(options.max_data_loader_n_workers, num_cpus()))
+        is_quiet = not num_pictures or not self._accelerator.is_main_process
+        with progress_bar(num_pictures, "caching latents", is_quiet=is_quiet) as progress:
+            return cache_chunks(
+                chunks,
+                Stages(load_image, self._encode, store),
+                Throughput(options.vae_batch_size, num_decoders),
+                skips_bad=self._skip_bad,
+                on_done=progress.update,
+            )
+
+    def _tell_bad(self, bad: Mapping[str, UnreadablePicture]) -> frozenset[str]:
+        """Lets all processes know, and the user."""
+        everywhere = dict(sorted(gather_object([(path, error.message) for path, error in bad.items()])))
+        if everywhere and self._accelerator.is_main_process:
+            lines = "\n  ".join(everywhere.values())
+            logger.warning(
+                "--skip_bad_images: %d pictures cannot be read and are left out\n  %s", len(everywhere), lines
+            )
+        return frozenset(everywhere)
+
+    def latents_of(self, batch: Batch) -> torch.Tensor:
+        """Scaled float32 latents (B, C, h, w) of a batch, on the device.
+
+        A batch has those that come from files, cached or prepared, and pixels of the others unless these are in
+        memory, each in the batch's order.
+        """
+        device = self._accelerator.device
+        keys = [key for key in batch.latent_keys if not self._comes_from_file(key)]
+        if not keys:
+            latents = batch.latents.to(device, non_blocking=True)
+        elif batch.pixels is not None:
+            latents = self._encode(batch.pixels, keys)
+        else:
+            latents = torch.stack([torch.from_numpy(self._in_memory[key].latents) for key in keys]).to(device)
+        if 0 < len(keys) < len(batch.latent_keys):
+            files, others = iter(batch.latents.to(device)), iter(latents)
+            latents = torch.stack([
+                next(files if self._comes_from_file(key) else others) for key in batch.latent_keys
+            ])  # fmt: skip
+        if latents.shape[1] != self._family.latent_channels:
+            raise UserError(
+                f"the latents of {batch.latent_keys[0].path} have {latents.shape[1]} channels, the model takes "
+                f"{self._family.latent_channels}",
+                hint="remove the files with its latents: they are of another kind of model",
+            )
+        return self._family.scale_latents(latents)
+
+    def _comes_from_file(self, key: LatentKey) -> bool:
+        return self.kind == "disk" or key.prepared_path is not None
+
+    def masks_of(self, batch: Batch) -> torch.Tensor | None:
+        """What each latent counts in the loss, (B, 1, h, w) in [0, 1] on the device; None where all count fully.
+
+        A picture without a mask beside one with a mask counts fully.
+        """
+        masks = batch.masks
+        if masks is None:
+            cached = [self._in_memory.get(key) for key in batch.latent_keys]
+            held = [None if each is None else each.mask for each in cached]
+            shape = next((mask.shape for mask in held if mask is not None), None)
+            if shape is None:
+                return None
+            ones = torch.ones(shape)
+            masks = torch.stack([ones if mask is None else torch.from_numpy(mask) for mask in held])[:, None]
+        return masks.to(self._accelerator.device, non_blocking=True)
+
+    @torch.no_grad()
+    def _encode(self, pixels: torch.Tensor, keys: Sequence[LatentKey]) -> torch.Tensor:
+        # Chunks of the same size as when caching: with the default of one picture at a time, a latent is the same
+        # to the bit whether it is cached or not.
+        size, device = self._options.vae_batch_size, self._accelerator.device
+        parts = [
+            self._family.encode_images(
+                _on_device(pixels[start : start + size], device),
+                [latent_seed(key) for key in keys[start : start + size]],
+            )
+            for start in range(0, len(keys), size)
+        ]
+        return torch.cat(parts)
+
+
+def _on_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type != "cuda":
+        return pixels.to(device)
+    # from pinned memory, a copy does not wait until the device is done with what it was given before
+    return pixels.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,168 @@
+"""Where the conditioning of a batch comes from: the text encoder, or what it said before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from library.cli.errors import UserError
+from library.cli.progress import progress_bar
+from library.data.batches.plan import TrainingData
+from library.data.caches.text_cache import read_text_outputs, write_text_outputs
+from library.data.captions import final_caption, with_whole_captions
+from library.data.config.config import SubsetConfig
+from library.data.config.options import CachingOptions
+from library.data.randomness import keyed_random
+from library.data.records import Batch
+from library.models.family import Conditioning, ModelFamily
+from library.training.distributed.processes import file_shares
+
+logger = logging.getLogger(__name__)
+
+_FLAG = "--cache_text_encoder_outputs"
+
+
+def check_text_caching(options: CachingOptions, data: TrainingData, trains_text_encoders: bool) -> None:
+    """Raises `UserError` where something would change what is to be cached."""
+    if not options.caches_text_encoder_outputs:
+        return
+    if trains_text_encoders:
+        raise UserError(
+            f"{_FLAG}: the text encoder is trained, its outputs change",
+            hint=f"leave out {_FLAG}, or train the U-Net alone (--network_train_unet_only)",
+        )
+    check_captions_are_fixed(data, _FLAG)
+
+
+class TextSource:
+    """Gives the conditioning of batches, and fills its cache before training."""
+
+    def __init__(self, family: ModelFamily, options: CachingOptions, accelerator: Accelerator, trains: bool):
+        """`trains`: whether gradients flow into the text encoder."""
+        self._family = family
+        self._options = options
+        self._accelerator = accelerator
+        self._trains = trains
+        self._in_memory: dict[str, torch.Tensor] = {}  # caption -> hidden states (tokens, width)
+
+    def fill_cache(self, data: TrainingData) -> None:
+        """Encodes the captions that are not there yet; does nothing unless outputs are cached."""
+        if self._options.cache_text_encoder_outputs_to_disk:
+            self._fill_files(data)
+        elif self._options.caches_text_encoder_outputs:
+            captions = sorted({caption for each in fixed_captions(data).values() for caption in each})
+            with self._progress(len(captions)) as progress:
+                for caption in captions:
+                    self._in_memory[caption] = self._encode_one(caption)
+                    progress.update(1)
+
+    def _fill_files(self, data: TrainingData) -> None:
+        """One process writes the files of a picture; the captions of a picture are read when it is trained."""
+        captions = fixed_captions(data)
+        for rank, num_processes in file_shares(self._accelerator):
+            self._fill_share(captions, rank, num_processes)
+
+    def _fill_share(self, captions: Mapping[str, Sequence[str]], rank: int, num_processes: int) -> None:
+        encoder = self._family.text_fingerprint()
+        mine = sorted(captions)[rank::num_processes]
+        missing = [path for path in mine if len(read_text_outputs(path, captions[path], encoder)) < len(captions[path])]
+        self._accelerator.wait_for_everyone()
+        with self._progress(len(missing)) as progress:
+            for path in missing:
+                states = {caption: self._encode_one(caption).numpy() for caption in captions[path]}
+                write_text_outputs(path, states, encoder)
+                progress.update(1)
+        self._accelerator.wait_for_everyone()
+
+    def _progress(self, total: int) -> Any:
+        return progress_bar(total, "caching captions", is_quiet=not total or not self._accelerator.is_main_process)
+
+    def conditioning_of(self, batch: Batch) -> Conditioning:
+        """The conditioning of a batch's captions, on the device."""
+        if not self._options.caches_text_encoder_outputs:
+            with torch.set_grad_enabled(self._trains and torch.is_grad_enabled()):
+                return self._family.encode_prompts(batch.captions)
+        pictures = [key.path for key in batch.latent_keys]
+        states = [self._cached(caption, path) for caption, path in zip(batch.captions, pictures, strict=True)]
+        return Conditioning(torch.stack(states).to(self._accelerator.device, non_blocking=True))
+
+    def _cached(self, caption: str, picture: str) -> torch.Tensor:
+        if caption in self._in_memory:
+            return self._in_memory[caption]
+        if not caption:  # left out by caption dropout; the same for all pictures
+            self._in_memory[""] = self._encode_one("")
+            return self._in_memory[""]
+        found = read_text_outputs(picture, [caption], self._family.text_fingerprint())
+        if caption not in found:
+            raise UserError(
+                f"the encoded caption of {picture} is gone or was changed during training",
+                hint="start again, it is made anew",
+            )
+        return torch.from_numpy(found[caption])
+
+    def _encode_one(self, caption: str) -> torch.Tensor:
+        with torch.no_grad(), self._accelerator.autocast():
+            return self._family.encode_prompts([caption]).hidden_states[0].float().cpu()
+
+
+def check_captions_are_fixed(data: TrainingData, flag: str) -> None:
+    """Raises `UserError` where a subset asks for captions that differ from time to time."""
+    for dataset in data.datasets:
+        for subset in dataset.config.subsets:
+            options = subset.random_caption_options
+            if options:
+                raise UserError(
+                    f"{subset.place}: {' and '.join(options)} with {flag}: captions would be the same each time",
+                    hint=f"leave out {flag}, or {'these' if len(options) > 1 else options[0]}",
+                )
+
+
+def fixed_captions(data: TrainingData) -> dict[str, tuple[str, ...]]:
+    """Each picture's path with the captions that it is used with, one for each subset that it is in."""
+    captions: dict[str, dict[str, None]] = {}
+    for dataset in data.all_datasets:
+        for record in dataset.records:
+            caption = _fixed_caption(record.caption, dataset.subset_of(record))
+            captions.setdefault(record.path, {})[caption] = None
+    return {path: tuple(each) for path, each in captions.items()}
+
+
+def _fixed_caption(caption: str, subset: SubsetConfig) -> str:
+    return final_caption(caption, subset, keyed_random("caption"))
+
+
+_MOST_CAPTIONS = 20_000
+
+
+_NUM_EXAMPLES = 3
+
+
+_EXAMPLE_LENGTH = 60
+
+
+def warn_long_captions(data: TrainingData, family: ModelFamily, limit: int) -> None:
+    """Says once how many captions have more tokens than are read; looks at the first 20,000 different ones."""
+    captions = list(islice(dict.fromkeys(_whole_captions(data)), _MOST_CAPTIONS))
+    lengths = zip(captions, family.count_tokens(captions), strict=True)
+    long = [(caption, count) for caption, count in lengths if count > limit]
+    if long:
+        examples = "; ".join(f"{caption[:_EXAMPLE_LENGTH]!r}... ({count})" for caption, count in long[:_NUM_EXAMPLES])
+        logger.warning(
+            "%d captions have more than the %d tokens that are read, the rest of them is cut off: %s"
+            " (--debug_dataset shows all)",
+            len(long), limit, examples,
+        )  # fmt: skip
+
+
+def _whole_captions(data: TrainingData) -> Iterator[str]:
+    """Each caption with its prefix and suffix, in its order and with nothing dropped."""
+    for dataset in data.datasets:
+        whole = [with_whole_captions(subset) for subset in dataset.config.subsets]
+        for record in dataset.records:
+            rng = keyed_random("caption length", record.caption)
+            yield final_caption(record.caption, whole[record.subset_index], rng)

@@ -1,0 +1,67 @@
+"""What to say when memory runs out: the flags that would help this run and are not in use yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from library.cli.errors import UserError
+from library.cli.parser import Options
+from library.data.config.options import CachingOptions, DatasetOptions
+from library.models.options import MemoryOptions
+from library.training.distributed.plans import ShardingPlan, ZeroPlan
+from library.training.optimization.options import OptimizerOptions
+from library.training.options import TrainingOptions
+
+# what PyTorch says when the system gives it no memory; a GPU's has a class of its own
+_CPU_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "could not create a primitive")
+
+
+@contextmanager
+def memory_errors(options: Options, sharding: ShardingPlan | None = None) -> Iterator[None]:
+    """Turns running out of memory into a `UserError`. `sharding`: how what learns is shared out."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        is_memory = not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError)
+        if not is_memory and not any(message in str(error) for message in _CPU_MESSAGES):
+            raise
+        where = "the GPU has" if isinstance(error, torch.OutOfMemoryError) else "there is"
+        helps = [*_remedies(options, sharding is not None), *_more_sharing(sharding)]
+        raise UserError(
+            f"{where} not enough memory for this run", hint=f"what helps, the cheapest first: {', '.join(helps)}"
+        ) from None
+
+
+def _remedies(options: Options, is_shared_out: bool) -> Iterator[str]:
+    training, memory, caching = options[TrainingOptions], options[MemoryOptions], options[CachingOptions]
+    if not caching.caches_latents:
+        yield "--cache_latents"
+    if training.mixed_precision == "no":
+        yield "--mixed_precision bf16"
+    if not is_shared_out and "8bit" not in options[OptimizerOptions].optimizer.lower():
+        yield "--optimizer_type AdamW8bit"
+    if not training.gradient_checkpointing:
+        yield "--gradient_checkpointing"
+    if options[DatasetOptions].train_batch_size > 1 or options[DatasetOptions].dataset_config is not None:
+        yield "a smaller batch size with --gradient_accumulation_steps"
+    if not memory.mem_eff_attn and not memory.xformers:
+        yield "--mem_eff_attn"
+    yield "a smaller resolution"
+
+
+def _more_sharing(plan: ShardingPlan | None) -> Iterator[str]:
+    """Where several processes share out what learns, what they could share or put elsewhere beside."""
+    if isinstance(plan, ZeroPlan):
+        if not plan.offloads_optimizer:
+            yield "--offload_optimizer_device cpu"
+        if plan.stage < 3:
+            yield f"--zero_stage {plan.stage + 1}"
+        elif not plan.offloads_params:
+            yield "--offload_param_device cpu"
+    elif plan is not None and plan.units == "whole":
+        yield "fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP in accelerate's configuration"
+    elif plan is not None and not plan.offloads:
+        yield "fsdp_offload_params in accelerate's configuration"

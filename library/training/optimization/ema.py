@@ -1,0 +1,89 @@
+"""The moving average of what is trained (`--ema`)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from library.cli.errors import UserError
+from library.training.optimization.options import AverageOptions
+
+logger = logging.getLogger(__name__)
+
+
+def check_average(options: AverageOptions, num_steps: int) -> None:
+    """Warns of an average that never begins in a run of `num_steps`."""
+    if options.ema and options.ema_start_step > num_steps:
+        logger.warning(
+            "--ema does nothing: it begins with step %d (--ema_start_step), and the run has %d",
+            options.ema_start_step,
+            num_steps,
+        )
+
+
+class WeightAverage:
+    """An exponential moving average of parameters, in float32, beside them on their device.
+
+    It begins as the weights after step `start_step` (at the earliest the first). With the n-th step from then on,
+    average = d * average + (1 - d) * weights, d = min(decay, (1 + n) / (10 + n)): the memory is short at first and
+    grows to `decay`, so that what the weights were early on is forgotten in short runs too.
+    """
+
+    def __init__(self, params: Sequence[torch.nn.Parameter], options: AverageOptions):
+        self._params = list(params)
+        self._options = options
+        self._averages: list[torch.Tensor] = []  # empty until it begins
+        self._num_updates = 0
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Call when optimizer step `step`, counted from 1, is made."""
+        if step < self._options.ema_start_step:
+            return
+        if not self._averages:
+            self._averages = [param.detach().to(torch.float32, copy=True) for param in self._params]
+            return
+        self._num_updates += 1
+        decay = min(self._options.ema_decay, (1 + self._num_updates) / (10 + self._num_updates))
+        weights = [param.detach().float() for param in self._params]
+        get_ema_multi_avg_fn(decay)(self._averages, weights, None)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it the parameters have the average's values; afterwards their own, bit for bit."""
+        if not self._averages:
+            yield
+            return
+        own = [param.detach().clone() for param in self._params]
+        _set(self._params, self._averages)
+        try:
+            yield
+        finally:
+            _set(self._params, own)
+
+    def state(self) -> dict[str, Any]:
+        return {"averages": self._averages, "num_updates": self._num_updates}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state`. Raises `UserError` when it is of other parameters."""
+        averages = state["averages"]
+        if averages and [each.shape for each in averages] != [param.shape for param in self._params]:
+            raise UserError(
+                "--resume: the state's moving average is of other weights than those that are trained",
+                hint="give the options of the run that saved it, or leave --ema out",
+            )
+        self._averages = [
+            average.to(param.device, copy=True) for average, param in zip(averages, self._params, strict=False)
+        ]
+        self._num_updates = state["num_updates"]
+
+
+@torch.no_grad()
+def _set(params: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
+    for param, value in zip(params, values, strict=True):
+        param.copy_(value)

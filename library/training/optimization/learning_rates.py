@@ -1,0 +1,84 @@
+"""Learning rates of a run: what each step really used, kept until it is wanted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+Rate = float | torch.Tensor
+
+
+class RateHistory:
+    """The rates of the steps done, under the names they have in logs.
+
+    `lr/<group>` is the rate; where the optimizer estimates a factor `d` (D-Adaptation, Prodigy), `lr/d*lr-<group>` is
+    the rate that it really used.
+    """
+
+    def __init__(self, names: Sequence[str], optimizer: torch.optim.Optimizer):
+        """names: of the optimizer's groups, in their order; one that several groups have is numbered from 1."""
+        self._names = _distinct(names)
+        self._optimizer = optimizer
+        self._before: dict[str, Rate] = {}
+        self._waiting: dict[int, dict[str, Rate]] = {}
+
+    def before_step(self) -> None:
+        """Call before the optimizer's step: the schedule then sets the rates of the next one."""
+        self._before = self._now()
+
+    def after_step(self, step: int) -> None:
+        """Call when optimizer and schedule have made step `step`."""
+        # AdaFactor's relative step is known only when the step is made
+        makes_own = any(group.get("relative_step") for group in self._optimizer.param_groups)
+        self._waiting[step] = self._now() if makes_own else self._before
+
+    def _now(self) -> dict[str, Rate]:
+        rates: dict[str, Rate] = {}
+        for name, group in zip(self._names, self._optimizer.param_groups, strict=True):
+            rates[f"lr/{name}"] = _kept(group["lr"])
+            if "d" in group:
+                rates[f"lr/d*lr-{name}"] = _kept(group["d"] * group["lr"])
+        return rates
+
+    def fetch(self, step: int) -> dict[str, float]:
+        """The rates of a step, once; waits for the device where a rate is a tensor there."""
+        return {name: float(rate) for name, rate in self._waiting.pop(step, {}).items()}
+
+
+def _kept(rate: Rate) -> Rate:
+    # an optimizer may write the next rate into the same tensor
+    return rate.detach().clone() if isinstance(rate, torch.Tensor) else rate
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    counts, seen = Counter(names), Counter[str]()
+    distinct = []
+    for name in names:
+        seen[name] += 1
+        distinct.append(name if counts[name] == 1 else f"{name}-{seen[name]}")
+    return distinct
+
+
+class AdafactorRates(LambdaLR):
+    """Shows, as a schedule does, the rate at which each group's first parameter took its last step.
+
+    That of `transformers` looks for gradients to tell which groups stepped: it loses count when a part of the model
+    stops learning, and when gradients are gone by then.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, initial_rate: float):
+        """`initial_rate`: shown before the first step."""
+        for group in optimizer.param_groups:
+            group["initial_lr"] = initial_rate
+        super().__init__(optimizer, lambda step: 1.0)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        optimizer = self.optimizer
+        rates = []
+        for group, first in zip(optimizer.param_groups, self.base_lrs, strict=True):
+            state = next((optimizer.state[param] for param in group["params"] if optimizer.state.get(param)), None)
+            rates.append(first if state is None else optimizer._get_lr(group, state))
+        return rates

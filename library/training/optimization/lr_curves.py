@@ -1,0 +1,182 @@
+"""The curves of learning rates: a factor for each optimizer step. A new one is a row of `SCHEDULES`.
+
+Imports no torch: the options take their choices from the table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from library.cli.errors import UserError
+from library.training.optimization.key_value_args import read_pairs, unknown_arguments
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the course of a rate depends on. Steps are optimizer steps, counted from 0."""
+
+    num_steps: int
+    warmup: int = 0
+    decay: int = 0
+    num_cycles: float = 1
+    power: float = 1.0
+    timescale: int | None = None
+    min_ratio: float = 0.0
+    end_ratio: float = 0.0  # the rate at the end of `polynomial` as a share of the first
+    step_rules: StepRules | None = None
+
+    def progress(self, step: int) -> float:
+        """How much of the steps after the warm-up is done: 0 to 1, and above when the run is longer."""
+        return (step - self.warmup) / max(1, self.num_steps - self.warmup)
+
+
+def _constant(step: int, course: Course) -> float:
+    return 1.0
+
+
+def _linear(step: int, course: Course) -> float:
+    return max(0.0, 1 - course.progress(step))
+
+
+def _cosine(step: int, course: Course) -> float:
+    """`num_cycles` half waves: one leads from 1 to 0. SGDR, arXiv:1608.03983, equation 5, without a restart."""
+    return max(0.0, 0.5 * (1 + math.cos(math.pi * course.num_cycles * course.progress(step))))
+
+
+def _cosine_with_restarts(step: int, course: Course) -> float:
+    """`num_cycles` times from 1 to 0, with a jump back to 1 between. SGDR, arXiv:1608.03983, equation 5."""
+    progress = course.progress(step)
+    return 0.0 if progress >= 1 else 0.5 * (1 + math.cos(math.pi * (course.num_cycles * progress % 1)))
+
+
+def _polynomial(step: int, course: Course) -> float:
+    left = max(0.0, 1 - course.progress(step))
+    return (1 - course.end_ratio) * left**course.power + course.end_ratio
+
+
+def _inverse_sqrt(step: int, course: Course) -> float:
+    """1 / sqrt(1 + steps after the warm-up / timescale); the timescale is the warm-up, or 10,000 without one."""
+    timescale = course.timescale or course.warmup or 10_000
+    return 1 / math.sqrt(1 + (step - course.warmup) / timescale)
+
+
+def _cosine_with_min_lr(step: int, course: Course) -> float:
+    return course.min_ratio + (1 - course.min_ratio) * _cosine(step, course)
+
+
+def _warmup_stable_decay(step: int, course: Course) -> float:
+    """1 up to the last `decay` steps, then half waves of a cosine down to `min_ratio`. arXiv:2404.06395, section 4."""
+    start = course.num_steps - course.decay
+    if step < start:
+        return 1.0
+    if step >= course.num_steps:
+        return course.min_ratio
+    wave = 0.5 * (1 + math.cos(math.pi * course.num_cycles * (step - start) / course.decay))
+    return course.min_ratio + (1 - course.min_ratio) * wave
+
+
+def _piecewise_constant(step: int, course: Course) -> float:
+    assert course.step_rules is not None, "the options were checked"
+    return next((factor for bound, factor in course.step_rules.bounds if step < bound), course.step_rules.last)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A row of the table."""
+
+    factor: Callable[[int, Course], float]  # of a step after the warm-up
+    has_warmup: bool = True
+    warmup_from_min_ratio: bool = False  # the warm-up rises from `min_ratio`, not from 0
+    reads: tuple[str, ...] = ()  # the options that it depends on, beside the warm-up
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "constant": Schedule(_constant, has_warmup=False),
+    "constant_with_warmup": Schedule(_constant),
+    "linear": Schedule(_linear),
+    "cosine": Schedule(_cosine),
+    "cosine_with_restarts": Schedule(_cosine_with_restarts, reads=("lr_scheduler_num_cycles",)),
+    "polynomial": Schedule(_polynomial, reads=("lr_scheduler_power",)),
+    "inverse_sqrt": Schedule(_inverse_sqrt, reads=("lr_scheduler_timescale",)),
+    "cosine_with_min_lr": Schedule(_cosine_with_min_lr, reads=("lr_scheduler_num_cycles", "lr_scheduler_min_lr_ratio")),
+    "warmup_stable_decay": Schedule(
+        _warmup_stable_decay,
+        warmup_from_min_ratio=True,
+        reads=("lr_decay_steps", "lr_scheduler_num_cycles", "lr_scheduler_min_lr_ratio"),
+    ),
+    "piecewise_constant": Schedule(_piecewise_constant, has_warmup=False),
+    "adafactor": Schedule(_constant, has_warmup=False),  # AdaFactor's relative_step makes the rate
+}
+
+
+FLAG = "--lr_scheduler_args"
+RULES_HINT = f'for instance {FLAG} "step_rules=1:100,0.1:200,0.01" (factor:up to which step, and the last factor)'
+
+
+@dataclass(frozen=True)
+class StepRules:
+    """Factors that hold up to a step each, and the one that holds from then on."""
+
+    bounds: tuple[tuple[int, float], ...]  # (step before which it holds, factor), by step
+    last: float
+
+
+def _positive(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError("a number above 0")
+    return float(value)
+
+
+def _not_negative(value: Any) -> float:
+    return 0.0 if value == 0 and not isinstance(value, bool) else _positive(value)
+
+
+def _step_rules(value: str) -> StepRules:
+    """`1:10,0.1:20,0.005`: 1 before step 10, 0.1 before step 20, then 0.005."""
+    *rules, last = value.split(",")
+    try:
+        bounds = []
+        for rule in rules:
+            factor, _, step = rule.partition(":")
+            bounds.append((int(step), float(factor)))
+        last_factor = float(last)
+    except ValueError:
+        raise ValueError("factor:step,factor:step,...,factor") from None
+    steps = [step for step, _ in bounds]
+    if steps != sorted(set(steps)) or any(step < 1 for step in steps):
+        raise ValueError("factor:step,factor:step,...,factor with rising steps, 1 or more")
+    factors = [*(factor for _, factor in bounds), last_factor]
+    if any(not 0 <= factor < float("inf") for factor in factors):
+        raise ValueError("factors that are finite and not negative")
+    return StepRules(tuple(bounds), last_factor)
+
+
+# which arguments a named schedule takes, each with what reads its value; a class takes those of its constructor
+ARGUMENTS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "cosine": {"num_cycles": _positive},
+    "polynomial": {"lr_end": _not_negative},
+    "piecewise_constant": {"step_rules": _step_rules},
+}
+
+
+TEXTS = ("step_rules",)  # values that are no Python literals
+
+
+def read_schedule_args(schedule: str, arguments: Sequence[str]) -> tuple[dict[str, Any], list[UserError]]:
+    """What `--lr_scheduler_args` give to the named schedule, and everything that is wrong with them."""
+    given, problems = read_pairs(FLAG, arguments, TEXTS)
+    known = ARGUMENTS.get(schedule, {})
+    problems += unknown_arguments(FLAG, given, list(known), schedule)
+    values = {}
+    for key, value in given.items():
+        try:
+            if key in known:
+                values[key] = known[key](value)
+        except ValueError as error:
+            problems.append(UserError(f"{FLAG} {key}={value} is not right", hint=f"give {error}"))
+    if schedule == "piecewise_constant" and "step_rules" not in given:
+        problems.append(UserError("--lr_scheduler piecewise_constant needs the argument step_rules", hint=RULES_HINT))
+    return values, problems

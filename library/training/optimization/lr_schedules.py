@@ -1,0 +1,130 @@
+"""Makes the learning-rate schedule that the options name, and fits it into the run. The curves: `schedule_curves`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from library.cli.errors import UserError
+from library.training.optimization.lr_curves import SCHEDULES, Course, read_schedule_args
+from library.training.optimization.optimizers import needs_adafactor_schedule
+from library.training.optimization.options import OptimizerOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch.optim.lr_scheduler import LRScheduler
+
+logger = logging.getLogger(__name__)
+
+# options that only some schedules read, and their defaults
+_SHAPING = {
+    "lr_decay_steps": 0,
+    "lr_scheduler_num_cycles": 1,
+    "lr_scheduler_power": 1.0,
+    "lr_scheduler_timescale": None,
+    "lr_scheduler_min_lr_ratio": None,
+}
+
+_DEFAULT_LR_END = 1e-7  # of `polynomial`
+
+
+def steps_of(share: int | float, num_steps: int) -> int:
+    """A whole number stands for itself, a fraction (a value below 1, or one given in percent) for a share of steps."""
+    return int(share * num_steps) if isinstance(share, float) else share
+
+
+def warmup_steps(options: OptimizerOptions, num_steps: int) -> int:
+    """The number of warm-up steps."""
+    return steps_of(options.lr_warmup_steps, num_steps)
+
+
+def schedule_name(options: OptimizerOptions) -> str:
+    """The schedule that is used: an optimizer that makes its own rate has no other than `adafactor`."""
+    return "adafactor" if needs_adafactor_schedule(options) else options.schedule_class or options.lr_scheduler
+
+
+def schedule_kind(options: OptimizerOptions) -> str:
+    """What the state of a schedule belongs to: the named schedules share one form, classes have their own."""
+    name = schedule_name(options)
+    return name if name == "adafactor" or options.schedule_class else "a named schedule"
+
+
+def check_lr_schedule(options: OptimizerOptions, num_steps: int) -> None:
+    """Warns of options that the schedule does not read. Raises `UserError` where it does not fit into the run."""
+    name = schedule_name(options)
+    reads = SCHEDULES[name].reads if name in SCHEDULES else ()
+    for option, default in _SHAPING.items():
+        if getattr(options, option) != default and option not in reads:
+            logger.warning("--%s is without effect: the schedule %s does not read it", option, name)
+    if name == "adafactor" and not needs_adafactor_schedule(options):
+        raise UserError(
+            "--lr_scheduler adafactor is the course of relative_step=True, which the optimizer has not",
+            hint="give another --lr_scheduler, constant for instance",
+        )
+    if name != options.lr_scheduler and name == "adafactor":
+        logger.info("the optimizer makes its own rates: --lr_scheduler adafactor is used")
+        if options.lr_warmup_steps:
+            logger.warning("--lr_warmup_steps is without effect: the optimizer makes its own rates")
+    if options.schedule_class:
+        from library.training.optimization.lr_classes import check_length, check_schedule_class
+
+        check_schedule_class(options.schedule_class, options.lr_scheduler_args)
+        check_length(options.schedule_class, options.lr_scheduler_args, num_steps)
+    warmup, decay = warmup_steps(options, num_steps), steps_of(options.lr_decay_steps, num_steps)
+    if name in SCHEDULES and SCHEDULES[name].has_warmup and warmup >= num_steps:
+        logger.warning(
+            "--lr_warmup_steps %d: the run ends after %d steps, before the learning rate is reached", warmup, num_steps
+        )
+    if "lr_decay_steps" in reads and warmup + decay > num_steps:
+        raise UserError(
+            f"--lr_warmup_steps {warmup} and --lr_decay_steps {decay} are more than the {num_steps} steps of the run",
+            hint="lower one of them, or give shares of all steps, such as 0.1",
+        )
+
+
+def lr_factor(options: OptimizerOptions, num_steps: int, base_rate: float = 1.0) -> Callable[[int], float]:
+    """The factor of the learning rate `base_rate` as a function of the optimizer step, counted from 0."""
+    arguments, problems = read_schedule_args(options.lr_scheduler, options.lr_scheduler_args)
+    assert not problems, "the options were checked"
+    schedule = SCHEDULES[options.lr_scheduler]
+    lr_end = arguments.get("lr_end", _DEFAULT_LR_END)
+    # 0.5 is the half wave of one course from 1 to 0: arguments count whole waves, the option half ones
+    waves = 2 * arguments.get("num_cycles", 0.5)
+    course = Course(
+        num_steps=num_steps,
+        warmup=warmup_steps(options, num_steps) if schedule.has_warmup else 0,
+        decay=steps_of(options.lr_decay_steps, num_steps),
+        num_cycles=options.lr_scheduler_num_cycles if "lr_scheduler_num_cycles" in schedule.reads else waves,
+        power=options.lr_scheduler_power,
+        timescale=options.lr_scheduler_timescale,
+        min_ratio=options.lr_scheduler_min_lr_ratio or 0.0,
+        end_ratio=lr_end / base_rate if lr_end < base_rate else 1.0,
+        step_rules=arguments.get("step_rules"),
+    )
+    warmup_from = course.min_ratio if schedule.warmup_from_min_ratio else 0.0
+
+    def factor(step: int) -> float:
+        if step < course.warmup:
+            return warmup_from + (1 - warmup_from) * step / course.warmup
+        return schedule.factor(step, course)
+
+    return factor
+
+
+def make_lr_schedule(optimizer: torch.optim.Optimizer, options: OptimizerOptions, num_steps: int) -> LRScheduler:
+    """A schedule that is stepped once per optimizer step, whatever the accumulation or number of processes.
+
+    Raises `UserError` when the class that `--lr_scheduler_type` names cannot be made.
+    """
+    from torch.optim.lr_scheduler import LambdaLR
+
+    if needs_adafactor_schedule(options):
+        from library.training.optimization.learning_rates import AdafactorRates
+
+        return AdafactorRates(optimizer, options.learning_rate)
+    if options.schedule_class:
+        from library.training.optimization.lr_classes import make_schedule_of_class
+
+        return make_schedule_of_class(optimizer, options.schedule_class, options.lr_scheduler_args)
+    return LambdaLR(optimizer, [lr_factor(options, num_steps, group["lr"]) for group in optimizer.param_groups])

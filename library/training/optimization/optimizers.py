@@ -1,0 +1,198 @@
+"""Makes the optimizer that the options name. Its names are the rows of `optimizer_table.OPTIMIZERS`.
+
+Imports no torch before an optimizer is made or checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from library.cli.errors import UserError, raise_together
+from library.training.optimization.key_value_args import read_pairs, unfit_values, unknown_arguments
+from library.training.optimization.optimizer_table import OptimizerRow, Rates, find_optimizer
+from library.training.optimization.options import OptimizerOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from library.training.method import ParamGroup
+
+logger = logging.getLogger(__name__)
+
+Groups = list[dict[str, Any]]
+
+# rates between these are no surprise to an optimizer that multiplies them with a step size of its own
+FACTOR_RANGE = (0.1, 10.0)
+
+
+def needs_adafactor_schedule(options: OptimizerOptions) -> bool:
+    """Whether the optimizer sets its rate itself, so that a schedule can only report it."""
+    row = _row(options)
+    return row.own_rate is not None and bool(_all_arguments(options).get(row.own_rate))
+
+
+def check_optimizer(options: OptimizerOptions, device: torch.device | str = "cpu") -> None:
+    """Makes the optimizer for a parameter of no importance and lets it take a step, before anything is loaded.
+
+    Raises `UserError` for a class that is not there or needs another kind of training, and for bad arguments.
+    """
+    import torch
+
+    probe = torch.nn.Parameter(torch.zeros(2, 2, device=device))
+    rate = None if needs_adafactor_schedule(options) else options.learning_rate or 1.0
+    optimizer = _build(options, [{"params": [probe], "lr": rate}])
+    probe.grad = torch.ones_like(probe)
+    with _refusals(options):
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        optimizer.step()
+
+
+def check_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> None:
+    """Warns of learning rates that the optimizer does not follow, and of unlikely ones. Raises `UserError` for 0."""
+    row, name = _row(options), options.optimizer
+    if not row.adapts:
+        return
+    shown = ", ".join(f"{group.name} {group.learning_rate:g}" for group in groups)
+    used = used_rates(options, groups)
+    if not any(used):
+        raise UserError(f"--optimizer_type {name} cannot learn with rate 0", hint="give --learning_rate 1.0")
+    if used != [group.learning_rate for group in groups]:
+        logger.warning(
+            "--optimizer_type %s has one learning rate for all parts: %g, the first of %s", name, max(used), shown
+        )
+    if not FACTOR_RANGE[0] <= max(used) <= FACTOR_RANGE[1]:
+        logger.warning(
+            "--optimizer_type %s finds its step size itself and multiplies it with the learning rate: about 1.0"
+            " is usual, not %s (--learning_rate)",
+            name,
+            shown,
+        )
+
+
+def used_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> list[float]:
+    """The learning rate that each group is trained with.
+
+    An optimizer that finds one step size for all takes the first rate for every group; a group of rate 0 stays out
+    where the optimizer can leave one out. Raises `UserError` where it cannot.
+    """
+    row, rates = _row(options), [group.learning_rate for group in groups]
+    if not row.adapts:
+        return rates
+    first = next((rate for rate in rates if rate), 0.0)
+    if row.rates is Rates.SAME and first and 0 in rates:
+        raise UserError(
+            f"--optimizer_type {options.optimizer} trains every part, and the learning rate of one is 0",
+            hint="choose another optimizer, or give all parts the same rate",
+        )
+    return [first if rate else 0.0 for rate in rates]
+
+
+def make_optimizer(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
+    """The optimizer that the options name, each group at its own learning rate; says which arguments were added.
+
+    Raises `UserError` when it refuses the arguments or the parameters; the rates are those that `check_rates` passed.
+    """
+    row, name = _row(options), options.optimizer
+    given = _given_arguments(options)
+    for key, value in row.added.items():
+        if key not in given:
+            logger.info("%s: %s=%s is added to --optimizer_args", name, key, value)
+    is_own_rate = needs_adafactor_schedule(options)
+    if is_own_rate:
+        logger.info(
+            "%s sets its rate itself (%s=True): the learning rates given are not used",
+            name,
+            row.own_rate,
+        )
+    rates = [None] * len(groups) if is_own_rate else used_rates(options, groups)
+    return _build(options, [{"params": group.params, "lr": rate} for group, rate in zip(groups, rates, strict=True)])
+
+
+def optimizer_label(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> str:
+    """The class and its arguments as other programs show them: `torch.optim.sgd.SGD(momentum=0.9,nesterov=True)`."""
+    kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+    arguments = ",".join(f"{key}={value}" for key, value in _all_arguments(options).items())
+    return f"{kind}({arguments})" if arguments else kind
+
+
+def optimizer_class_path(options: OptimizerOptions) -> str:
+    """The class asked for, `module.Class`, whichever of its names was given."""
+    return _row(options).path
+
+
+def _row(options: OptimizerOptions) -> OptimizerRow:
+    row = find_optimizer(options.optimizer)
+    assert row is not None, "the options were checked"
+    return row
+
+
+def _all_arguments(options: OptimizerOptions) -> dict[str, Any]:
+    return {**_row(options).added, **_given_arguments(options)}
+
+
+def _given_arguments(options: OptimizerOptions) -> dict[str, Any]:
+    arguments, problems = read_pairs("--optimizer_args", options.optimizer_args)
+    assert not problems, "the options were checked"
+    return arguments
+
+
+def _build(options: OptimizerOptions, groups: Groups) -> torch.optim.Optimizer:
+    kind = _load_class(options)
+    parameters = inspect.signature(kind.__init__).parameters
+    valid = [name for name in list(parameters)[2:] if name != "lr"]
+    arguments = _all_arguments(options)
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        raise_together(unknown_arguments("--optimizer_args", arguments, valid, options.optimizer))
+    raise_together(unfit_values("--optimizer_args", arguments, parameters))
+    if "lr" in parameters:  # some keep the constructor's rate beside those of the groups
+        rates = [group["lr"] for group in groups if group["lr"] is not None]
+        arguments["lr"] = max(rates, default=None)
+    with _refusals(options):
+        return kind(groups, **arguments)
+
+
+@contextlib.contextmanager
+def _refusals(options: OptimizerOptions) -> Iterator[None]:
+    """What an optimizer says against its arguments becomes a `UserError`; what it prints, a line of the log."""
+    name, printed = options.optimizer, io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--optimizer_type {name} cannot be used so: {reason or type(error).__name__}",
+            hint="check --optimizer_args and the learning rates, or choose another optimizer",
+        ) from None
+    if printed.getvalue().strip():
+        logger.info("%s: %s", name, printed.getvalue().strip())
+
+
+def _load_class(options: OptimizerOptions) -> type[torch.optim.Optimizer]:
+    import torch
+
+    row, name = _row(options), options.optimizer
+    module, _, last = row.path.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), last, None)
+    except ImportError as error:
+        hint = f"pip install -U {row.package}, or check the name" if row.package else "check the name"
+        raise UserError(f"--optimizer_type {name} cannot be imported: {error}", hint=hint) from None
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise UserError(
+            f"--optimizer_type {name}: {module} has no optimizer class {last}", hint="check the name and its letters"
+        )
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(
+            f"--optimizer_type {name} computes the loss several times a step, which this training does not do",
+            hint="choose another optimizer",
+        )
+    return kind
