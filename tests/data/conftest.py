@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from picture_files import save_picture
 
 from library.data.batches.plan import TrainingData
 from library.data.config.options import DatasetOptions
 from library.data.load_data import load_training_data
+from tests.data.image_files import save_picture
 
 MakePictures = Callable[..., list[Path]]
 

@@ -1,0 +1,188 @@
+"""Without these a run trains on outdated latents, or spends hours on making latents anew that were fine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from library.cli.errors import UserError
+from library.data.caches.latent_cache import cache_path, read_latents, renew_times, write_latents
+from library.data.caches.latent_check import check_caches
+from library.data.records import CachedLatents, LatentKey, Placement
+from tests.data.image_files import save_picture
+
+PLACEMENT = Placement((64, 64), (64, 64), (0, 0))
+
+
+def _key(path: Path, **changes) -> LatentKey:
+    return LatentKey(str(path), path.name, (64, 64), os.stat(path).st_mtime_ns, PLACEMENT, False, **changes)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> list[LatentKey]:
+    """Three pictures in two folders, each in both orientations."""
+    paths = [save_picture(tmp_path / folder / name, (64, 64)) for folder, name in (("a", "0.png"), ("a", "1.png"),
+                                                                                   ("b", "0.png"))]  # fmt: skip
+    return [dataclasses.replace(_key(path), flipped=flipped) for path in paths for flipped in (False, True)]
+
+
+def _write(keys: list[LatentKey], fingerprint: str = "vae") -> None:
+    write_latents({key: CachedLatents(np.full((4, 8, 8), index)) for index, key in enumerate(keys)}, fingerprint)
+
+
+def _missing(keys: list[LatentKey], fingerprint: str | None = "vae") -> list[LatentKey]:
+    return check_caches(keys, fingerprint).missing
+
+
+def test_only_what_is_missing_is_made_in_the_order_given(keys: list[LatentKey]) -> None:
+    assert _missing(keys) == keys
+    _write(keys)
+    assert _missing(keys) == [] and check_caches(keys, "vae").summary() is None
+    cache_path(keys[2]).unlink()
+    assert _missing(keys) == keys[2:4]
+    _write([keys[2]])
+    assert _missing(keys) == [keys[3]]  # mirrored pictures are asked for later than the others
+
+
+@pytest.mark.parametrize(
+    ("change", "fingerprint", "reason"),
+    [
+        ({}, "other", "3 made with another VAE or precision"),
+        ({"interpolation": "area"}, "vae", "made with other sizes, crops or ways of resizing"),
+        ({"alpha_is_mask": True}, "vae", None),
+        ({"placement": Placement((64, 64), (65, 64), (0, 0))}, "vae", "made with other sizes, crops"),
+        ({"placement": Placement((64, 64), (64, 65), (0, 1))}, "vae", "made with other sizes, crops"),
+        ({"placement": Placement((128, 64), (128, 128), (0, 32))}, "vae", None),  # another entry of the same files
+    ],
+)
+def test_latents_made_from_something_else_are_made_anew_and_the_reason_is_said(keys, change, fingerprint, reason):
+    _write(keys)
+    changed = [dataclasses.replace(key, **change) for key in keys]
+    check = check_caches(changed, fingerprint)
+    assert check.missing == changed
+    assert reason is None or reason in check.summary()
+    for key in changed:  # what training would do says the same
+        assert read_latents(key, fingerprint) is None
+
+
+def test_a_picture_with_other_content_is_made_anew_even_of_the_same_size(keys: list[LatentKey]) -> None:
+    _write(keys)
+    path = Path(keys[0].path)
+    save_picture(path, (64, 64), 9)
+    os.utime(path, ns=(0, keys[0].mtime_ns + 10**9))
+    changed = [dataclasses.replace(key, mtime_ns=keys[0].mtime_ns + 10**9) for key in keys[:2]]
+    check = check_caches([*changed, *keys[2:]], "vae")
+    assert check.missing == changed
+    assert check.summary() == "the cached latents of 1 picture are made anew: 1 of pictures that were changed since"
+
+
+def test_a_copied_dataset_keeps_its_latents_and_is_checked_quickly_the_second_time(keys, tmp_path: Path) -> None:
+    _write(keys)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy", copy_function=shutil.copyfile)
+    for number in range(2):
+        os.utime(tmp_path / "copy" / f"{number}.png", ns=(0, 10**18))
+    copied = [
+        dataclasses.replace(key, path=str(tmp_path / "copy" / key.image_key), mtime_ns=10**18) for key in keys[:4]
+    ]
+    check = check_caches(copied, "vae")
+    assert check.missing == [] and sum(map(len, check.copied.values())) == 2
+    np.testing.assert_array_equal(read_latents(copied[3], "vae").latents, np.full((4, 8, 8), 3))
+    for path, each in check.copied.items():
+        renew_times(path, each, "vae")
+    for name in ("0.png", "1.png"):
+        (tmp_path / "copy" / name).write_bytes(b"")  # no longer looked at: their times are those noted
+    check = check_caches(copied, "vae")
+    assert check.missing == [] and check.copied == {}
+    np.testing.assert_array_equal(read_latents(copied[3], "vae").latents, np.full((4, 8, 8), 3))
+
+
+def test_a_damaged_file_is_made_anew(keys: list[LatentKey]) -> None:
+    _write(keys)
+    whole = cache_path(keys[0]).read_bytes()
+    for content in (b"", b"not a zip", whole[: len(whole) // 2]):
+        cache_path(keys[0]).write_bytes(content)
+        check = check_caches(keys, "vae")
+        assert check.missing == keys[:2] and "1 damaged" in check.summary()
+    _write(keys[:2])
+    assert _missing(keys) == []
+
+
+def test_files_of_another_program_are_made_anew_unless_they_are_trusted(keys: list[LatentKey]) -> None:
+    for index, key in enumerate(keys[:4:2]):
+        latents = np.full((4, 8, 8), index, np.float32)
+        arrays = {"latents_8x8": latents, "original_size_8x8": [64, 64]}
+        if index:
+            arrays["latents_flipped_8x8"] = latents
+        np.savez(cache_path(key), **arrays)
+    check = check_caches(keys, "vae")
+    assert check.missing == keys
+    assert "2 pictures" in check.summary() and "2 of another program" in check.summary()
+    assert "--skip_cache_check" in check.summary()
+    # the first lacks the mirrored latents: both are made, since one file cannot be half trusted
+    assert _missing(keys, None) == [*keys[:2], *keys[4:]]
+    _write(_missing(keys, None))
+    assert _missing(keys, None) == []
+    assert all(read_latents(key, None) is not None for key in keys)
+
+
+def test_trust_goes_by_names_and_not_by_contents(keys: list[LatentKey]) -> None:
+    _write(keys, "other")
+    os.utime(keys[0].path, ns=(0, 1))
+    assert _missing(keys, None) == []
+    masked = [dataclasses.replace(key, alpha_is_mask=True) for key in keys]
+    assert _missing(masked, None) == masked  # a file without a mask is not the one that is asked for
+
+
+def test_a_file_that_two_pictures_may_share_is_not_trusted_by_its_name(tmp_path: Path) -> None:
+    png, jpg = (_key(save_picture(tmp_path / name, (64, 64))) for name in ("a.png", "a.JPG"))
+    np.savez(tmp_path / "a_0064x0064_sd.npz", latents_8x8=np.zeros((4, 8, 8), np.float32))
+    assert _missing([png, jpg], None) == [png, jpg]
+    _write([png, jpg])
+    assert _missing([png, jpg], None) == _missing([png, jpg]) == []
+    for index, key in enumerate((png, jpg)):
+        assert (read_latents(key, None).latents == index).all() and (read_latents(key, "vae").latents == index).all()
+
+
+def test_latents_stay_when_a_picture_of_the_same_stem_comes_and_goes(tmp_path: Path) -> None:
+    key = _key(save_picture(tmp_path / "a.png", (64, 64)))
+    _write([key])
+    twin = _key(save_picture(tmp_path / "a.jpg", (64, 64)))
+    assert _missing([key, twin]) == [twin]
+    assert read_latents(key, "vae") is not None and read_latents(twin, "vae") is None
+    _write([key, twin])
+    Path(key.path).unlink()
+    assert _missing([twin]) == [] and read_latents(twin, "vae") is not None
+
+
+def test_prepared_latents_are_never_made(tmp_path: Path) -> None:
+    key = dataclasses.replace(
+        _key(save_picture(tmp_path / "a.png", (64, 64))), prepared_path=str(tmp_path / "a.npz")
+    )
+    assert _missing([key]) == _missing([key], None) == []
+
+
+TEXT = """
+[[datasets]]
+resolution = 64
+[[datasets.subsets]]
+image_dir = "{dir}/a"
+"""
+
+
+def test_two_crops_that_would_replace_each_other_are_refused(load_toml, make_pictures) -> None:
+    make_pictures("a", 1, size=(100, 100), caption="x")
+    text = TEXT + "[[datasets]]\nresolution = 100\nenable_bucket = true\nbucket_no_upscale = true\n"
+    text += "min_bucket_reso = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'\n"
+    with pytest.raises(UserError, match="0.png differently in buckets of one size"):
+        check_caches(load_toml(text).latent_keys(), "vae")
+
+
+def test_a_second_start_finds_all_latents_of_the_first(load_toml, make_pictures) -> None:
+    make_pictures("a", 3, caption="x")
+    _write(load_toml(TEXT).latent_keys())
+    assert _missing(load_toml(TEXT).latent_keys()) == []

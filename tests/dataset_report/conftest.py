@@ -1,0 +1,3 @@
+"""The fixtures of tests/data."""
+
+from tests.data.conftest import load_toml, make_pictures  # noqa: F401

@@ -1,0 +1,311 @@
+"""One of two processes that train a small model in one layout, beside a plain loop of one process.
+
+    python -m torch.distributed.run --nproc-per-node 2 tests/training/distributed/sharding_worker.py LAYOUT FILE
+
+writes into FILE, as JSON, what `tests/training/distributed/test_sharding.py` looks at.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from library.training.devices import make_accelerator
+from library.training.distributed.learner import Learner, make_learner
+from library.training.distributed.plans import OPTIMIZERS, FsdpPlan, ZeroPlan
+from library.training.method import ParamGroup
+from library.training.optimization.optimizers import make_optimizer
+from library.training.optimization.options import OptimizerOptions
+from library.training.options import TrainingOptions
+
+SHARED = {"stage3_param_persistence_threshold": 0}  # small tensors too
+LAYOUTS = {
+    "whole": None,
+    "zero1": ZeroPlan(1),
+    "zero2": ZeroPlan(2),
+    "zero2-offload": ZeroPlan(2, offloads_optimizer=True),
+    "zero3": ZeroPlan(3, more=SHARED),
+    "zero3-offload": ZeroPlan(3, offloads_optimizer=True, offloads_params=True, more=SHARED),
+    "fsdp-whole": FsdpPlan(),
+    "fsdp-blocks": FsdpPlan(units="classes", unit_classes=("Block",)),
+    "fsdp-size": FsdpPlan(units="size", unit_size=100, frees_after_forward=False),
+    "fsdp-offload": FsdpPlan(units="size", unit_size=100, offloads=True),
+}
+Change = Callable[[torch.Tensor], torch.Tensor]
+MAX_NORM = 0.5
+ACCUMULATION = 2
+# of micro-batches in each step, over both processes: the last is an incomplete one
+STEPS = (4, 4, 3, 4, 1)
+ARGUMENTS = {"SGD": ("momentum=0.9", "weight_decay=0.01"), "RMSprop": ("momentum=0.5",), "AdamW": ("amsgrad=True",)}
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = nn.Linear(9, 17), nn.Linear(17, 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.out(torch.tanh(self.into(x)))
+
+
+class Net(nn.Module):
+    """Odd sizes, which two processes cannot halve; the last layer stays as it is.
+
+    `skips`: one parameter is left out for some inputs, as parts of networks can be, another for all.
+    """
+
+    def __init__(self, skips: bool = False):
+        super().__init__()
+        self.never = nn.Parameter(torch.ones(3)) if skips else None
+        self.at_times = nn.Parameter(torch.ones(9)) if skips else None
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.scale = nn.Parameter(torch.ones(1))
+        self.last = nn.Linear(9, 5)
+        self.last.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.at_times is not None and x.sum() > 0:
+            x = x * self.at_times
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x) * self.scale
+
+
+class Method:
+    """As much of a training method as a learner asks for."""
+
+    def __init__(self, net: Net, other: nn.Module):
+        self._modules = [net, other]
+
+    def param_groups(self) -> list[ParamGroup]:
+        net, other = self._modules
+        learning = [param for param in net.parameters() if param.requires_grad]
+        return [ParamGroup("net", learning, 0.02), ParamGroup("other", list(other.parameters()), 0.005)]
+
+    def trainable_modules(self) -> list[nn.Module]:
+        return self._modules
+
+
+def modules(layout: str) -> tuple[Net, nn.Module]:
+    """What learns; in parts each process needs each gradient."""
+    torch.manual_seed(0)
+    return Net(skips=layout == "whole"), nn.Linear(9, 9)
+
+
+def micro_batches() -> list[list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randn(4, 9, generator=generator) for _ in range(count)] for count in STEPS]
+
+
+def options_of(name: str) -> OptimizerOptions:
+    return OptimizerOptions(optimizer_type=name, optimizer_args=ARGUMENTS.get(name, ()))
+
+
+class PlainLoop:
+    """One process and an optimizer: what everything is compared with."""
+
+    def __init__(self, layout: str, name: str):
+        self.net, self.other = modules(layout)
+        self.params = [param for param in self.net.parameters() if param.requires_grad] + list(self.other.parameters())
+        groups = Method(self.net, self.other).param_groups()
+        self.optimizer = make_optimizer(options_of(name), groups)
+        self.norms: list[float] = []
+
+    def step(self, batches: Sequence[torch.Tensor]) -> None:
+        for x in batches:
+            (self.net(self.other(x)).square().mean() / len(batches)).backward()
+        self.norms.append(float(torch.nn.utils.clip_grad_norm_(self.params, MAX_NORM)))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class Shared:
+    """The same by a learner of the layout."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        layout: str,
+        name: str,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ):
+        self.accelerator, self.layout = accelerator, layout
+        self.net, self.other = modules(layout)
+        if weights is not None:
+            nn.ModuleDict({"net": self.net, "other": self.other}).load_state_dict(weights)
+        training = TrainingOptions(gradient_accumulation_steps=ACCUMULATION, max_grad_norm=MAX_NORM)
+        self.learner: Learner = make_learner(
+            LAYOUTS[layout],
+            accelerator,
+            Method(self.net, self.other),
+            lambda groups: make_optimizer(options_of(name), groups),
+            training,
+        )
+        self.norms: list[float] = []
+
+    def step(self, batches: Sequence[torch.Tensor], spoil: Change | None = None) -> None:
+        """As the trainer does it. `spoil`: what becomes of the first process's first loss."""
+        rank, count = self.accelerator.process_index, len(batches)
+        mine = [*batches, *batches[-1:] * (count % 2)][rank::2]
+        losses = []
+        for index, x in enumerate(mine):
+            loss = self.learner.run(lambda x=x: self.net(self.other(x)).square().mean())
+            loss = loss * (rank + 2 * index < count) / count
+            if spoil is not None and rank == index == 0:
+                loss = spoil(loss)
+            self.learner.backward(loss, is_last=index == len(mine) - 1)
+            losses.append(loss.detach())
+        norm = self.learner.finish_gradients(MAX_NORM)
+        self.norms.append(float(norm))
+        total = self.accelerator.reduce(torch.stack(losses).sum(), reduction="sum")
+        if torch.isfinite(norm) and torch.isfinite(total):
+            self.learner.step()
+        else:
+            self.learner.leave_out()
+        self.learner.clear_gradients()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Whole ones, in the first process."""
+        with self.learner.whole_weights():
+            if not self.accelerator.is_main_process:
+                return {}
+            named = {**self.net.state_dict(prefix="net."), **self.other.state_dict(prefix="other.")}
+            return {name: tensor.detach().clone() for name, tensor in named.items()}
+
+
+def difference(ours: dict[str, torch.Tensor], plain: PlainLoop) -> float:
+    theirs = {**plain.net.state_dict(prefix="net."), **plain.other.state_dict(prefix="other.")}
+    assert ours.keys() == theirs.keys()
+    return max(float((tensor - theirs[name]).abs().max()) for name, tensor in ours.items())
+
+
+def state_difference(ours: dict, theirs: dict) -> float | str:
+    """The largest difference of two `state_dict`s of optimizers, or what is not alike in kind."""
+    if ours["param_groups"] != theirs["param_groups"]:
+        return f"groups {ours['param_groups']} and {theirs['param_groups']}"
+    largest = 0.0
+    for index, entries in theirs["state"].items():
+        if ours["state"].get(index, {}).keys() != entries.keys():
+            return f"keys of {index}: {ours['state'].get(index, {}).keys()} and {entries.keys()}"
+        for key, value in entries.items():
+            own = ours["state"][index][key]
+            if not isinstance(value, torch.Tensor):
+                if own != value:
+                    return f"{key}: {own} and {value}"
+            elif type(own) is not torch.Tensor or own.shape != value.shape or own.dtype != value.dtype:
+                return f"{key}: {type(own)} {own.shape} {own.dtype} and {value.shape} {value.dtype}"
+            else:
+                largest = max(largest, float((own - value).abs().max()))
+    return largest
+
+
+def share_of_state(learner: Learner, plain: torch.optim.Optimizer) -> float:
+    """How much of the optimizer's state this process holds."""
+
+    def count(optimizer: torch.optim.Optimizer) -> int:
+        tensors = [value for entries in optimizer.state.values() for value in entries.values()]
+        parts = [each.to_local() if isinstance(each, DTensor) else each for each in tensors if torch.is_tensor(each)]
+        return sum(part.numel() for part in parts if part.dim() > 0)
+
+    return count(learner.optimizer) / count(plain)
+
+
+def share_of_weights(shared: Shared) -> float:
+    """How much of the weights this process holds between their uses."""
+    params = [*shared.net.parameters(), *shared.other.parameters()]
+    parts = [param.to_local() if isinstance(param, DTensor) else param for param in params]
+    whole = nn.ModuleList(modules(shared.layout)).parameters()
+    return sum(part.numel() for part in parts) / sum(param.numel() for param in whole)
+
+
+def same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def told(value):
+    """What the first process has, in both."""
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def follow(accelerator: Accelerator, layout: str, name: str) -> dict:
+    """Trains both ways; then once more from a state of the middle, which is read as a file would be."""
+    plain, shared, middle = PlainLoop(layout, name), Shared(accelerator, layout, name), 2
+    batches = micro_batches()
+    for step in batches[:middle]:
+        plain.step(step)
+        shared.step(step)
+    state, weights = copy.deepcopy(shared.learner.optimizer_state()), shared.weights()
+    state_gap = state_difference(state, plain.optimizer.state_dict()) if accelerator.is_main_process else 0
+    for step in batches[middle:]:
+        plain.step(step)
+        shared.step(step)
+    again = Shared(accelerator, layout, name, told(weights))
+    again.learner.load_optimizer_state(told(state))
+    for step in batches[middle:]:
+        again.step(step)
+    last, last_again = shared.weights(), again.weights()
+    return {
+        "weights": difference(last, plain) if accelerator.is_main_process else 0,
+        "norms": max(abs(a - b) for a, b in zip(plain.norms, shared.norms, strict=True)),
+        "state": state_gap,
+        "resumed": same_bits(last, last_again),
+        "share of state": share_of_state(shared.learner, plain.optimizer),
+        "share of weights": share_of_weights(shared),
+    }
+
+
+def spoil(accelerator: Accelerator, layout: str, bad: float) -> dict:
+    """The second of three steps has a loss of one process that is not finite."""
+    plain, shared = PlainLoop(layout, "AdamW"), Shared(accelerator, layout, "AdamW")
+    first, second, third = micro_batches()[:3]
+    plain.step(first)
+    plain.step(third)
+    shared.step(first)
+    before = shared.weights()
+    shared.step(second, lambda loss: loss + bad)
+    after = shared.weights()
+    shared.step(third)
+    last = shared.weights()
+    are_finite = shared.learner.are_weights_finite()
+    break_one(shared.learner, accelerator.process_index == 1 or layout == "whole")
+    return {
+        "norm": shared.norms[1],
+        "kept": same_bits(before, after),
+        "weights": difference(last, plain) if accelerator.is_main_process else 0,
+        "finite": are_finite,
+        "finite when broken": shared.learner.are_weights_finite(),
+    }
+
+
+@torch.no_grad()
+def break_one(learner: Learner, is_here: bool) -> None:
+    """Makes one number of this process's weights infinite."""
+    held = learner._parts.flat[0] if hasattr(learner, "_parts") else learner.groups[0].params[-1]
+    if is_here:
+        (held.to_local() if isinstance(held, DTensor) else held).view(-1)[0] = math.inf
+
+
+def main(layout: str, result: str) -> None:
+    accelerator = make_accelerator("no")
+    found = {name: follow(accelerator, layout, name) for name in OPTIMIZERS}
+    found |= {f"loss + {bad}": spoil(accelerator, layout, bad) for bad in (math.nan, math.inf)}
+    if accelerator.is_main_process:
+        Path(result).write_text(json.dumps(found))
+    torch.distributed.barrier()
+    os._exit(0)  # gloo's threads may still want the interpreter, to let a tensor go
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
