@@ -12,15 +12,15 @@ from library.methods.options import NetworkOptions
 from library.training.script import TrainingScript, option_groups, run_script
 
 if TYPE_CHECKING:
-    from library.methods.adapter import AdapterNetwork
+    from library.methods.adapter import AdapterTraining
 
 OPTION_GROUPS = option_groups(NetworkOptions)
 
 
-def make_method(options: Options) -> AdapterNetwork:
-    from library.methods.adapter import AdapterNetwork
+def make_method(options: Options) -> AdapterTraining:
+    from library.methods.adapter import AdapterTraining
 
-    return AdapterNetwork(options[NetworkOptions])
+    return AdapterTraining(options[NetworkOptions])
 
 
 def train(argv: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from library.cli.entry import run_entry
 from library.cli.parser import Options
 from library.methods.options import TextualInversionOptions
-from library.methods.word_captions import captions_with_word, text_caching_problems
+from library.methods.token_captions import captions_with_word, text_caching_problems
 from library.training.script import TrainingScript, option_groups, run_script
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from library.models.family import ModelFamily
 from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.training.inputs.cache_pipeline import chunks_of
-from library.training.inputs.latents import LatentSource
+from library.training.inputs.latents import LatentProvider
 from tests.tiny_models import TinyModel, make_tiny, write_folder
 
 _CHANNELS = (32, 64, 64, 64)  # a quarter of the real VAE's width: slow enough beside decoding, quick enough to wait for
@@ -64,7 +64,7 @@ def measure_caching(
 
         def cache(**where: bool) -> None:
             options = CachingOptions(vae_batch_size=batch_size, max_data_loader_n_workers=num_decoders, **where)
-            LatentSource(family, options, accelerator).fill_caches(data)
+            LatentProvider(family, options, accelerator).fill_caches(data)
 
         def decode() -> None:
             for key in data.latent_keys():
@@ -117,7 +117,7 @@ def _load_family(folder: Path, device: torch.device) -> ModelFamily:
     )
     write_folder(TinyModel(tiny.is_v2, tiny.unet, vae, tiny.text_encoder), folder)
     family = load_family(ModelOptions(pretrained_model_name_or_path=str(folder)))
-    family.place(device, unet=torch.float32, text_encoder=torch.float32, vae=torch.float32)
+    family.to_device(device, unet=torch.float32, text_encoder=torch.float32, vae=torch.float32)
     return family
 
 

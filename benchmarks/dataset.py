@@ -87,7 +87,7 @@ def _start(pictures: Path, is_traced: bool) -> dict[str, float]:
     started = time.perf_counter()
     data = load_training_data(options)
     loaded = time.perf_counter()
-    plan = data.plan(1, 0)
+    plan = data.batches_of_epoch(1, 0)
     planned = time.perf_counter()
     num = sum(1 for _ in plan)
     walked = time.perf_counter()
@@ -145,15 +145,15 @@ def measure_loader(folder: Path, num: int = 240, size: int = 512) -> None:
     from library.data.batches.loader import BatchDataset, make_loader
     from library.data.images.decoding import load_image
     from library.data.load_data import load_training_data
-    from library.data.records import StepClock
+    from library.data.records import StepCounter
 
     cv2.setNumThreads(1)  # as in the loader's processes
     torch.set_num_threads(1)
     pictures = folder / "photographs" / "pictures"
     _make_photographs(pictures, num, size)
     data = load_training_data(_options(pictures, resolution=size, batch_size=4))
-    plan, keys = data.plan(1, 0)[:], data.latent_keys()
-    dataset = BatchDataset(data, seed=1, clock=StepClock(1, len(plan), len(plan)), latent_source="pixels")
+    plan, keys = data.batches_of_epoch(1, 0)[:], data.latent_keys()
+    dataset = BatchDataset(data, seed=1, clock=StepCounter(1, len(plan), len(plan)), latent_source="pixels")
 
     def decode() -> None:
         for key in keys:

@@ -22,8 +22,8 @@ from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.models.text.embedding_files import read_word
 from library.training.checkpoints.resuming import read_whole_state
-from library.training.checkpoints.states import RunFacts, read_state, write_state
-from library.training.train_plan import Position
+from library.training.checkpoints.states import RunIdentity, read_state, write_state
+from library.training.step_plan import Position
 from networks.lora_files import load_adapter
 
 
@@ -132,7 +132,7 @@ def test_nothing_is_run_where_weights_are_read(tmp_path, kind, form, name):
 def test_nothing_is_run_where_a_state_is_read(tmp_path, kind, write):
     """Whoever plants it will also put its checksum right."""
     canary, folder = tmp_path / "canary", tmp_path / "run-state"
-    facts = RunFacts(seed=1, num_micro_batches=1, group_size=1)
+    facts = RunIdentity(seed=1, num_micro_batches=1, group_size=1)
     write_state(folder, Position(), facts, {"w": torch.zeros(2)}, {"losses": torch.zeros(1)})
     for name in ("training.pt", "weights.safetensors"):
         honest, header = (folder / name).read_bytes(), (folder / "state.json").read_text()

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from library.cli.errors import LostProcess, Stopped, UserError, UserErrors
-from library.cli.launcher import is_first_process, launch_command, tell_launcher
+from library.cli.launcher import is_first_process, launch_command, write_elastic_error_file
 from library.cli.parser import OutputConfigWritten
 
 USER_ERROR_STATUS = 2
@@ -41,7 +41,7 @@ def run_entry(work: Callable[[], None]) -> int:
         sys.stderr.write("interrupted\n")
         return SIGNAL_STATUS + signal.SIGINT
     except Exception:
-        tell_launcher(traceback.format_exc())
+        write_elastic_error_file(traceback.format_exc())
         raise
     return 0
 
@@ -50,7 +50,7 @@ def _say_error(error: UserError) -> int:
     errors = error.errors if isinstance(error, UserErrors) else (error,)
     text = "\n".join(f"error: {each}" for each in errors)
     sys.stderr.write(f"{text}\n")
-    tell_launcher(text, is_cause=not isinstance(error, LostProcess))
+    write_elastic_error_file(text, is_cause=not isinstance(error, LostProcess))
     return USER_ERROR_STATUS
 
 

@@ -85,7 +85,7 @@ def local_place() -> tuple[int, int]:
     return int(rank), int(os.environ.get("LOCAL_WORLD_SIZE") or num_processes)
 
 
-def tell_launcher(message: str, *, is_cause: bool = True) -> None:
+def write_elastic_error_file(message: str, *, is_cause: bool = True) -> None:
     """Leaves what this process failed of where the launcher looks for it, if there is a launcher."""
     place = os.environ.get(_ERROR_FILE)
     if not place:

@@ -138,7 +138,7 @@ class BucketChooser:
         self._ratios = sorted(self._by_ratio)
         self._placements: dict[Size, Placement] = {}  # there are few sizes and many pictures
 
-    def place(self, image_size: Size) -> Placement:
+    def assign(self, image_size: Size) -> Placement:
         """Bucket, resized size and centre crop of a picture of this size."""
         found = self._placements.get(image_size)
         if found is None:

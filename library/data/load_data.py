@@ -14,9 +14,9 @@ from library.cli.errors import UserError, listed, raise_together
 from library.data.batches.holdout import split_off
 from library.data.buckets import BucketChooser, usable_steps
 from library.data.config.config import DatasetConfig, Source, SubsetConfig
-from library.data.config.conflicts import caching_problems, prepared_problems, source_problems
 from library.data.config.dataset_file import read_dataset_config
 from library.data.config.options import CachingOptions, DatasetOptions, flag_values
+from library.data.config.validation_rules import caching_problems, prepared_problems, source_problems
 from library.data.images.face_names import split_face_name
 from library.data.images.image_files import NoPictures
 from library.data.records import ImageRecord, Size
@@ -200,7 +200,7 @@ def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserErr
     is_complete = True
     for subset in config.subsets:
         try:
-            found = _SCANS[subset.source](subset, len(kept), skip_bad=options.skip_bad_images)
+            found = _SCANS[subset.source](subset, len(kept), skip_unreadable=options.skip_bad_images)
             if config.skip_image_resolution is not None:
                 skipped += (record for record in found if _is_skipped(record.size, config.skip_image_resolution))
                 found = [record for record in found if not _is_skipped(record.size, config.skip_image_resolution)]
@@ -289,7 +289,7 @@ def _planning_problems(config: DatasetConfig, records: list[ImageRecord]) -> Ite
     for record in records:
         if record.prepared is not None:
             continue  # nothing of it is resized
-        width, height = chooser.place(record.size).resized
+        width, height = chooser.assign(record.size).resized
         if width * height > _MAX_RESIZED_PIXELS:
             yield UserError(
                 f"picture {record.path} is too thin to train on: {record.size[0]}x{record.size[1]}",

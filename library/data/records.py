@@ -108,7 +108,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class StepClock:
+class StepCounter:
     """To which optimizer step a micro-batch belongs."""
 
     group_size: int  # micro-batches in a step

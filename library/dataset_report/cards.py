@@ -10,8 +10,8 @@ from html import escape
 
 from library.data.records import ImageRecord, Placement, Size
 from library.dataset_report.caption_length import CaptionLength
-from library.dataset_report.drawn import PictureId
 from library.dataset_report.findings import KINDS, share_cut_away
+from library.dataset_report.sampled_items import PictureId
 
 _MOST_CAPTIONS = 4
 
@@ -43,14 +43,14 @@ def size_text(size: Size) -> str:
     return f"{size[0]} × {size[1]}"
 
 
-def card_html(card: Card, sight: str, lengths: Mapping[str, CaptionLength], limit: int) -> str:
-    """`sight`: the pictures as HTML. `lengths`: of each caption, whose tokens are read up to `limit`."""
+def card_html(card: Card, thumbnail: str, lengths: Mapping[str, CaptionLength], limit: int) -> str:
+    """`thumbnail`: the pictures as HTML. `lengths`: of each caption, whose tokens are read up to `limit`."""
     record = card.record
     captions = "".join(_caption_html(text, lengths[text], limit) for text in card.captions[:_MOST_CAPTIONS])
     more = len(card.captions) - _MOST_CAPTIONS
     return (
         f'<article class="card" id="{card_id(card.picture)}" data-kinds="{" ".join(card.marks)}">'
-        f'<div class="sight">{sight}</div><div class="facts">'
+        f'<div class="thumbnail">{thumbnail}</div><div class="facts">'
         f'<h4 title="{escape(record.path)}"><bdi>{escape(short_name(record))}</bdi></h4>'
         f"{_marks_html(card)}{_way_html(record, card.placement)}"
         f'<ul class="captions">{captions}</ul>'

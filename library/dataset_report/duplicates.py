@@ -10,7 +10,7 @@ from PIL import Image
 
 from library.cli.file_hashes import file_sha256
 from library.data.batches.plan import TrainingData
-from library.dataset_report.drawn import PictureId
+from library.dataset_report.sampled_items import PictureId
 
 _LOOK_SIZE = (17, 16)
 _NUM_BANDS = 8
@@ -56,7 +56,7 @@ def _same_content(paths: Mapping[str, list[PictureId]]) -> dict[PictureId, list[
     }
 
 
-def look_of(image: Image.Image) -> np.ndarray:
+def grey_thumbnail(image: Image.Image) -> np.ndarray:
     """A tiny grey version of a picture, uint8 (16, 17)."""
     return np.asarray(image.convert("L").resize(_LOOK_SIZE, Image.Resampling.BOX))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.records import ImageRecord, Placement
-from library.dataset_report.drawn import PictureId
+from library.dataset_report.sampled_items import PictureId
 
 _STRONG_CROP = 0.2  # of the area
 _ENLARGED = 1.05  # less is rounding
@@ -73,7 +73,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Findings:
+class ReportWarnings:
     """For each kind found, the pictures with a note on each, in order."""
 
     notes: Mapping[str, Mapping[PictureId, str]]
@@ -83,13 +83,13 @@ class Findings:
         return {kind: notes[picture] for kind, notes in self.notes.items() if picture in notes}
 
 
-def collect_findings(data: TrainingData, seen: Mapping[str, Mapping[PictureId, str]]) -> Findings:
+def collect_findings(data: TrainingData, seen: Mapping[str, Mapping[PictureId, str]]) -> ReportWarnings:
     """What sizes, captions and buckets show, and `seen`: what was found when pictures and captions were looked at."""
     notes: dict[str, dict[PictureId, str]] = {kind: dict(seen.get(kind, {})) for kind in KINDS}
     for place, dataset in enumerate(data.datasets):
         for kind, index, note in _of_dataset(dataset):
             notes[kind].setdefault(PictureId(place, index), note)
-    return Findings({kind: dict(sorted(found.items())) for kind, found in notes.items() if found})
+    return ReportWarnings({kind: dict(sorted(found.items())) for kind, found in notes.items() if found})
 
 
 def _of_dataset(dataset: PlannedDataset) -> Iterator[tuple[str, int, str]]:

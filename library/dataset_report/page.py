@@ -21,10 +21,10 @@ from library.data.records import ImageRecord, Item
 from library.dataset_report import tables
 from library.dataset_report.caption_length import CaptionLength, TokenLimit, measure_caption
 from library.dataset_report.cards import Card, card_html, short_name, size_text
-from library.dataset_report.drawn import Draw, PictureId, choose_pictures, draw_uses, unused_item
 from library.dataset_report.duplicates import same_files, same_looks
-from library.dataset_report.findings import Findings, collect_findings
-from library.dataset_report.rendering import Rendered, Sight, longest_side, render_all
+from library.dataset_report.findings import ReportWarnings, collect_findings
+from library.dataset_report.rendering import Rendered, Thumbnail, longest_side, render_all
+from library.dataset_report.sampled_items import DrawSettings, PictureId, choose_pictures, draw_uses, unused_item
 from library.dataset_report.statistics import totals
 
 MOST_PICTURES = 20_000
@@ -37,7 +37,7 @@ class Report:
     """What a page is made from."""
 
     data: TrainingData
-    draw: Draw
+    draw: DrawSettings
     tokens: TokenLimit
     messages: Sequence[Message] = ()  # what reading the data has said
 
@@ -51,7 +51,7 @@ class _Looked:
     items: Mapping[PictureId, Item]  # the use that is shown
     lengths: Mapping[str, CaptionLength]
     sight_sizes: Sequence[int]  # bytes of each picture's HTML in the spool
-    findings: Findings
+    findings: ReportWarnings
 
 
 def write_page(report: Report, target: Path, advance: Callable[[int], object], most: int = MOST_PICTURES) -> None:
@@ -84,8 +84,8 @@ def _look_at_pictures(report: Report, spool: IO[bytes], advance: Callable[[int],
         picture: list(dict.fromkeys(item.caption for item in uses.get(picture) or [items[picture]]))
         for picture in pictures
     }
-    sights = [Sight(items[picture], _flips(data, picture)) for picture in pictures]
-    rendered = render_all(sights, longest_side(sum(1 + sight.flips for sight in sights)))
+    thumbnails = [Thumbnail(items[picture], _flips(data, picture)) for picture in pictures]
+    rendered = render_all(thumbnails, longest_side(sum(1 + thumbnail.flips for thumbnail in thumbnails)))
     sizes, looks, unreadable = [], [], {}
     for picture, seen in zip(pictures, rendered, strict=True):
         sizes.append(_spool(spool, seen))

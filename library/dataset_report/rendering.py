@@ -16,7 +16,7 @@ from PIL import Image
 from library.cli.errors import UserError
 from library.data.images.decoding import load_image
 from library.data.records import Item, TrainedImage
-from library.dataset_report.duplicates import look_of
+from library.dataset_report.duplicates import grey_thumbnail
 
 # (pictures up to which, longest side in pixels): a page stays under about 200 MB, even of noise
 _LONGEST_SIDES = ((500, 512), (2_000, 320), (8_000, 160))
@@ -27,7 +27,7 @@ _MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
-class Sight:
+class Thumbnail:
     """One picture to show: a use of it, and whether its mirror image is trained too."""
 
     item: Item
@@ -47,24 +47,24 @@ def longest_side(num_images: int) -> int:
     return next((side for count, side in _LONGEST_SIDES if num_images <= count), _SMALLEST_SIDE)
 
 
-def render_all(sights: Sequence[Sight], side: int) -> Iterator[Rendered]:
+def render_all(thumbnails: Sequence[Thumbnail], side: int) -> Iterator[Rendered]:
     """Decodes and places pictures as training does, in order, several at a time."""
     num_threads = min(_MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads) as pool:
-        for start in range(0, len(sights), _CHUNK):
-            yield from pool.map(lambda sight: _render(sight, side), sights[start : start + _CHUNK])
+        for start in range(0, len(thumbnails), _CHUNK):
+            yield from pool.map(lambda thumbnail: _render(thumbnail, side), thumbnails[start : start + _CHUNK])
 
 
-def _render(sight: Sight, side: int) -> Rendered:
-    key = sight.item.latent_key
+def _render(thumbnail: Thumbnail, side: int) -> Rendered:
+    key = thumbnail.item.latent_key
     try:
-        plain = load_image(replace(key, flipped=False), sight.item.colour)
+        plain = load_image(replace(key, flipped=False), thumbnail.item.colour)
         parts = [_figure(plain, "as trained", side)]
-        look = look_of(_to_image(plain))
+        look = grey_thumbnail(_to_image(plain))
         if plain.mask is not None and plain.mask.min() < 1:
             parts.append(_mask_figure(plain.mask, key.placement.bucket))
-        if sight.flips:
-            flipped = load_image(replace(key, flipped=True), sight.item.colour)
+        if thumbnail.flips:
+            flipped = load_image(replace(key, flipped=True), thumbnail.item.colour)
             parts.append(_figure(flipped, "flipped", side))
     except UserError as error:
         return Rendered(f'<p class="unreadable">{escape(error.message)}</p>', None)

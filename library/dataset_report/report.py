@@ -12,9 +12,9 @@ from library.cli.parser import Options
 from library.cli.progress import progress_bar
 from library.data.batches.plan import TrainingData
 from library.dataset_report.caption_length import TokenLimit
-from library.dataset_report.drawn import Draw
 from library.dataset_report.options import ReportOptions
 from library.dataset_report.page import MOST_PICTURES, Report, write_page
+from library.dataset_report.sampled_items import DrawSettings
 from library.models.options import PromptOptions
 from library.models.text.tokenizer import load_tokenizer
 
@@ -24,7 +24,7 @@ _PAGE = "index.html"
 
 
 def look_at_data(
-    options: Options, data: TrainingData, messages: Sequence[Message], draw: Draw, *, num_epochs: int, folder: Path
+    options: Options, data: TrainingData, messages: Sequence[Message], draw: DrawSettings, *, num_epochs: int, folder: Path
 ) -> None:
     """Writes the page of `--debug_dataset` and opens the window of `--debug_dataset_window`, whichever is asked for.
 
@@ -41,7 +41,7 @@ def look_at_data(
 
 
 def _write_page(
-    prompts: PromptOptions, data: TrainingData, messages: Sequence[Message], draw: Draw, page: Path
+    prompts: PromptOptions, data: TrainingData, messages: Sequence[Message], draw: DrawSettings, page: Path
 ) -> None:
     tokenizer = load_tokenizer(None, pads_with_end=True)
     count = partial(tokenizer.count, weighted=prompts.weighted_captions)

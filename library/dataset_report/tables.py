@@ -11,8 +11,8 @@ from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.records import ImageRecord
 from library.dataset_report.cards import card_id, short_name, size_text
-from library.dataset_report.drawn import PictureId
-from library.dataset_report.findings import KINDS, Findings
+from library.dataset_report.findings import KINDS, ReportWarnings
+from library.dataset_report.sampled_items import PictureId
 from library.dataset_report.statistics import bucket_rows, tag_counts
 
 _MOST_NAMES = 500  # in the list of a finding
@@ -28,7 +28,7 @@ def totals_html(totals: Mapping[str, int], sizes: Sequence[str]) -> str:
 
 
 def findings_html(
-    findings: Findings, data: TrainingData, shown: Set[PictureId], messages: Sequence[Message]
+    findings: ReportWarnings, data: TrainingData, shown: Set[PictureId], messages: Sequence[Message]
 ) -> Iterator[str]:
     """`messages`: what reading the data has said already."""
     yield '<section id="findings"><h2>Warnings</h2>\n'

@@ -15,7 +15,7 @@ from library.data.batches.items import draw_items
 from library.data.batches.plan import TrainingData
 from library.data.images.decoding import load_image
 from library.data.records import Item, MicroBatch
-from library.dataset_report.drawn import Draw
+from library.dataset_report.sampled_items import DrawSettings
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +36,14 @@ def open_window() -> None:
         raise UserError(f"{FLAG}: this build of OpenCV opens no windows", hint=hint) from None
 
 
-def step_through(data: TrainingData, draw: Draw, num_epochs: int, show: Callable[[Item, MicroBatch], int]) -> None:
+def step_through(data: TrainingData, draw: DrawSettings, num_epochs: int, show: Callable[[Item, MicroBatch], int]) -> None:
     """Gives the items to `show` in the order of training, until a key ends it.
 
     `show` returns the code of the key that was pressed: S goes on with the next batch, E with the next epoch, Esc
     ends, and any other key goes on with the next picture.
     """
     for epoch in range(num_epochs):
-        for micro_batch in data.plan(draw.seed, epoch):
+        for micro_batch in data.batches_of_epoch(draw.seed, epoch):
             key = _step_through_batch(data, draw, micro_batch, show)
             if key == _ESCAPE:
                 return
@@ -52,7 +52,7 @@ def step_through(data: TrainingData, draw: Draw, num_epochs: int, show: Callable
 
 
 def _step_through_batch(
-    data: TrainingData, draw: Draw, micro_batch: MicroBatch, show: Callable[[Item, MicroBatch], int]
+    data: TrainingData, draw: DrawSettings, micro_batch: MicroBatch, show: Callable[[Item, MicroBatch], int]
 ) -> int:
     """The last key that was pressed, in small letters."""
     key = 0

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 
 from library.diffusion.loss_weights import timestep_weights
+from library.diffusion.noise_schedule import NoiseSchedule
 from library.diffusion.options import LossOptions
-from library.diffusion.schedule import NoiseSchedule
 
 
-def huber_borders(timesteps: torch.Tensor, schedule: NoiseSchedule, options: LossOptions) -> torch.Tensor:
+def huber_delta(timesteps: torch.Tensor, schedule: NoiseSchedule, options: LossOptions) -> torch.Tensor:
     """Below which size errors are squared, and above which they are not, at each of the timesteps (B,).
 
     "Improving Diffusion Models's Data-Corruption Resistance using Scheduled Pseudo-Huber Loss" (Khrapov et al.,
@@ -65,7 +65,7 @@ def weighted_loss(
     has a small loss.
     """
     dtype = torch.promote_types(prediction.dtype, torch.float32)
-    borders = huber_borders(timesteps, schedule, options).view(-1, 1, 1, 1)
+    borders = huber_delta(timesteps, schedule, options).view(-1, 1, 1, 1)
     errors = _MEASURES[options.loss_type](prediction.to(dtype) - target.to(dtype), borders)
     if masks is not None:
         errors = errors * masks

@@ -19,16 +19,16 @@ from library.data.randomness import derive_seed
 from library.methods.options import NetworkOptions
 from library.models.family import ModelFamily
 from library.training.method import ParamGroup
-from library.training.train_plan import Position
+from library.training.step_plan import Position
 
 
-class AdapterNetwork:
+class AdapterTraining:
     """A network of `--network_module`, through the plug-in contract that such modules share.
 
     Implements `library.training.method.TrainingMethod`.
     """
 
-    learning_parts: frozenset[str] = frozenset()
+    trained_parts: frozenset[str] = frozenset()
     architecture_suffix = "/lora"
 
     def __init__(self, options: NetworkOptions):
@@ -41,7 +41,7 @@ class AdapterNetwork:
         self._text_encoder: Any = None
         self._unet: Any = None
 
-    def prepare(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
+    def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
         """Creates the network and attaches it to the model. Raises `UserError` for arguments it does not take."""
         module = _import_module(self._options.network_module)
         roots = family.adapter_roots()

@@ -171,7 +171,7 @@ class WholeModelOptions:
     )
 
     @property
-    def text_encoder_learns(self) -> bool:
+    def trains_text_encoder(self) -> bool:
         """Whether the text encoder is made ready for training, however soon it stops."""
         return True
 
@@ -182,7 +182,7 @@ class WholeModelOptions:
 
     def without_effect(self) -> Iterator[str]:
         """What was asked for and changes nothing beside the other options."""
-        if self.learning_rate_te is not None and not self.text_encoder_learns:
+        if self.learning_rate_te is not None and not self.trains_text_encoder:
             yield (
                 f"--learning_rate_te {self.learning_rate_te:g} does nothing: the text encoder is not trained"
                 f" {self.HOW_TO_FREEZE}"
@@ -203,14 +203,14 @@ class DreamBoothOptions(WholeModelOptions):
     )
 
     @property
-    def text_encoder_learns(self) -> bool:
+    def trains_text_encoder(self) -> bool:
         """Whether the text encoder is made ready for training, however soon it stops."""
         return self.stop_text_encoder_training != -1
 
     @property
     def text_encoder_stops_at(self) -> int | None:
         """Steps after which the text encoder stays as it is; None where it learns to the end."""
-        return self.stop_text_encoder_training if self.text_encoder_learns else None
+        return self.stop_text_encoder_training if self.trains_text_encoder else None
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class FineTuningOptions(WholeModelOptions):
     train_text_encoder: bool = option(False, help="let the text encoder learn too", on_resume="same")
 
     @property
-    def text_encoder_learns(self) -> bool:
+    def trains_text_encoder(self) -> bool:
         """Whether the text encoder learns."""
         return self.train_text_encoder
 

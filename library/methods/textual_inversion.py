@@ -19,10 +19,10 @@ from library.cli.errors import UserError
 from library.data.randomness import derive_seed
 from library.methods.options import TextualInversionOptions
 from library.models.family import ModelFamily
-from library.models.text.embedding_files import WordVectors, read_word, write_word
-from library.models.text.token_embedding import NewWord
+from library.models.text.embedding_files import EmbeddingVectors, read_word, write_word
+from library.models.text.token_embedding import TokenEmbedding
 from library.training.method import ParamGroup
-from library.training.train_plan import Position
+from library.training.step_plan import Position
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class TextualInversion:
     """A new word in the text encoder's table; implements `library.training.method.TrainingMethod`."""
 
     trains_text_encoders = True  # gradients go through it to the word's vectors
-    learning_parts: frozenset[str] = frozenset()
+    trained_parts: frozenset[str] = frozenset()
     architecture_suffix = "/textual-inversion"
 
     def __init__(self, options: TextualInversionOptions):
@@ -44,10 +44,10 @@ class TextualInversion:
         self.ending = f".{options.save_model_as}"
         self._earlier = None if options.weights is None else _read_earlier(options)
         self._layers: tuple[str, ...] = ()
-        self._word: NewWord
+        self._word: TokenEmbedding
         self._learning_rate = 0.0
 
-    def prepare(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
+    def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
         """Adds the word to the model. Raises `UserError` for a word that it knows, and vectors that do not fit."""
         self._learning_rate = default_learning_rate
         if self._options.xti:
@@ -58,8 +58,8 @@ class TextualInversion:
             vectors = _checked_earlier(self._earlier, family, self._layers, f"--weights {self._options.weights}")
         else:
             vectors = _first_vectors(self._options, family, seed)
-        self._word = NewWord(self._text, vectors.expand(num_layers, -1, -1))
-        family.add_word(self._word)
+        self._word = TokenEmbedding(self._text, vectors.expand(num_layers, -1, -1))
+        family.add_token(self._word)
         if self._word.num_vectors > 1:
             logger.info("%s stands for %d vectors, and takes as many tokens", self._text, self._word.num_vectors)
 
@@ -74,7 +74,7 @@ class TextualInversion:
     def on_step_start(self, step: int) -> None: ...
 
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
-        word = WordVectors(self._word.vectors.detach(), self._layers)
+        word = EmbeddingVectors(self._word.vectors.detach(), self._layers)
         with atomic_path(path) as temporary:
             write_word(temporary, word, name=self._text, dtype=dtype, metadata=metadata, step=position.global_step)
 
@@ -115,7 +115,7 @@ class TextualInversion:
         )
 
 
-def _read_earlier(options: TextualInversionOptions) -> WordVectors:
+def _read_earlier(options: TextualInversionOptions) -> EmbeddingVectors:
     assert options.weights is not None
     try:
         word = read_word(Path(options.weights))
@@ -136,7 +136,7 @@ def _read_earlier(options: TextualInversionOptions) -> WordVectors:
     return word
 
 
-def _checked_earlier(earlier: WordVectors, family: ModelFamily, layers: tuple[str, ...], place: str) -> torch.Tensor:
+def _checked_earlier(earlier: EmbeddingVectors, family: ModelFamily, layers: tuple[str, ...], place: str) -> torch.Tensor:
     """Vectors of `--weights` in the order of the model's layers, if they fit it: (layers or 1, vectors, width)."""
     width, expected = earlier.vectors.shape[-1], family.token_vectors("a").shape[-1]
     if width != expected:

@@ -17,12 +17,12 @@ from library.methods.options import WholeModelOptions
 from library.models.family import ModelFamily
 from library.models.layouts.formats import FORMATS
 from library.training.method import ParamGroup
-from library.training.train_plan import Position
+from library.training.step_plan import Position
 
 logger = logging.getLogger(__name__)
 
 
-class WholeModel:
+class FullFineTuning:
     """U-Net, and text encoder where the options let it learn.
 
     Implements `library.training.method.TrainingMethod`.
@@ -34,15 +34,15 @@ class WholeModel:
         """`format`: of saved models, a row of `model_saving.FORMATS`."""
         self._options = options
         self._format = format
-        self.trains_text_encoders = options.text_encoder_learns
-        self.learning_parts = frozenset({"unet", "text_encoder"} if options.text_encoder_learns else {"unet"})
+        self.trains_text_encoders = options.trains_text_encoder
+        self.trained_parts = frozenset({"unet", "text_encoder"} if options.trains_text_encoder else {"unet"})
         self.ending = FORMATS[format].ending
         self._has_stopped = False
         self._family: ModelFamily
         self._groups: list[ParamGroup] = []
         self._modules: dict[str, nn.Module] = {}  # that learn, under their names in states
 
-    def prepare(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
+    def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
         """Unfreezes what learns. Nothing is new, so nothing is drawn; the family does the checkpointing."""
         self._family = family
         self._modules = {"unet": family.unet}
@@ -50,7 +50,7 @@ class WholeModel:
             self._modules |= {_encoder_name(index): encoder for index, encoder in enumerate(family.text_encoders)}
         for module in self._modules.values():
             module.requires_grad_(True)
-        for layer in family.unread_layers():
+        for layer in family.layers_after_clip_skip():
             layer.requires_grad_(False)
         self._groups = [_group("unet", [family.unet], default_learning_rate)]
         if self.trains_text_encoders:

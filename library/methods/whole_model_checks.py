@@ -15,7 +15,7 @@ from library.methods.options import WholeModelOptions
 from library.models.layouts.formats import FORMATS, choose_format, target_problem
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.training.checkpoints.options import OutputOptions
-from library.training.distributed.plans import ShardingPlan
+from library.training.distributed.plans import ShardingConfig
 from library.training.evaluation.options import SampleOptions
 from library.training.monitoring.options import LoggingOptions
 
@@ -41,7 +41,7 @@ def chosen_ending(options: Options) -> str:
 
 def _check_text_caching(options: Options) -> Problems:
     whole = options[WholeModelOptions]
-    if options[CachingOptions].caches_text_encoder_outputs and whole.text_encoder_learns:
+    if options[CachingOptions].caches_text_encoder_outputs and whole.trains_text_encoder:
         yield UserError(
             "--cache_text_encoder_outputs: the text encoder is trained, its outputs change",
             hint=f"leave it out, or train the U-Net alone, {whole.HOW_TO_FREEZE}",
@@ -66,7 +66,7 @@ def _check_float8(options: Options) -> Problems:
     return ()
 
 
-def check_sharding(options: Options, plan: ShardingPlan) -> Problems:
+def check_sharding(options: Options, plan: ShardingConfig) -> Problems:
     """What does not go with a whole model being shared out over processes."""
     stops_at = options[WholeModelOptions].text_encoder_stops_at
     if stops_at is not None:

@@ -11,7 +11,7 @@ from library.methods.whole_model_checks import check_sharding, chosen_ending, ch
 from library.training.script import TrainingScript
 
 if TYPE_CHECKING:
-    from library.methods.whole_model import WholeModel
+    from library.methods.whole_model import FullFineTuning
 
 
 def whole_model_script(
@@ -30,7 +30,7 @@ def whole_model_script(
     )
 
 
-def _make_method(options: Options) -> WholeModel:
-    from library.methods.whole_model import WholeModel
+def _make_method(options: Options) -> FullFineTuning:
+    from library.methods.whole_model import FullFineTuning
 
-    return WholeModel(options[WholeModelOptions], chosen_format(options))
+    return FullFineTuning(options[WholeModelOptions], chosen_format(options))

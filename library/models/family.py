@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from library.models.options import MemoryOptions
-    from library.models.text.token_embedding import NewWord
+    from library.models.text.token_embedding import TokenEmbedding
 
 
 @dataclass
@@ -54,19 +54,19 @@ class ModelFamily(Protocol):
 
     def adapter_roots(self) -> AdapterRoots: ...
 
-    def keep_for_saving(self, parts: Collection[str]) -> None:
+    def snapshot_frozen(self, parts: Collection[str]) -> None:
         """Keeps copies of parts that `place` is going to round ("text_encoder", "vae"), which `save` then writes."""
 
-    def place(self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype) -> None:
+    def to_device(self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype) -> None:
         """Moves all parts to a device, each in its data type."""
 
-    def save_memory(self, options: MemoryOptions, device: torch.device) -> None:
+    def apply_memory_options(self, options: MemoryOptions, device: torch.device) -> None:
         """Attention, the VAE and the storage of weights as the options say; after `place` and before adapters."""
 
     def compile(self, backend: str) -> None:
         """Compiles the denoiser, with whatever is attached to it."""
 
-    def set_vae_aside(self) -> None:
+    def offload_vae(self) -> None:
         """Frees the device of the VAE; decoding works nevertheless."""
 
     def enable_gradient_checkpointing(self) -> None: ...
@@ -84,13 +84,13 @@ class ModelFamily(Protocol):
     def cross_attention_layers(self) -> tuple[str, ...]:
         """Names of the denoiser's layers that see the text, in the order in which they are computed."""
 
-    def unread_layers(self) -> tuple[nn.Module, ...]:
+    def layers_after_clip_skip(self) -> tuple[nn.Module, ...]:
         """Layers of the text encoders that nothing is read from (`--clip_skip`): no gradient reaches them."""
 
     def token_vectors(self, text: str | None = None) -> torch.Tensor:
         """Rows of the text encoder's table, (tokens, width) float32: of a text's tokens, or of all the vocabulary."""
 
-    def add_word(self, word: NewWord) -> None:
+    def add_token(self, word: TokenEmbedding) -> None:
         """From now on prompts are read with this word in them. Raises `UserError` if it is in the vocabulary."""
 
     def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:

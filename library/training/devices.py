@@ -63,7 +63,7 @@ class HalfGradScaler(torch.amp.GradScaler):
 
 
 
-def learning_dtype(training: TrainingOptions) -> torch.dtype:
+def trained_dtype(training: TrainingOptions) -> torch.dtype:
     """What learns stays in float32, unless `--full_fp16` or `--full_bf16` is given."""
     is_half = training.full_fp16 or training.full_bf16
     return DTYPES[training.mixed_precision] if is_half else torch.float32
@@ -83,18 +83,18 @@ def place_model(
     """
     frozen = DTYPES[training.mixed_precision]
     dtypes = {
-        part: learning_dtype(training) if part in method.learning_parts else frozen
+        part: trained_dtype(training) if part in method.trained_parts else frozen
         for part in ("unet", "text_encoder")
     }
     dtypes["vae"] = torch.float32 if memory.no_half_vae else frozen
-    if method.learning_parts:
+    if method.trained_parts:
         rounded = {part for part, dtype in dtypes.items() if dtype != torch.float32}
-        family.keep_for_saving(sorted(rounded - method.learning_parts))
-    family.place(device, **dtypes)
+        family.snapshot_frozen(sorted(rounded - method.trained_parts))
+    family.to_device(device, **dtypes)
 
 
 def place_method(method: TrainingMethod, device: torch.device, training: TrainingOptions) -> None:
     """Moves what learns to the device."""
     for module in method.trainable_modules():
         # Diffusers' own `to` warns of parts to be kept in float32 even where there are none
-        nn.Module.to(module, device, learning_dtype(training))
+        nn.Module.to(module, device, trained_dtype(training))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from library.models.family import ModelFamily
-from library.training.train_plan import Position
+from library.training.step_plan import Position
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class TrainingMethod(Protocol):
     """
 
     trains_text_encoders: bool  # gradients flow through them
-    learning_parts: frozenset[str]  # "unet", "text_encoder": whose own weights learn; a method with any saves the model
+    trained_parts: frozenset[str]  # "unet", "text_encoder": whose own weights learn; a method with any saves the model
     architecture_suffix: str  # behind the model's architecture in `modelspec.architecture`: "/lora", or nothing
     ending: str  # of the files that `save` writes; empty for folders
 
-    def prepare(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
+    def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
         """Creates what learns, in float32, on the CPU, or chooses it. New weights depend on `seed` alone."""
 
     def param_groups(self) -> list[ParamGroup]: ...

@@ -9,10 +9,10 @@ from library.data.randomness import derive_seed
 from library.data.records import Batch
 from library.diffusion.loss import weighted_loss
 from library.diffusion.noise import Noise, make_noise, sample_timesteps, timestep_range
+from library.diffusion.noise_schedule import NoiseSchedule, target_of
 from library.diffusion.options import LossOptions, NoiseOptions
-from library.diffusion.schedule import NoiseSchedule, target_of
 from library.models.family import ModelFamily
-from library.training.inputs.latents import LatentSource
+from library.training.inputs.latents import LatentProvider
 from library.training.inputs.text_outputs import TextSource
 
 
@@ -22,7 +22,7 @@ class Objective:
     def __init__(
         self,
         family: ModelFamily,
-        latents: LatentSource,
+        latents: LatentProvider,
         texts: TextSource,
         accelerator: Accelerator,
         noise_options: NoiseOptions,

@@ -26,7 +26,7 @@ from library.training.checkpoints.options import HubOptions, OutputOptions
 from library.training.checkpoints.resuming import AUTO, FoundState, continuing_problems, newest_state, read_whole_state
 from library.training.checkpoints.saved_names import saved_under
 from library.training.distributed.options import ProcessOptions
-from library.training.distributed.plans import ShardingPlan, sharding_plan, sharding_problems, without_effect
+from library.training.distributed.plans import ShardingConfig, sharding_config, sharding_problems, without_effect
 from library.training.evaluation.options import SampleOptions, ValidationOptions
 from library.training.evaluation.prompts import SamplePrompt, read_prompt_file
 from library.training.monitoring.options import LoggingOptions
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AdaptData = Callable[[Options, "TrainingData"], "TrainingData"]
-CheckSharding = Callable[[Options, ShardingPlan], Problems]
+CheckSharding = Callable[[Options, ShardingConfig], Problems]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PreflightResult:
     prompts: list[SamplePrompt]
     state: FoundState | None
     data_warnings: tuple[Message, ...] = ()  # that were logged while the data was read
-    sharding: ShardingPlan | None = None  # how what learns is shared out over the processes
+    sharding: ShardingConfig | None = None  # how what learns is shared out over the processes
 
 
 class Preflight:
@@ -78,7 +78,7 @@ class Preflight:
         self._adapt_data = adapt_data
         self._data: TrainingData | None = None
         self._check_sharding = check_sharding
-        self._sharding: ShardingPlan | None = None
+        self._sharding: ShardingConfig | None = None
         self._prompts: list[SamplePrompt] = []
         self._state: FoundState | None = None
         self._data_warnings: tuple[Message, ...] = ()
@@ -127,7 +127,7 @@ class Preflight:
             logger.warning("%s", line)
         if options[ReportOptions].replaces_training:
             return
-        plan = sharding_plan(processes, os.environ)
+        plan = sharding_config(processes, os.environ)
         if plan is None:
             return
         if self._check_sharding is not None:
@@ -165,7 +165,7 @@ class Preflight:
         if not options[ReportOptions].replaces_training:
             _warn_useless_weights(self._data, options.get(LossOptions))
         validation = options.get(ValidationOptions)
-        if self._data.validation is None and validation is not None and validation.is_asked_for:
+        if self._data.validation is None and validation is not None and validation.is_enabled:
             logger.warning(
                 "no validation loss is measured: no images are held out for it (--validation_split 0.1, or"
                 " validation_split in the dataset file)"

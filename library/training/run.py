@@ -14,10 +14,10 @@ from library.cli.parser import Options
 from library.data.batches.loader import BatchDataset, BatchLoader
 from library.data.batches.plan import TrainingData
 from library.data.config.options import CachingOptions, DatasetOptions
-from library.data.records import StepClock
-from library.diffusion.contradictions import check_objective
+from library.data.records import StepCounter
+from library.diffusion.noise_schedule import NoiseSchedule
 from library.diffusion.options import LossOptions, NoiseOptions
-from library.diffusion.schedule import NoiseSchedule
+from library.diffusion.validation_rules import check_objective
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.registry import load_family
@@ -27,26 +27,26 @@ from library.training.checkpoints.saves import Saver
 from library.training.checkpoints.states import read_state
 from library.training.checkpoints.uploads import Uploads, make_uploads
 from library.training.devices import check_memory_options, make_accelerator, place_method, place_model
-from library.training.distributed.learner import all_params, make_learner
 from library.training.distributed.options import ProcessOptions
 from library.training.distributed.processes import check_same_run
+from library.training.distributed.strategy import all_params, make_strategy
 from library.training.evaluation.options import SampleOptions, ValidationOptions
 from library.training.evaluation.samples import Sampler
 from library.training.evaluation.validation import VALIDATION_SEED, Validator
-from library.training.inputs.latents import LatentSource
+from library.training.inputs.latents import LatentProvider
 from library.training.inputs.text_outputs import TextSource, check_text_caching, warn_long_captions
 from library.training.method import ParamGroup, TrainingMethod
 from library.training.monitoring.options import LoggingOptions
 from library.training.monitoring.trackers import make_tracker
 from library.training.objective import Objective
-from library.training.optimization.ema import WeightAverage
+from library.training.optimization.ema import WeightEMA
 from library.training.optimization.fused_backward import check_fused_backward, step_in_backward
 from library.training.optimization.lr_schedules import make_lr_schedule
 from library.training.optimization.optimizers import check_optimizer, check_rates, make_optimizer
 from library.training.optimization.options import AverageOptions, OptimizerOptions
 from library.training.options import TrainingOptions
 from library.training.preflight import PreflightResult
-from library.training.run_setup import RunPlan, plan_run
+from library.training.run_setup import RunSetup, set_up_run
 from library.training.trainer import Trainer, TrainerOptions, TrainerParts
 
 logger = logging.getLogger(__name__)
@@ -67,13 +67,13 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     check_memory_options(options[MemoryOptions], accelerator)
     check_fused_backward(training, accelerator.num_processes)
     check_optimizer(options[OptimizerOptions], accelerator.device)
-    run_plan = plan_run(options, preflight.data, state, accelerator)
+    run_setup = set_up_run(options, preflight.data, state, accelerator)
     check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
     uploads = make_uploads(options[HubOptions], accelerator.num_processes) if accelerator.is_main_process else None
     family = _load(options, accelerator, method)
-    method.prepare(
+    method.attach(
         family,
-        seed=run_plan.plan.seed,
+        seed=run_setup.plan.seed,
         default_learning_rate=options[OptimizerOptions].learning_rate,
         checkpointing=training.gradient_checkpointing,
     )
@@ -83,11 +83,11 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     place_method(method, accelerator.device, training)
     if options[MemoryOptions].compiles:
         family.compile(options[MemoryOptions].dynamo_backend)
-    saved = None if state is None else _take_up_weights(method, state.folder)
-    trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, run_plan, uploads)
+    saved = None if state is None else _restore_weights(method, state.folder)
+    trainer, parts, log_folder = _assemble(options, preflight, method, family, accelerator, run_setup, uploads)
     if saved is not None:
         trainer.resume(saved, state.folder)
-    trainer.start_at(run_plan.start)
+    trainer.start_at(run_setup.start)
     if accelerator.is_main_process:
         parts.saver.remove_unfinished()
     try:
@@ -102,7 +102,7 @@ def run_training(options: Options, preflight: PreflightResult, method: TrainingM
     accelerator.end_training()
 
 
-def _take_up_weights(method: TrainingMethod, folder: str) -> dict[str, Any]:
+def _restore_weights(method: TrainingMethod, folder: str) -> dict[str, Any]:
     """Gives a state's weights to what learns, before that is shared out; returns the rest of the state."""
     weights, training = read_state(folder)
     method.load_state_dict(weights)
@@ -120,7 +120,7 @@ def _load(options: Options, accelerator: Accelerator, method: TrainingMethod) ->
     schedule = NoiseSchedule(family.alphas_cumprod())
     check_objective(noise, options[LossOptions], family.prediction_type, schedule)
     place_model(family, method, training, memory, device)
-    family.save_memory(memory, device)
+    family.apply_memory_options(memory, device)
     if training.gradient_checkpointing:
         family.enable_gradient_checkpointing()
     return family
@@ -132,14 +132,14 @@ def _assemble(
     method: TrainingMethod,
     family: ModelFamily,
     accelerator: Accelerator,
-    run_plan: RunPlan,
+    run_setup: RunSetup,
     uploads: Uploads | None,
 ) -> tuple[Trainer, TrainerParts, Path | None]:
-    output, data, plan = options[OutputOptions], preflight.data, run_plan.plan
+    output, data, plan = options[OutputOptions], preflight.data, run_setup.plan
     objective, loader_of = _make_inputs(options, data, method, family, accelerator)
     modules = [family.unet, *family.text_encoders, family.vae, *method.trainable_modules()]
-    training, left_out = options[TrainingOptions], None
-    learner = make_learner(
+    training, skipped_updates = options[TrainingOptions], None
+    strategy = make_strategy(
         preflight.sharding,
         accelerator,
         method,
@@ -147,7 +147,7 @@ def _assemble(
         training,
     )
     if training.fused_backward_pass:
-        left_out = step_in_backward(learner.optimizer, training.max_grad_norm)
+        skipped_updates = step_in_backward(strategy.optimizer, training.max_grad_norm)
     logs = options[LoggingOptions]
     tracker = make_tracker(logs.tracker, logs.logging_dir, logs.log_prefix) if accelerator.is_main_process else None
     sampler = Sampler(
@@ -168,16 +168,16 @@ def _assemble(
         loader=loader_of(data, plan.seed, plan.clock),
         objective=objective,
         plan=plan,
-        facts=run_plan.facts,
-        learner=learner,
-        average=_make_average(options[AverageOptions], learner.groups),
+        facts=run_setup.facts,
+        strategy=strategy,
+        average=_make_average(options[AverageOptions], strategy.groups),
         validator=_make_validator(options[ValidationOptions], data, objective, loader_of, accelerator, modules),
-        left_out=left_out,
-        lr_schedule=make_lr_schedule(learner.optimizer, options[OptimizerOptions], plan.num_steps),
+        skipped_updates=skipped_updates,
+        lr_schedule=make_lr_schedule(strategy.optimizer, options[OptimizerOptions], plan.num_steps),
         saver=Saver(output, method, plan.epochs_between_saves, uploads),
         sampler=sampler if preflight.prompts else None,
         tracker=tracker[0] if tracker else None,
-        metadata=Metadata(options, data, family, method, plan, learner.optimizer),
+        metadata=Metadata(options, data, family, method, plan, strategy.optimizer),
     )
     trainer = Trainer(
         parts, TrainerOptions(training, output, options[SampleOptions], options[ValidationOptions])
@@ -185,7 +185,7 @@ def _assemble(
     return trainer, parts, tracker[1] if tracker else None
 
 
-LoaderOf = Callable[[TrainingData, int, StepClock], BatchLoader]  # data, seed of its items, clock
+LoaderOf = Callable[[TrainingData, int, StepCounter], BatchLoader]  # data, seed of its items, clock
 
 
 def _make_inputs(
@@ -196,15 +196,15 @@ def _make_inputs(
     accelerator: Accelerator,
 ) -> tuple[Objective, LoaderOf]:
     """Fills the caches; gives the way from a batch to its loss, and what makes the loader of some data."""
-    caching, loss, skips_bad = options[CachingOptions], options[LossOptions], options[DatasetOptions].skip_bad_images
-    latents = LatentSource(family, caching, accelerator, skips_bad)
-    known_bad = latents.fill_caches(data)
+    caching, loss, skips_unreadable = options[CachingOptions], options[LossOptions], options[DatasetOptions].skip_bad_images
+    latents = LatentProvider(family, caching, accelerator, skips_unreadable)
+    unreadable = latents.fill_caches(data)
     if caching.caches_latents and not options[MemoryOptions].highvram and accelerator.device.type != "cpu":
-        family.set_vae_aside()
+        family.offload_vae()
     texts = TextSource(family, caching, accelerator, method.trains_text_encoders)
     texts.fill_cache(data)
 
-    def loader_of(data: TrainingData, seed: int, clock: StepClock) -> BatchLoader:
+    def loader_of(data: TrainingData, seed: int, clock: StepCounter) -> BatchLoader:
         dataset = BatchDataset(
             data,
             seed=seed,
@@ -212,16 +212,16 @@ def _make_inputs(
             latent_source=latents.kind,
             fingerprint=latents.fingerprint if caching.cache_latents_to_disk else "",
             prior_loss_weight=loss.prior_loss_weight,
-            skip_bad_images=skips_bad,
-            known_bad=known_bad,
+            skip_bad_images=skips_unreadable,
+            unreadable=unreadable,
         )
         return BatchLoader(dataset, caching.max_data_loader_n_workers, caching.persistent_data_loader_workers)
 
     return Objective(family, latents, texts, accelerator, options[NoiseOptions], loss), loader_of
 
 
-def _make_average(options: AverageOptions, groups: Sequence[ParamGroup]) -> WeightAverage | None:
-    return WeightAverage(all_params(groups), options) if options.ema else None
+def _make_average(options: AverageOptions, groups: Sequence[ParamGroup]) -> WeightEMA | None:
+    return WeightEMA(all_params(groups), options) if options.ema else None
 
 
 def _make_validator(
@@ -234,7 +234,7 @@ def _make_validator(
 ) -> Validator | None:
     if data.validation is None:
         return None
-    clock = StepClock(group_size=1, steps_per_epoch=data.validation.num_micro_batches, num_steps=1)
+    clock = StepCounter(group_size=1, steps_per_epoch=data.validation.num_micro_batches, num_steps=1)
     return Validator(
         objective,
         loader_of(data.validation, VALIDATION_SEED, clock),

@@ -15,31 +15,31 @@ from library.cli.parser import Options
 from library.data.batches.plan import TrainingData
 from library.training.checkpoints.options import OutputOptions
 from library.training.checkpoints.resuming import FoundState, differences, option_values
-from library.training.checkpoints.states import RunFacts
+from library.training.checkpoints.states import RunIdentity
 from library.training.optimization.ema import check_average
 from library.training.optimization.lr_schedules import check_lr_schedule, schedule_kind
 from library.training.optimization.optimizers import optimizer_class_path
 from library.training.optimization.options import AverageOptions, OptimizerOptions
 from library.training.options import TrainingOptions
-from library.training.train_plan import Position, TrainPlan
+from library.training.step_plan import Position, StepPlan
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class RunSetup:
     """The steps of a run, the place where it begins, and what its states belong to."""
 
-    plan: TrainPlan
+    plan: StepPlan
     start: Position
-    facts: RunFacts
+    facts: RunIdentity
 
 
-def plan_run(options: Options, data: TrainingData, state: FoundState | None, accelerator: Accelerator) -> RunPlan:
+def set_up_run(options: Options, data: TrainingData, state: FoundState | None, accelerator: Accelerator) -> RunSetup:
     """Plans the run and says so, with what differs from that of `state`. Raises `UserError` for what does not fit."""
     for line in data.bucket_table():
         logger.info("%s", line)
-    plan = make_train_plan(
+    plan = make_step_plan(
         options[TrainingOptions],
         options[OutputOptions],
         seed=_choose_seed(options[TrainingOptions], state, accelerator),
@@ -51,17 +51,17 @@ def plan_run(options: Options, data: TrainingData, state: FoundState | None, acc
     logger.info("%s", _arithmetic(data, plan))
     if start.global_step:
         logger.info("going on after step %d, in epoch %d", start.global_step, start.epoch + 1)
-    facts = _facts_of(options, data, plan)
+    facts = _identity_of(options, data, plan)
     if state is not None:
         for line in differences(state.header, options, facts.versions, facts.data):
             logger.warning("--resume: %s", line)
     check_lr_schedule(options[OptimizerOptions], plan.num_steps)
     check_average(options[AverageOptions], plan.num_steps)
-    return RunPlan(plan, start, facts)
+    return RunSetup(plan, start, facts)
 
 
-def _facts_of(options: Options, data: TrainingData, plan: TrainPlan) -> RunFacts:
-    return RunFacts(
+def _identity_of(options: Options, data: TrainingData, plan: StepPlan) -> RunIdentity:
+    return RunIdentity(
         seed=plan.seed,
         num_micro_batches=plan.num_micro_batches,
         group_size=plan.group_size,
@@ -85,7 +85,7 @@ def _choose_seed(training: TrainingOptions, state: FoundState | None, accelerato
     return int(drawn)
 
 
-def _check_state_fits(state: FoundState | None, plan: TrainPlan, start: Position) -> None:
+def _check_state_fits(state: FoundState | None, plan: StepPlan, start: Position) -> None:
     """A position inside an epoch means something only in the same plan."""
     if state is None or start != state.position:
         return
@@ -110,7 +110,7 @@ def _check_state_fits(state: FoundState | None, plan: TrainPlan, start: Position
         )
 
 
-def _arithmetic(data: TrainingData, plan: TrainPlan) -> str:
+def _arithmetic(data: TrainingData, plan: StepPlan) -> str:
     num_images = sum(len(dataset.used_record_indices) for dataset in data.datasets)
     num_buckets = sum(len(dataset.buckets) for dataset in data.datasets)
     sizes = " and ".join(str(size) for size in sorted({dataset.config.batch_size for dataset in data.datasets}))
@@ -121,9 +121,9 @@ def _arithmetic(data: TrainingData, plan: TrainPlan) -> str:
     )
 
 
-def make_train_plan(
+def make_step_plan(
     options: TrainingOptions, output: OutputOptions, *, seed: int, num_micro_batches: int, num_processes: int
-) -> TrainPlan:
+) -> StepPlan:
     """The plan that the options ask for; `--max_train_epochs` wins over `--max_train_steps`.
 
     `--save_n_epoch_ratio` wins over `--save_every_n_epochs`.
@@ -138,7 +138,7 @@ def make_train_plan(
     epochs_between = output.save_every_n_epochs
     if output.save_n_epoch_ratio is not None:
         epochs_between = max(1, num_epochs // output.save_n_epoch_ratio)
-    return TrainPlan(
+    return StepPlan(
         seed=seed,
         num_micro_batches=num_micro_batches,
         accumulation=options.gradient_accumulation_steps,
@@ -149,7 +149,7 @@ def make_train_plan(
     )
 
 
-def first_position(output: OutputOptions, plan: TrainPlan, saved: Position) -> Position:
+def first_position(output: OutputOptions, plan: StepPlan, saved: Position) -> Position:
     """Where the run begins: at `saved`, unless `--initial_step` or `--initial_epoch` say otherwise.
 
     Raises `UserError` when that is behind the end of the run.

@@ -109,20 +109,20 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
 
 def _look_at_data(options: Options, preflight: PreflightResult) -> None:
     """Shows the data as a run of these options would draw it."""
-    from library.dataset_report.drawn import Draw
     from library.dataset_report.report import look_at_data
-    from library.training.run_setup import make_train_plan
+    from library.dataset_report.sampled_items import DrawSettings
+    from library.training.run_setup import make_step_plan
 
     training, output, report = options[TrainingOptions], options[OutputOptions], options[ReportOptions]
     data, seed = preflight.data, training.seed if preflight.state is None else preflight.state.header.seed
-    plan = make_train_plan(
+    plan = make_step_plan(
         training, output, seed=seed or 0, num_micro_batches=data.num_micro_batches, num_processes=1
     )
     look_at_data(
         options,
         data,
         preflight.data_warnings,
-        Draw(plan.seed, seed is not None, plan.clock),
+        DrawSettings(plan.seed, seed is not None, plan.clock),
         num_epochs=plan.num_epochs,
         folder=Path(report.debug_dataset_dir or Path(output.output_dir or ".") / "dataset"),
     )

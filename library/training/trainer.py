@@ -25,10 +25,10 @@ from library.training.checkpoints.metadata import Metadata
 from library.training.checkpoints.options import OutputOptions
 from library.training.checkpoints.saved_names import epoch_suffix, step_suffix
 from library.training.checkpoints.saves import Saver
-from library.training.checkpoints.states import RunFacts, write_state
+from library.training.checkpoints.states import RunIdentity, write_state
 from library.training.checkpoints.training_state import StatefulParts
-from library.training.distributed.learner import Learner
-from library.training.evaluation.modes import shown_weights
+from library.training.distributed.strategy import ParallelStrategy
+from library.training.evaluation.modes import ema_scope
 from library.training.evaluation.options import SampleOptions, ValidationOptions
 from library.training.evaluation.samples import Sampler
 from library.training.evaluation.validation import Validator
@@ -37,13 +37,13 @@ from library.training.monitoring.losses import LossHistory
 from library.training.monitoring.trackers import Tracker
 from library.training.nonfinite import NonfiniteSteps
 from library.training.objective import Objective
-from library.training.optimization.ema import WeightAverage
-from library.training.optimization.fused_backward import LeftOut
+from library.training.optimization.ema import WeightEMA
+from library.training.optimization.fused_backward import SkippedUpdates
 from library.training.optimization.learning_rates import RateHistory
 from library.training.optimization.optimizer_state import start_training
 from library.training.options import TrainingOptions
 from library.training.signals import StopRequest
-from library.training.train_plan import Position, TrainPlan
+from library.training.step_plan import Position, StepPlan
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +70,12 @@ class TrainerParts:
     data: TrainingData
     loader: BatchLoader
     objective: Objective
-    plan: TrainPlan
-    facts: RunFacts
-    learner: Learner
-    average: WeightAverage | None
+    plan: StepPlan
+    facts: RunIdentity
+    strategy: ParallelStrategy
+    average: WeightEMA | None
     validator: Validator | None
-    left_out: LeftOut | None  # by a backward pass that steps
+    skipped_updates: SkippedUpdates | None  # by a backward pass that steps
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
     saver: Saver
     sampler: Sampler | None
@@ -93,13 +93,13 @@ class Trainer:
         self._family = parts.family
         self._method = parts.method
         self._plan = parts.plan
-        self._learner = parts.learner
+        self._learner = parts.strategy
         self._losses = LossHistory(parts.plan.steps_per_epoch)
-        self._rates = RateHistory([group.name for group in parts.learner.groups], parts.learner.optimizer)
+        self._rates = RateHistory([group.name for group in parts.strategy.groups], parts.strategy.optimizer)
         self._nonfinite = NonfiniteSteps(parts.accelerator, options.training.max_nonfinite_steps)
         self._validated_at: int | None = None
         self._stop = StopRequest()
-        self._asked_to_stop = 0  # the number of the signal, the same in all processes
+        self._stop_signal = 0  # the number of the signal, the same in all processes
         self._is_saved = self._is_state_saved = False  # by the last save
         self._position = Position()
 
@@ -129,9 +129,9 @@ class Trainer:
         for batches, num_in_step in self._steps_of_epoch():
             self._train_step(batches, num_in_step)
             self._position = self._plan.after_step(self._position)
-            self._end_if_asked()
+            self._raise_if_stopped()
             self._after_step()
-            self._end_if_asked()
+            self._raise_if_stopped()
             if self._position.global_step == self._plan.num_steps:
                 break
         if self._position.epoch > epoch:
@@ -143,7 +143,7 @@ class Trainer:
         Those of all processes together: where they do not suffice, some take the last once more, with weight zero.
         """
         position = self._position
-        micro_batches = self._parts.data.plan(self._plan.seed, position.epoch)
+        micro_batches = self._parts.data.batches_of_epoch(self._plan.seed, position.epoch)
         groups = list(self._plan.groups(position.step_in_epoch))[: self._plan.num_steps - position.global_step]
         rank, num_processes = self._accelerator.process_index, self._accelerator.num_processes
         mine = [_share(group, rank, num_processes) for group in groups]
@@ -156,18 +156,18 @@ class Trainer:
         self._method.on_step_start(self._position.global_step)
         losses = self._backward(batches, num_in_step)
         # no limit is an infinite one: the norm is what tells whether the step can be applied
-        norm = self._learner.finish_gradients(self._options.training.max_grad_norm or math.inf)
+        norm = self._learner.reduce_and_clip(self._options.training.max_grad_norm or math.inf)
         total = sum(losses, torch.zeros((), device=self._accelerator.device))
         total, is_finite = self._agree(total, norm)
         step = self._position.global_step + 1
-        num_left_out = 0 if self._parts.left_out is None else self._parts.left_out.take()
+        num_skipped = 0 if self._parts.skipped_updates is None else self._parts.skipped_updates.take()
         self._rates.before_step()
-        if is_finite and not num_left_out:
+        if is_finite and not num_skipped:
             self._apply(step, total)
         else:
-            self._leave_out(step, batches, losses, num_left_out)
+            self._skip_step(step, batches, losses, num_skipped)
         self._rates.after_step(step)
-        self._learner.clear_gradients()
+        self._learner.zero_grad()
 
     def _backward(self, batches: list[Batch], num_in_step: int) -> list[torch.Tensor]:
         """Adds the micro-batches' shares to the gradients; gives their shares of the step's loss."""
@@ -188,13 +188,13 @@ class Trainer:
         All learn whether one of them was asked to stop. It is the one wait for the device in a step, which is applied
         or not by what it says.
         """
-        self._asked_to_stop = self._stop.signal_number
-        asked = torch.full_like(loss, bool(self._asked_to_stop))
+        self._stop_signal = self._stop.signal_number
+        asked = torch.full_like(loss, bool(self._stop_signal))
         if self._accelerator.num_processes > 1:
             loss, asked = self._accelerator.reduce(torch.stack([loss, asked]), reduction="sum")
         is_finite, is_asked = torch.stack([torch.isfinite(loss) & torch.isfinite(norm), asked > 0]).tolist()
-        if is_asked and not self._asked_to_stop:
-            self._asked_to_stop = signal.SIGTERM
+        if is_asked and not self._stop_signal:
+            self._stop_signal = signal.SIGTERM
         return loss, is_finite
 
     def _apply(self, step: int, loss: torch.Tensor) -> None:
@@ -205,7 +205,7 @@ class Trainer:
         self._losses.add(step, loss)
         self._nonfinite.end_row()
 
-    def _leave_out(self, step: int, batches: list[Batch], losses: list[torch.Tensor], num_params: int) -> None:
+    def _skip_step(self, step: int, batches: list[Batch], losses: list[torch.Tensor], num_params: int) -> None:
         """A step whose loss or gradients are not finite changes nothing but the place in plan and schedule.
 
         `num_params`: those that a backward pass that steps has left as they were; the others have learned by now.
@@ -214,7 +214,7 @@ class Trainer:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             self._parts.lr_schedule.step()
-        self._learner.leave_out()
+        self._learner.skip_step()
 
     def _before_first_step(self) -> None:
         self._validate()  # the point that the curve starts from
@@ -236,7 +236,7 @@ class Trainer:
             self._draw_samples(f"{step:06d}")
         if self._options.output.save_every_n_steps and step % self._options.output.save_every_n_steps == 0:
             self._save(step_suffix(step), with_state=self._options.output.save_state)
-            self._let_go("step", step)
+            self._prune("step", step)
 
     def _after_epoch(self, epoch: int) -> None:
         """`epoch` counts from 1."""
@@ -250,7 +250,7 @@ class Trainer:
         every = self._plan.epochs_between_saves
         if every and epoch % every == 0 and epoch < self._plan.num_epochs:
             self._save(epoch_suffix(epoch), with_state=self._options.output.save_state)
-            self._let_go("epoch", epoch)
+            self._prune("epoch", epoch)
 
     def _log(self) -> None:
         """Hands the losses and rates since the last call to the tracker and the progress bar."""
@@ -273,7 +273,7 @@ class Trainer:
 
     def _save(self, suffix: str, *, with_state: bool) -> None:
         self._log()
-        with self._shown_weights(), self._learner.whole_weights():
+        with self._shown_weights(), self._learner.gathered_weights():
             if self._accelerator.is_main_process:
                 self._is_saved = self._parts.saver.save(
                     suffix, self._parts.metadata.at(self._position), self._position
@@ -286,7 +286,7 @@ class Trainer:
     def _save_state(self, suffix: str) -> bool:
         """Whether it is saved; the first process knows."""
         training = {**self._stateful().state(), "losses": self._losses.state()}
-        with self._learner.whole_weights():
+        with self._learner.gathered_weights():
             if not self._accelerator.is_main_process:
                 return False
             weights = self._method.state_dict()
@@ -294,28 +294,28 @@ class Trainer:
                 suffix, lambda folder: write_state(folder, self._position, self._parts.facts, weights, training)
             )
 
-    def _let_go(self, when: str, number: int) -> None:
+    def _prune(self, when: str, number: int) -> None:
         """Removes earlier saves and states that are too old, each where the new one is in place."""
         if self._accelerator.is_main_process:
             if self._is_saved:
-                self._parts.saver.let_go(when, number, states=False)
+                self._parts.saver.prune(when, number, states=False)
             if self._is_state_saved:
-                self._parts.saver.let_go(when, number, states=True)
+                self._parts.saver.prune(when, number, states=True)
 
-    def _end_if_asked(self) -> None:
+    def _raise_if_stopped(self) -> None:
         """Saves and raises `Stopped` when a signal has asked the run to end before its last step."""
         if self._accelerator.num_processes == 1:
-            self._asked_to_stop = self._stop.signal_number
+            self._stop_signal = self._stop.signal_number
         step = self._position.global_step
-        if not self._asked_to_stop or step == self._plan.num_steps:
+        if not self._stop_signal or step == self._plan.num_steps:
             return
         output = self._options.output
         self._save(step_suffix(step), with_state=output.save_state or output.save_state_on_signal)
         state = str(self._parts.saver.state_folder(step_suffix(step))) if self._is_state_saved else None
-        raise Stopped(self._asked_to_stop, state)
+        raise Stopped(self._stop_signal, state)
 
     def _shown_weights(self) -> AbstractContextManager[None]:
-        return shown_weights(self._learner.optimizer, self._parts.average)
+        return ema_scope(self._learner.optimizer, self._parts.average)
 
     def _validate(self) -> None:
         """Measures the validation loss, where pictures are held out and this step has not been measured yet."""
@@ -349,7 +349,7 @@ class Trainer:
 
     def _stateful(self) -> StatefulParts:
         parts = self._parts
-        return StatefulParts(parts.learner, parts.lr_schedule, self._accelerator.scaler, parts.average)
+        return StatefulParts(parts.strategy, parts.lr_schedule, self._accelerator.scaler, parts.average)
 
     def start_at(self, position: Position) -> None:
         """The place in the plan that `run` begins with."""

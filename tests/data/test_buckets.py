@@ -34,7 +34,7 @@ def _name(case: dict) -> str:
 
 
 def _check_row(chooser: BucketChooser, row: list) -> None:
-    placement = chooser.place((row[0], row[1]))
+    placement = chooser.assign((row[0], row[1]))
     error = aspect_error((row[0], row[1]), placement.bucket)
     assert [*placement.bucket, *placement.resized, error] == row[2:], row[:2]
 
@@ -51,7 +51,7 @@ def test_buckets_are_those_of_the_reference(case: dict) -> None:
     for row in case["images"]:
         _check_row(chooser, row)
     for size in case["too_small"]:
-        placement = chooser.place(tuple(size))
+        placement = chooser.assign(tuple(size))
         assert min(placement.bucket) >= chosen.bucket_reso_steps
         assert all(side % chosen.bucket_reso_steps == 0 for side in placement.bucket)
 
@@ -83,7 +83,7 @@ def test_crops_are_those_of_the_reference() -> None:
 )
 def test_a_picture_thinner_than_a_step_gets_the_smallest_bucket_of_its_aspect(image, steps, bucket) -> None:
     chosen = BucketSettings((512, 512), bucket_reso_steps=steps, bucket_no_upscale=True)
-    assert BucketChooser(chosen).place(image).bucket == bucket
+    assert BucketChooser(chosen).assign(image).bucket == bucket
 
 
 side = st.integers(1, 6000)
@@ -98,7 +98,7 @@ def test_every_size_gets_a_bucket_of_whole_steps_within_the_area(width, height, 
     steps, *resolution = sizes
     chosen = BucketSettings(tuple(resolution), True, steps, 1024, steps, no_upscale)
     assert not list(chosen.problems("--"))
-    placement = BucketChooser(chosen).place((width, height))
+    placement = BucketChooser(chosen).assign((width, height))
     bucket_width, bucket_height = placement.bucket
     assert bucket_width % steps == bucket_height % steps == 0
     assert min(placement.bucket) >= steps

@@ -15,10 +15,10 @@ from PIL import Image
 from library.cli.errors import UserError
 from library.cli.logging import Message
 from library.data.batches.loader import BatchDataset
-from library.data.records import StepClock
+from library.data.records import StepCounter
 from library.dataset_report.caption_length import TokenLimit
-from library.dataset_report.drawn import Draw
 from library.dataset_report.page import Report, write_page
+from library.dataset_report.sampled_items import DrawSettings
 from tests.dataset_report.page_reader import cards, pixels, read_page
 
 HOSTILE_NAME = "<img src=x onerror=alert(1)>&quot;.png"
@@ -93,7 +93,7 @@ def _turned() -> Image.Exif:
 
 
 def make_report(data, seed: int = 3, tokens: TokenLimit = WORDS) -> Report:
-    return Report(data, Draw(seed, True, StepClock(1, data.num_micro_batches, 4 * data.num_micro_batches)), tokens)
+    return Report(data, DrawSettings(seed, True, StepCounter(1, data.num_micro_batches, 4 * data.num_micro_batches)), tokens)
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_captions_are_those_that_training_draws(make_pictures, load_toml, tmp_pa
     }
     batches = BatchDataset(data, seed=11, clock=report.draw.clock, latent_source="memory")
     for epoch in range(4):
-        for micro_batch in data.plan(11, epoch):
+        for micro_batch in data.batches_of_epoch(11, epoch):
             batch = batches[micro_batch]
             for key, caption in zip(batch.latent_keys, batch.captions, strict=True):
                 assert shown[key.image_key][epoch] == caption

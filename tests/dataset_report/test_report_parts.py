@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.records import StepClock
+from library.data.records import StepCounter
 from library.dataset_report.caption_length import TokenLimit, measure_caption
-from library.dataset_report.drawn import Draw, PictureId, choose_pictures
-from library.dataset_report.duplicates import look_of, same_looks
+from library.dataset_report.duplicates import grey_thumbnail, same_looks
 from library.dataset_report.rendering import longest_side
+from library.dataset_report.sampled_items import DrawSettings, PictureId, choose_pictures
 from library.dataset_report.window import open_window, step_through
 
 # each letter of a word is a token, as about in Japanese; a space is none
@@ -41,7 +41,7 @@ def test_the_same_picture_is_known_after_resizing_and_saving_again_but_not_anoth
     large = [picture.resize((160, 120), Image.Resampling.BICUBIC) for picture in pictures]
     again = large[7].resize((300, 225), Image.Resampling.LANCZOS)
     flat = [Image.new("RGB", (64, 64), (grey, grey, grey)) for grey in (250, 251)]
-    looks = [(PictureId(0, index), look_of(image)) for index, image in enumerate([*large, again, *flat])]
+    looks = [(PictureId(0, index), grey_thumbnail(image)) for index, image in enumerate([*large, again, *flat])]
     assert same_looks(looks) == {PictureId(0, 40): PictureId(0, 7)}
 
 
@@ -76,7 +76,7 @@ def stepping(make_pictures, load_toml):
             seen.append((micro_batch.epoch, micro_batch.index))
             return ord(next(pressed, " "))
 
-        step_through(data, Draw(1, True, StepClock(1, 2, 4)), 2, show)
+        step_through(data, DrawSettings(1, True, StepCounter(1, 2, 4)), 2, show)
         return seen
 
     return step

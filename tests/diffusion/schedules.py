@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from library.diffusion.schedule import NoiseSchedule
+from library.diffusion.noise_schedule import NoiseSchedule
 
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 ALPHAS = np.cumprod(1 - BETAS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from library.diffusion.loss import huber_borders, weighted_loss
+from library.diffusion.loss import huber_delta, weighted_loss
 from library.diffusion.loss_weights import min_snr_weights, timestep_weights
 from library.diffusion.options import LossOptions
 from tests.diffusion.schedules import ALPHAS, draws, schedule, snr_at
@@ -106,7 +106,7 @@ def test_errors_of_v_are_scaled_to_errors_of_the_noise_that_v_implies():
 )
 def test_huber_borders(kind, c, scale, expected):
     options = LossOptions(huber_schedule=kind, huber_c=c, huber_scale=scale)
-    np.testing.assert_allclose(huber_borders(torch.tensor(TIMESTEPS), schedule(), options), expected, rtol=3e-5)
+    np.testing.assert_allclose(huber_delta(torch.tensor(TIMESTEPS), schedule(), options), expected, rtol=3e-5)
 
 
 def numpy_error(d: np.ndarray, loss_type: str, c: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from library.diffusion.loss import weighted_loss
+from library.diffusion.noise_schedule import NoiseSchedule
 from library.diffusion.options import LossOptions
-from library.diffusion.schedule import NoiseSchedule
 
 ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 SCHEDULE = NoiseSchedule(torch.tensor(ALPHAS, dtype=torch.float32))

@@ -87,7 +87,7 @@ def plain_training(data, initial, num_steps, accumulation):
         for part, rate in RATES.items()
     ]
     optimizer = torch.optim.AdamW(groups)
-    plan = data.plan(SEED, 0)
+    plan = data.batches_of_epoch(SEED, 0)
     norms = []
     for step in range(num_steps):
         batches = plan[step * accumulation : (step + 1) * accumulation]

@@ -12,11 +12,11 @@ from torch.nn import functional
 from library.data.config.options import DatasetOptions
 from library.data.images.decoding import load_image
 from library.data.load_data import load_training_data
-from library.diffusion.schedule import NoiseSchedule
+from library.diffusion.noise_schedule import NoiseSchedule
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
 from library.models.text.embedding_files import read_word
-from library.models.text.token_embedding import NewWord
+from library.models.text.token_embedding import TokenEmbedding
 from library.training import run
 from library.training.checkpoints.states import read_state
 from tests.end_to_end.launches import launch
@@ -40,7 +40,7 @@ def load_base():
 def mean_loss(pictures, vectors):
     """Mean squared error of the predicted noise on the pictures at five timesteps; the noise is always the same."""
     family = load_base()
-    family.add_word(NewWord(WORD, vectors))
+    family.add_token(TokenEmbedding(WORD, vectors))
     schedule, losses = NoiseSchedule(family.alphas_cumprod()), []
     options = DatasetOptions(train_data_dir=str(pictures), resolution=(64, 64), caption_extension=".txt")
     (dataset,) = load_training_data(options).datasets

@@ -48,7 +48,7 @@ def errors_of_the_model(data) -> dict[int, list[float]]:
     pipe = StableDiffusionPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
     (dataset,) = data.datasets
     errors = {timestep: [] for timestep in TIMESTEPS}
-    for batch in data.plan(0, 0):
+    for batch in data.batches_of_epoch(0, 0):
         records = [int(dataset.items[item]) for item in batch.item_indices]
         latents = []
         for key in (dataset.latent_key(record, False) for record in records):
@@ -88,7 +88,7 @@ def test_each_picture_counts_as_much_as_another_whatever_its_batch(pictures, tmp
     """Three pictures in a batch of two and one of one."""
     sizes = {"enable_bucket": False}
     data = held_out(pictures, split=0.6, **sizes)
-    assert sorted(len(batch.item_indices) for batch in data.plan(0, 0)) == [1, 2]
+    assert sorted(len(batch.item_indices) for batch in data.batches_of_epoch(0, 0)) == [1, 2]
     errors = errors_of_the_model(data)
     train(pictures, tmp_path, **HELD_OUT | {"validation_split": 0.6}, max_train_steps=1, **sizes)
     means = [sum(each) / 3 for each in errors.values()]

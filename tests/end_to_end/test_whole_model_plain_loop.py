@@ -37,7 +37,7 @@ def plain_training(data, *, accumulation=1, text_steps=STEPS):
     """The model after some steps of SGD, and the losses. `text_steps`: how many of them the text encoder takes."""
     pipe = StableDiffusionPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
     pipe.vae.requires_grad_(False)
-    plan, losses = data.plan(SEED, 0), []
+    plan, losses = data.batches_of_epoch(SEED, 0), []
     for step in range(STEPS):
         learning = [(pipe.unet, RATE), *([(pipe.text_encoder, TEXT_RATE)] if step < text_steps else [])]
         pipe.text_encoder.requires_grad_(step < text_steps)

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 import train_textual_inversion
-from library.models.text.embedding_files import WordVectors, read_word
+from library.models.text.embedding_files import EmbeddingVectors, read_word
 from tests.end_to_end.runs import arguments, copy_pictures
 
 WORD = "<fox>"
@@ -25,7 +25,7 @@ def word_arguments(data: Path | None, output: Path, **overrides) -> list[str]:
     return arguments(data, output, **{**usual, **overrides})
 
 
-def train_word(data: Path | None, output: Path, **overrides) -> WordVectors:
+def train_word(data: Path | None, output: Path, **overrides) -> EmbeddingVectors:
     """Runs in this process, as if in one of its own; gives the word of the last save."""
     AcceleratorState._reset_state(reset_partial_state=True)
     train_textual_inversion.train(word_arguments(data, output, **overrides))

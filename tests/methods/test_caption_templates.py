@@ -15,7 +15,7 @@ from library.data.config.config import SubsetConfig
 from library.data.config.options import DatasetOptions
 from library.data.load_data import load_training_data
 from library.data.randomness import keyed_random
-from library.data.records import StepClock
+from library.data.records import StepCounter
 from library.methods.caption_templates import OBJECT_TEMPLATES, STYLE_TEMPLATES, check_word_in_captions, with_templates
 
 
@@ -59,8 +59,8 @@ CAPTIONS = {f"train/1_x/{number}.png": f"a <Fox> number {number}" for number in 
 
 
 def captions_of_epoch(data, seed, epoch):
-    clock = StepClock(group_size=1, steps_per_epoch=data.num_micro_batches, num_steps=10)
-    items = (draw_items(data.datasets[each.dataset_index], each, seed, clock) for each in data.plan(seed, epoch))
+    clock = StepCounter(group_size=1, steps_per_epoch=data.num_micro_batches, num_steps=10)
+    items = (draw_items(data.datasets[each.dataset_index], each, seed, clock) for each in data.batches_of_epoch(seed, epoch))
     return {(item.latent_key.path, item.is_reg): item.caption for drawn in items for item in drawn}
 
 

@@ -16,8 +16,8 @@ CPU = torch.device("cpu")
 
 def _load(folder: Path, **memory):
     family = load_family(ModelOptions(str(folder)))
-    family.place(CPU, unet=torch.float32, text_encoder=torch.float32, vae=torch.float32)
-    family.save_memory(MemoryOptions(**memory), CPU)
+    family.to_device(CPU, unet=torch.float32, text_encoder=torch.float32, vae=torch.float32)
+    family.apply_memory_options(MemoryOptions(**memory), CPU)
     return family
 
 
@@ -58,7 +58,7 @@ def test_a_vae_that_overflows_in_fp16_is_done_in_float32_with_one_warning(folder
     for each in (reference, family):  # 65504 is the largest number of fp16
         each.vae.encoder.conv_in.weight.data.mul_(0).add_(3e4)
         each.vae.decoder.conv_in.weight.data.mul_(0).add_(3e4)
-    family.place(CPU, unet=torch.float32, text_encoder=torch.float32, vae=torch.float16)
+    family.to_device(CPU, unet=torch.float32, text_encoder=torch.float32, vae=torch.float16)
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     latents = torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     with caplog.at_level(logging.WARNING):
@@ -73,5 +73,5 @@ def test_a_vae_set_aside_still_decodes(folder_v1: Path) -> None:
     family = _load(folder_v1)
     latents = torch.randn(1, 4, 8, 8)
     before = family.decode_latents(latents)
-    family.set_vae_aside()
+    family.offload_vae()
     assert torch.equal(family.decode_latents(latents), before)

@@ -15,11 +15,11 @@ from library.data.config.config import SubsetConfig
 from library.data.images.augmentations import draw_colour, face_placement, random_placement
 from library.data.images.face_names import split_face_name
 from library.data.randomness import keyed_random
-from library.data.records import ImageRecord, Item, MicroBatch, Placement, StepClock
+from library.data.records import ImageRecord, Item, MicroBatch, Placement, StepCounter
 
 
 @dataclass(frozen=True, slots=True)
-class ItemPlace:
+class ItemPosition:
     """Where in the run an item is used."""
 
     seed: int
@@ -33,22 +33,22 @@ class ItemPlace:
         return keyed_random(purpose, self.seed, self.epoch, self.position)
 
 
-def item_places(micro_batch: MicroBatch, seed: int, clock: StepClock) -> list[ItemPlace]:
+def item_positions(micro_batch: MicroBatch, seed: int, clock: StepCounter) -> list[ItemPosition]:
     """The places of a micro-batch's items, in order."""
     step, first = clock.step_of(micro_batch), micro_batch.first_position
     return [
-        ItemPlace(seed, micro_batch.epoch, first + offset, step, clock.num_steps)
+        ItemPosition(seed, micro_batch.epoch, first + offset, step, clock.num_steps)
         for offset in range(len(micro_batch.item_indices))
     ]
 
 
-def draw_items(dataset: PlannedDataset, micro_batch: MicroBatch, seed: int, clock: StepClock) -> list[Item]:
+def draw_items(dataset: PlannedDataset, micro_batch: MicroBatch, seed: int, clock: StepCounter) -> list[Item]:
     """The items of a micro-batch, in order."""
-    places = item_places(micro_batch, seed, clock)
+    places = item_positions(micro_batch, seed, clock)
     return [draw_item(dataset, item, place) for item, place in zip(micro_batch.item_indices, places, strict=True)]
 
 
-def draw_item(dataset: PlannedDataset, item_index: int, place: ItemPlace) -> Item:
+def draw_item(dataset: PlannedDataset, item_index: int, place: ItemPosition) -> Item:
     """An item of the dataset as it is used at a place. Each purpose draws from a generator of its own."""
     record_index = int(dataset.items[item_index])
     record = dataset.records[record_index]

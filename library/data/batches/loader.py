@@ -15,17 +15,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from library.cli.errors import UserError
-from library.data.batches.items import ItemPlace, draw_item, item_places, items_from
+from library.data.batches.items import ItemPosition, draw_item, item_positions, items_from
 from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.caches.latent_cache import read_latents
 from library.data.images.decoding import load_image, load_mask
 from library.data.images.image_files import UnreadablePicture
-from library.data.records import Batch, CachedLatents, Item, MicroBatch, StepClock, TrainedImage
+from library.data.records import Batch, CachedLatents, Item, MicroBatch, StepCounter, TrainedImage
 
 logger = logging.getLogger(__name__)
 
 # where a batch's latents come from: encoded by the caller from pixels, read from files, or kept by the caller
-LatentSource = Literal["pixels", "disk", "memory"]
+LatentOrigin = Literal["pixels", "disk", "memory"]
 Loaded = TrainedImage | CachedLatents | None
 
 
@@ -46,16 +46,16 @@ class BatchDataset(Dataset):
         data: TrainingData,
         *,
         seed: int,
-        clock: StepClock,
-        latent_source: LatentSource,
+        clock: StepCounter,
+        latent_source: LatentOrigin,
         fingerprint: str | None = "",
         prior_loss_weight: float = 1.0,
         skip_bad_images: bool = False,
-        known_bad: frozenset[str] = frozenset(),
+        unreadable: frozenset[str] = frozenset(),
     ):
         """`fingerprint`: of the VAE that cached latents must have been made with, for `latent_source` "disk".
 
-        With `skip_bad_images`, a picture that cannot be read, or whose path is in `known_bad`, is replaced by the next
+        With `skip_bad_images`, a picture that cannot be read, or whose path is in `unreadable`, is replaced by the next
         good one of its bucket.
         """
         self._data = data
@@ -65,7 +65,7 @@ class BatchDataset(Dataset):
         self._fingerprint = fingerprint
         self._prior_loss_weight = prior_loss_weight
         self._skip_bad_images = skip_bad_images
-        self._known_bad = known_bad
+        self._known_bad = unreadable
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch | UserError:
         """The batch, or what is wrong with one of its pictures: torch would wrap an exception from a worker."""
@@ -76,7 +76,7 @@ class BatchDataset(Dataset):
 
     def _make_batch(self, micro_batch: MicroBatch) -> Batch:
         dataset = self._data.datasets[micro_batch.dataset_index]
-        places = item_places(micro_batch, self._seed, self._clock)
+        places = item_positions(micro_batch, self._seed, self._clock)
         uses = [
             self._use_of(dataset, item, place) for item, place in zip(micro_batch.item_indices, places, strict=True)
         ]
@@ -90,7 +90,7 @@ class BatchDataset(Dataset):
             **_stacked([use.loaded for use in uses]),
         )
 
-    def _use_of(self, dataset: PlannedDataset, item_index: int, place: ItemPlace) -> _Use:
+    def _use_of(self, dataset: PlannedDataset, item_index: int, place: ItemPosition) -> _Use:
         """The item, or with `skip_bad_images` the first item after it whose picture is good, used at its place."""
         skipped: list[str] = []
         for candidate in items_from(dataset, item_index):

@@ -63,7 +63,7 @@ class PlannedDataset:
         self._kind_of = np.fromiter(kind_of, dtype=np.int32, count=len(self.records))
         chooser = BucketChooser(config.bucket_settings)
         self._kinds = [
-            (size, chooser.place(size) if bucket is None else place_in(size, bucket)) for size, bucket in kinds
+            (size, chooser.assign(size) if bucket is None else place_in(size, bucket)) for size, bucket in kinds
         ]
         self.placements = tuple(self._kinds[kind][1] for kind in self._kind_of)
         self.buckets = self._make_buckets()
@@ -186,7 +186,7 @@ def match_regularisation(repeats: Sequence[int], num_items: int) -> list[int]:
     return uses
 
 
-class EpochPlan(Sequence[MicroBatch]):
+class EpochBatches(Sequence[MicroBatch]):
     """The micro-batches of an epoch in order. Each is made when asked for: an epoch can have millions."""
 
     def __init__(self, epoch: int, items: np.ndarray, lengths: np.ndarray, dataset_indices: np.ndarray):
@@ -248,7 +248,7 @@ class TrainingData:
     def num_reg_images(self) -> int:
         return sum(dataset.num_reg_images for dataset in self.datasets)
 
-    def plan(self, seed: int, epoch: int) -> EpochPlan:
+    def batches_of_epoch(self, seed: int, epoch: int) -> EpochBatches:
         """The micro-batches of an epoch in order: a function of the data, the seed and the epoch alone.
 
         Items are shuffled within their bucket and cut into batches; the batches of all buckets are then shuffled.
@@ -262,11 +262,11 @@ class TrainingData:
                 lengths.append(_batch_lengths(len(bucket.item_indices), dataset.config.batch_size))
                 sources.append(np.full(len(lengths[-1]), dataset_index))
         if not shuffled:
-            return EpochPlan(epoch, *np.zeros((3, 0), dtype=np.int64))
+            return EpochBatches(epoch, *np.zeros((3, 0), dtype=np.int64))
         lengths_in_turn = np.concatenate(lengths)
         order = rng.permutation(len(lengths_in_turn))
         items = _reorder(np.concatenate(shuffled), lengths_in_turn, order)
-        return EpochPlan(epoch, items, lengths_in_turn[order], np.concatenate(sources)[order])
+        return EpochBatches(epoch, items, lengths_in_turn[order], np.concatenate(sources)[order])
 
     def latent_keys(self) -> list[LatentKey]:
         """Each latent that training and validation need, once, those of one bucket size together.

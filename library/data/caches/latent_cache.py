@@ -117,7 +117,7 @@ def _made_from(key: LatentKey, fingerprint: str) -> dict[str, Any]:
 def differing_facts(text: str, key: LatentKey, fingerprint: str) -> frozenset[str]:
     """The names of the facts in a `made_from` text that are not those of `key`; none if its latents can be used.
 
-    Where only the time of change differs, the content of the picture decides; `is_copied` tells this case apart.
+    Where only the time of change differs, the content of the picture decides; `has_new_mtime` tells this case apart.
     Raises `ValueError` if the text is damaged.
     """
     held = json.loads(text)
@@ -131,7 +131,7 @@ def differing_facts(text: str, key: LatentKey, fingerprint: str) -> frozenset[st
     return differing
 
 
-def is_copied(text: str, key: LatentKey) -> bool:
+def has_new_mtime(text: str, key: LatentKey) -> bool:
     """Whether usable latents were made when the picture had another time of change."""
     return json.loads(text).get("mtime_ns") != key.mtime_ns
 

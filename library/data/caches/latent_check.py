@@ -21,7 +21,7 @@ from library.data.caches.latent_cache import (
     cache_names,
     differing_facts,
     entry_suffix,
-    is_copied,
+    has_new_mtime,
     made_from_name,
 )
 from library.data.images.image_files import IMAGE_ENDINGS
@@ -165,7 +165,7 @@ def _look_into(path: str, keys: Sequence[LatentKey], fingerprint: str | None) ->
         return _Finding(keys, _FOREIGN)
     try:
         differing = differing_facts(text, first, fingerprint)
-        copied = (Path(path), first) if not differing and is_copied(text, first) else None
+        copied = (Path(path), first) if not differing and has_new_mtime(text, first) else None
     except ValueError:
         return _Finding(keys, _DAMAGED)
     if not differing:

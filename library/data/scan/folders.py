@@ -15,7 +15,7 @@ from library.data.images.face_names import split_face_name
 from library.data.images.image_files import IMAGE_ENDINGS, NoPictures, UnreadablePicture
 from library.data.records import ImageRecord, Size
 from library.data.scan.listing import is_picture_name
-from library.data.scan.scan_index import Pair, PictureFacts
+from library.data.scan.scan_index import Pair, ScannedImage
 from library.data.scan.scanner import Scanned, scan_files
 
 logger = logging.getLogger(__name__)
@@ -25,10 +25,10 @@ _MAX_NAMES_IN_WARNING = 5
 _CAPTION_ENDINGS = (".txt", ".caption")  # those that programs which write captions give them
 
 
-def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = False) -> list[ImageRecord]:
+def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_unreadable: bool = False) -> list[ImageRecord]:
     """The pictures that lie directly in the subset's folder, sorted by name, with captions from the files beside them.
 
-    Of the pictures only headers are read; with `cache_info` only what has changed since the last time. `skip_bad`:
+    Of the pictures only headers are read; with `cache_info` only what has changed since the last time. `skip_unreadable`:
     pictures that cannot be read are left out, with a warning. Raises `UserError` with everything that is wrong,
     `NoPictures` where there are none.
     """
@@ -40,10 +40,10 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = Fal
     other_endings = _other_endings(pairs, entries)
     del entries  # as large as all that is kept of the pictures
     scanned = scan_files(
-        subset.image_dir, pairs, all_lines=subset.enable_wildcard, use_index=subset.cache_info, skip_bad=skip_bad
+        subset.image_dir, pairs, all_lines=subset.enable_wildcard, use_index=subset.cache_info, skip_unreadable=skip_unreadable
     )
-    if skip_bad:
-        pairs, scanned = _leave_out_bad(subset, pairs, scanned)
+    if skip_unreadable:
+        pairs, scanned = _leave_out_unreadable(subset, pairs, scanned)
     raise_together(each for each in scanned if isinstance(each, UserError))
     _report_missing_captions(subset, pairs, other_endings)
     _warn_of_empty_captions(subset, pairs, scanned)
@@ -128,10 +128,10 @@ def _pair_with_captions(names: Sequence[str], entries: set[str], extension: str)
     return pairs
 
 
-def _leave_out_bad(
+def _leave_out_unreadable(
     subset: SubsetConfig, pairs: Sequence[Pair], scanned: Sequence[Scanned]
 ) -> tuple[Sequence[Pair], Sequence[Scanned]]:
-    bad = [index for index, each in enumerate(scanned) if _is_bad_picture(each)]
+    bad = [index for index, each in enumerate(scanned) if _is_unreadable(each)]
     if not bad:
         return pairs, scanned
     names = listed([pairs[index][0] for index in bad], _MAX_NAMES_IN_ERROR)
@@ -149,7 +149,7 @@ def _leave_out_bad(
     return [pairs[index] for index in good], [scanned[index] for index in good]
 
 
-def _is_bad_picture(scanned: Scanned) -> bool:
+def _is_unreadable(scanned: Scanned) -> bool:
     errors = scanned.errors if isinstance(scanned, UserErrors) else (scanned,)
     return any(isinstance(error, UnreadablePicture) for error in errors)
 
@@ -185,7 +185,7 @@ def _warn_of_empty_captions(subset: SubsetConfig, pairs: Sequence[Pair], scanned
     empty = [
         file
         for (_, file), each in zip(pairs, scanned, strict=True)
-        if file is not None and isinstance(each, PictureFacts) and not each.caption
+        if file is not None and isinstance(each, ScannedImage) and not each.caption
     ]
     if empty:
         logger.warning("%s: %d empty captions: %s", subset.image_dir, len(empty), listed(empty, _MAX_NAMES_IN_WARNING))

@@ -25,7 +25,7 @@ from library.data.records import ImageRecord, PreparedLatents, Size
 from library.data.scan.header_scan import Header, read_headers
 from library.data.scan.legacy_npz import original_size, prepared_path
 from library.data.scan.listing import PictureFolders
-from library.data.scan.scan_index import PictureFacts
+from library.data.scan.scan_index import ScannedImage
 from library.data.scan.scanner import scan_files
 
 logger = logging.getLogger(__name__)
@@ -57,12 +57,12 @@ class _Found:
     prepared: PreparedLatents | None
 
 
-def scan_metadata(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = False) -> list[ImageRecord]:
+def scan_metadata(subset: SubsetConfig, subset_index: int, *, skip_unreadable: bool = False) -> list[ImageRecord]:
     """The pictures of the subset's metadata file, in its order.
 
     Of the pictures only headers are read. A picture whose entry has a `train_resolution` and beside which lies a file
     of prepared latents gets `prepared`, one that is gone as well. Raises `UserError` with everything that is wrong;
-    with `skip_bad`, pictures that cannot be read are left out with a warning.
+    with `skip_unreadable`, pictures that cannot be read are left out with a warning.
     """
     _check_folder(subset)
     problems: list[UserError] = []
@@ -70,7 +70,7 @@ def scan_metadata(subset: SubsetConfig, subset_index: int, *, skip_bad: bool = F
     found = _without_repeated(subset, _find_all(subset, entries, problems))
     captions = {each.entry.key: _caption(each.entry, subset) for each in found}
     _warn_of_empty_captions(subset, captions)
-    records = _make_records(subset, subset_index, found, captions, problems, skip_bad)
+    records = _make_records(subset, subset_index, found, captions, problems, skip_unreadable)
     raise_together(problems)
     if not records:
         raise UserError(f"{_named(subset)} describes no picture that can be read", hint="mend the pictures it names")
@@ -243,19 +243,19 @@ def _make_records(
     found: list[_Found],
     captions: Mapping[str, str | None],
     problems: list[UserError],
-    skip_bad: bool,
+    skip_unreadable: bool,
 ) -> list[ImageRecord]:
     """Records of all pictures that are there or have prepared latents; what is wrong with others goes to `problems`."""
     gone = [each for each in found if not each.exists and each.prepared is None]
     if gone:
         problems.append(_gone(subset, gone))
-    headers = _read_headers([each.path for each in found if each.exists], subset.cache_info, skip_bad)
+    headers = _read_headers([each.path for each in found if each.exists], subset.cache_info, skip_unreadable)
     root = None if subset.image_dir is None else os.path.join(os.path.abspath(subset.image_dir), "")
     records, bad = [], []
     for each in found:
         header = headers[each.path] if each.exists else _header_of_gone(each)
         if isinstance(header, UserError):
-            (bad if skip_bad and isinstance(header, UnreadablePicture) else problems).append(header)
+            (bad if skip_unreadable and isinstance(header, UnreadablePicture) else problems).append(header)
         elif header is not None:
             records.append(
                 ImageRecord(
@@ -280,8 +280,8 @@ def _make_records(
 
 
 def _read_headers(
-    paths: list[str], use_index: bool, skip_bad: bool
-) -> Mapping[str, Header | PictureFacts | UserError]:
+    paths: list[str], use_index: bool, skip_unreadable: bool
+) -> Mapping[str, Header | ScannedImage | UserError]:
     """By path, the headers of pictures or what is wrong with them."""
     if not use_index:
         return dict(zip(paths, read_headers(paths), strict=True))
@@ -289,10 +289,10 @@ def _read_headers(
     for path in sorted(paths):
         folder, name = os.path.split(path)
         names.setdefault(folder, []).append(name)
-    headers: dict[str, Header | PictureFacts | UserError] = {}
+    headers: dict[str, Header | ScannedImage | UserError] = {}
     for folder, each in names.items():
         pairs = [(name, None) for name in each]
-        scanned = scan_files(folder, pairs, all_lines=False, use_index=True, skip_bad=skip_bad)
+        scanned = scan_files(folder, pairs, all_lines=False, use_index=True, skip_unreadable=skip_unreadable)
         headers.update(zip((os.path.join(folder, name) for name in each), scanned, strict=True))
     return headers
 

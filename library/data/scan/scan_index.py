@@ -37,7 +37,7 @@ _SETTLED_NS = 2 * 10**9
 Pair = tuple[str, str | None]  # names of a picture and of its caption file; None: it has none
 
 
-class PictureFacts(NamedTuple):
+class ScannedImage(NamedTuple):
     """What a scan tells of a picture and its caption file."""
 
     size: Size  # after EXIF orientation
@@ -48,10 +48,10 @@ class PictureFacts(NamedTuple):
     caption_num_bytes: int
 
 
-class Recalled(NamedTuple):
+class IndexHits(NamedTuple):
     """What an index knows of the pictures asked for, in order; None for those that are to be read."""
 
-    facts: list[PictureFacts | None]
+    facts: list[ScannedImage | None]
     holds_others: bool  # entries that are outdated or of pictures that are gone
 
 
@@ -62,7 +62,7 @@ _UNKNOWN = (None, None, None)
 class _Block(NamedTuple):
     pairs: list[Pair]
     states: list[_State]
-    facts: list[PictureFacts]
+    facts: list[ScannedImage]
 
 
 # column -> types of its values
@@ -79,13 +79,13 @@ _COLUMNS: dict[str, frozenset[type]] = {
 }
 
 
-def recall(folder: str, pairs: Sequence[Pair], all_lines: bool) -> Recalled:
+def read_index(folder: str, pairs: Sequence[Pair], all_lines: bool) -> IndexHits:
     """What the index of a folder knows of its pictures: `pairs` of names of a picture and its caption file, sorted.
 
     An entry counts only if time and size of both files are still those that it was made from. A damaged index counts
     as none, with a warning.
     """
-    nothing = Recalled([None] * len(pairs), False)
+    nothing = IndexHits([None] * len(pairs), False)
     path = os.path.join(folder, INDEX_NAME)
     try:
         with open(path, "rb") as file:
@@ -139,7 +139,7 @@ def _blocks(file: Any) -> Iterator[_Block]:
             list(zip(times, num_bytes, caption_times, caption_num_bytes, strict=True)),
             list(
                 map(
-                    PictureFacts,
+                    ScannedImage,
                     zip(widths, heights, strict=True), times, num_bytes, captions, caption_times, caption_num_bytes,
                 )
             ),
@@ -178,8 +178,8 @@ def _looking_in(folder: str) -> Iterator[Callable[[str], os.stat_result]]:
         os.close(descriptor)
 
 
-def _match(pairs: Sequence[Pair], states: Iterator[_State], blocks: Iterable[_Block]) -> Recalled:
-    facts: list[PictureFacts | None] = []
+def _match(pairs: Sequence[Pair], states: Iterator[_State], blocks: Iterable[_Block]) -> IndexHits:
+    facts: list[ScannedImage | None] = []
     num_known = 0
     for block in blocks:
         num_known += len(block.pairs)
@@ -196,13 +196,13 @@ def _match(pairs: Sequence[Pair], states: Iterator[_State], blocks: Iterable[_Bl
         ]
     num_kept = len(facts) - facts.count(None)
     facts += [None] * (len(pairs) - len(facts))
-    return Recalled(facts, num_kept < num_known)
+    return IndexHits(facts, num_kept < num_known)
 
 
-def keep(
+def write_index(
     folder: str,
     pairs: Sequence[Pair],
-    facts: Sequence[PictureFacts | None],
+    facts: Sequence[ScannedImage | None],
     all_lines: bool,
     scanned_at_ns: int,
 ) -> None:
@@ -228,7 +228,7 @@ def keep(
         logger.warning("the scan index %s cannot be written: %s", path, error.strerror)
 
 
-def _lines(entries: Sequence[tuple[str, str | None, PictureFacts]], all_lines: bool) -> Iterator[bytes]:
+def _lines(entries: Sequence[tuple[str, str | None, ScannedImage]], all_lines: bool) -> Iterator[bytes]:
     yield _line({"format": _FORMAT, "version": _VERSION, "all_lines": all_lines})
     for start in range(0, len(entries), _BLOCK):
         rows = [

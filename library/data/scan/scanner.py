@@ -11,12 +11,12 @@ from library.cli.errors import UserError, UserErrors
 from library.data.captions import caption_from_bytes
 from library.data.images.image_files import UnreadablePicture
 from library.data.scan.header_scan import Header, header_or_error
-from library.data.scan.scan_index import Pair, PictureFacts, keep, recall
+from library.data.scan.scan_index import Pair, ScannedImage, read_index, write_index
 from library.data.scan.scan_pool import POOL_FROM, map_in_chunks
 
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
-Scanned = PictureFacts | UserError
+Scanned = ScannedImage | UserError
 
 
 def scan_files(
@@ -25,28 +25,28 @@ def scan_files(
     *,
     all_lines: bool,
     use_index: bool = False,
-    skip_bad: bool = False,
+    skip_unreadable: bool = False,
     pool_from: int = POOL_FROM,
 ) -> list[Scanned]:
     """What the files of a folder tell, one for each of the `pairs`, which are sorted by the name of the picture.
 
     `all_lines`: as `read_caption_file` takes it. `use_index`: take what the folder's index knows, and bring it up to
-    date unless a file is wrong (with `skip_bad`, a caption file). Errors are `UnreadablePicture`, `UserError` for a
+    date unless a file is wrong (with `skip_unreadable`, a caption file). Errors are `UnreadablePicture`, `UserError` for a
     caption or a missing reader, or `UserErrors` of two of them.
     """
     read = functools.partial(_read_pairs, os.path.join(folder, ""), all_lines)
     if not use_index:
         return list(map_in_chunks(read, pairs, pool_from))
     started = time.time_ns()
-    known, holds_others = recall(folder, pairs, all_lines)
+    known, holds_others = read_index(folder, pairs, all_lines)
     unknown = [index for index, each in enumerate(known) if each is None]
     found: list[Scanned] = list(known)
     for index, each in zip(unknown, map_in_chunks(read, [pairs[index] for index in unknown], pool_from), strict=True):
         found[index] = each
-    has_news = holds_others or any(isinstance(found[index], PictureFacts) for index in unknown)
-    tolerated = (PictureFacts, UnreadablePicture) if skip_bad else PictureFacts
+    has_news = holds_others or any(isinstance(found[index], ScannedImage) for index in unknown)
+    tolerated = (ScannedImage, UnreadablePicture) if skip_unreadable else ScannedImage
     if has_news and all(isinstance(found[index], tolerated) for index in unknown):
-        keep(folder, pairs, [each if isinstance(each, PictureFacts) else None for each in found], all_lines, started)
+        write_index(folder, pairs, [each if isinstance(each, ScannedImage) else None for each in found], all_lines, started)
     return found
 
 
@@ -63,7 +63,7 @@ def _read_pair(folder: str, all_lines: bool, name: str, caption_file: str | None
         except UserError as error:
             return UserErrors([header, error]) if isinstance(header, UserError) else error
     if isinstance(header, Header):
-        return PictureFacts(header.size, header.mtime_ns, header.num_bytes, *caption)
+        return ScannedImage(header.size, header.mtime_ns, header.num_bytes, *caption)
     return header
 
 

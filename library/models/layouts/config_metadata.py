@@ -38,7 +38,7 @@ _IGNORED = ("sample_size", "use_linear_projection", "force_upcast")
 _HARMLESS = {"upcast_attention"}  # only a matter of precision
 
 
-def unshown_metadata(
+def overrides_entry(
     parts: ModelParts, scheduler: Mapping[str, Any], tensors: Mapping[str, StoredTensor], *, is_v2: bool
 ) -> dict[str, str]:
     """The entry for a model whose single file is to hold `tensors`; empty when all is as readers assume it.
@@ -57,7 +57,7 @@ def unshown_metadata(
     return {ENTRY: json.dumps(unusual)} if unusual else {}
 
 
-def unshown_config(metadata: Mapping[str, str], part: str, source: str) -> dict[str, Any]:
+def config_overrides(metadata: Mapping[str, str], part: str, source: str) -> dict[str, Any]:
     """What a file's metadata says of a part ("unet", "vae", "text_encoder", "scheduler"); empty without the entry.
 
     Raises `UserError` for a damaged entry of the file called `source`.

@@ -45,23 +45,23 @@ class ModelFormat:
 
 
 def _write_ckpt(path: Path, model: SavedModel) -> None:
-    from library.models.layouts.config_metadata import unshown_metadata
+    from library.models.layouts.config_metadata import overrides_entry
     from library.models.layouts.ldm_writing import single_file_tensors
     from library.models.weights.weight_writing import write_pickle
 
     tensors = single_file_tensors(model.parts, is_v2=model.is_v2, dtype=model.dtype)
     contents = {"state_dict": tensors, "epoch": model.epoch, "global_step": model.global_step}
-    unshown = unshown_metadata(model.parts, model.scheduler, tensors, is_v2=model.is_v2)
+    unshown = overrides_entry(model.parts, model.scheduler, tensors, is_v2=model.is_v2)
     write_pickle(path, {**contents, "metadata": unshown} if unshown else contents)
 
 
 def _write_safetensors(path: Path, model: SavedModel) -> None:
-    from library.models.layouts.config_metadata import unshown_metadata
+    from library.models.layouts.config_metadata import overrides_entry
     from library.models.layouts.ldm_writing import single_file_tensors
     from library.models.weights.weight_writing import write_safetensors
 
     tensors = single_file_tensors(model.parts, is_v2=model.is_v2, dtype=model.dtype)
-    unshown = unshown_metadata(model.parts, model.scheduler, tensors, is_v2=model.is_v2)
+    unshown = overrides_entry(model.parts, model.scheduler, tensors, is_v2=model.is_v2)
     write_safetensors(path, tensors, {**model.metadata, **unshown})
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from library.cli.errors import UserError, raise_together
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
-from library.models.layouts.config_metadata import unshown_config
+from library.models.layouts.config_metadata import config_overrides
 from library.models.layouts.ldm_keys import Place, Section, rename_key, section_of
 from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
 from library.models.weights.checkpoint_files import WeightFile
@@ -44,13 +44,13 @@ def load_single_file(file: WeightFile) -> ModelParts:
         except UserError as error:
             errors.append(error)
     raise_together(errors)
-    return ModelParts(*parts, unread=_unread_v2(file, parts[-1]) if is_v2(file.tensors) else {})
+    return ModelParts(*parts, unused_tensors=_unread_v2(file, parts[-1]) if is_v2(file.tensors) else {})
 
 
 def _load_unet(file: WeightFile) -> nn.Module:
     section = section_of(file.tensors, ldm_unet.PREFIX, source=str(file.path), part=ldm_unet.PART)
     config = ldm_unet.infer_config(section, is_v2=is_v2(file.tensors))
-    config |= unshown_config(file.metadata, "unet", section.source)
+    config |= config_overrides(file.metadata, "unet", section.source)
     unet = empty_unet(config, section.source)
     modules = ldm_unet.module_names(config)
     return _fill(unet, section, {name: Place(rename_key(name, modules)) for name in unet.state_dict()})
@@ -60,7 +60,7 @@ def _load_vae(file: WeightFile) -> AutoencoderKL:
     section = section_of(
         file.tensors, ldm_vae.PREFIX, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY
     )
-    return load_vae(section, unshown_config(file.metadata, "vae", section.source))
+    return load_vae(section, config_overrides(file.metadata, "vae", section.source))
 
 
 def load_vae(section: Section, unshown: Mapping[str, Any] | None = None) -> AutoencoderKL:
@@ -81,7 +81,7 @@ def _load_text_encoder_v1(file: WeightFile) -> nn.Module:
     optional = ldm_text.PREFIX_V1 + ldm_text.OPTIONAL_LEVEL
     prefix = optional if any(key.startswith(optional) for key in file.tensors) else ldm_text.PREFIX_V1
     section = section_of(file.tensors, prefix, source=str(file.path), part=ldm_text.PART, ignored=ldm_text.NOT_USED_V1)
-    config = ldm_text.infer_config_v1(section) | unshown_config(file.metadata, "text_encoder", section.source)
+    config = ldm_text.infer_config_v1(section) | config_overrides(file.metadata, "text_encoder", section.source)
     encoder = empty_text_encoder(config, section.source)
     _fill(encoder.text_model, section, ldm_text.places_v1(encoder.text_model.state_dict()))
     return encoder
@@ -91,7 +91,7 @@ def _load_text_encoder_v2(file: WeightFile) -> nn.Module:
     section = section_of(
         file.tensors, ldm_text.PREFIX_V2, source=str(file.path), part=ldm_text.PART, ignored=ldm_text.NOT_USED_V2
     )
-    config = ldm_text.infer_config_v2(section) | unshown_config(file.metadata, "text_encoder", section.source)
+    config = ldm_text.infer_config_v2(section) | config_overrides(file.metadata, "text_encoder", section.source)
     unread = f"{ldm_text.BLOCKS}{config['num_hidden_layers']}."
     kept = renamed(section.tensors, {key: key for key in section.tensors if not key.startswith(unread)})
     encoder = empty_text_encoder(config, section.source)

@@ -85,7 +85,7 @@ def text_tensors_v2(parts: ModelParts, dtype: torch.dtype) -> dict[str, StoredTe
     device = next(iter(text.values())).device  # "meta" where only names and shapes are asked for
     tensors["text_projection"] = stored(torch.eye(width, device=device), dtype)
     tensors["logit_scale"] = stored(torch.tensor(1, device=device), dtype)
-    tensors.update({key: stored(tensor, dtype) for key, tensor in parts.unread.items()})
+    tensors.update({key: stored(tensor, dtype) for key, tensor in parts.unused_tensors.items()})
     return {ldm_text.PREFIX_V2 + key: tensor for key, tensor in tensors.items()}
 
 

@@ -24,7 +24,7 @@ class ModelParts:
     vae: AutoencoderKL
     text_encoder: TextEncoder
     # tensors that an SD 2.x file holds beside them and nothing uses, under their keys there without prefix
-    unread: Mapping[str, Tensor] = field(default_factory=dict)
+    unused_tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def empty_unet(config: Mapping[str, Any], source: str) -> UNet2DConditionModel:

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 
 from library.cli.errors import UserError
 from library.models.layouts import ldm_layout, ldm_vae
-from library.models.layouts.config_metadata import unshown_config
+from library.models.layouts.config_metadata import config_overrides
 from library.models.layouts.diffusers_folder import DiffusersFolder, load_part, vae_names
 from library.models.layouts.ldm_keys import section_of
 from library.models.weights.checkpoint_files import WeightFile, open_weights
@@ -54,7 +54,7 @@ def _is_vae_config(path: Path) -> bool:
 def _of_file(file: WeightFile) -> AutoencoderKL:
     section = partial(section_of, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY)
     if any(key.startswith(ldm_vae.PREFIX) for key in file.tensors):
-        unshown = unshown_config(file.metadata, "vae", str(file.path))
+        unshown = config_overrides(file.metadata, "vae", str(file.path))
         return ldm_layout.load_vae(section(file.tensors, ldm_vae.PREFIX), unshown)
     if any(key.startswith(DIFFUSERS_VAE_MARK) for key in file.tensors):
         return ldm_layout.load_diffusers_vae(section(renamed(file.tensors, vae_names(file.tensors)), ""))

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from library.cli.errors import UserError
-from library.diffusion.schedule import rescale_to_zero_terminal_snr
-from library.models.layouts.config_metadata import unshown_config
+from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
+from library.models.layouts.config_metadata import config_overrides
 from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.options import ModelOptions
 from library.models.weights.checkpoint_files import WeightFile
@@ -26,7 +26,7 @@ _WIDTH_SD2 = 1024
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class DetectedModel:
     """What a model shows. `prediction_type` is None where it says nothing of it."""
 
     source: str
@@ -35,7 +35,7 @@ class ModelFacts:
     scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
-def facts_of_folder(folder: DiffusersFolder) -> ModelFacts:
+def detect_folder(folder: DiffusersFolder) -> DetectedModel:
     """What the configurations in a Diffusers folder say. Raises `UserError`."""
     text = folder.read_json("text_encoder/config.json")
     unet = folder.read_json("unet/config.json")
@@ -51,25 +51,25 @@ def facts_of_folder(folder: DiffusersFolder) -> ModelFacts:
         raise UserError(
             f"{folder.path / _SCHEDULER_CONFIG}: prediction_type is {shown!r}", "known are epsilon and v_prediction"
         )
-    return ModelFacts(str(folder.path), is_v2, _PREDICTION_NAMES.get(shown), scheduler)
+    return DetectedModel(str(folder.path), is_v2, _PREDICTION_NAMES.get(shown), scheduler)
 
 
-def facts_of_file(file: WeightFile) -> ModelFacts:
+def detect_file(file: WeightFile) -> DetectedModel:
     """What the keys and the metadata of a single file say."""
     shown = V_PREDICTION if "v_pred" in file.tensors else None
-    scheduler = unshown_config(file.metadata, "scheduler", str(file.path))
+    scheduler = config_overrides(file.metadata, "scheduler", str(file.path))
     for told in (scheduler.get("prediction_type"), file.metadata.get("modelspec.prediction_type")):
         shown = _PREDICTION_NAMES.get(str(told), shown)
-    return ModelFacts(str(file.path), is_v2(file.tensors), shown, scheduler)
+    return DetectedModel(str(file.path), is_v2(file.tensors), shown, scheduler)
 
 
-def check_flags(facts: ModelFacts, options: ModelOptions) -> None:
+def check_flags(facts: DetectedModel, options: ModelOptions) -> None:
     """Raises `UserError` for --v2 where the model shows that it is Stable Diffusion 1.x."""
     if options.v2 and not facts.is_v2:
         raise UserError(f"--v2 was given, but {facts.source} is Stable Diffusion 1.x", "leave out --v2")
 
 
-def choose_prediction_type(facts: ModelFacts, options: ModelOptions) -> str:
+def choose_prediction_type(facts: DetectedModel, options: ModelOptions) -> str:
     """What the model is taken to predict, from here to what is saved; logs where that could surprise.
 
     v where the flag or the model says so, else noise. (A model that predicts noise can be trained to predict v.)

@@ -9,10 +9,10 @@ import torch
 
 from library.cli.errors import UserError
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
-from library.models.layouts.config_metadata import unshown_config
+from library.models.layouts.config_metadata import config_overrides
 from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.layouts.ldm_keys import section_of
-from library.models.stable_diffusion.detection import V_PREDICTION, ModelFacts, facts_of_file, facts_of_folder
+from library.models.stable_diffusion.detection import V_PREDICTION, DetectedModel, detect_file, detect_folder
 from library.models.weights.checkpoint_files import WeightFile, open_shapes
 from library.models.weights.inspection import Inspection, PartContents, count_tensors
 from library.models.weights.modelspec import kept_entries
@@ -37,7 +37,7 @@ def inspect(source: DiffusersFolder | WeightFile) -> Inspection:
 
 
 def _inspect_file(file: WeightFile) -> Inspection:
-    facts = facts_of_file(file)
+    facts = detect_file(file)
     left = dict.fromkeys(file.tensors)
     parts = []
     for part, prefix in _SINGLE_FILE_PARTS:
@@ -60,7 +60,7 @@ def _dimensions_in_file(part: str, file: WeightFile, is_v2: bool) -> str:
     if part not in _DIMENSIONS:
         return ""
     try:
-        config = _INFER[part](file, is_v2) | unshown_config(file.metadata, part, str(file.path))
+        config = _INFER[part](file, is_v2) | config_overrides(file.metadata, part, str(file.path))
     except UserError as error:
         return f"not whole: {error.message}"
     return _DIMENSIONS[part](config)
@@ -101,10 +101,10 @@ def _inspect_folder(folder: DiffusersFolder) -> Inspection:
         metadata = {**kept_entries(file.metadata), **metadata}
         dimensions = _DIMENSIONS[part](folder.read_json(f"{part}/config.json"))
         parts.append(_count(title, file.tensors, list(file.tensors), dimensions))
-    return _inspection(facts_of_folder(folder), tuple(parts), metadata)
+    return _inspection(detect_folder(folder), tuple(parts), metadata)
 
 
-def _inspection(facts: ModelFacts, parts: tuple[PartContents, ...], metadata: Mapping[str, str]) -> Inspection:
+def _inspection(facts: DetectedModel, parts: tuple[PartContents, ...], metadata: Mapping[str, str]) -> Inspection:
     prediction = {V_PREDICTION: "v", None: "noise or v: the file does not say"}.get(facts.prediction_type, "noise")
     kind = f"Stable Diffusion {'2.x' if facts.is_v2 else '1.x'}"
     return Inspection(facts.source, kind, parts, metadata, prediction)

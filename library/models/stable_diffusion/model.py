@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from library.cli.errors import UserError
-from library.diffusion.schedule import rescale_to_zero_terminal_snr
+from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
 from library.models.compute import set_attention, store_in_float8
 from library.models.family import AdapterRoots, Conditioning
 from library.models.layouts import ldm_layout
@@ -25,15 +25,15 @@ from library.models.layouts.vae_loading import load_vae
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.stable_diffusion.detection import (
     V_PREDICTION,
-    ModelFacts,
+    DetectedModel,
     check_flags,
     choose_prediction_type,
-    facts_of_file,
-    facts_of_folder,
+    detect_file,
+    detect_folder,
     make_alphas_cumprod,
 )
 from library.models.stable_diffusion.layer_conditioning import LayerConditioning, cross_attention_layers
-from library.models.text.token_embedding import NewWord
+from library.models.text.token_embedding import TokenEmbedding
 from library.models.text.tokenizer import PromptTokenizer, PromptTokens, load_tokenizer
 from library.models.weights.checkpoint_files import WeightFile
 from library.models.weights.model_kinds import is_stable_diffusion_folder, is_v1, is_v2
@@ -73,7 +73,7 @@ class StableDiffusion:
         self,
         parts: ModelParts,
         tokenizer: PromptTokenizer,
-        facts: ModelFacts,
+        facts: DetectedModel,
         prediction_type: str,
         prompt_options: PromptOptions,
     ):
@@ -88,7 +88,7 @@ class StableDiffusion:
         self.tokenizer = tokenizer
         self._prompt_options = prompt_options
         self._scheduler = {**facts.scheduler, "prediction_type": prediction_type}
-        self._unread = parts.unread
+        self._unused_tensors = parts.unused_tensors
         self.latent_channels: int = parts.vae.config.latent_channels
         self.vae_scale: int = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         self._scaling_factor: float = parts.vae.config.scaling_factor
@@ -97,7 +97,7 @@ class StableDiffusion:
         self._vae_in_float32: AutoencoderKL | None = None  # made when the VAE's own precision turns out too low
         self._unet_dtype = torch.float32
         self._kept: dict[str, nn.Module] = {}
-        self._word: NewWord | None = None
+        self._word: TokenEmbedding | None = None
         self._layer_conditioning: LayerConditioning | None = None  # where layers are told different things
 
     def alphas_cumprod(self) -> torch.Tensor:
@@ -113,13 +113,13 @@ class StableDiffusion:
         """The U-Net and the text encoder."""
         return AdapterRoots(self.unet, self.text_encoders)
 
-    def keep_for_saving(self, parts: Collection[str]) -> None:
+    def snapshot_frozen(self, parts: Collection[str]) -> None:
         """Keeps copies of parts ("text_encoder", "vae") as they are now, on the CPU; `save` writes those."""
         (encoder,) = self.text_encoders
         modules = {"text_encoder": encoder, "vae": self.vae}
         self._kept = {name: nn.Module.to(copy.deepcopy(modules[name]), "cpu") for name in parts}
 
-    def place(self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype) -> None:
+    def to_device(self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype) -> None:
         """Moves all parts to a device, each in its data type."""
         # Diffusers' own `to` warns of parts to be kept in float32 even where there are none
         nn.Module.to(self.unet, device, unet)
@@ -128,7 +128,7 @@ class StableDiffusion:
             encoder.to(device, text_encoder)
         nn.Module.to(self.vae, device, vae)
 
-    def save_memory(self, options: MemoryOptions, device: torch.device) -> None:
+    def apply_memory_options(self, options: MemoryOptions, device: torch.device) -> None:
         """Attention, slices of the VAE and 8-bit weights as the options say; after `place` and before adapters."""
         set_attention((self.unet, self.vae), options, device)
         if options.vae_slicing:
@@ -140,7 +140,7 @@ class StableDiffusion:
         """Compiles the U-Net, with whatever is attached to it."""
         self.unet.compile(backend=backend)
 
-    def set_vae_aside(self) -> None:
+    def offload_vae(self) -> None:
         """Moves the VAE to the CPU; decoding brings it back for as long as it takes."""
         nn.Module.to(self.vae, "cpu")
 
@@ -190,7 +190,7 @@ class StableDiffusion:
         """Names of the U-Net's layers that see the text, in the order in which they are computed; usually 16."""
         return tuple(cross_attention_layers(self.unet))
 
-    def unread_layers(self) -> tuple[nn.Module, ...]:
+    def layers_after_clip_skip(self) -> tuple[nn.Module, ...]:
         """Layers of the text encoder behind the one that `--clip_skip` takes."""
         (encoder,) = self.text_encoders
         layers = encoder.text_model.encoder.layers
@@ -202,7 +202,7 @@ class StableDiffusion:
         table = encoder.token_embedding.weight.detach()
         return (table if text is None else table[self.tokenizer.token_ids(text)]).float()
 
-    def add_word(self, word: NewWord) -> None:
+    def add_token(self, word: TokenEmbedding) -> None:
         """From now on prompts are read with this word in them. Raises `UserError` if it is in the vocabulary."""
         (encoder,) = self.text_encoders
         if self.tokenizer.knows(word.text):
@@ -300,7 +300,7 @@ class StableDiffusion:
         """
         (encoder,) = self.text_encoders
         kept = self._kept
-        parts = ModelParts(self.unet, kept.get("vae", self.vae), kept.get("text_encoder", encoder), self._unread)
+        parts = ModelParts(self.unet, kept.get("vae", self.vae), kept.get("text_encoder", encoder), self._unused_tensors)
         model = SavedModel(
             parts, self.tokenizer, self.is_v2, self._scheduler, dtype, metadata, epoch=epoch, global_step=global_step
         )
@@ -340,7 +340,7 @@ def load(
     Raises `UserError` for flags that contradict the model, and for files that are incomplete or do not fit together.
     """
     is_file = isinstance(source, WeightFile)
-    facts = facts_of_file(source) if is_file else facts_of_folder(source)
+    facts = detect_file(source) if is_file else detect_folder(source)
     check_flags(facts, options)
     prediction_type = choose_prediction_type(facts, options)
     with device:
@@ -365,7 +365,7 @@ def load(
     return family
 
 
-def _check_clip_skip(parts: ModelParts, facts: ModelFacts, options: PromptOptions) -> None:
+def _check_clip_skip(parts: ModelParts, facts: DetectedModel, options: PromptOptions) -> None:
     num_layers = parts.text_encoder.config.num_hidden_layers
     if options.clip_skip is not None and options.clip_skip > num_layers:
         raise UserError(

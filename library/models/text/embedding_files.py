@@ -37,14 +37,14 @@ _SDXL_KEYS = {"clip_l", "clip_g"}
 
 
 @dataclass(frozen=True)
-class WordVectors:
+class EmbeddingVectors:
     """The vectors of a word: (layers, vectors, width) float32."""
 
     vectors: torch.Tensor
     layers: tuple[str, ...] = ()  # names of the layers; none where all are told the same
 
 
-def read_word(path: Path) -> WordVectors:
+def read_word(path: Path) -> EmbeddingVectors:
     """The one word that a file holds.
 
     Raises `UserError` for a file that is damaged, holds several words, or none.
@@ -63,7 +63,7 @@ def read_word(path: Path) -> WordVectors:
     vectors = [_checked(path, name, tensors[name]) for name in layers or tensors]
     if len({each.shape for each in vectors}) > 1:
         raise UserError(f"{path}: its layers have different numbers of vectors", "make or copy it again")
-    return WordVectors(torch.stack(vectors), layers)
+    return EmbeddingVectors(torch.stack(vectors), layers)
 
 
 def _checked(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -100,7 +100,7 @@ def _from_png(path: Path) -> dict[str, torch.Tensor]:
 
 
 def write_word(
-    path: Path, word: WordVectors, *, name: str, dtype: torch.dtype, metadata: Mapping[str, str], step: int = 0
+    path: Path, word: EmbeddingVectors, *, name: str, dtype: torch.dtype, metadata: Mapping[str, str], step: int = 0
 ) -> None:
     """Writes the file; its ending says in which form. Raises `OSError` when it cannot be written.
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 
-class NewWord(nn.Module):
+class TokenEmbedding(nn.Module):
     """The vectors of a word, the only weights that learn."""
 
     def __init__(self, text: str, vectors: torch.Tensor):

@@ -72,7 +72,7 @@ class HubRepository:
         """Where a file or folder of the run is in the repository."""
         return f"{self._folder}/{path.name}" if self._folder else path.name
 
-    def prepare(self, waits: Sequence[float] = WAITS) -> None:
+    def check_access(self, waits: Sequence[float] = WAITS) -> None:
         """Creates the repository if need be, and sees that it can be written to. Raises `UserError`."""
         if hub_token(self._token) is None:
             raise UserError(f"--huggingface_repo_id {self.repo_id}: no access token", hint=_LOG_IN)
@@ -210,7 +210,7 @@ def reason_of(error: Exception, token: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class HubPlace:
+class HubPath:
     """A folder in a repository of the Hub."""
 
     repo_id: str
@@ -222,7 +222,7 @@ class HubPlace:
         return f"{self.path} in {_PREFIXES[self.repo_type]}{self.repo_id} at {self.revision}"
 
 
-def read_place(text: str) -> HubPlace:
+def read_place(text: str) -> HubPath:
     """`owner/name/path`, `owner/name/path:revision` or `owner/name/path:revision:kind`. Raises `UserError`."""
     where, _, rest = text.partition(":")
     revision, _, repo_type = rest.partition(":")
@@ -231,7 +231,7 @@ def read_place(text: str) -> HubPlace:
         raise UserError(
             f"--resume {text} is no place on the Hub, which --resume_from_huggingface says it is", hint=_FORM
         )
-    return HubPlace(match[1], match[2], revision or "main", repo_type or "model")
+    return HubPath(match[1], match[2], revision or "main", repo_type or "model")
 
 
 def read_hub_state(text: str, token: str | None) -> FoundState:
@@ -252,7 +252,7 @@ def read_hub_state(text: str, token: str | None) -> FoundState:
         raise UserError(f"--resume {place}: {error.message}", hint="choose another state or revision") from None
 
 
-def _download(place: HubPlace, token: str | None) -> Path:
+def _download(place: HubPath, token: str | None) -> Path:
     """The state's files in the cache of the Hub's library, which locks what several processes download."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -274,7 +274,7 @@ def _download(place: HubPlace, token: str | None) -> Path:
     return found
 
 
-def _fetch(place: HubPlace, token: str | None) -> Path:
+def _fetch(place: HubPath, token: str | None) -> Path:
     """The folder of the repository at its newest commit; at the last one known where the Hub does not answer."""
     from huggingface_hub import snapshot_download
 
@@ -293,7 +293,7 @@ def _fetch(place: HubPlace, token: str | None) -> Path:
     return Path(retried(download, WAITS[:1], waiting, token))
 
 
-def _not_found(place: HubPlace, error: Exception, token: str | None) -> UserError:
+def _not_found(place: HubPath, error: Exception, token: str | None) -> UserError:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, RevisionNotFoundError):

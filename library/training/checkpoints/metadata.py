@@ -32,7 +32,7 @@ from library.training.optimization.lr_schedules import schedule_name, warmup_ste
 from library.training.optimization.optimizers import optimizer_label
 from library.training.optimization.options import AverageOptions, OptimizerOptions
 from library.training.options import TrainingOptions
-from library.training.train_plan import Position, TrainPlan
+from library.training.step_plan import Position, StepPlan
 
 # what image programs need to load a file; all that is left with --no_metadata
 MINIMUM = (
@@ -54,7 +54,7 @@ class Metadata:
         data: TrainingData,
         family: ModelFamily,
         method: TrainingMethod,
-        plan: TrainPlan,
+        plan: StepPlan,
         optimizer: torch.optim.Optimizer,
     ):
         self._options, self._data, self._family, self._method = options, data, family, method
@@ -121,7 +121,7 @@ def _name_and_hashes(given: str | None, what: str, has_hashes: bool) -> dict[str
     return {f"ss_{what}_name": name, **hashes}
 
 
-def _option_entries(options: Options, plan: TrainPlan, optimizer: torch.optim.Optimizer) -> dict[str, str]:
+def _option_entries(options: Options, plan: StepPlan, optimizer: torch.optim.Optimizer) -> dict[str, str]:
     training, rates = options[TrainingOptions], options[OptimizerOptions]
     output, caching = options[OutputOptions], options[CachingOptions]
     memory, prompts = options[MemoryOptions], options[PromptOptions]
@@ -178,7 +178,7 @@ def _timestep_range(noise: NoiseOptions, family: ModelFamily) -> tuple[int, int]
     return None if len(trained) == num_timesteps else (trained[0], trained[-1])
 
 
-def _plan_entries(data: TrainingData, plan: TrainPlan) -> dict[str, str]:
+def _plan_entries(data: TrainingData, plan: StepPlan) -> dict[str, str]:
     return _texts(
         {
             "ss_num_train_images": data.num_train_images,

@@ -18,7 +18,7 @@ from library.training.checkpoints.states import StateHeader, check_files, read_s
 from library.training.optimization.lr_schedules import schedule_kind
 from library.training.optimization.optimizers import optimizer_class_path
 from library.training.optimization.options import OptimizerOptions
-from library.training.train_plan import Position
+from library.training.step_plan import Position
 
 logger = logging.getLogger(__name__)
 

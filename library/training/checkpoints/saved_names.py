@@ -68,7 +68,7 @@ class Retention:
     last_epochs: int | None = None  # in epochs' saves
     last_steps: int | None = None  # in steps
 
-    def lets_go(self, saved: Saved, when: str, number: int, every: int) -> bool:
+    def expires(self, saved: Saved, when: str, number: int, every: int) -> bool:
         """Whether an earlier save is let go when the one of epoch or step `number` is there, and saves are `every`."""
         if saved.when != when:
             return False

@@ -16,7 +16,7 @@ from library.training.checkpoints.saved_names import STATE_ENDING, Retention, fi
 from library.training.checkpoints.uploads import Uploads
 from library.training.devices import DTYPES
 from library.training.method import TrainingMethod
-from library.training.train_plan import Position
+from library.training.step_plan import Position
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Saver:
         self._failures: list[str] = []
         self._uploads = uploads
         self._to_upload: list[Path] = []
-        self._leaving: list[Path] = []  # too old, and not uploaded yet
+        self._pending_removal: list[Path] = []  # too old, and not uploaded yet
 
     def remove_unfinished(self) -> None:
         """Removes what a kill in the middle of a save has left in the folder."""
@@ -71,7 +71,7 @@ class Saver:
     def state_folder(self, suffix: str) -> Path:
         return self._folder / f"{file_stem(self._options.output_name, suffix)}{STATE_ENDING}"
 
-    def let_go(self, when: str, number: int, *, states: bool) -> None:
+    def prune(self, when: str, number: int, *, states: bool) -> None:
         """Removes the saves, or the states, that are too old now that the one of epoch or step `number` is there."""
         options = self._options
         retention = Retention(options.save_last_n_epochs, options.save_last_n_steps)
@@ -81,11 +81,11 @@ class Saver:
                 options.save_last_n_steps_state or retention.last_steps,
             )
         for saved in saved_under(self._folder, options.output_name):
-            if saved.is_state == states and retention.lets_go(saved, when, number, self._every[when]):
+            if saved.is_state == states and retention.expires(saved, when, number, self._every[when]):
                 if self._uploads is None or self._uploads.is_done_with(saved.path):
                     self._remove(saved.path)
                 else:
-                    self._leaving.append(saved.path)
+                    self._pending_removal.append(saved.path)
 
     def _remove(self, path: Path) -> None:
         try:
@@ -105,7 +105,7 @@ class Saver:
         """Waits for uploads, says what is not on the Hub, and removes what only they have kept."""
         if self._uploads is not None:
             self._uploads.finish()
-        for path in self._leaving:
+        for path in self._pending_removal:
             if path.exists():
                 self._remove(path)
 

@@ -27,7 +27,7 @@ from library.cli.pickle_errors import DAMAGED_PICKLE_ERRORS
 if TYPE_CHECKING:
     import torch
 
-    from library.training.train_plan import Position
+    from library.training.step_plan import Position
 
 FORMAT = 2
 HEADER, WEIGHTS, TRAINING = "state.json", "weights.safetensors", "training.pt"
@@ -36,7 +36,7 @@ _PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", 
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RunIdentity:
     """What a state belongs to: the same in all states of a run."""
 
     seed: int
@@ -139,7 +139,7 @@ def check_files(folder: str | Path, header: StateHeader) -> None:
 
 
 def write_state(
-    folder: Path, position: Position, facts: RunFacts, weights: dict[str, torch.Tensor], training: dict[str, Any]
+    folder: Path, position: Position, facts: RunIdentity, weights: dict[str, torch.Tensor], training: dict[str, Any]
 ) -> None:
     """Writes a state under a temporary name and renames it whole; an older one of the same name is replaced.
 

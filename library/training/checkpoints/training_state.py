@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from library.cli.errors import UserError
-from library.training.distributed.learner import Learner
-from library.training.optimization.ema import WeightAverage
+from library.training.distributed.strategy import ParallelStrategy
+from library.training.optimization.ema import WeightEMA
 
 logger = logging.getLogger(__name__)
 
@@ -20,28 +20,28 @@ logger = logging.getLogger(__name__)
 class StatefulParts:
     """The parts of a run that change as it goes, beside what learns and the losses."""
 
-    learner: Learner
+    strategy: ParallelStrategy
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler | None
-    average: WeightAverage | None
+    average: WeightEMA | None
 
     def state(self) -> dict[str, Any]:
         """For the first process; all call it together, as what lies in parts is gathered."""
         return {
-            "optimizer": self.learner.optimizer_state(),
+            "optimizer": self.strategy.optimizer_state(),
             "lr_schedule": self.lr_schedule.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "average": None if self.average is None else self._average_state(self.average),
         }
 
-    def _average_state(self, average: WeightAverage) -> dict[str, Any]:
+    def _average_state(self, average: WeightEMA) -> dict[str, Any]:
         state = average.state()
-        return {**state, "averages": self.learner.whole(state["averages"])}
+        return {**state, "averages": self.strategy.gather(state["averages"])}
 
     def load(self, state: Mapping[str, Any], folder: str) -> None:
         """Takes up a `state`. Raises `UserError` for that of other parts of the model; `folder`: where it is from."""
         try:
-            self.learner.load_optimizer_state(state["optimizer"])
+            self.strategy.load_optimizer_state(state["optimizer"])
         except (ValueError, KeyError) as error:
             raise UserError(
                 f"--resume {folder}: the optimizer's state is of other parts of the model: {error}",
@@ -54,7 +54,7 @@ class StatefulParts:
 
     def _load_average(self, state: Mapping[str, Any] | None) -> None:
         if self.average is not None and state is not None:
-            self.average.load({**state, "averages": self.learner.shares_of(state["averages"])})
+            self.average.load({**state, "averages": self.strategy.shard(state["averages"])})
         elif self.average is not None:
             logger.warning("--ema: the state has no moving average; one begins here")
         elif state is not None:

@@ -97,7 +97,7 @@ def make_uploads(options: HubOptions, num_processes: int) -> Uploads | None:
     if options.huggingface_repo_id is None:
         return None
     repository = HubRepository(options)
-    repository.prepare()
+    repository.check_access()
     return Uploads(
         repository,
         in_background=options.async_upload or num_processes > 1,

@@ -19,7 +19,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from library.cli.errors import UserError, listed
-from library.training.distributed.learner import (
+from library.training.distributed.plans import FSDPConfig
+from library.training.distributed.strategy import (
     MakeOptimizer,
     Root,
     all_params,
@@ -28,21 +29,20 @@ from library.training.distributed.learner import (
     map_state,
     swapped_weights,
 )
-from library.training.distributed.plans import FsdpPlan
 from library.training.method import ParamGroup
 from library.training.optimization.optimizer_state import load_exactly
 
 T = TypeVar("T")
 
 
-class FsdpLearner:
-    """A `Learner` of `learner.py`; what the optimizer steps for are `DTensor` parameters."""
+class FSDP:
+    """A `ParallelStrategy` of `learner.py`; what the optimizer steps for are `DTensor` parameters."""
 
     shares_weights = True
 
     def __init__(
         self,
-        plan: FsdpPlan,
+        plan: FSDPConfig,
         accelerator: Accelerator,
         modules: Sequence[nn.Module],
         groups: Sequence[ParamGroup],
@@ -65,7 +65,7 @@ class FsdpLearner:
         self._params = all_params(self.groups)
         self.optimizer = make_optimizer(self.groups)
 
-    def _shard(self, plan: FsdpPlan) -> None:
+    def _shard(self, plan: FSDPConfig) -> None:
         policy = OffloadPolicy()
         if plan.offloads:
             policy = CPUOffloadPolicy(pin_memory=self._accelerator.device.type != "cpu")
@@ -90,7 +90,7 @@ class FsdpLearner:
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         (loss * self._accelerator.num_processes).backward()  # the gradients' mean is taken
 
-    def finish_gradients(self, max_norm: float) -> torch.Tensor:
+    def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
         parts = [param.grad.to_local() for param in self._params if param.grad is not None]
         squares = torch.nn.utils.get_total_norm(parts).to(self._accelerator.device, torch.float32) ** 2
         if self._accelerator.num_processes > 1:
@@ -104,16 +104,16 @@ class FsdpLearner:
     def step(self) -> None:
         self.optimizer.step()
 
-    def leave_out(self) -> None:
+    def skip_step(self) -> None:
         pass
 
-    def clear_gradients(self) -> None:
+    def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
     def are_weights_finite(self) -> bool:
         return are_all_finite([param.to_local() for param in self._params], self._accelerator)
 
-    def whole_weights(self) -> AbstractContextManager[None]:
+    def gathered_weights(self) -> AbstractContextManager[None]:
         return swapped_weights(self._modules, self._whole_one, is_reader=self._accelerator.is_main_process)
 
     def _whole_one(self, value: torch.Tensor) -> torch.Tensor:
@@ -126,7 +126,7 @@ class FsdpLearner:
         )
         return on_device.full_tensor()
 
-    def whole(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def gather(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         gathered = []
         for value in values:
             whole = self._whole_one(value)
@@ -134,7 +134,7 @@ class FsdpLearner:
                 gathered.append(whole.cpu())
         return gathered
 
-    def shares_of(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def shard(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return [self._share_of(index, value) for index, value in enumerate(values[: len(self._params)])]
 
     def _share_of(self, index: int, value: torch.Tensor) -> torch.Tensor:
@@ -163,7 +163,7 @@ def _places(modules: Sequence[nn.Module]) -> Iterator[tuple[tuple[nn.Module, str
             yield (root, name), param
 
 
-def _units(plan: FsdpPlan, modules: Sequence[nn.Module]) -> list[nn.Module]:
+def _units(plan: FSDPConfig, modules: Sequence[nn.Module]) -> list[nn.Module]:
     """The modules that are gathered and freed by themselves, inner ones first."""
     inside = [each for root in modules for each in reversed(list(root.modules()))]
     if plan.units == "size":

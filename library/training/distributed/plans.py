@@ -45,7 +45,7 @@ OPTIMIZERS = ("AdamW", "Adam", "NAdam", "RAdam", "Adamax", "RMSprop", "SGD", "SG
 
 
 @dataclass(frozen=True)
-class ZeroPlan:
+class ZeroConfig:
     """ZeRO, by DeepSpeed ("ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", 1910.02054).
 
     Stage 1 shares out the optimizer's state, 2 the gradients too, 3 the weights too.
@@ -63,7 +63,7 @@ class ZeroPlan:
 
 
 @dataclass(frozen=True)
-class FsdpPlan:
+class FSDPConfig:
     """Fully sharded data parallelism, by PyTorch's `fully_shard` (FSDP2): weights, gradients, optimizer's state."""
 
     frees_after_forward: bool = True  # and gathers again for the backward pass
@@ -75,10 +75,10 @@ class FsdpPlan:
     shares_weights = True
 
 
-ShardingPlan = ZeroPlan | FsdpPlan
+ShardingConfig = ZeroConfig | FSDPConfig
 
 
-def sharding_plan(options: ProcessOptions, environment: Mapping[str, str]) -> ShardingPlan | None:
+def sharding_config(options: ProcessOptions, environment: Mapping[str, str]) -> ShardingConfig | None:
     """What is asked for; None for processes that hold all of it. Raises `UserError` for what cannot be had."""
     for variable, name in _UNFIT.items():
         if _is_on(environment, variable):
@@ -117,7 +117,7 @@ def without_effect(options: ProcessOptions, environment: Mapping[str, str], trai
 
 
 def sharding_problems(
-    plan: ShardingPlan, training: TrainingOptions, optimizer: OptimizerOptions, average: AverageOptions, compiles: bool
+    plan: ShardingConfig, training: TrainingOptions, optimizer: OptimizerOptions, average: AverageOptions, compiles: bool
 ) -> Iterator[UserError]:
     """What of the other options does not go with what learns lying in parts. `compiles`: `--torch_compile`."""
     name = optimizer.optimizer
@@ -128,7 +128,7 @@ def sharding_problems(
         )
     if training.mixed_precision == "fp16":
         yield UserError(f"{plan.flag} with --mixed_precision fp16", hint="give --mixed_precision bf16, or no")
-    if isinstance(plan, ZeroPlan) and training.full_bf16:
+    if isinstance(plan, ZeroConfig) and training.full_bf16:
         yield UserError(
             f"{plan.flag} with --full_bf16: weights are kept in float32 here",
             hint="leave it out, and give --mixed_precision bf16; or use FSDP",
@@ -139,14 +139,14 @@ def sharding_problems(
         )
     if compiles:
         yield UserError(f"{plan.flag} with --torch_compile", hint="leave it out")
-    if average.ema and isinstance(plan, ZeroPlan) and plan.stage == 3:
+    if average.ema and isinstance(plan, ZeroConfig) and plan.stage == 3:
         yield UserError(
             "--deepspeed --zero_stage 3 with --ema: the average would be of what is not there",
             hint="use --zero_stage 2, or FSDP",
         )
 
 
-def _zero_plan(options: ProcessOptions, environment: Mapping[str, str]) -> ShardingPlan | None:
+def _zero_plan(options: ProcessOptions, environment: Mapping[str, str]) -> ShardingConfig | None:
     config = _deepspeed_file(environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"))
 
     def chosen(name: str, variable: str, *keys: str) -> Any:
@@ -164,7 +164,7 @@ def _zero_plan(options: ProcessOptions, environment: Mapping[str, str]) -> Shard
     }
     stage = 2 if stage is None else _number(stage)
     more = {key: value for key, value in config.items() if key not in ("stage", *places) and value != "auto"}
-    plan = ZeroPlan(stage, places["offload_optimizer"] == "cpu", places["offload_param"] == "cpu", more)
+    plan = ZeroConfig(stage, places["offload_optimizer"] == "cpu", places["offload_param"] == "cpu", more)
     raise_together([*_zero_problems(stage, places, options)])
     if stage == 0:
         return None
@@ -236,7 +236,7 @@ def _deepspeed_file(path: str | None) -> dict[str, Any]:
     return section
 
 
-def _fsdp_plan(environment: Mapping[str, str]) -> FsdpPlan | None:
+def _fsdp_plan(environment: Mapping[str, str]) -> FSDPConfig | None:
     frees = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").upper()
     strategy = environment.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD").upper()
     if environment.get("FSDP_VERSION", "1") == "1":
@@ -257,7 +257,7 @@ def _fsdp_plan(environment: Mapping[str, str]) -> FsdpPlan | None:
             hint="choose TRANSFORMER_BASED_WRAP, SIZE_BASED_WRAP or NO_WRAP",
         )
     classes = environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
-    return FsdpPlan(
+    return FSDPConfig(
         frees_after_forward=frees.lower() in _TRUE,
         offloads=_is_on(environment, "FSDP_OFFLOAD_PARAMS"),
         units=units,

@@ -21,7 +21,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from library.training.distributed.learner import (
+from library.training.distributed.plans import ZeroConfig
+from library.training.distributed.strategy import (
     MakeOptimizer,
     Root,
     all_params,
@@ -30,7 +31,6 @@ from library.training.distributed.learner import (
     map_state,
     swapped_weights,
 )
-from library.training.distributed.plans import ZeroPlan
 from library.training.method import ParamGroup
 
 T = TypeVar("T")
@@ -45,12 +45,12 @@ _SIZES = {
 }
 
 
-class ZeroLearner:
-    """A `Learner` of `learner.py`; the optimizer steps for flat parts of many parameters."""
+class DeepSpeedZero:
+    """A `ParallelStrategy` of `learner.py`; the optimizer steps for flat parts of many parameters."""
 
     def __init__(
         self,
-        plan: ZeroPlan,
+        plan: ZeroConfig,
         accelerator: Accelerator,
         modules: Sequence[nn.Module],
         groups: Sequence[ParamGroup],
@@ -84,7 +84,7 @@ class ZeroLearner:
         poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
         self._engine.backward(loss * (self._accelerator.num_processes * poison), scale_wrt_gas=False)
 
-    def finish_gradients(self, max_norm: float) -> torch.Tensor:
+    def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
         assert max_norm == self._max_norm, "the engine was made for it"
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if self._engine.was_step_applied() else math.inf
@@ -93,25 +93,25 @@ class ZeroLearner:
     def step(self) -> None:
         pass
 
-    def leave_out(self) -> None:
+    def skip_step(self) -> None:
         pass
 
-    def clear_gradients(self) -> None:
+    def zero_grad(self) -> None:
         pass
 
     def are_weights_finite(self) -> bool:
         return are_all_finite(self._parts.flat, self._accelerator)
 
-    def whole_weights(self) -> AbstractContextManager[None]:
+    def gathered_weights(self) -> AbstractContextManager[None]:
         if not self.shares_weights:
             return contextlib.nullcontext()
         is_reader = self._accelerator.is_main_process
         return swapped_weights(self._modules, _whole_weight, is_reader=is_reader)
 
-    def whole(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def gather(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return list(values)
 
-    def shares_of(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def shard(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return list(values)
 
     def optimizer_state(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def _whole_weight(param: nn.Parameter) -> torch.Tensor:
         return param.detach().clone()
 
 
-def _config(plan: ZeroPlan, accumulation: int, max_norm: float, device: torch.device) -> dict[str, Any]:
+def _config(plan: ZeroConfig, accumulation: int, max_norm: float, device: torch.device) -> dict[str, Any]:
     pins = device.type != "cpu"
     places = {"offload_optimizer": plan.offloads_optimizer, "offload_param": plan.offloads_params}
     offloads = {name: {"device": "cpu", "pin_memory": pins} for name, is_asked in places.items() if is_asked}

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from library.training.optimization.ema import WeightAverage
-from library.training.optimization.optimizer_state import evaluation_weights
+from library.training.optimization.ema import WeightEMA
+from library.training.optimization.optimizer_state import schedulefree_eval
 
 
 @contextlib.contextmanager
@@ -26,8 +26,8 @@ def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def shown_weights(optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> Iterator[None]:
+def ema_scope(optimizer: torch.optim.Optimizer, average: WeightEMA | None) -> Iterator[None]:
     """Within it the parameters are those to sample from, to validate and to save; afterwards what they were."""
-    weights = evaluation_weights(optimizer) if average is None else average.in_place()
+    weights = schedulefree_eval(optimizer) if average is None else average.swapped_in()
     with weights:
         yield

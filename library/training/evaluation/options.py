@@ -30,7 +30,7 @@ class ValidationOptions:
         return self.validate_every_n_epochs or (None if self.validate_every_n_steps else 1)
 
     @property
-    def is_asked_for(self) -> bool:
+    def is_enabled(self) -> bool:
         return bool(self.validate_every_n_steps or self.validate_every_n_epochs or self.max_validation_steps)
 
 

@@ -47,7 +47,7 @@ class Validator:
         """data: of the held-out pictures, which `loader` loads. modules: what has an evaluation mode."""
         self._objective = objective
         self._loader = loader
-        self._micro_batches = data.plan(VALIDATION_SEED, 0)[:max_batches]
+        self._micro_batches = data.batches_of_epoch(VALIDATION_SEED, 0)[:max_batches]
         self._accelerator = accelerator
         self._modules = modules
         self._timesteps = timestep_grid(objective.timesteps)

@@ -63,12 +63,12 @@ def cache_chunks(
     stages: Stages,
     throughput: Throughput,
     *,
-    skips_bad: bool = False,
+    skips_unreadable: bool = False,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> dict[str, UnreadablePicture]:
     """Caches all latents of `chunks`, in order; returns the paths of pictures that were left out, and why.
 
-    A picture whose `decode` raises `UnreadablePicture` is left out with `skips_bad`, and else ends the work with its
+    A picture whose `decode` raises `UnreadablePicture` is left out with `skips_unreadable`, and else ends the work with its
     error, as any other exception of a stage and Ctrl-C do. All threads have ended when this returns or raises.
     `on_done` is called in this thread, with the number of its pictures after each chunk.
     """
@@ -78,7 +78,7 @@ def cache_chunks(
         decoded = _ahead(decoders, stages.decode, keys, throughput.max_decoded)
         writes: deque[Future] = deque()
         for chunk in chunks:
-            images = _images_of(chunk, decoded, bad if skips_bad else None)
+            images = _images_of(chunk, decoded, bad if skips_unreadable else None)
             if images:
                 latents = stages.encode(_stack(images.values()), list(images))
                 masks = [image.mask for image in images.values()]

@@ -31,17 +31,17 @@ logger = logging.getLogger(__name__)
 _LATENTS_IN_MESSAGE = 256  # between processes: some 16 MB of pictures of 512 x 512
 
 
-class LatentSource:
+class LatentProvider:
     """Gives scaled latents for batches, and fills the caches before training."""
 
     def __init__(
-        self, family: ModelFamily, options: CachingOptions, accelerator: Accelerator, skip_bad: bool = False
+        self, family: ModelFamily, options: CachingOptions, accelerator: Accelerator, skip_unreadable: bool = False
     ):
-        """`skip_bad`: pictures that cannot be read are left out."""
+        """`skip_unreadable`: pictures that cannot be read are left out."""
         self._family = family
         self._options = options
         self._accelerator = accelerator
-        self._skip_bad = skip_bad
+        self._skip_bad = skip_unreadable
         self._in_memory: dict[LatentKey, CachedLatents] = {}
 
     @property
@@ -121,7 +121,7 @@ class LatentSource:
                 chunks,
                 Stages(load_image, self._encode, store),
                 Throughput(options.vae_batch_size, num_decoders),
-                skips_bad=self._skip_bad,
+                skips_unreadable=self._skip_bad,
                 on_done=progress.update,
             )
 

@@ -11,7 +11,7 @@ from library.cli.errors import UserError
 from library.cli.parser import Options
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.models.options import MemoryOptions
-from library.training.distributed.plans import ShardingPlan, ZeroPlan
+from library.training.distributed.plans import ShardingConfig, ZeroConfig
 from library.training.optimization.options import OptimizerOptions
 from library.training.options import TrainingOptions
 
@@ -20,7 +20,7 @@ _CPU_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "can't allocate mem
 
 
 @contextmanager
-def memory_errors(options: Options, sharding: ShardingPlan | None = None) -> Iterator[None]:
+def memory_errors(options: Options, sharding: ShardingConfig | None = None) -> Iterator[None]:
     """Turns running out of memory into a `UserError`. `sharding`: how what learns is shared out."""
     try:
         yield
@@ -52,9 +52,9 @@ def _remedies(options: Options, is_shared_out: bool) -> Iterator[str]:
     yield "a smaller resolution"
 
 
-def _more_sharing(plan: ShardingPlan | None) -> Iterator[str]:
+def _more_sharing(plan: ShardingConfig | None) -> Iterator[str]:
     """Where several processes share out what learns, what they could share or put elsewhere beside."""
-    if isinstance(plan, ZeroPlan):
+    if isinstance(plan, ZeroConfig):
         if not plan.offloads_optimizer:
             yield "--offload_optimizer_device cpu"
         if plan.stage < 3:

@@ -26,7 +26,7 @@ def check_average(options: AverageOptions, num_steps: int) -> None:
         )
 
 
-class WeightAverage:
+class WeightEMA:
     """An exponential moving average of parameters, in float32, beside them on their device.
 
     It begins as the weights after step `start_step` (at the earliest the first). With the n-th step from then on,
@@ -54,7 +54,7 @@ class WeightAverage:
         get_ema_multi_avg_fn(decay)(self._averages, weights, None)
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Within it the parameters have the average's values; afterwards their own, bit for bit."""
         if not self._averages:
             yield

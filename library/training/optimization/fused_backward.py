@@ -49,7 +49,7 @@ def check_fused_backward(training: TrainingOptions, num_processes: int) -> None:
         )
 
 
-class LeftOut:
+class SkippedUpdates:
     """The weights that backward passes left as they were, as their gradients were not finite."""
 
     def __init__(self) -> None:
@@ -64,33 +64,33 @@ class LeftOut:
         return taken
 
 
-def step_in_backward(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> LeftOut:
+def step_in_backward(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> SkippedUpdates:
     """From now on, a backward pass steps; afterwards no parameter has a gradient, and `step` finds nothing to do.
 
     A parameter whose gradient is not finite is left as it is, and counted in what is given back.
     """
     if max_grad_norm:
         logger.info("%s: --max_grad_norm %g limits the gradient of each parameter by itself", _FLAG, max_grad_norm)
-    left_out = LeftOut()
+    skipped_updates = SkippedUpdates()
     for index, group in enumerate(optimizer.param_groups):
         for param in group["params"]:
-            step = partial(_step_for_one, optimizer, index, max_grad_norm, left_out)
+            step = partial(_step_for_one, optimizer, index, max_grad_norm, skipped_updates)
             param.register_post_accumulate_grad_hook(step)
-    return left_out
+    return skipped_updates
 
 
 def _step_for_one(
     optimizer: torch.optim.Optimizer,
     index: int,
     max_grad_norm: float,
-    left_out: LeftOut,
+    skipped_updates: SkippedUpdates,
     param: torch.nn.Parameter,
 ) -> None:
     import torch
 
     norm = torch.nn.utils.clip_grad_norm_([param], max_grad_norm or math.inf)
     if not torch.isfinite(norm):
-        left_out.add()
+        skipped_updates.add()
         param.grad = None
         return
     groups = optimizer.param_groups  # looked up each time: a resume makes new ones

@@ -15,7 +15,7 @@ from library.training.optimization.key_value_args import read_pairs, unknown_arg
 
 
 @dataclass(frozen=True)
-class Course:
+class LRCurve:
     """What the course of a rate depends on. Steps are optimizer steps, counted from 0."""
 
     num_steps: int
@@ -33,61 +33,61 @@ class Course:
         return (step - self.warmup) / max(1, self.num_steps - self.warmup)
 
 
-def _constant(step: int, course: Course) -> float:
+def _constant(step: int, curve: LRCurve) -> float:
     return 1.0
 
 
-def _linear(step: int, course: Course) -> float:
-    return max(0.0, 1 - course.progress(step))
+def _linear(step: int, curve: LRCurve) -> float:
+    return max(0.0, 1 - curve.progress(step))
 
 
-def _cosine(step: int, course: Course) -> float:
+def _cosine(step: int, curve: LRCurve) -> float:
     """`num_cycles` half waves: one leads from 1 to 0. SGDR, arXiv:1608.03983, equation 5, without a restart."""
-    return max(0.0, 0.5 * (1 + math.cos(math.pi * course.num_cycles * course.progress(step))))
+    return max(0.0, 0.5 * (1 + math.cos(math.pi * curve.num_cycles * curve.progress(step))))
 
 
-def _cosine_with_restarts(step: int, course: Course) -> float:
+def _cosine_with_restarts(step: int, curve: LRCurve) -> float:
     """`num_cycles` times from 1 to 0, with a jump back to 1 between. SGDR, arXiv:1608.03983, equation 5."""
-    progress = course.progress(step)
-    return 0.0 if progress >= 1 else 0.5 * (1 + math.cos(math.pi * (course.num_cycles * progress % 1)))
+    progress = curve.progress(step)
+    return 0.0 if progress >= 1 else 0.5 * (1 + math.cos(math.pi * (curve.num_cycles * progress % 1)))
 
 
-def _polynomial(step: int, course: Course) -> float:
-    left = max(0.0, 1 - course.progress(step))
-    return (1 - course.end_ratio) * left**course.power + course.end_ratio
+def _polynomial(step: int, curve: LRCurve) -> float:
+    left = max(0.0, 1 - curve.progress(step))
+    return (1 - curve.end_ratio) * left**curve.power + curve.end_ratio
 
 
-def _inverse_sqrt(step: int, course: Course) -> float:
+def _inverse_sqrt(step: int, curve: LRCurve) -> float:
     """1 / sqrt(1 + steps after the warm-up / timescale); the timescale is the warm-up, or 10,000 without one."""
-    timescale = course.timescale or course.warmup or 10_000
-    return 1 / math.sqrt(1 + (step - course.warmup) / timescale)
+    timescale = curve.timescale or curve.warmup or 10_000
+    return 1 / math.sqrt(1 + (step - curve.warmup) / timescale)
 
 
-def _cosine_with_min_lr(step: int, course: Course) -> float:
-    return course.min_ratio + (1 - course.min_ratio) * _cosine(step, course)
+def _cosine_with_min_lr(step: int, curve: LRCurve) -> float:
+    return curve.min_ratio + (1 - curve.min_ratio) * _cosine(step, curve)
 
 
-def _warmup_stable_decay(step: int, course: Course) -> float:
+def _warmup_stable_decay(step: int, curve: LRCurve) -> float:
     """1 up to the last `decay` steps, then half waves of a cosine down to `min_ratio`. arXiv:2404.06395, section 4."""
-    start = course.num_steps - course.decay
+    start = curve.num_steps - curve.decay
     if step < start:
         return 1.0
-    if step >= course.num_steps:
-        return course.min_ratio
-    wave = 0.5 * (1 + math.cos(math.pi * course.num_cycles * (step - start) / course.decay))
-    return course.min_ratio + (1 - course.min_ratio) * wave
+    if step >= curve.num_steps:
+        return curve.min_ratio
+    wave = 0.5 * (1 + math.cos(math.pi * curve.num_cycles * (step - start) / curve.decay))
+    return curve.min_ratio + (1 - curve.min_ratio) * wave
 
 
-def _piecewise_constant(step: int, course: Course) -> float:
-    assert course.step_rules is not None, "the options were checked"
-    return next((factor for bound, factor in course.step_rules.bounds if step < bound), course.step_rules.last)
+def _piecewise_constant(step: int, curve: LRCurve) -> float:
+    assert curve.step_rules is not None, "the options were checked"
+    return next((factor for bound, factor in curve.step_rules.bounds if step < bound), curve.step_rules.last)
 
 
 @dataclass(frozen=True)
 class Schedule:
     """A row of the table."""
 
-    factor: Callable[[int, Course], float]  # of a step after the warm-up
+    factor: Callable[[int, LRCurve], float]  # of a step after the warm-up
     has_warmup: bool = True
     warmup_from_min_ratio: bool = False  # the warm-up rises from `min_ratio`, not from 0
     reads: tuple[str, ...] = ()  # the options that it depends on, beside the warm-up

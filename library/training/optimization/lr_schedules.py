@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from library.cli.errors import UserError
-from library.training.optimization.lr_curves import SCHEDULES, Course, read_schedule_args
+from library.training.optimization.lr_curves import SCHEDULES, LRCurve, read_schedule_args
 from library.training.optimization.optimizers import needs_adafactor_schedule
 from library.training.optimization.options import OptimizerOptions
 
@@ -91,7 +91,7 @@ def lr_factor(options: OptimizerOptions, num_steps: int, base_rate: float = 1.0)
     lr_end = arguments.get("lr_end", _DEFAULT_LR_END)
     # 0.5 is the half wave of one course from 1 to 0: arguments count whole waves, the option half ones
     waves = 2 * arguments.get("num_cycles", 0.5)
-    course = Course(
+    curve = LRCurve(
         num_steps=num_steps,
         warmup=warmup_steps(options, num_steps) if schedule.has_warmup else 0,
         decay=steps_of(options.lr_decay_steps, num_steps),
@@ -102,12 +102,12 @@ def lr_factor(options: OptimizerOptions, num_steps: int, base_rate: float = 1.0)
         end_ratio=lr_end / base_rate if lr_end < base_rate else 1.0,
         step_rules=arguments.get("step_rules"),
     )
-    warmup_from = course.min_ratio if schedule.warmup_from_min_ratio else 0.0
+    warmup_from = curve.min_ratio if schedule.warmup_from_min_ratio else 0.0
 
     def factor(step: int) -> float:
-        if step < course.warmup:
-            return warmup_from + (1 - warmup_from) * step / course.warmup
-        return schedule.factor(step, course)
+        if step < curve.warmup:
+            return warmup_from + (1 - warmup_from) * step / curve.warmup
+        return schedule.factor(step, curve)
 
     return factor
 

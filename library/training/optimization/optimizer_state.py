@@ -16,7 +16,7 @@ def start_training(optimizer: torch.optim.Optimizer) -> None:
 
 
 @contextlib.contextmanager
-def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def schedulefree_eval(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Within it the parameters are those to sample from and to save.
 
     A schedule-free optimizer ("The Road Less Scheduled", Defazio et al., 2405.15682) takes gradients at points y, while

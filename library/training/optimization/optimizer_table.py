@@ -22,7 +22,7 @@ DEFAULT = "AdamW"
 ALIASES = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
 
 
-class Rates(Enum):
+class LRSupport(Enum):
     """Which learning rates of several groups an optimizer can honour."""
 
     ANY = auto()
@@ -37,21 +37,21 @@ class OptimizerRow:
     path: str  # module.Class
     package: str | None  # what pip installs; None when it is not known
     added: Mapping[str, Any] = field(default_factory=dict)  # arguments it needs, unless --optimizer_args has them
-    rates: Rates = Rates.ANY
+    rates: LRSupport = LRSupport.ANY
     own_rate: str | None = None  # the argument that makes it set its rate itself
     starts_at_zero: bool = True  # can take a first step of rate 0, as a warm-up gives
 
     @property
     def adapts(self) -> bool:
         """It finds the step size itself; the learning rate is a factor near 1 of what it finds."""
-        return self.rates is not Rates.ANY
+        return self.rates is not LRSupport.ANY
 
 
 def _bitsandbytes(name: str, **added: Any) -> OptimizerRow:
     return OptimizerRow(f"bitsandbytes.optim.{name}", "bitsandbytes", added)
 
 
-def _dadaptation(name: str, rates: Rates = Rates.SAME_OR_ZERO, **special: Any) -> OptimizerRow:
+def _dadaptation(name: str, rates: LRSupport = LRSupport.SAME_OR_ZERO, **special: Any) -> OptimizerRow:
     return OptimizerRow(f"dadaptation.{name}", "dadaptation", rates=rates, **special)
 
 
@@ -75,12 +75,12 @@ OPTIMIZERS: Mapping[str, OptimizerRow] = {
     "DAdaptation": _dadaptation("DAdaptAdam"),
     "DAdaptAdam": _dadaptation("DAdaptAdam"),
     "DAdaptAdamPreprint": _dadaptation("experimental.dadapt_adam_preprint.DAdaptAdamPreprint"),
-    "DAdaptAdaGrad": _dadaptation("DAdaptAdaGrad", Rates.SAME),
-    "DAdaptAdan": _dadaptation("DAdaptAdan", Rates.SAME),
-    "DAdaptAdanIP": _dadaptation("experimental.dadapt_adan_ip.DAdaptAdanIP", Rates.SAME),
-    "DAdaptLion": _dadaptation("DAdaptLion", Rates.SAME),
+    "DAdaptAdaGrad": _dadaptation("DAdaptAdaGrad", LRSupport.SAME),
+    "DAdaptAdan": _dadaptation("DAdaptAdan", LRSupport.SAME),
+    "DAdaptAdanIP": _dadaptation("experimental.dadapt_adan_ip.DAdaptAdanIP", LRSupport.SAME),
+    "DAdaptLion": _dadaptation("DAdaptLion", LRSupport.SAME),
     "DAdaptSGD": _dadaptation("DAdaptSGD", starts_at_zero=False),
-    "Prodigy": OptimizerRow("prodigyopt.Prodigy", "prodigyopt", rates=Rates.SAME_OR_ZERO),
+    "Prodigy": OptimizerRow("prodigyopt.Prodigy", "prodigyopt", rates=LRSupport.SAME_OR_ZERO),
     "AdaFactor": OptimizerRow(
         "transformers.optimization.Adafactor", "transformers", {"relative_step": True}, own_rate="relative_step"
     ),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.cli.errors import UserError, raise_together
 from library.training.optimization.key_value_args import read_pairs, unfit_values, unknown_arguments
-from library.training.optimization.optimizer_table import OptimizerRow, Rates, find_optimizer
+from library.training.optimization.optimizer_table import LRSupport, OptimizerRow, find_optimizer
 from library.training.optimization.options import OptimizerOptions
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def used_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> list[
     if not row.adapts:
         return rates
     first = next((rate for rate in rates if rate), 0.0)
-    if row.rates is Rates.SAME and first and 0 in rates:
+    if row.rates is LRSupport.SAME and first and 0 in rates:
         raise UserError(
             f"--optimizer_type {options.optimizer} trains every part, and the learning rate of one is 0",
             hint="choose another optimizer, or give all parts the same rate",

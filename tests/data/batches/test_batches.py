@@ -16,9 +16,9 @@ from library.data.batches.loader import BatchDataset, BatchLoader, make_loader
 from library.data.batches.plan import TrainingData
 from library.data.caches.latent_cache import write_latents
 from library.data.images.decoding import load_image
-from library.data.records import Batch, CachedLatents, MicroBatch, StepClock
+from library.data.records import Batch, CachedLatents, MicroBatch, StepCounter
 
-CLOCK = StepClock(group_size=1, steps_per_epoch=20, num_steps=60)
+CLOCK = StepCounter(group_size=1, steps_per_epoch=20, num_steps=60)
 
 TEXT = """
 [[datasets]]
@@ -60,7 +60,7 @@ def _assert_same(batches: list[Batch], others: list[Batch]) -> None:
 
 def test_batches_are_the_same_for_any_number_of_workers(data: TrainingData, monkeypatch) -> None:
     monkeypatch.setattr("library.data.batches.loader.num_cpus", lambda: 2)  # so that 2 means 2 on any machine
-    plan = data.plan(5, 0)
+    plan = data.batches_of_epoch(5, 0)
     reference = [_dataset(data)[micro_batch] for micro_batch in plan]
     for num_workers in (0, 1, 2):
         loader = make_loader(_dataset(data), plan, num_workers)
@@ -69,7 +69,7 @@ def test_batches_are_the_same_for_any_number_of_workers(data: TrainingData, monk
 
 
 def test_a_batch_does_not_depend_on_what_was_loaded_before(data: TrainingData) -> None:
-    plan = data.plan(5, 2)
+    plan = data.batches_of_epoch(5, 2)
     in_order = [_dataset(data)[micro_batch] for micro_batch in plan]
     dataset = _dataset(data)
     backwards = [dataset[micro_batch] for micro_batch in plan[::-1]][::-1]
@@ -94,23 +94,23 @@ def _draws(data: TrainingData, micro_batch: MicroBatch) -> list[tuple[str, bool]
 
 
 def test_spawned_workers_give_the_same_batches(data: TrainingData) -> None:
-    plan = data.plan(5, 0)[:2]
+    plan = data.batches_of_epoch(5, 0)[:2]
     loader = make_loader(_dataset(data), plan, 1)
     loader.multiprocessing_context = "spawn"
     _assert_same(list(loader), [_dataset(data)[micro_batch] for micro_batch in plan])
 
 
 def test_persistent_workers_go_on_to_the_next_epoch(data: TrainingData) -> None:
-    micro_batches = data.plan(5, 0)[:3]
+    micro_batches = data.batches_of_epoch(5, 0)[:3]
     loader = make_loader(_dataset(data), micro_batches, 1, persistent=True)
     assert [batch.micro_batch.epoch for batch in loader] == [0, 0, 0]
-    micro_batches[:] = data.plan(5, 1)[:4]
+    micro_batches[:] = data.batches_of_epoch(5, 1)[:4]
     assert [batch.micro_batch.epoch for batch in loader] == [1, 1, 1, 1]
 
 
 def test_flips_and_captions_vary_from_use_to_use_and_epoch_to_epoch(data: TrainingData) -> None:
     dataset = _dataset(data)
-    epochs = [[dataset[micro_batch] for micro_batch in data.plan(5, epoch)] for epoch in range(6)]
+    epochs = [[dataset[micro_batch] for micro_batch in data.batches_of_epoch(5, epoch)] for epoch in range(6)]
     keys = [key for batches in epochs for batch in batches for key in batch.latent_keys]
     train = [key for key in keys if "train" in key.path]
     assert 30 <= sum(key.flipped for key in train) <= 60  # of 90
@@ -118,12 +118,12 @@ def test_flips_and_captions_vary_from_use_to_use_and_epoch_to_epoch(data: Traini
     captions = {caption for batches in epochs for batch in batches for caption in batch.captions if "sks" in caption}
     assert len(captions) > 30
     assert all(caption.startswith("sks, ") and "四" in caption for caption in captions)
-    other_seed = [_dataset(data, seed=6)[micro_batch].captions for micro_batch in data.plan(5, 0)]
+    other_seed = [_dataset(data, seed=6)[micro_batch].captions for micro_batch in data.batches_of_epoch(5, 0)]
     assert other_seed != [batch.captions for batch in epochs[0]]
 
 
 def test_a_batch_holds_the_pictures_that_its_keys_name(data: TrainingData) -> None:
-    for micro_batch in data.plan(5, 0):
+    for micro_batch in data.batches_of_epoch(5, 0):
         batch = _dataset(data)[micro_batch]
         expected = np.stack([load_image(key).pixels for key in batch.latent_keys])
         assert batch.pixels.shape == (len(batch.captions), 3, 64, 64)
@@ -142,7 +142,7 @@ def test_a_flipped_picture_is_mirrored(data: TrainingData) -> None:
 
 
 def test_cached_latents_stand_in_for_pixels(data: TrainingData) -> None:
-    plan = data.plan(5, 0)
+    plan = data.batches_of_epoch(5, 0)
     memory = _dataset(data, latent_source="memory")[plan[0]]
     assert memory.pixels is None and memory.latents is None
     stored = {key: np.full((4, 8, 8), number, np.float32) for number, key in enumerate(data.latent_keys())}
@@ -162,7 +162,7 @@ def test_cached_latents_stand_in_for_pixels(data: TrainingData) -> None:
 def test_an_unreadable_picture_comes_back_as_an_error(data: TrainingData, tmp_path: Path) -> None:
     path = tmp_path / "猫 train" / "3.png"
     path.write_bytes(path.read_bytes()[:100])
-    plan = data.plan(5, 0)
+    plan = data.batches_of_epoch(5, 0)
     for num_workers in (0, 1):
         found = [batch for batch in make_loader(_dataset(data), plan, num_workers) if isinstance(batch, UserError)]
         assert found and all("3.png cannot be read" in error.message for error in found)
@@ -170,7 +170,7 @@ def test_an_unreadable_picture_comes_back_as_an_error(data: TrainingData, tmp_pa
 
 def test_a_picture_that_changed_since_the_start_is_named(data: TrainingData, make_pictures) -> None:
     make_pictures("猫 train", 5, size=(72, 64))
-    found = _dataset(data)[data.plan(5, 0)[0]]
+    found = _dataset(data)[data.batches_of_epoch(5, 0)[0]]
     assert isinstance(found, UserError) and "has changed: it was" in found.message
 
 
@@ -220,7 +220,7 @@ def augmented(load_toml, make_pictures) -> TrainingData:
 
 def test_augmentations_are_the_same_for_any_number_of_workers(augmented: TrainingData, monkeypatch) -> None:
     monkeypatch.setattr("library.data.batches.loader.num_cpus", lambda: 2)
-    plan = augmented.plan(5, 0)
+    plan = augmented.batches_of_epoch(5, 0)
     reference = [_dataset(augmented)[micro_batch] for micro_batch in plan]
     drawn = [key.placement for batch in reference for key in batch.latent_keys]
     assert len(set(drawn)) > len(drawn) / 2
@@ -234,7 +234,7 @@ def test_augmentations_are_the_same_for_any_number_of_workers(augmented: Trainin
 
 def test_pictures_without_a_mask_count_fully_beside_those_that_have_one(augmented: TrainingData) -> None:
     seen = set()
-    for micro_batch in augmented.plan(5, 0):
+    for micro_batch in augmented.batches_of_epoch(5, 0):
         batch = _dataset(augmented)[micro_batch]
         has_mask = [key.alpha_is_mask for key in batch.latent_keys]
         assert (batch.masks is not None) == any(has_mask)
@@ -251,7 +251,7 @@ def test_pictures_without_a_mask_count_fully_beside_those_that_have_one(augmente
 
 def test_colours_of_a_batch_are_those_that_were_drawn(augmented: TrainingData) -> None:
     num_shifted = 0
-    for micro_batch in augmented.plan(5, 0):
+    for micro_batch in augmented.batches_of_epoch(5, 0):
         items = draw_items(augmented.datasets[0], micro_batch, 5, CLOCK)
         for item, pixels in zip(items, _dataset(augmented)[micro_batch].pixels, strict=True):
             np.testing.assert_array_equal(pixels, load_image(item.latent_key, item.colour).pixels)
@@ -289,7 +289,7 @@ def _break(tmp_path: Path, *names: str) -> None:
 
 
 def test_a_bad_picture_is_replaced_by_another_one(data: TrainingData, tmp_path: Path) -> None:
-    plan = data.plan(5, 0)
+    plan = data.batches_of_epoch(5, 0)
     before = [_dataset(data)[micro_batch] for micro_batch in plan]
     _break(tmp_path, "3", "4")
     bad = {str(tmp_path / "猫 train" / name) for name in ("3.png", "4.png")}
@@ -324,8 +324,8 @@ def test_the_stand_in_is_the_next_good_item_and_is_used_at_the_same_place(data: 
 def test_pictures_known_to_be_bad_are_not_asked_for(data: TrainingData, tmp_path: Path) -> None:
     known = frozenset(str(tmp_path / "猫 train" / f"{name}.png") for name in "03")
     for source in ("memory", "pixels"):
-        dataset = _dataset(data, latent_source=source, skip_bad_images=True, known_bad=known)
-        batches = [dataset[micro_batch] for micro_batch in data.plan(5, 0)]
+        dataset = _dataset(data, latent_source=source, skip_bad_images=True, unreadable=known)
+        batches = [dataset[micro_batch] for micro_batch in data.batches_of_epoch(5, 0)]
         paths = {key.path for batch in batches for key in batch.latent_keys}
         assert len(paths) > 3 and not paths & known
         assert not any(batch.skipped for batch in batches)  # whoever found them has said so
@@ -335,7 +335,7 @@ def test_each_bad_picture_is_named_once(data: TrainingData, tmp_path: Path, capl
     _break(tmp_path, "1", "3")
     loader = BatchLoader(_dataset(data, skip_bad_images=True), 1, persistent=False)
     for epoch in (0, 1):
-        list(loader.batches(data.plan(5, epoch)))
+        list(loader.batches(data.batches_of_epoch(5, epoch)))
     messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(messages) == 2
     assert all(sum(name in message for message in messages) == 1 for name in ("1.png", "3.png"))
@@ -343,6 +343,6 @@ def test_each_bad_picture_is_named_once(data: TrainingData, tmp_path: Path, capl
 
 def test_a_bucket_without_a_good_picture_ends_the_run(data: TrainingData) -> None:
     everything = frozenset(record.path for record in data.datasets[0].records)
-    found = _dataset(data, latent_source="memory", skip_bad_images=True, known_bad=everything)[data.plan(5, 0)[0]]
+    found = _dataset(data, latent_source="memory", skip_bad_images=True, unreadable=everything)[data.batches_of_epoch(5, 0)[0]]
     assert isinstance(found, UserError)
     assert "--skip_bad_images: no picture of bucket 64x64" in found.message

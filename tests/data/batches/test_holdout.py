@@ -12,7 +12,7 @@ from library.cli.errors import UserError
 from library.data.batches.items import draw_items
 from library.data.config.options import DatasetOptions
 from library.data.load_data import load_training_data
-from library.data.records import StepClock
+from library.data.records import StepCounter
 from library.training.inputs.text_outputs import fixed_captions
 
 SUBSET = "[[datasets.subsets]]\nimage_dir = '{}'\n"
@@ -134,8 +134,8 @@ def test_nothing_about_a_held_out_picture_is_random(tmp_path):
     data = load(tmp_path, f"[[datasets]]\n{SUBSET.format(folder)}{subset}")
     (dataset,) = data.validation.datasets
     for seed in range(20):
-        for batch in data.validation.plan(0, 0):
-            (item,) = draw_items(dataset, batch, seed, StepClock(1, 2, 1))
+        for batch in data.validation.batches_of_epoch(0, 0):
+            (item,) = draw_items(dataset, batch, seed, StepCounter(1, 2, 1))
             number = int(Path(item.latent_key.path).stem[1:])
             assert item.caption == f"one, two, three, number {number}"
             assert not item.latent_key.flipped and item.colour is None and item.latent_key.placement.crop == (0, 0)

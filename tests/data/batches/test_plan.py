@@ -39,7 +39,7 @@ def _two_datasets() -> TrainingData:
 def test_every_item_is_in_an_epoch_exactly_once() -> None:
     data = _two_datasets()
     for epoch in range(3):
-        plan = data.plan(7, epoch)
+        plan = data.batches_of_epoch(7, epoch)
         seen = Counter((batch.dataset_index, item) for batch in plan for item in batch.item_indices)
         assert set(seen.values()) == {1}
         assert len(seen) == data.num_items == sum(len(dataset.items) for dataset in data.datasets)
@@ -50,7 +50,7 @@ def test_every_item_is_in_an_epoch_exactly_once() -> None:
 
 def test_a_batch_is_of_one_bucket_and_no_larger_than_asked() -> None:
     data = _two_datasets()
-    for batch in data.plan(7, 0):
+    for batch in data.batches_of_epoch(7, 0):
         dataset = data.datasets[batch.dataset_index]
         buckets = {dataset.placements[dataset.items[item]].bucket for item in batch.item_indices}
         assert len(buckets) == 1
@@ -58,12 +58,12 @@ def test_a_batch_is_of_one_bucket_and_no_larger_than_asked() -> None:
 
 
 def test_the_plan_depends_on_seed_and_epoch_alone() -> None:
-    plan = _two_datasets().plan(7, 3)
+    plan = _two_datasets().batches_of_epoch(7, 3)
     data = _two_datasets()
-    data.plan(1, 0)
-    assert data.plan(7, 3) == plan
-    assert data.plan(7, 4) != plan
-    assert data.plan(8, 3) != plan
+    data.batches_of_epoch(1, 0)
+    assert data.batches_of_epoch(7, 3) == plan
+    assert data.batches_of_epoch(7, 4) != plan
+    assert data.batches_of_epoch(8, 3) != plan
 
 
 def test_the_plan_stays_the_same_across_versions() -> None:
@@ -84,18 +84,18 @@ def test_the_order_is_that_of_shuffled_buckets_and_then_shuffled_batches() -> No
                 size = dataset.config.batch_size
                 batches += [(index, tuple(items[start : start + size])) for start in range(0, len(items), size)]
         expected = [batches[number] for number in rng.permutation(len(batches))]
-        assert [(batch.dataset_index, batch.item_indices) for batch in data.plan(7, epoch)] == expected
+        assert [(batch.dataset_index, batch.item_indices) for batch in data.batches_of_epoch(7, epoch)] == expected
 
 
 def test_positions_count_items_along_the_plan() -> None:
     position = 0
-    for index, batch in enumerate(_two_datasets().plan(7, 5)):
+    for index, batch in enumerate(_two_datasets().batches_of_epoch(7, 5)):
         assert (batch.epoch, batch.index, batch.first_position) == (5, index, position)
         position += len(batch.item_indices)
 
 
 def test_items_and_batches_are_shuffled_and_datasets_mixed() -> None:
-    plan = _two_datasets().plan(7, 0)
+    plan = _two_datasets().batches_of_epoch(7, 0)
     order = [batch.dataset_index for batch in plan]
     assert order != sorted(order)
     first_bucket = [item for batch in plan if batch.dataset_index == 1 for item in batch.item_indices]
@@ -184,14 +184,14 @@ def test_prepared_latents_decide_their_bucket() -> None:
 
 
 def test_a_plan_can_be_taken_in_any_piece() -> None:
-    plan = _two_datasets().plan(7, 2)
+    plan = _two_datasets().batches_of_epoch(7, 2)
     whole = list(plan)
     assert plan[3:9] == whole[3:9] and plan[-1] == whole[-1] and plan[::-2] == whole[::-2]
     assert plan == whole and plan != whole[1:] and plan[0] == whole[0]
     for outside in (len(plan), -len(plan) - 1):
         with pytest.raises(IndexError):
             plan[outside]
-    assert len(TrainingData(()).plan(1, 0)) == 0
+    assert len(TrainingData(()).batches_of_epoch(1, 0)) == 0
 
 
 def test_each_latent_is_wanted_once(load_toml, make_pictures, tmp_path: Path) -> None:

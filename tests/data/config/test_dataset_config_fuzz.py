@@ -138,7 +138,7 @@ def _load(content: bytes, name: str = "data.toml", caching: CachingOptions | Non
         assert all(str(each) for each in getattr(error, "errors", [error]))
         str(error).encode()
         return False
-    data.plan(seed=1, epoch=0)
+    data.batches_of_epoch(seed=1, epoch=0)
     return True
 
 

@@ -18,10 +18,10 @@ from library.data.config.options import DatasetOptions
 from library.data.images.augmentations import apply_colour, draw_colour, face_placement, random_placement
 from library.data.images.face_names import Face
 from library.data.load_data import load_training_data
-from library.data.records import ColourShift, Item, LatentKey, Placement, StepClock
+from library.data.records import ColourShift, Item, LatentKey, Placement, StepCounter
 from tests.data.image_files import save_picture
 
-CLOCK = StepClock(group_size=1, steps_per_epoch=10, num_steps=100)
+CLOCK = StepCounter(group_size=1, steps_per_epoch=10, num_steps=100)
 
 
 def test_colours_change_a_third_of_the_times_in_hue_or_in_gamma() -> None:
@@ -154,7 +154,7 @@ def load(load_toml, make_pictures):
 
 
 def _items(data: TrainingData, epoch: int = 0, seed: int = 3) -> list[Item]:
-    return [item for each in data.plan(seed, epoch) for item in draw_items(data.datasets[0], each, seed, CLOCK)]
+    return [item for each in data.batches_of_epoch(seed, epoch) for item in draw_items(data.datasets[0], each, seed, CLOCK)]
 
 
 def _keys(data: TrainingData, start: str = "") -> list[LatentKey]:

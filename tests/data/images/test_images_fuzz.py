@@ -88,7 +88,7 @@ def _load(path: Path) -> None:
     size = read_size(str(path))
     if max(size) > 4096:
         return  # too thin or too large to be placed: refused before it is decoded
-    load_image(LatentKey(str(path), "a", size, 0, CHOOSER.place(size), flipped=False, alpha_is_mask=True))
+    load_image(LatentKey(str(path), "a", size, 0, CHOOSER.assign(size), flipped=False, alpha_is_mask=True))
 
 
 @pytest.mark.parametrize("kind", FILES)

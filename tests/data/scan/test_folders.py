@@ -144,7 +144,7 @@ def test_bad_pictures_are_left_out_where_that_is_asked_for(tmp_path: Path, caplo
     (tmp_path / "text.caption").write_bytes(b"caf\xe9")
     subset = SubsetConfig("s", str(tmp_path))
     with caplog.at_level(logging.WARNING):
-        records = scan_folder(subset, 0, skip_bad=True)
+        records = scan_folder(subset, 0, skip_unreadable=True)
     assert [(record.key, record.caption) for record in records] == [("a.png", "a"), ("b.png", "b")]
     assert "2 pictures cannot be read and are left out: empty.png, text.jpg" in caplog.text
     with pytest.raises(UserError) as caught:
@@ -153,12 +153,12 @@ def test_bad_pictures_are_left_out_where_that_is_asked_for(tmp_path: Path, caplo
     # what is wrong with captions is still an error
     (tmp_path / "b.caption").write_bytes(b"\xff")
     with pytest.raises(UserError, match="b.caption is not UTF-8") as caught:
-        scan_folder(subset, 0, skip_bad=True)
+        scan_folder(subset, 0, skip_unreadable=True)
     assert "text.caption" not in str(caught.value)
     for name in ("a", "b"):
         (tmp_path / f"{name}.png").write_bytes(b"x")
     with pytest.raises(UserError, match="none of the 4 pictures .* can be read: a.png, b.png, empty.png, text.jpg"):
-        scan_folder(subset, 0, skip_bad=True)
+        scan_folder(subset, 0, skip_unreadable=True)
 
 
 def test_cut_pictures_and_wrong_endings_are_seen_in_the_scan(tmp_path: Path) -> None:

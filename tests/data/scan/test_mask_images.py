@@ -13,7 +13,7 @@ from library.data.batches.loader import BatchDataset
 from library.data.config.options import DatasetOptions
 from library.data.images.decoding import load_mask
 from library.data.load_data import load_training_data
-from library.data.records import StepClock
+from library.data.records import StepCounter
 
 TOML = """
 [[datasets]]
@@ -83,8 +83,8 @@ def test_batches_carry_masks_of_some_subsets(tmp_path):
     write(tmp_path / "others" / "b.png", np.zeros((32, 64, 3)))
     others = f"[[datasets.subsets]]\nimage_dir = '{tmp_path}/others'\nclass_tokens = 'x'"
     data = load(tmp_path, subset=others, dataset="batch_size = 2")
-    dataset = BatchDataset(data, seed=1, clock=StepClock(1, 1, 1), latent_source="pixels")
-    batch = dataset[data.plan(1, 0)[0]]
+    dataset = BatchDataset(data, seed=1, clock=StepCounter(1, 1, 1), latent_source="pixels")
+    batch = dataset[data.batches_of_epoch(1, 0)[0]]
     pairs = zip(batch.latent_keys, batch.masks, strict=True)
     values = {Path(key.path).name: mask.unique().tolist() for key, mask in pairs}
     assert values == {"a.png": [pytest.approx(0.2, abs=0.01)], "b.png": [1.0]}

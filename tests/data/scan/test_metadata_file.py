@@ -28,11 +28,11 @@ Scan = Callable[..., list[ImageRecord]]
 def scan(tmp_path: Path) -> Scan:
     """`scan({"a": {"caption": "x"}}, enable_wildcard=True)`: the records of that metadata, pictures in tmp_path/img."""
 
-    def run(entries: Any, *, skip_bad: bool = False, **settings) -> list[ImageRecord]:
+    def run(entries: Any, *, skip_unreadable: bool = False, **settings) -> list[ImageRecord]:
         file = tmp_path / "meta.json"
         file.write_text(entries if isinstance(entries, str) else json.dumps(entries), encoding="utf-8")
         settings = {"image_dir": str(tmp_path / "img"), "metadata_file": str(file), **settings}
-        return scan_metadata(SubsetConfig("datasets[0].subsets[0]", **settings), 0, skip_bad=skip_bad)
+        return scan_metadata(SubsetConfig("datasets[0].subsets[0]", **settings), 0, skip_unreadable=skip_unreadable)
 
     return run
 
@@ -220,10 +220,10 @@ def test_bad_pictures_are_named_or_left_out(scan: Scan, tmp_path: Path, caplog) 
     problems = _problems(scan, entries)
     assert len(problems) == 2 and "empty.png" in problems[0] and "text.png" in problems[1]
     with caplog.at_level(logging.WARNING):
-        assert [record.key for record in scan(entries, skip_bad=True)] == ["good.png"]
+        assert [record.key for record in scan(entries, skip_unreadable=True)] == ["good.png"]
     assert "2 pictures cannot be read" in caplog.text and "empty.png" in caplog.text and "text.png" in caplog.text
     del entries["good"]
-    (problem,) = _problems(scan, entries, skip_bad=True)
+    (problem,) = _problems(scan, entries, skip_unreadable=True)
     assert "describes no picture that can be read" in problem
 
 

@@ -32,8 +32,8 @@ def _age(path: Path, seconds: int = 0) -> None:
     os.utime(path, ns=(OLD_NS, OLD_NS + seconds * 10**9))
 
 
-def _scan(folder: Path, skip_bad: bool = False, **settings) -> list[ImageRecord]:
-    return scan_folder(SubsetConfig("s", str(folder), cache_info=True, **settings), 0, skip_bad=skip_bad)
+def _scan(folder: Path, skip_unreadable: bool = False, **settings) -> list[ImageRecord]:
+    return scan_folder(SubsetConfig("s", str(folder), cache_info=True, **settings), 0, skip_unreadable=skip_unreadable)
 
 
 def _replace_unseen(path: Path, content: bytes) -> None:
@@ -179,9 +179,9 @@ def test_bad_pictures_are_found_again_and_the_others_kept(folder: Path, caplog) 
     with pytest.raises(UserError, match="bad.png is empty"):
         _scan(folder, class_tokens="x")
     assert not (folder / INDEX_NAME).exists(), "nothing is written where something is wrong"
-    good = _scan(folder, class_tokens="x", skip_bad=True)
+    good = _scan(folder, class_tokens="x", skip_unreadable=True)
     _replace_unseen(folder / "a.png", b"no picture")
-    assert _scan(folder, class_tokens="x", skip_bad=True) == good
+    assert _scan(folder, class_tokens="x", skip_unreadable=True) == good
     with pytest.raises(UserError, match="bad.png is empty"):
         _scan(folder, class_tokens="x")
 

@@ -11,9 +11,9 @@ from tests.tiny_models import make_tiny, write_folder
 def test_what_was_kept_is_saved_and_the_model_computes_with_what_was_placed(tmp_path):
     tiny = make_tiny(False)
     family = load_family(ModelOptions(str(write_folder(tiny, tmp_path / "model"))))
-    family.keep_for_saving(["vae", "text_encoder"])
+    family.snapshot_frozen(["vae", "text_encoder"])
     half = torch.bfloat16
-    family.place(torch.device("cpu"), unet=torch.float32, text_encoder=half, vae=half)
+    family.to_device(torch.device("cpu"), unet=torch.float32, text_encoder=half, vae=half)
     assert family.vae.encoder.conv_in.weight.dtype == half
     assert family.encode_prompts(["a cat"]).hidden_states.dtype == half
     with torch.no_grad():

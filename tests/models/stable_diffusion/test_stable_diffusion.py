@@ -18,7 +18,7 @@ from library.models.family import Conditioning
 from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.options import ModelOptions
 from library.models.registry import load_family
-from library.models.stable_diffusion.detection import facts_of_folder, make_alphas_cumprod
+from library.models.stable_diffusion.detection import detect_folder, make_alphas_cumprod
 
 
 def load(path: Path, **flags):
@@ -171,7 +171,7 @@ def test_each_sign_of_a_2x_folder_is_enough(tmp_path, part, sign):
     for name, config in configs.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config | (sign if name == part else {})))
-    assert facts_of_folder(DiffusersFolder(tmp_path)).is_v2 == (part is not None)
+    assert detect_folder(DiffusersFolder(tmp_path)).is_v2 == (part is not None)
 
 
 def test_v_prediction_of_a_folder_is_used_without_the_flag_and_logged(tiny_v2, folder_writer, tmp_path, caplog):
@@ -376,7 +376,7 @@ def test_the_folders_own_scaling_factor_is_used(folder_v1, tmp_path):
 def test_parts_may_be_of_different_precision(folder_v1):
     family = load(folder_v1)
     as_loaded = family.vae_fingerprint()
-    family.place(torch.device("cpu"), unet=torch.bfloat16, text_encoder=torch.float32, vae=torch.bfloat16)
+    family.to_device(torch.device("cpu"), unet=torch.bfloat16, text_encoder=torch.float32, vae=torch.bfloat16)
     assert family.unet.conv_in.weight.dtype == torch.bfloat16
     conditioning = family.encode_prompts(["a cat"])
     assert conditioning.hidden_states.dtype == torch.float32

@@ -17,8 +17,8 @@ from transformers import CLIPTokenizer
 from library.cli.errors import UserError
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
-from library.models.text.embedding_files import WordVectors, read_word, write_word
-from library.models.text.token_embedding import NewWord
+from library.models.text.embedding_files import EmbeddingVectors, read_word, write_word
+from library.models.text.token_embedding import TokenEmbedding
 
 LAYERS = ("IN01", "MID", "OUT02", "OUT03")
 
@@ -36,20 +36,20 @@ def write(path, word, **options):
 @pytest.mark.parametrize("ending", ["safetensors", "pt", "ckpt"])
 @pytest.mark.parametrize("layers", [(), LAYERS])
 def test_what_is_written_is_read_back(tmp_path, ending, layers):
-    word = WordVectors(vectors(len(layers) or 1), layers)
+    word = EmbeddingVectors(vectors(len(layers) or 1), layers)
     found = read_word(write(tmp_path / f"word.{ending}", word))
     assert found.layers == layers and torch.equal(found.vectors, word.vectors)
 
 
 def test_the_tensors_have_the_names_that_others_know(tmp_path):
-    path = write(tmp_path / "a.safetensors", WordVectors(vectors()), dtype=torch.float16)
+    path = write(tmp_path / "a.safetensors", EmbeddingVectors(vectors()), dtype=torch.float16)
     assert {name: (each.shape, each.dtype) for name, each in load_file(path).items()} == {
         "emb_params": ((2, 64), torch.float16)
     }
-    contents = torch.load(write(tmp_path / "a.pt", WordVectors(vectors())), weights_only=True)
+    contents = torch.load(write(tmp_path / "a.pt", EmbeddingVectors(vectors())), weights_only=True)
     assert torch.equal(contents["string_to_param"]["*"], vectors()[0])
     assert (contents["string_to_token"], contents["name"], contents["step"]) == ({"*": 265}, "<fox>", 7)
-    path = write(tmp_path / "b.safetensors", WordVectors(vectors(4), LAYERS))
+    path = write(tmp_path / "b.safetensors", EmbeddingVectors(vectors(4), LAYERS))
     assert {name: tuple(each.shape) for name, each in load_file(path).items()} == dict.fromkeys(LAYERS, (2, 64))
 
 
@@ -57,7 +57,7 @@ def test_the_tensors_have_the_names_that_others_know(tmp_path):
 @pytest.mark.parametrize("count", [1, 3])
 def test_diffusers_reads_it_and_its_text_encoder_says_the_same(tmp_path, tiny, folder, ending, count):
     """Both generations: in a pipeline of Diffusers the prompt has the hidden states that training had."""
-    path = write(tmp_path / f"word.{ending}", WordVectors(vectors(count=count)))
+    path = write(tmp_path / f"word.{ending}", EmbeddingVectors(vectors(count=count)))
     pipe = StableDiffusionPipeline(
         vae=tiny.vae,
         text_encoder=copy.deepcopy(tiny.text_encoder),
@@ -71,7 +71,7 @@ def test_diffusers_reads_it_and_its_text_encoder_says_the_same(tmp_path, tiny, f
     pipe.load_textual_inversion(str(path), token="<fox>")
     options = ModelOptions(pretrained_model_name_or_path=str(folder))
     family = load_family(options, PromptOptions(), torch.device("cpu"))
-    family.add_word(NewWord("<fox>", read_word(path).vectors))
+    family.add_token(TokenEmbedding("<fox>", read_word(path).vectors))
     prompt = "a photo of <fox> on a hill"
     with torch.no_grad():
         expected, _ = pipe.encode_prompt(prompt, "cpu", 1, False)

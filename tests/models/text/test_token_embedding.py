@@ -10,7 +10,7 @@ from transformers import CLIPTextModel
 from library.cli.errors import UserError
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
-from library.models.text.token_embedding import NewWord
+from library.models.text.token_embedding import TokenEmbedding
 from library.models.text.tokenizer import load_tokenizer
 
 WORD_IDS = [60001, 60002]
@@ -48,7 +48,7 @@ def test_vectors_are_found_behind_the_table_and_gradients_reach_them_alone():
     """Against a table that really has the rows: same values, same gradients, none for other rows."""
     torch.manual_seed(3)
     table = nn.Embedding(10, 4).requires_grad_(False)
-    word = NewWord("x", torch.randn(1, 2, 4))
+    word = TokenEmbedding("x", torch.randn(1, 2, 4))
     whole = torch.cat([table.weight, word.vectors[0].detach()]).requires_grad_()
     ids, weights = torch.tensor([[1, 10, 11, 9], [11, 11, 0, 2]]), torch.randn(2, 4, 4)
     assert word.attach(table) == range(10, 12)
@@ -62,7 +62,7 @@ def test_vectors_are_found_behind_the_table_and_gradients_reach_them_alone():
 def test_a_batch_without_the_word_gives_gradients_of_zero():
     """Else a caption that was dropped would end the run."""
     table = nn.Embedding(10, 4).requires_grad_(False)
-    word = NewWord("x", torch.randn(1, 1, 4))
+    word = TokenEmbedding("x", torch.randn(1, 1, 4))
     word.attach(table)
     table(torch.tensor([[1, 2]])).sum().backward()
     assert torch.equal(word.vectors.grad, torch.zeros(1, 1, 4))
@@ -76,7 +76,7 @@ def test_the_encoder_reads_the_vectors_as_transformers_reads_rows_of_its_table(f
     """Both generations; transformers' own encoder with a table that was made larger."""
     family = load(folder)
     vectors = torch.randn(1, 2, 64) * 0.05
-    family.add_word(NewWord("<fox>", vectors))
+    family.add_token(TokenEmbedding("<fox>", vectors))
     found = family.encode_prompts(["a <fox> here"]).hidden_states
     ids = family.tokenizer.encode(["a <fox> here"]).ids[0]
     assert ids[0, 2:4].tolist() == [49408, 49409]
@@ -91,8 +91,8 @@ def test_the_encoder_reads_the_vectors_as_transformers_reads_rows_of_its_table(f
 def test_nothing_but_the_word_learns(folder):
     family = load(folder)
     before = {name: tensor.clone() for name, tensor in every_tensor(family).items()}
-    word = NewWord("<fox>", torch.randn(1, 1, 64) * 0.05)
-    family.add_word(word)
+    word = TokenEmbedding("<fox>", torch.randn(1, 1, 64) * 0.05)
+    family.add_token(word)
     conditioning = family.encode_prompts(["a <fox>"])
     family.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), conditioning).sum().backward()
     assert word.vectors.grad.abs().sum() > 0
@@ -110,4 +110,4 @@ def every_tensor(family):
 
 def test_a_word_of_the_vocabulary_is_refused(folder):
     with pytest.raises(UserError, match="fox is in the model's vocabulary already"):
-        load(folder).add_word(NewWord("fox", torch.zeros(1, 1, 64)))
+        load(folder).add_token(TokenEmbedding("fox", torch.zeros(1, 1, 64)))

@@ -18,7 +18,7 @@ from library.training.checkpoints.hub_upload import HubRepository, hub_problems,
 from library.training.checkpoints.options import HubOptions, OutputOptions
 from library.training.checkpoints.saves import Saver
 from library.training.checkpoints.uploads import Uploads
-from library.training.train_plan import Position
+from library.training.step_plan import Position
 from tests.hub_server import LFS_SIZE, READ_TOKEN, WRITE_TOKEN, Fault, Repository, running_hub
 
 NAME = "someone/loras"
@@ -52,7 +52,7 @@ def options(**given):
 
 def make_uploads(given=None, *, in_background=False, waits=(0, 0), with_states=True):
     repository = HubRepository(given or options())
-    repository.prepare(waits=(0,))
+    repository.check_access(waits=(0,))
     return Uploads(repository, in_background=in_background, with_states=with_states, waits=waits)
 
 
@@ -63,12 +63,12 @@ def write(folder, name="run.safetensors", content=LARGE):
 
 
 def test_a_repository_is_created_and_private(hub, said):
-    HubRepository(options()).prepare()
+    HubRepository(options()).check_access()
     (request,) = hub.asked_for("POST /api/repos/create")
     assert json.loads(request.body)["visibility"] == "private"
     assert hub.repositories["model", NAME].is_private
     assert f"created the private repository {NAME}" in said.text
-    HubRepository(options()).prepare()  # it is there now
+    HubRepository(options()).check_access()  # it is there now
     assert len(hub.asked_for("POST /api/repos/create")) == 1
     assert hub.repositories["model", NAME].files == {}, "the check leaves nothing behind"
 
@@ -85,7 +85,7 @@ def test_kinds_folders_and_public_repositories(hub, tmp_path, kind):
 
 def test_a_public_repository_that_is_there_is_pointed_out(hub, said):
     hub.add(NAME, {}, is_private=False)
-    HubRepository(options()).prepare()
+    HubRepository(options()).check_access()
     assert f"{NAME} is there already and stays public" in said.text
 
 
@@ -197,7 +197,7 @@ def test_a_save_is_uploaded_before_it_is_let_go(hub, tmp_path, in_background):
         assert saver.save(f"-{epoch:06d}", {}, Position())
         assert saver.save_state(f"-{epoch:06d}", lambda folder: folder.mkdir())
         saver.upload()
-        saver.let_go("epoch", epoch, states=False)
+        saver.prune("epoch", epoch, states=False)
     saver.finish_uploads()
     names = [f"run-{epoch:06d}.safetensors" for epoch in (1, 2, 3)]
     assert set(hub.repositories["model", NAME].files) == set(names), "all saves, and no states unless asked for"
@@ -217,7 +217,7 @@ def test_a_repository_that_cannot_be_written_to_is_said(hub, given, message, hin
     if is_there:
         hub.add(NAME, {}, is_private=True)
     with pytest.raises(UserError, match=message) as caught:
-        HubRepository(options(**given)).prepare(waits=(0,))
+        HubRepository(options(**given)).check_access(waits=(0,))
     assert caught.value.message.startswith(f"--huggingface_repo_id {NAME}: ") and hint in caught.value.hint
     assert "hf_wrong" not in str(caught.value) and READ_TOKEN not in str(caught.value)
     assert "\n" not in caught.value.message
@@ -226,10 +226,10 @@ def test_a_repository_that_cannot_be_written_to_is_said(hub, given, message, hin
 def test_a_hub_that_is_away_is_said(hub, monkeypatch):
     hub.faults.append(Fault("GET /api/models", "hang up", times=2))
     with pytest.raises(UserError, match="the Hub cannot be reached") as caught:
-        HubRepository(options()).prepare(waits=(0,))
+        HubRepository(options()).check_access(waits=(0,))
     assert "HF_ENDPOINT" in caught.value.hint
     hub.faults.append(Fault("GET /api/models", 500))
-    HubRepository(options()).prepare(waits=(0,))  # a passing error does not end the run
+    HubRepository(options()).check_access(waits=(0,))  # a passing error does not end the run
 
 
 def test_the_login_of_the_hubs_library_is_used(hub, tmp_path, monkeypatch):

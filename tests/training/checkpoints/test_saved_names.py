@@ -15,10 +15,10 @@ STEPS = [
 ]  # fmt: skip
 
 
-def let_go(when, number, every, retention):
+def prune(when, number, every, retention):
     """The newest of all earlier numbers that is let go, with all that are older."""
     numbers = range(0, number, every)
-    gone = [each for each in numbers if retention.lets_go(Saved(None, when, each, ".safetensors"), when, number, every)]
+    gone = [each for each in numbers if retention.expires(Saved(None, when, each, ".safetensors"), when, number, every)]
     assert gone == [each for each in numbers if gone and each <= gone[-1]]
     return gone[-1] if gone else None
 
@@ -26,13 +26,13 @@ def let_go(when, number, every, retention):
 @pytest.mark.parametrize(("case", "newest"), EPOCHS)
 def test_epochs_are_let_go_as_elsewhere(case, newest):
     epoch, every, keep = case
-    assert let_go("epoch", epoch, every, Retention(last_epochs=keep)) == newest
+    assert prune("epoch", epoch, every, Retention(last_epochs=keep)) == newest
 
 
 @pytest.mark.parametrize(("case", "newest"), STEPS)
 def test_steps_are_let_go_as_elsewhere(case, newest):
     step, every, keep = case
-    assert let_go("step", step, every, Retention(last_steps=keep)) == newest
+    assert prune("step", step, every, Retention(last_steps=keep)) == newest
 
 
 def test_only_what_a_run_of_that_name_has_written_is_found(tmp_path):

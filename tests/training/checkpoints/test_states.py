@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
-from library.training.checkpoints.states import RunFacts, check_files, read_state, read_state_header, write_state
-from library.training.train_plan import Position
+from library.training.checkpoints.states import RunIdentity, check_files, read_state, read_state_header, write_state
+from library.training.step_plan import Position
 
 
 def save(folder: Path, step: int) -> None:
-    facts = RunFacts(seed=3, num_micro_batches=7, group_size=2)
+    facts = RunIdentity(seed=3, num_micro_batches=7, group_size=2)
     weights, training = {"w": torch.full((2,), float(step))}, {"losses": torch.tensor([0.5, step])}
     write_state(folder, Position(1, step, 10 + step), facts, weights, training)
 
@@ -77,11 +77,11 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from library.training.checkpoints.states import RunFacts, write_state
-from library.training.train_plan import Position
+from library.training.checkpoints.states import RunIdentity, write_state
+from library.training.step_plan import Position
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-facts = RunFacts(seed=1, num_micro_batches=1, group_size=1)
+facts = RunIdentity(seed=1, num_micro_batches=1, group_size=1)
 weights, training = int(sys.argv[2]), int(sys.argv[3])
 try:
     write_state(Path(sys.argv[1]), Position(), facts, {"w": torch.zeros(weights)}, {"losses": torch.zeros(training)})

@@ -21,8 +21,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from library.training.devices import make_accelerator
-from library.training.distributed.learner import Learner, make_learner
-from library.training.distributed.plans import OPTIMIZERS, FsdpPlan, ZeroPlan
+from library.training.distributed.plans import OPTIMIZERS, FSDPConfig, ZeroConfig
+from library.training.distributed.strategy import ParallelStrategy, make_strategy
 from library.training.method import ParamGroup
 from library.training.optimization.optimizers import make_optimizer
 from library.training.optimization.options import OptimizerOptions
@@ -31,15 +31,15 @@ from library.training.options import TrainingOptions
 SHARED = {"stage3_param_persistence_threshold": 0}  # small tensors too
 LAYOUTS = {
     "whole": None,
-    "zero1": ZeroPlan(1),
-    "zero2": ZeroPlan(2),
-    "zero2-offload": ZeroPlan(2, offloads_optimizer=True),
-    "zero3": ZeroPlan(3, more=SHARED),
-    "zero3-offload": ZeroPlan(3, offloads_optimizer=True, offloads_params=True, more=SHARED),
-    "fsdp-whole": FsdpPlan(),
-    "fsdp-blocks": FsdpPlan(units="classes", unit_classes=("Block",)),
-    "fsdp-size": FsdpPlan(units="size", unit_size=100, frees_after_forward=False),
-    "fsdp-offload": FsdpPlan(units="size", unit_size=100, offloads=True),
+    "zero1": ZeroConfig(1),
+    "zero2": ZeroConfig(2),
+    "zero2-offload": ZeroConfig(2, offloads_optimizer=True),
+    "zero3": ZeroConfig(3, more=SHARED),
+    "zero3-offload": ZeroConfig(3, offloads_optimizer=True, offloads_params=True, more=SHARED),
+    "fsdp-whole": FSDPConfig(),
+    "fsdp-blocks": FSDPConfig(units="classes", unit_classes=("Block",)),
+    "fsdp-size": FSDPConfig(units="size", unit_size=100, frees_after_forward=False),
+    "fsdp-offload": FSDPConfig(units="size", unit_size=100, offloads=True),
 }
 Change = Callable[[torch.Tensor], torch.Tensor]
 MAX_NORM = 0.5
@@ -82,7 +82,7 @@ class Net(nn.Module):
 
 
 class Method:
-    """As much of a training method as a learner asks for."""
+    """As much of a training method as a strategy asks for."""
 
     def __init__(self, net: Net, other: nn.Module):
         self._modules = [net, other]
@@ -130,7 +130,7 @@ class PlainLoop:
 
 
 class Shared:
-    """The same by a learner of the layout."""
+    """The same by a strategy of the layout."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class Shared:
         if weights is not None:
             nn.ModuleDict({"net": self.net, "other": self.other}).load_state_dict(weights)
         training = TrainingOptions(gradient_accumulation_steps=ACCUMULATION, max_grad_norm=MAX_NORM)
-        self.learner: Learner = make_learner(
+        self.strategy: ParallelStrategy = make_strategy(
             LAYOUTS[layout],
             accelerator,
             Method(self.net, self.other),
@@ -159,24 +159,24 @@ class Shared:
         mine = [*batches, *batches[-1:] * (count % 2)][rank::2]
         losses = []
         for index, x in enumerate(mine):
-            loss = self.learner.run(lambda x=x: self.net(self.other(x)).square().mean())
+            loss = self.strategy.run(lambda x=x: self.net(self.other(x)).square().mean())
             loss = loss * (rank + 2 * index < count) / count
             if spoil is not None and rank == index == 0:
                 loss = spoil(loss)
-            self.learner.backward(loss, is_last=index == len(mine) - 1)
+            self.strategy.backward(loss, is_last=index == len(mine) - 1)
             losses.append(loss.detach())
-        norm = self.learner.finish_gradients(MAX_NORM)
+        norm = self.strategy.reduce_and_clip(MAX_NORM)
         self.norms.append(float(norm))
         total = self.accelerator.reduce(torch.stack(losses).sum(), reduction="sum")
         if torch.isfinite(norm) and torch.isfinite(total):
-            self.learner.step()
+            self.strategy.step()
         else:
-            self.learner.leave_out()
-        self.learner.clear_gradients()
+            self.strategy.skip_step()
+        self.strategy.zero_grad()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Whole ones, in the first process."""
-        with self.learner.whole_weights():
+        with self.strategy.gathered_weights():
             if not self.accelerator.is_main_process:
                 return {}
             named = {**self.net.state_dict(prefix="net."), **self.other.state_dict(prefix="other.")}
@@ -209,7 +209,7 @@ def state_difference(ours: dict, theirs: dict) -> float | str:
     return largest
 
 
-def share_of_state(learner: Learner, plain: torch.optim.Optimizer) -> float:
+def share_of_state(strategy: ParallelStrategy, plain: torch.optim.Optimizer) -> float:
     """How much of the optimizer's state this process holds."""
 
     def count(optimizer: torch.optim.Optimizer) -> int:
@@ -217,7 +217,7 @@ def share_of_state(learner: Learner, plain: torch.optim.Optimizer) -> float:
         parts = [each.to_local() if isinstance(each, DTensor) else each for each in tensors if torch.is_tensor(each)]
         return sum(part.numel() for part in parts if part.dim() > 0)
 
-    return count(learner.optimizer) / count(plain)
+    return count(strategy.optimizer) / count(plain)
 
 
 def share_of_weights(shared: Shared) -> float:
@@ -246,13 +246,13 @@ def follow(accelerator: Accelerator, layout: str, name: str) -> dict:
     for step in batches[:middle]:
         plain.step(step)
         shared.step(step)
-    state, weights = copy.deepcopy(shared.learner.optimizer_state()), shared.weights()
+    state, weights = copy.deepcopy(shared.strategy.optimizer_state()), shared.weights()
     state_gap = state_difference(state, plain.optimizer.state_dict()) if accelerator.is_main_process else 0
     for step in batches[middle:]:
         plain.step(step)
         shared.step(step)
     again = Shared(accelerator, layout, name, told(weights))
-    again.learner.load_optimizer_state(told(state))
+    again.strategy.load_optimizer_state(told(state))
     for step in batches[middle:]:
         again.step(step)
     last, last_again = shared.weights(), again.weights()
@@ -261,7 +261,7 @@ def follow(accelerator: Accelerator, layout: str, name: str) -> dict:
         "norms": max(abs(a - b) for a, b in zip(plain.norms, shared.norms, strict=True)),
         "state": state_gap,
         "resumed": same_bits(last, last_again),
-        "share of state": share_of_state(shared.learner, plain.optimizer),
+        "share of state": share_of_state(shared.strategy, plain.optimizer),
         "share of weights": share_of_weights(shared),
     }
 
@@ -278,21 +278,21 @@ def spoil(accelerator: Accelerator, layout: str, bad: float) -> dict:
     after = shared.weights()
     shared.step(third)
     last = shared.weights()
-    are_finite = shared.learner.are_weights_finite()
-    break_one(shared.learner, accelerator.process_index == 1 or layout == "whole")
+    are_finite = shared.strategy.are_weights_finite()
+    break_one(shared.strategy, accelerator.process_index == 1 or layout == "whole")
     return {
         "norm": shared.norms[1],
         "kept": same_bits(before, after),
         "weights": difference(last, plain) if accelerator.is_main_process else 0,
         "finite": are_finite,
-        "finite when broken": shared.learner.are_weights_finite(),
+        "finite when broken": shared.strategy.are_weights_finite(),
     }
 
 
 @torch.no_grad()
-def break_one(learner: Learner, is_here: bool) -> None:
+def break_one(strategy: ParallelStrategy, is_here: bool) -> None:
     """Makes one number of this process's weights infinite."""
-    held = learner._parts.flat[0] if hasattr(learner, "_parts") else learner.groups[0].params[-1]
+    held = strategy._parts.flat[0] if hasattr(strategy, "_parts") else strategy.groups[0].params[-1]
     if is_here:
         (held.to_local() if isinstance(held, DTensor) else held).view(-1)[0] = math.inf
 

@@ -12,9 +12,9 @@ from library.cli.errors import UserError, UserErrors
 from library.training.distributed.options import ProcessOptions
 from library.training.distributed.plans import (
     OPTIMIZERS,
-    FsdpPlan,
-    ZeroPlan,
-    sharding_plan,
+    FSDPConfig,
+    ZeroConfig,
+    sharding_config,
     sharding_problems,
     without_effect,
 )
@@ -57,7 +57,7 @@ def set_version(monkeypatch, version):
 
 def refusals(options, variables):
     with pytest.raises(UserError) as caught:
-        sharding_plan(options, variables)
+        sharding_config(options, variables)
     error = caught.value
     return [str(each) for each in (error.errors if isinstance(error, UserErrors) else [error])]
 
@@ -67,10 +67,10 @@ def refusals(options, variables):
     [
         ({}, {}, None),
         ({}, {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "false"}, None),
-        ({"deepspeed": True}, {}, ZeroPlan(2)),
+        ({"deepspeed": True}, {}, ZeroConfig(2)),
         ({"deepspeed": True, "zero_stage": 0}, {}, None),
-        ({"deepspeed": True, "zero_stage": 1, "offload_optimizer_device": "cpu"}, {}, ZeroPlan(1, True)),
-        ({"zero_stage": 3, "offload_param_device": "cpu"}, DEEPSPEED, ZeroPlan(3, False, True)),
+        ({"deepspeed": True, "zero_stage": 1, "offload_optimizer_device": "cpu"}, {}, ZeroConfig(1, True)),
+        ({"zero_stage": 3, "offload_param_device": "cpu"}, DEEPSPEED, ZeroConfig(3, False, True)),
         (
             {},
             {
@@ -79,13 +79,13 @@ def refusals(options, variables):
                 "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
                 "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
             },
-            ZeroPlan(3, True),
+            ZeroConfig(3, True),
         ),
         # an option wins over accelerate's configuration
-        ({"zero_stage": 1}, {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, ZeroPlan(1)),
-        ({}, FSDP2, FsdpPlan()),
-        ({}, {**FSDP2, "FSDP_RESHARD_AFTER_FORWARD": "false"}, FsdpPlan(frees_after_forward=False)),
-        ({}, {**FSDP2, "FSDP_OFFLOAD_PARAMS": "true"}, FsdpPlan(offloads=True)),
+        ({"zero_stage": 1}, {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, ZeroConfig(1)),
+        ({}, FSDP2, FSDPConfig()),
+        ({}, {**FSDP2, "FSDP_RESHARD_AFTER_FORWARD": "false"}, FSDPConfig(frees_after_forward=False)),
+        ({}, {**FSDP2, "FSDP_OFFLOAD_PARAMS": "true"}, FSDPConfig(offloads=True)),
         (
             {},
             {
@@ -93,20 +93,20 @@ def refusals(options, variables):
                 "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
                 "FSDP_TRANSFORMER_CLS_TO_WRAP": "ResnetBlock2D, CLIPEncoderLayer",
             },
-            FsdpPlan(units="classes", unit_classes=("ResnetBlock2D", "CLIPEncoderLayer")),
+            FSDPConfig(units="classes", unit_classes=("ResnetBlock2D", "CLIPEncoderLayer")),
         ),
-        ({}, {**FSDP2, "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, FsdpPlan(units="size", unit_size=100_000_000)),
-        ({}, FSDP1, FsdpPlan()),
-        ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"}, FsdpPlan(frees_after_forward=False)),
-        ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "2"}, FsdpPlan(frees_after_forward=False)),
+        ({}, {**FSDP2, "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, FSDPConfig(units="size", unit_size=100_000_000)),
+        ({}, FSDP1, FSDPConfig()),
+        ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"}, FSDPConfig(frees_after_forward=False)),
+        ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "2"}, FSDPConfig(frees_after_forward=False)),
         ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "NO_SHARD"}, None),
-        ({}, {**FSDP1, "FSDP_RESHARD_AFTER_FORWARD": "SHARD_GRAD_OP"}, FsdpPlan(frees_after_forward=False)),
+        ({}, {**FSDP1, "FSDP_RESHARD_AFTER_FORWARD": "SHARD_GRAD_OP"}, FSDPConfig(frees_after_forward=False)),
     ],
 )
 def test_options_and_accelerates_variables_say_what_is_shared_out(options, variables, plan):
-    found = sharding_plan(ProcessOptions(**options), variables)
-    if isinstance(found, FsdpPlan) and found.units != "size":
-        assert found == FsdpPlan(**{**vars(plan), "unit_size": found.unit_size})
+    found = sharding_config(ProcessOptions(**options), variables)
+    if isinstance(found, FSDPConfig) and found.units != "size":
+        assert found == FSDPConfig(**{**vars(plan), "unit_size": found.unit_size})
     else:
         assert found == plan
 
@@ -149,7 +149,7 @@ def test_without_the_package_or_its_newest_bugs_mended_nothing_begins(monkeypatc
 @pytest.mark.parametrize("version", ["0.19.8", "0.20.0+cu128", "1.0"])
 def test_newer_ones_will_do(monkeypatch, version):
     set_version(monkeypatch, version)
-    assert sharding_plan(ProcessOptions(deepspeed=True), {}) == ZeroPlan(2)
+    assert sharding_config(ProcessOptions(deepspeed=True), {}) == ZeroConfig(2)
 
 
 def test_deepspeeds_own_file_is_read_where_accelerates_configuration_names_it(tmp_path):
@@ -157,7 +157,7 @@ def test_deepspeeds_own_file_is_read_where_accelerates_configuration_names_it(tm
     variables = {**DEEPSPEED, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path), "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}
     section = {"stage": 3, "offload_param": {"device": "cpu"}, "overlap_comm": False, "reduce_bucket_size": "auto"}
     path.write_text(json.dumps({"zero_optimization": section, "train_batch_size": "auto", "bf16": {"enabled": "auto"}}))
-    assert sharding_plan(ProcessOptions(), variables) == ZeroPlan(3, False, True, {"overlap_comm": False})
+    assert sharding_config(ProcessOptions(), variables) == ZeroConfig(3, False, True, {"overlap_comm": False})
     path.write_text(json.dumps({"zero_optimization": section, "optimizer": {"type": "Adam"}, "flops_profiler": {}}))
     lines = refusals(ProcessOptions(), variables)
     assert "sets optimizer" in lines[0] and "--optimizer_type" in lines[0] and "sets flops_profiler" in lines[1]
@@ -178,7 +178,7 @@ def test_deepspeeds_own_file_is_read_where_accelerates_configuration_names_it(tm
         ("AdamW", {}, True, "with --torch_compile"),
     ],
 )
-@pytest.mark.parametrize("plan", [ZeroPlan(2), FsdpPlan()])
+@pytest.mark.parametrize("plan", [ZeroConfig(2), FSDPConfig()])
 def test_options_that_need_all_of_it_in_one_process_are_refused(plan, name, training, compiles, refusal):
     optimizer, training = OptimizerOptions(optimizer_type=name), TrainingOptions(**training)
     (problem,) = sharding_problems(plan, training, optimizer, AverageOptions(), compiles)
@@ -188,16 +188,16 @@ def test_options_that_need_all_of_it_in_one_process_are_refused(plan, name, trai
 def test_what_one_way_cannot_the_other_can():
     half = TrainingOptions(mixed_precision="bf16", full_bf16=True)
     for plan, training, average, count in (
-        (ZeroPlan(2), half, AverageOptions(), 1),
-        (FsdpPlan(), half, AverageOptions(), 0),
-        (ZeroPlan(3), TrainingOptions(), AverageOptions(ema=True), 1),
-        (ZeroPlan(2), TrainingOptions(), AverageOptions(ema=True), 0),
-        (FsdpPlan(), TrainingOptions(), AverageOptions(ema=True), 0),
+        (ZeroConfig(2), half, AverageOptions(), 1),
+        (FSDPConfig(), half, AverageOptions(), 0),
+        (ZeroConfig(3), TrainingOptions(), AverageOptions(ema=True), 1),
+        (ZeroConfig(2), TrainingOptions(), AverageOptions(ema=True), 0),
+        (FSDPConfig(), TrainingOptions(), AverageOptions(ema=True), 0),
     ):
         assert len(list(sharding_problems(plan, training, OptimizerOptions(), average, False))) == count
     for name in (*OPTIMIZERS, "adamw", "torch.optim.SGD"):
         options = OptimizerOptions(optimizer_type=name)
-        assert list(sharding_problems(FsdpPlan(), TrainingOptions(), options, AverageOptions(), False)) == []
+        assert list(sharding_problems(FSDPConfig(), TrainingOptions(), options, AverageOptions(), False)) == []
 
 
 @pytest.mark.parametrize(

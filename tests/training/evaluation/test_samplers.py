@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from library.diffusion.schedule import rescale_to_zero_terminal_snr
+from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
 from library.training.evaluation.samplers import SAMPLERS
 
 USUAL = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, dim=0)

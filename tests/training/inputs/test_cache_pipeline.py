@@ -134,10 +134,10 @@ def test_a_picture_that_cannot_be_read_ends_the_work_with_its_name():
 
 
 def test_pictures_that_cannot_be_read_are_left_out_where_asked_for():
-    stored, bad = _run(_keys(12), decode=_broken, skips_bad=True)
+    stored, bad = _run(_keys(12), decode=_broken, skips_unreadable=True)
     assert sorted(bad) == ["5.png", "9.png"] and "damaged" in bad["5.png"].message
     assert [key.image_key for key in stored] == [f"{index}.png" for index in range(12) if index not in (5, 9)]
-    assert _run(_keys(10)[5:6], decode=_broken, skips_bad=True)[0] == {}
+    assert _run(_keys(10)[5:6], decode=_broken, skips_unreadable=True)[0] == {}
 
 
 def test_other_mistakes_are_not_taken_for_bad_pictures():
@@ -145,7 +145,7 @@ def test_other_mistakes_are_not_taken_for_bad_pictures():
         raise UserError("picture has changed")
 
     with pytest.raises(UserError, match="has changed"):
-        _run(_keys(3), decode=changed, skips_bad=True)
+        _run(_keys(3), decode=changed, skips_unreadable=True)
 
 
 @pytest.mark.parametrize("failing", [0, 3, 11])

@@ -28,7 +28,7 @@ from library.data.records import Batch, LatentKey, MicroBatch
 from library.models.family import ModelFamily
 from library.models.options import ModelOptions
 from library.models.registry import load_family
-from library.training.inputs.latents import LatentSource
+from library.training.inputs.latents import LatentProvider
 
 ROOT = Path(__file__).resolve().parents[3]
 BASE = ROOT / "examples" / "quickstart" / "base"
@@ -77,8 +77,8 @@ def load_data(folder: Path, flip: bool = False, mask: bool = False) -> TrainingD
     return load_training_data(DatasetOptions(dataset_config=str(file)))
 
 
-def source_of(family: ModelFamily, skip_bad: bool = False, **options) -> LatentSource:
-    return LatentSource(family, CachingOptions(**options), Accelerator(cpu=True), skip_bad=skip_bad)
+def source_of(family: ModelFamily, skip_unreadable: bool = False, **options) -> LatentProvider:
+    return LatentProvider(family, CachingOptions(**options), Accelerator(cpu=True), skip_unreadable=skip_unreadable)
 
 
 def batch_of(keys: list[LatentKey], **tensors) -> Batch:
@@ -185,7 +185,7 @@ def test_a_bad_picture_is_named_and_skipped_only_where_asked_for(family, tmp_pat
     data = load_data(tmp_path / "data", flip=True)
     with pytest.raises(UserError, match="01.png cannot be read"):
         source_of(family, **{where: True}).fill_caches(data)
-    source = source_of(family, skip_bad=True, **{where: True})
+    source = source_of(family, skip_unreadable=True, **{where: True})
     with caplog.at_level(logging.WARNING):
         assert source.fill_caches(data) == {str(paths[1]), str(paths[4])}
     (record,) = [record for record in caplog.records if "cannot be read" in record.getMessage()]
@@ -309,7 +309,7 @@ family = load_family(ModelOptions(pretrained_model_name_or_path=str(BASE)))
 data = load_data(Path({folder!r}))
 encode_images, counts = family.encode_images, []
 family.encode_images = lambda pixels, seeds: counts.append(len(seeds)) or encode_images(pixels, seeds)
-source = source_of(family, skip_bad=True, {where}=True)
+source = source_of(family, skip_unreadable=True, {where}=True)
 bad = source.fill_caches(data)
 assert Accelerator().num_processes == 2 and sum(counts) in (4, 5), counts
 assert [Path(path).name for path in bad] == ["03.png"], bad

@@ -14,7 +14,7 @@ from library.cli.errors import UserError
 from library.data.batches.loader import BatchDataset
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.data.load_data import load_training_data
-from library.data.records import StepClock
+from library.data.records import StepCounter
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
 from library.training.inputs.text_outputs import TextSource, check_text_caching
@@ -52,8 +52,8 @@ def _source(family, data, *, to_disk: bool) -> TextSource:
 
 
 def _batch(data):
-    clock = StepClock(group_size=1, steps_per_epoch=1, num_steps=1)
-    return BatchDataset(data, seed=1, clock=clock, latent_source="memory")[data.plan(1, 0)[0]]
+    clock = StepCounter(group_size=1, steps_per_epoch=1, num_steps=1)
+    return BatchDataset(data, seed=1, clock=clock, latent_source="memory")[data.batches_of_epoch(1, 0)[0]]
 
 
 @pytest.mark.parametrize("to_disk", [False, True])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
-from library.training.optimization.ema import WeightAverage
+from library.training.optimization.ema import WeightEMA
 from library.training.optimization.options import AverageOptions
 
 
@@ -25,9 +25,9 @@ def expected(weights: np.ndarray, decay: float, first: int) -> np.ndarray:
 
 def averaged(
     weights: np.ndarray, options: AverageOptions, dtype=torch.float32
-) -> tuple[torch.nn.Parameter, WeightAverage]:
+) -> tuple[torch.nn.Parameter, WeightEMA]:
     param = torch.nn.Parameter(torch.tensor(weights[0], dtype=dtype))
-    average = WeightAverage([param], options)
+    average = WeightEMA([param], options)
     for step in range(1, len(weights)):
         param.data.copy_(torch.tensor(weights[step]))
         average.update(step)
@@ -39,7 +39,7 @@ def test_the_average_is_the_weighted_mean_of_the_steps(decay, start, first):
     weights = walk(150)
     param, average = averaged(weights, AverageOptions(ema=True, ema_decay=decay, ema_start_step=start))
     own = param.detach().clone()
-    with average.in_place():
+    with average.swapped_in():
         np.testing.assert_allclose(param.detach().numpy(), expected(weights, decay, first), rtol=2e-5)
     assert torch.equal(param, own)
 
@@ -47,7 +47,7 @@ def test_the_average_is_the_weighted_mean_of_the_steps(decay, start, first):
 def test_before_it_begins_the_weights_themselves_are_shown():
     weights = walk(5)
     param, average = averaged(weights, AverageOptions(ema=True, ema_start_step=6))
-    with average.in_place():
+    with average.swapped_in():
         np.testing.assert_array_equal(param.detach().numpy(), weights[5].astype(np.float32))
 
 
@@ -59,7 +59,7 @@ def test_weights_of_16_bits_are_averaged_in_32():
     (kept,) = average.state()["averages"]
     assert kept.dtype == torch.float32
     np.testing.assert_allclose(kept.numpy(), expected(weights, 0.9999, 1), rtol=1e-4)
-    with average.in_place():
+    with average.swapped_in():
         assert param.dtype == torch.bfloat16
     assert torch.equal(param, torch.full((3,), 1.5, dtype=torch.bfloat16))
 
@@ -67,13 +67,13 @@ def test_weights_of_16_bits_are_averaged_in_32():
 def test_the_weights_come_back_when_a_save_fails():
     param, average = averaged(walk(9), AverageOptions(ema=True, ema_decay=0.9))
     own = param.detach().clone()
-    with pytest.raises(OSError, match="full"), average.in_place():
+    with pytest.raises(OSError, match="full"), average.swapped_in():
         raise OSError("disk full")
     assert torch.equal(param, own)
 
 
 def test_a_state_of_other_weights_is_refused():
     _, average = averaged(walk(3), AverageOptions(ema=True))
-    other = WeightAverage([torch.nn.Parameter(torch.zeros(4))], AverageOptions(ema=True))
+    other = WeightEMA([torch.nn.Parameter(torch.zeros(4))], AverageOptions(ema=True))
     with pytest.raises(UserError, match="moving average is of other weights"):
         other.load(average.state())

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
-from library.training.checkpoints.states import RunFacts, read_state, write_state
+from library.training.checkpoints.states import RunIdentity, read_state, write_state
 from library.training.method import ParamGroup
 from library.training.optimization.lr_schedules import make_lr_schedule
-from library.training.optimization.optimizer_state import evaluation_weights, load_exactly, start_training
-from library.training.optimization.optimizer_table import OPTIMIZERS, Rates
+from library.training.optimization.optimizer_state import load_exactly, schedulefree_eval, start_training
+from library.training.optimization.optimizer_table import OPTIMIZERS, LRSupport
 from library.training.optimization.optimizers import check_optimizer, check_rates, make_optimizer, optimizer_label
 from library.training.optimization.options import OptimizerOptions
-from library.training.train_plan import Position
+from library.training.step_plan import Position
 
 # rates that suit the small problem below; the others learn at 0.02, those that find their step size at 1
 RATES = {"SGDNesterov": 0.1, "SGDNesterov8bit": 0.1, "SGDScheduleFree": 1.0, "SGD": 1.0, "ASGD": 1.0, "Adadelta": 1.0}
@@ -55,7 +55,7 @@ class Fit:
     def save(self, folder) -> None:
         weights = {str(index): param.data for index, param in enumerate(self.params)}
         training = {"optimizer": self.optimizer.state_dict(), "lr_schedule": self.schedule.state_dict()}
-        write_state(folder, Position(), RunFacts(seed=1, num_micro_batches=1, group_size=1), weights, training)
+        write_state(folder, Position(), RunIdentity(seed=1, num_micro_batches=1, group_size=1), weights, training)
 
     def resume(self, folder) -> None:
         weights, training = read_state(str(folder))
@@ -71,7 +71,7 @@ def test_it_lowers_the_loss_and_goes_on_from_a_state_bit_for_bit(tmp_path, name)
     before = through.loss().item()
     through.steps(90)  # D-Adaptation needs some seventy to find its step size
     through.save(tmp_path / "state")
-    with evaluation_weights(through.optimizer):
+    with schedulefree_eval(through.optimizer):
         learned = through.loss().item()
     assert learned < 0.9 * before
     through.steps(3)
@@ -200,7 +200,7 @@ def test_schedule_free_weights_to_save_are_the_average_and_training_goes_on_unto
     average = np.mean(seen, axis=0)
     trained = param.detach().clone()
     assert trained.numpy() == pytest.approx(0.9 * average + 0.1 * z, rel=1e-12)
-    with evaluation_weights(optimizer):
+    with schedulefree_eval(optimizer):
         assert param.detach().numpy() == pytest.approx(average, rel=1e-12)
     assert torch.equal(param, trained)
     optimizer.step()  # refuses unless it is in training mode again
@@ -210,7 +210,7 @@ def test_looking_at_schedule_free_weights_does_not_change_what_is_learned():
     looked_at, left_alone = Fit("AdamWScheduleFree"), Fit("AdamWScheduleFree")
     for _ in range(10):
         looked_at.steps(1)
-        with evaluation_weights(looked_at.optimizer):
+        with schedulefree_eval(looked_at.optimizer):
             pass
     left_alone.steps(10)
     assert all(torch.equal(*pair) for pair in zip(looked_at.params, left_alone.params, strict=True))
@@ -220,7 +220,7 @@ def test_the_weights_come_back_when_a_save_fails():
     fit = Fit("AdamWScheduleFree")
     fit.steps(3)
     trained = [param.detach().clone() for param in fit.params]
-    with pytest.raises(OSError, match="full"), evaluation_weights(fit.optimizer):
+    with pytest.raises(OSError, match="full"), schedulefree_eval(fit.optimizer):
         raise OSError("disk full")
     assert all(torch.equal(*pair) for pair in zip(trained, fit.params, strict=True))
     fit.steps(1)
@@ -246,7 +246,7 @@ def test_an_adaptive_optimizer_has_the_first_rate_for_all_parts_and_leaves_out_t
     """The documented `--text_encoder_lr=0.5 --unet_lr=1.0` trains; a part that is to stay as it is is never trained."""
     options = OptimizerOptions(optimizer_type=name, learning_rate=1.0)
     groups = [ParamGroup("textencoder", [], 1.0), ParamGroup("unet", [], other)]
-    if other == 0 and OPTIMIZERS[name].rates is Rates.SAME:
+    if other == 0 and OPTIMIZERS[name].rates is LRSupport.SAME:
         for refused in (check_rates, make_optimizer):
             with pytest.raises(UserError, match="trains every part, and the learning rate of one is 0"):
                 refused(options, groups)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from library.cli.errors import UserError, raise_together
 from library.diffusion.noise import timestep_range
+from library.diffusion.noise_schedule import NoiseSchedule
 from library.diffusion.options import LossOptions, NoiseOptions
-from library.diffusion.schedule import NoiseSchedule
 
 logger = logging.getLogger(__name__)
 

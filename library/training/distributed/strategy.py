@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from library.training.distributed.plans import FsdpPlan, ShardingPlan, ZeroPlan
+from library.training.distributed.plans import FSDPConfig, ShardingConfig, ZeroConfig
 from library.training.method import ParamGroup, TrainingMethod
 from library.training.optimization.optimizer_state import load_exactly
 from library.training.options import TrainingOptions
@@ -21,7 +21,7 @@ T = TypeVar("T")
 MakeOptimizer = Callable[[Sequence[ParamGroup]], torch.optim.Optimizer]
 
 
-class Learner(Protocol):
+class ParallelStrategy(Protocol):
     """Parameters, gradients and the optimizer. Every method is called by all processes together."""
 
     shares_weights: bool  # each process has a part: whatever computes with the weights, all do together
@@ -34,26 +34,26 @@ class Learner(Protocol):
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Adds the gradients of a loss, of which the processes' sum counts. `is_last`: of this step."""
 
-    def finish_gradients(self, max_norm: float) -> torch.Tensor:
+    def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
         """Sums gradients over the processes and limits their norm, which it gives; not finite: do not step."""
 
     def step(self) -> None:
         """The optimizer's step."""
 
-    def leave_out(self) -> None:
+    def skip_step(self) -> None:
         """Instead of a step: nothing is learned from the gradients."""
 
-    def clear_gradients(self) -> None: ...
+    def zero_grad(self) -> None: ...
 
     def are_weights_finite(self) -> bool: ...
 
-    def whole_weights(self) -> AbstractContextManager[None]:
+    def gathered_weights(self) -> AbstractContextManager[None]:
         """Within it the first process has whole weights in its modules, to be read; nothing is computed with them."""
 
-    def whole(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def gather(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """From values that lie as the parameters do, one for each, the whole ones; for the first process."""
 
-    def shares_of(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def shard(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """From whole values, one for each parameter, what this process has of them."""
 
     def optimizer_state(self) -> dict[str, Any]:
@@ -63,10 +63,10 @@ class Learner(Protocol):
         """Raises `ValueError` for the state of other parameters."""
 
 
-class WholeLearner:
+class Replicated:
     """Each process holds all of it, sees a share of the pictures, and takes the same step.
 
-    Implements `Learner`.
+    Implements `ParallelStrategy`.
     """
 
     shares_weights = False
@@ -84,30 +84,30 @@ class WholeLearner:
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         self._accelerator.backward(loss)
 
-    def finish_gradients(self, max_norm: float) -> torch.Tensor:
+    def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
         reduce_gradients(self._accelerator, self._params)
         return self._accelerator.clip_grad_norm_(self._params, max_norm)
 
     def step(self) -> None:
         self._stepping.step()
 
-    def leave_out(self) -> None:
+    def skip_step(self) -> None:
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.update()  # lowers the scale: it has seen the gradients overflow
 
-    def clear_gradients(self) -> None:
+    def zero_grad(self) -> None:
         self._stepping.zero_grad(set_to_none=True)
 
     def are_weights_finite(self) -> bool:
         return all(bool(torch.isfinite(param).all()) for param in self._params)
 
-    def whole_weights(self) -> AbstractContextManager[None]:
+    def gathered_weights(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def whole(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def gather(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return list(values)
 
-    def shares_of(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def shard(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return list(values)
 
     def optimizer_state(self) -> dict[str, Any]:
@@ -196,23 +196,23 @@ def ensure_process_group(device: torch.device) -> None:
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
-def make_learner(
-    plan: ShardingPlan | None,
+def make_strategy(
+    plan: ShardingConfig | None,
     accelerator: Accelerator,
     method: TrainingMethod,
     make_optimizer: MakeOptimizer,
     training: TrainingOptions,
-) -> Learner:
+) -> ParallelStrategy:
     """Puts what the method trains over the processes. Raises `UserError` where it cannot be shared out as planned.
 
-    Its weights are to be the same in all processes, those of a resumed run already; afterwards the learner's `groups`
+    Its weights are to be the same in all processes, those of a resumed run already; afterwards the strategy's `groups`
     hold the parameters.
     """
     groups, modules = method.param_groups(), method.trainable_modules()
-    if isinstance(plan, ZeroPlan):
-        from library.training.distributed.zero import ZeroLearner
+    if isinstance(plan, ZeroConfig):
+        from library.training.distributed.zero import DeepSpeedZero
 
-        return ZeroLearner(
+        return DeepSpeedZero(
             plan,
             accelerator,
             modules,
@@ -221,11 +221,11 @@ def make_learner(
             accumulation=training.gradient_accumulation_steps,
             max_norm=training.max_grad_norm or math.inf,
         )
-    if isinstance(plan, FsdpPlan):
-        from library.training.distributed.fsdp import FsdpLearner
+    if isinstance(plan, FSDPConfig):
+        from library.training.distributed.fsdp import FSDP
 
-        return FsdpLearner(plan, accelerator, modules, groups, make_optimizer)
-    return WholeLearner(accelerator, groups, make_optimizer)
+        return FSDP(plan, accelerator, modules, groups, make_optimizer)
+    return Replicated(accelerator, groups, make_optimizer)
 
 
 _MESSAGE_ELEMENTS = 2**25  # 128 MiB in float32

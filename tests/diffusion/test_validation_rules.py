@@ -7,9 +7,9 @@ import torch
 
 from library.cli.errors import UserError
 from library.cli.parser import parse_options
-from library.diffusion.contradictions import check_objective
+from library.diffusion.noise_schedule import NoiseSchedule, rescale_to_zero_terminal_snr
 from library.diffusion.options import LossOptions, NoiseOptions
-from library.diffusion.schedule import NoiseSchedule, rescale_to_zero_terminal_snr
+from library.diffusion.validation_rules import check_objective
 from tests.diffusion.schedules import schedule
 
 

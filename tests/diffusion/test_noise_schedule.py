@@ -5,10 +5,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from library.diffusion.loss import huber_borders
+from library.diffusion.loss import huber_delta
 from library.diffusion.loss_weights import timestep_weights
+from library.diffusion.noise_schedule import NoiseSchedule, rescale_to_zero_terminal_snr, target_of
 from library.diffusion.options import LossOptions
-from library.diffusion.schedule import NoiseSchedule, rescale_to_zero_terminal_snr, target_of
 from tests.diffusion.schedules import ALPHAS, draws, schedule
 
 
@@ -75,6 +75,6 @@ def test_weights_follow_the_rescaled_schedule_to_its_end(prediction_type, name):
 @pytest.mark.parametrize("kind", ["constant", "exponential", "snr"])
 def test_huber_borders_are_finite_where_the_snr_is_zero(kind):
     rescaled = NoiseSchedule(rescale_to_zero_terminal_snr(schedule().alphas_cumprod))
-    borders = huber_borders(torch.arange(1000), rescaled, LossOptions(huber_schedule=kind))
+    borders = huber_delta(torch.arange(1000), rescaled, LossOptions(huber_schedule=kind))
     assert torch.isfinite(borders).all()
     assert borders[-1].item() == pytest.approx(0.1, rel=5e-3)

@@ -5,13 +5,13 @@ import pytest
 from library.cli.errors import UserError
 from library.training.checkpoints.options import OutputOptions
 from library.training.options import TrainingOptions
-from library.training.run_setup import first_position, make_train_plan
-from library.training.train_plan import Position
+from library.training.run_setup import first_position, make_step_plan
+from library.training.step_plan import Position
 
 
 def make(num_micro_batches=7, processes=1, output=None, **options):
     output = output or OutputOptions()
-    return make_train_plan(
+    return make_step_plan(
         TrainingOptions(**options), output, seed=1, num_micro_batches=num_micro_batches, num_processes=processes
     )
 

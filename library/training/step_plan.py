@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from library.data.records import StepClock
+from library.data.records import StepCounter
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class TrainPlan:
+class StepPlan:
     """How the micro-batches of an epoch become optimizer steps.
 
     A step takes the next `num_processes` x `accumulation` micro-batches; the last one of an epoch takes what is left.
@@ -42,9 +42,9 @@ class TrainPlan:
         return math.ceil(self.num_micro_batches / self.group_size)
 
     @property
-    def clock(self) -> StepClock:
+    def clock(self) -> StepCounter:
         """What the data room has to know of steps."""
-        return StepClock(self.group_size, self.steps_per_epoch, self.num_steps)
+        return StepCounter(self.group_size, self.steps_per_epoch, self.num_steps)
 
     def after_step(self, position: Position) -> Position:
         """The position after one more step; the end of an epoch is the start of the next."""

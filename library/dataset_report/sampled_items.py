@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from library.data.batches.items import draw_items
 from library.data.batches.plan import PlannedDataset, TrainingData
-from library.data.records import Item, StepClock
+from library.data.records import Item, StepCounter
 
 _MOST_USES = 6  # of a picture: enough to show what shuffling and dropping do
 _MOST_EPOCHS = 4
@@ -23,12 +23,12 @@ class PictureId:
 
 
 @dataclass(frozen=True)
-class Draw:
+class DrawSettings:
     """What randomness depends on: the seed, and how batches become steps."""
 
     seed: int
     is_given: bool  # whether the user chose the seed; otherwise training draws another
-    clock: StepClock
+    clock: StepCounter
 
 
 def choose_pictures(data: TrainingData, most: int) -> list[PictureId]:
@@ -46,7 +46,7 @@ def choose_pictures(data: TrainingData, most: int) -> list[PictureId]:
     return chosen
 
 
-def draw_uses(data: TrainingData, pictures: Sequence[PictureId], draw: Draw) -> dict[PictureId, list[Item]]:
+def draw_uses(data: TrainingData, pictures: Sequence[PictureId], draw: DrawSettings) -> dict[PictureId, list[Item]]:
     """The first uses of each picture, as training draws them. Pictures that are never used are left out."""
     missing = {picture: _MOST_USES for picture in _used(data, pictures)}
     uses: dict[PictureId, list[Item]] = {picture: [] for picture in missing}
@@ -54,7 +54,7 @@ def draw_uses(data: TrainingData, pictures: Sequence[PictureId], draw: Draw) -> 
     for epoch in range(min(num_epochs, _MOST_EPOCHS)):
         if not missing:
             break
-        for micro_batch in data.plan(draw.seed, epoch):
+        for micro_batch in data.batches_of_epoch(draw.seed, epoch):
             dataset = data.datasets[micro_batch.dataset_index]
             records = dataset.items[list(micro_batch.item_indices)].tolist()
             if missing.keys().isdisjoint(PictureId(micro_batch.dataset_index, record) for record in records):
