@@ -1,4 +1,4 @@
-"""Trains a whole Stable Diffusion model on pictures that a metadata file describes (fine-tuning)."""
+"""Trains a whole Stable Diffusion model on images that a metadata file describes (fine-tuning)."""
 
 from __future__ import annotations
 

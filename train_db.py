@@ -1,4 +1,4 @@
-"""Trains a whole Stable Diffusion model on pictures of a subject, beside pictures of its class (DreamBooth)."""
+"""Trains a whole Stable Diffusion model on images of a subject, beside images of its class (DreamBooth)."""
 
 from __future__ import annotations
 

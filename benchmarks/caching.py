@@ -1,8 +1,8 @@
-"""How much of the VAE's own speed is left when latents are cached: pictures decoded, encoded and stored.
+"""How much of the VAE's own speed is left when latents are cached: images decoded, encoded and stored.
 
     python -m benchmarks.caching [--num_images 12] [--size 256] [--batch_size 1] [--threads N]
 
-Makes pictures like photographs and a VAE of random weights, and takes in turns, in one run: the VAE alone on pixels
+Makes images like photographs and a VAE of random weights, and takes in turns, in one run: the VAE alone on pixels
 that are in memory already; caching to memory; caching to disk; and, to compare, one stage after the other to disk.
 The best of the rounds counts, since a busy machine only ever takes time away. On a CPU the decoders take their time
 from the VAE, so that the share of decoding in all work is the least that can be lost; on a GPU they do not. What the
@@ -43,15 +43,15 @@ _CHANNELS = (32, 64, 64, 64)  # a quarter of the real VAE's width: slow enough b
 def measure_caching(
     num_images: int = 12, *, size: int = 256, batch_size: int = 1, num_rounds: int = 3, num_decoders: int = 2
 ) -> dict[str, float]:
-    """Pictures a second of the VAE alone (`vae_only`) and the others as shares of it.
+    """Images a second of the VAE alone (`vae_only`) and the others as shares of it.
 
     Shares: `memory`, `disk` (the pipeline) and `one_after_the_other`, and the same with `_cpu` of the CPU's time in
-    all threads; `decoding`: seconds to decode a picture as a share of those to encode it. `num_images`: pictures of
+    all threads; `decoding`: seconds to decode an image as a share of those to encode it. `num_images`: images of
     `size` x `size`, half JPEG and half PNG.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _make_pictures(folder / "pictures", num_images, size)
+        _make_images(folder / "images", num_images, size)
         accelerator = Accelerator()
         family = _load_family(folder / "model", accelerator.device)
         data = _load_data(folder, size)
@@ -76,7 +76,7 @@ def measure_caching(
             "disk": lambda: cache(cache_latents_to_disk=True),
             "one_after_the_other": lambda: _one_after_the_other(family, chunks, accelerator.device),
             "decoding": decode,
-        }, num_rounds, lambda: _remove_caches(folder / "pictures"))  # fmt: skip
+        }, num_rounds, lambda: _remove_caches(folder / "images"))  # fmt: skip
     alone, alone_cpu = seconds.pop("vae_only")
     decoding, _ = seconds.pop("decoding")
     shares = {name: alone / clock for name, (clock, _) in seconds.items()}
@@ -84,7 +84,7 @@ def measure_caching(
     return {"vae_only": num_images / alone, **shares, "decoding": decoding / alone}
 
 
-def _make_pictures(folder: Path, count: int, size: int) -> None:
+def _make_images(folder: Path, count: int, size: int) -> None:
     """Smooth colours with noise over them, which compress about as photographs do."""
     folder.mkdir()
     x, y = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size))
@@ -99,9 +99,9 @@ def _make_pictures(folder: Path, count: int, size: int) -> None:
 
 def _load_data(folder: Path, size: int) -> TrainingData:
     config = folder / "data.toml"
-    pictures = (folder / "pictures").as_posix()
+    images = (folder / "images").as_posix()
     config.write_text(
-        f'[[datasets]]\nresolution = {size}\n[[datasets.subsets]]\nimage_dir = "{pictures}"\nclass_tokens = "x"\n',
+        f'[[datasets]]\nresolution = {size}\n[[datasets.subsets]]\nimage_dir = "{images}"\nclass_tokens = "x"\n',
         encoding="utf-8",
     )
     return load_training_data(DatasetOptions(dataset_config=str(config)))
@@ -154,7 +154,7 @@ def _remove_caches(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_images", type=int, default=12)
-    parser.add_argument("--size", type=int, default=256, help="width and height of the pictures")
+    parser.add_argument("--size", type=int, default=256, help="width and height of the images")
     parser.add_argument("--batch_size", type=int, default=1, help="--vae_batch_size")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--decoders", type=int, default=2, help="threads that decode, at most one for each core")
@@ -170,7 +170,7 @@ def main() -> None:
         num_rounds=args.rounds,
         num_decoders=args.decoders,
     )
-    print(f"VAE alone: {result['vae_only']:.2f} pictures/s of {args.size} x {args.size}, batches of {args.batch_size}")
+    print(f"VAE alone: {result['vae_only']:.2f} images/s of {args.size} x {args.size}, batches of {args.batch_size}")
     print(f"decoding takes {result['decoding']:.1%} of the VAE's time")
     for name in ("memory", "disk", "one_after_the_other"):
         share, share_cpu = result[name], result[f"{name}_cpu"]

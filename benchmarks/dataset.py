@@ -2,9 +2,9 @@
 
     python benchmarks/dataset.py [--num 100000] [--folder FOLDER]
 
-Makes many tiny pictures (PNG, JPEG and WebP of various sizes, with captions), kept in FOLDER for the next time, and
+Makes many tiny images (PNG, JPEG and WebP of various sizes, with captions), kept in FOLDER for the next time, and
 measures in fresh processes: the first scan, the start from the index, the memory of both, an epoch's plan. Then, on
-pictures like photographs, what the loader makes of the decoder's speed, and what caching makes of the VAE's. Files are
+images like photographs, what the loader makes of the decoder's speed, and what caching makes of the VAE's. Files are
 in the system's cache: what is measured is the program, not the disk.
 """
 
@@ -33,20 +33,20 @@ _RESOLUTION = 64
 _SETTLED_SECONDS = 2.1  # the index leaves out files that were written just before
 
 
-def make_tiny_pictures(folder: Path, num: int) -> None:
-    """Writes `num` pictures of a few hundred bytes, each with a caption of some 100 characters."""
+def make_tiny_images(folder: Path, num: int) -> None:
+    """Writes `num` images of a few hundred bytes, each with a caption of some 100 characters."""
     folder.mkdir(parents=True, exist_ok=True)
-    variants = [_tiny_picture(number) for number in range(_NUM_VARIANTS)]
+    variants = [_tiny_image(number) for number in range(_NUM_VARIANTS)]
     rng = random.Random(0)
     for number in range(num):
         ending, content = variants[number % _NUM_VARIANTS]
-        caption = ", ".join(rng.choices(_TAGS, k=12)) + f", picture {number}"
+        caption = ", ".join(rng.choices(_TAGS, k=12)) + f", image {number}"
         _write(f"{folder}/{number:07d}{ending}", content)
         _write(f"{folder}/{number:07d}.caption", caption.encode())
     time.sleep(_SETTLED_SECONDS)
 
 
-def _tiny_picture(number: int) -> tuple[str, bytes]:
+def _tiny_image(number: int) -> tuple[str, bytes]:
     from PIL import Image
 
     rng = random.Random(number)
@@ -63,25 +63,25 @@ def _write(path: str, content: bytes) -> None:
     os.close(descriptor)
 
 
-def _options(pictures: Path, **settings: object):
+def _options(images: Path, **settings: object):
     from library.data.config.options import DatasetOptions
 
-    config = pictures.parent / "data.toml"
+    config = images.parent / "data.toml"
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-    subset = f'[[datasets.subsets]]\nimage_dir = "{pictures.as_posix()}"\nclass_tokens = "x"\n'
+    subset = f'[[datasets.subsets]]\nimage_dir = "{images.as_posix()}"\nclass_tokens = "x"\n'
     config.write_text("\n".join(["[[datasets]]", *lines, subset]), encoding="utf-8")
     return DatasetOptions(dataset_config=str(config), cache_info=True, enable_bucket=True)
 
 
-def _tiny_options(pictures: Path):
-    return _options(pictures, resolution=_RESOLUTION, min_bucket_reso=32, max_bucket_reso=128, bucket_reso_steps=8)
+def _tiny_options(images: Path):
+    return _options(images, resolution=_RESOLUTION, min_bucket_reso=32, max_bucket_reso=128, bucket_reso_steps=8)
 
 
-def _start(pictures: Path, is_traced: bool) -> dict[str, float]:
+def _start(images: Path, is_traced: bool) -> dict[str, float]:
     """Loads the data as a training run does, in this process, and plans an epoch. Seconds and bytes."""
     from library.data.load_data import load_training_data
 
-    options, before = _tiny_options(pictures), _peak_bytes()
+    options, before = _tiny_options(images), _peak_bytes()
     if is_traced:
         tracemalloc.start()
     started = time.perf_counter()
@@ -107,25 +107,25 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _start_in_fresh_process(pictures: Path, is_traced: bool = False) -> dict[str, float]:
-    command = [sys.executable, __file__, "--start", str(pictures), *(["--traced"] if is_traced else [])]
+def _start_in_fresh_process(images: Path, is_traced: bool = False) -> dict[str, float]:
+    command = [sys.executable, __file__, "--start", str(images), *(["--traced"] if is_traced else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_scan(pictures: Path, num: int) -> None:
-    """Prints the figures of finding and planning the tiny pictures."""
+def measure_scan(images: Path, num: int) -> None:
+    """Prints the figures of finding and planning the tiny images."""
     from library.data.scan.scan_index import INDEX_NAME
 
-    index, per = pictures / INDEX_NAME, 100_000 / num
-    os.listdir(pictures)
+    index, per = images / INDEX_NAME, 100_000 / num
+    os.listdir(images)
     index.unlink(missing_ok=True)
-    first = _start_in_fresh_process(pictures)
+    first = _start_in_fresh_process(images)
     index.unlink()
-    first_traced = _start_in_fresh_process(pictures, is_traced=True)
-    second = min((_start_in_fresh_process(pictures) for _ in range(3)), key=lambda each: each["load"])
-    traced = _start_in_fresh_process(pictures, is_traced=True)
-    _show("first scan", num / first["load"], "pictures/s", "20,000 or more")
+    first_traced = _start_in_fresh_process(images, is_traced=True)
+    second = min((_start_in_fresh_process(images) for _ in range(3)), key=lambda each: each["load"])
+    traced = _start_in_fresh_process(images, is_traced=True)
+    _show("first scan", num / first["load"], "images/s", "20,000 or more")
     _show("second start, from the index", second["load"] * per, "s per 100,000", "below 2")
     _show("memory held, records and plan", traced["held"] * per / 1e6, "MB per 100,000", "100 or less")
     _show("peak memory of the first scan", first_traced["peak"] * per / 1e6, "MB per 100,000", "100 or less")
@@ -149,9 +149,9 @@ def measure_loader(folder: Path, num: int = 240, size: int = 512) -> None:
 
     cv2.setNumThreads(1)  # as in the loader's processes
     torch.set_num_threads(1)
-    pictures = folder / "photographs" / "pictures"
-    _make_photographs(pictures, num, size)
-    data = load_training_data(_options(pictures, resolution=size, batch_size=4))
+    images = folder / "photographs" / "images"
+    _make_photographs(images, num, size)
+    data = load_training_data(_options(images, resolution=size, batch_size=4))
     plan, keys = data.batches_of_epoch(1, 0)[:], data.latent_keys()
     dataset = BatchDataset(data, seed=1, clock=StepCounter(1, len(plan), len(plan)), latent_source="pixels")
 
@@ -167,7 +167,7 @@ def measure_loader(folder: Path, num: int = 240, size: int = 512) -> None:
         return run
 
     bare = num / _best(decode)
-    _show("decoder alone, in a loop", bare, "pictures/s", f"{size} px")
+    _show("decoder alone, in a loop", bare, "images/s", f"{size} px")
     for workers, target in ((0, "95 or more"), (2, "150 or more on two free cores")):
         _show(f"loader, {workers} workers", 100 * num / _best(load(workers)) / bare, "% of the loop", target)
 
@@ -210,7 +210,7 @@ def measure_caching_throughput() -> None:
         print(f"caching is not measured: {error}")
         return
     result = measure_caching()
-    _show("VAE alone", result["vae_only"], "pictures/s", "")
+    _show("VAE alone", result["vae_only"], "images/s", "")
     for where in ("memory", "disk"):
         _show(f"caching to {where}", 100 * result[where], "% of the VAE alone", "95 or more")
 
@@ -221,8 +221,8 @@ def _show(name: str, value: float, unit: str, target: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num", type=int, default=100_000, help="tiny pictures")
-    parser.add_argument("--folder", type=Path, help="where the pictures are made and kept; else a temporary folder")
+    parser.add_argument("--num", type=int, default=100_000, help="tiny images")
+    parser.add_argument("--folder", type=Path, help="where the images are made and kept; else a temporary folder")
     parser.add_argument("--skip_loader", action="store_true", help="measure neither the loader nor caching")
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)  # one start, in a process of its own
     parser.add_argument("--traced", action="store_true", help=argparse.SUPPRESS)
@@ -232,12 +232,12 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
-        pictures = folder / f"tiny{args.num}" / "pictures"
-        if not pictures.is_dir():
-            making = pictures.with_name("making")
-            make_tiny_pictures(making, args.num)
-            making.rename(pictures)
-        measure_scan(pictures, args.num)
+        images = folder / f"tiny{args.num}" / "images"
+        if not images.is_dir():
+            making = images.with_name("making")
+            make_tiny_images(making, args.num)
+            making.rename(images)
+        measure_scan(images, args.num)
         if not args.skip_loader:
             measure_loader(folder)
             measure_caching_throughput()

@@ -52,7 +52,7 @@ class Findings:
 
 def run_arguments(output: Path, *more: str) -> list[str]:
     return [
-        "--pretrained_model_name_or_path", str(EXAMPLE / "base"), "--train_data_dir", str(output.parent / "pictures"),
+        "--pretrained_model_name_or_path", str(EXAMPLE / "base"), "--train_data_dir", str(output.parent / "images"),
         "--caption_extension", ".txt", "--resolution", "64", "--train_batch_size", "1", "--cache_latents",
         "--max_data_loader_n_workers", "0", "--output_dir", str(output), "--output_name", NAME, "--network_dim", "2",
         "--learning_rate", "1e-3", "--seed", "7", "--max_train_steps", str(STEPS), "--save_every_n_steps", "1",
@@ -153,10 +153,10 @@ def measure(num_kills: int, folder: Path, seed: int = 0) -> Findings:
     import train_network
 
     torch.set_num_threads(1)  # threads do not survive a fork
-    pictures = folder / "pictures" / "1_shs fox"
-    pictures.mkdir(parents=True)
-    for picture in sorted((EXAMPLE / "pictures").glob("fox_0[1-4].*")):
-        shutil.copy(picture, pictures)
+    images = folder / "images" / "1_shs fox"
+    images.mkdir(parents=True)
+    for image in sorted((EXAMPLE / "images").glob("fox_0[1-4].*")):
+        shutil.copy(image, images)
     started = time.monotonic()
     child = start(train_network.train, run_arguments(folder / "whole"), folder / "log.txt")
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -39,14 +39,14 @@ COMBINATIONS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=0.25, help="width of the model, 1 for that of SD 1.5")
-    parser.add_argument("--size", type=int, default=256, help="width and height of the pictures")
+    parser.add_argument("--size", type=int, default=256, help="width and height of the images")
     parser.add_argument("--batch_size", type=int, default=2)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         num_parameters = make_model(arguments.share, [("safetensors", "float16", folder / "model.safetensors")])
         make_data(folder, arguments.size, arguments.batch_size)
-        print(f"{num_parameters / 1e6:.0f} M parameters, pictures of {arguments.size}, {arguments.batch_size} at once")
+        print(f"{num_parameters / 1e6:.0f} M parameters, images of {arguments.size}, {arguments.batch_size} at once")
         print(f"{'combination':30} {'peak':>8} {'of AdamW':>9} {'seconds a step':>15}")
         first = None
         for title, flags in COMBINATIONS.items():

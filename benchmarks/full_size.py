@@ -29,14 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=tuple(RUNS), help="one of the scripts")
     parser.add_argument("--share", type=float, default=1.0, help="width of the model, 1 for that of SD 1.5")
-    parser.add_argument("--size", type=int, default=64, help="width and height of the picture")
+    parser.add_argument("--size", type=int, default=64, help="width and height of the image")
     parser.add_argument("--folder", type=Path, help="where to put model and results; deleted afterwards")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         num_parameters = make_model(arguments.share, [("safetensors", "float16", folder / "model.safetensors")])
         make_data(folder, arguments.size)
-        print(f"{num_parameters / 1e9:.2f} billion parameters, one picture of {arguments.size} x {arguments.size}")
+        print(f"{num_parameters / 1e9:.2f} billion parameters, one image of {arguments.size} x {arguments.size}")
         print(f"{'script':24} {'seconds, 2 steps and a save':>28} {'peak loading':>13} {'peak training':>14}   flags")
         for script in [arguments.only] if arguments.only else RUNS:
             found = run(

@@ -35,7 +35,7 @@ WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=0.25, help="width of the model, 1 for that of SD 1.5")
-    parser.add_argument("--size", type=int, default=64, help="width and height of the pictures")
+    parser.add_argument("--size", type=int, default=64, help="width and height of the images")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

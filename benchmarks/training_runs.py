@@ -1,4 +1,4 @@
-"""Short runs of the training scripts on a random model and one made picture, each in a process of its own."""
+"""Short runs of the training scripts on a random model and one made image, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_data(folder: Path, size: int, count: int = 1) -> None:
-    """Pictures as folders (train/1_x) and as a metadata file (meta.json), at `size` x `size`."""
+    """Images as folders (train/1_x) and as a metadata file (meta.json), at `size` x `size`."""
     import numpy as np
     from PIL import Image
 
-    pictures = folder / "train" / "1_x"
-    pictures.mkdir(parents=True)
+    images = folder / "train" / "1_x"
+    images.mkdir(parents=True)
     for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(pictures / f"{number}.png")
-    entries = {f"{number}.png": {"caption": "a picture"} for number in range(count)}
+        Image.fromarray(pixels).save(images / f"{number}.png")
+    entries = {f"{number}.png": {"caption": "an image"} for number in range(count)}
     (folder / "meta.json").write_text(json.dumps(entries))
 
 

@@ -25,9 +25,7 @@ SCRIPTS = {
 
 def pages() -> dict[str, str]:
     """The text of each page, under the name of its file."""
-    return {
-        name: options_page(program, (*groups, ConfigFileOptions)) for name, (program, groups) in SCRIPTS.items()
-    }
+    return {name: options_page(program, (*groups, ConfigFileOptions)) for name, (program, groups) in SCRIPTS.items()}
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def parse_toml(text: str, path: str | Path, named_by: str) -> dict[str, Any]:
 
 def _hint(text: str) -> str:
     if "\\" in text:
-        return "write Windows paths in single quotes, 'C:\\pictures', or with forward slashes"
+        return "write Windows paths in single quotes, 'C:\\images', or with forward slashes"
     return "mend the file at that place"
 
 
@@ -70,7 +70,6 @@ def read_text(path: str | Path, named_by: str, ending: str) -> str:
         raise UserError(
             f"{named_by} {path} cannot be read: {error.strerror}", hint="make it readable, or name another file"
         ) from None
-
 
 
 _MEND = "mend the file at that place"

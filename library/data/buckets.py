@@ -1,4 +1,4 @@
-"""Buckets: at which size a picture is trained. Pure functions of sizes, all (width, height) in pixels."""
+"""Buckets: at which size an image is trained. Pure functions of sizes, all (width, height) in pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from library.cli.errors import UserError
 from library.data.records import Placement, Size
 
-PIXELS_PER_LATENT = 8  # the VAE's scale: sides of training pictures are multiples of this
+PIXELS_PER_LATENT = 8  # the VAE's scale: sides of training images are multiples of this
 LONGEST_SIDE = 2**15  # of a bucket: no model is trained near it, and tables of buckets stay short
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ CropLTRB = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class BucketSettings:
-    """What decides the bucket of every picture of a dataset."""
+    """What decides the bucket of every image of a dataset."""
 
     resolution: Size
     enable_bucket: bool = True
@@ -107,7 +107,7 @@ def _text(size: Size) -> str:
 def bucket_resolutions(settings: BucketSettings) -> list[Size]:
     """All buckets of a dataset, sorted by width, then height.
 
-    Empty where buckets come from the pictures' sizes (`bucket_no_upscale`).
+    Empty where buckets come from the images' sizes (`bucket_no_upscale`).
     """
     if not settings.enable_bucket:
         return [settings.resolution]
@@ -125,7 +125,7 @@ def bucket_resolutions(settings: BucketSettings) -> list[Size]:
 
 
 class BucketChooser:
-    """Chooses the bucket of a picture. Holds the table of buckets, so that it is made once per dataset."""
+    """Chooses the bucket of an image. Holds the table of buckets, so that it is made once per dataset."""
 
     def __init__(self, settings: BucketSettings):
         self._settings = settings
@@ -136,10 +136,10 @@ class BucketChooser:
         for size in self._resolutions:
             self._by_ratio.setdefault(size[0] / size[1], size)
         self._ratios = sorted(self._by_ratio)
-        self._placements: dict[Size, Placement] = {}  # there are few sizes and many pictures
+        self._placements: dict[Size, Placement] = {}  # there are few sizes and many images
 
     def assign(self, image_size: Size) -> Placement:
-        """Bucket, resized size and centre crop of a picture of this size."""
+        """Bucket, resized size and centre crop of an image of this size."""
         found = self._placements.get(image_size)
         if found is None:
             found = self._placements[image_size] = self._place(image_size)
@@ -163,7 +163,7 @@ class BucketChooser:
 
 
 def _own_size_bucket(image_size: Size, settings: BucketSettings) -> tuple[Size, Size]:
-    """Bucket and resized size where no picture is enlarged: its own size, shrunk to the area, cut to steps."""
+    """Bucket and resized size where no image is enlarged: its own size, shrunk to the area, cut to steps."""
     steps, max_area = settings.bucket_reso_steps, settings.max_area
     width, height = image_size
     resized = image_size
@@ -196,7 +196,7 @@ def _shrunk_to_steps(ratio: float, max_area: int, steps: int) -> Size | None:
 
 
 def _smallest_bucket(image_size: Size, settings: BucketSettings) -> tuple[Size, Size]:
-    """For pictures that are thinner than a step: one step by the multiple that is nearest to their aspect ratio."""
+    """For images that are thinner than a step: one step by the multiple that is nearest to their aspect ratio."""
     steps = settings.bucket_reso_steps
     width, height = image_size
     ratio = max(width, height) / min(width, height)
@@ -215,30 +215,30 @@ def _cut(side: int, steps: int) -> int:
 
 
 def covering_size(image_size: Size, bucket: Size) -> Size:
-    """The smallest size of the picture's aspect ratio that covers the bucket."""
+    """The smallest size of the image's aspect ratio that covers the bucket."""
     width, height = image_size
     scale = bucket[1] / height if width / height > bucket[0] / bucket[1] else bucket[0] / width
     return _rounded(width * scale), _rounded(height * scale)
 
 
 def place_in(image_size: Size, bucket: Size) -> Placement:
-    """The placement of a picture in a bucket that is given, cut as little as can be."""
+    """The placement of an image in a bucket that is given, cut as little as can be."""
     resized = covering_size(image_size, bucket)
     return Placement(bucket, resized, centre_crop(resized, bucket))
 
 
 def centre_crop(resized: Size, bucket: Size) -> tuple[int, int]:
-    """Left and top of the window of bucket size in the middle of the resized picture."""
+    """Left and top of the window of bucket size in the middle of the resized image."""
     return (resized[0] - bucket[0]) // 2, (resized[1] - bucket[1]) // 2
 
 
 def aspect_error(image_size: Size, bucket: Size) -> float:
-    """Aspect ratio of the bucket less that of the picture."""
+    """Aspect ratio of the bucket less that of the image."""
     return bucket[0] / bucket[1] - image_size[0] / image_size[1]
 
 
 def crop_ltrb(bucket: Size, image_size: Size) -> CropLTRB:
-    """Left, top, right and bottom of the whole picture when it is fitted into the bucket, as cache files hold it."""
+    """Left, top, right and bottom of the whole image when it is fitted into the bucket, as cache files hold it."""
     bucket_ratio, ratio = bucket[0] / bucket[1], image_size[0] / image_size[1]
     width = bucket[1] * ratio if bucket_ratio > ratio else float(bucket[0])
     height = float(bucket[1]) if bucket_ratio > ratio else bucket[0] / ratio

@@ -163,9 +163,7 @@ def caption_variants(caption: str, subset: SubsetConfig, limit: int = 5) -> list
     variants: dict[str, None] = {}
     for number in range(limit * _DRAWS_PER_VARIANT):
         rng = keyed_random("caption variant", caption, number)
-        drawn = final_caption(
-            caption, subset, rng, epoch=number + 1, step=_AFTER_WARMUP, num_steps=_AFTER_WARMUP
-        )
+        drawn = final_caption(caption, subset, rng, epoch=number + 1, step=_AFTER_WARMUP, num_steps=_AFTER_WARMUP)
         variants.setdefault(drawn)
         if len(variants) == limit:
             break

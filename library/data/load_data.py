@@ -18,7 +18,7 @@ from library.data.config.dataset_file import read_dataset_config
 from library.data.config.options import CachingOptions, DatasetOptions, flag_values
 from library.data.config.validation_rules import caching_problems, prepared_problems, source_problems
 from library.data.images.face_names import split_face_name
-from library.data.images.image_files import NoPictures
+from library.data.images.image_files import NoImages
 from library.data.records import ImageRecord, Size
 from library.data.scan.folders import find_concept_folders, scan_folder, with_masks
 from library.data.scan.legacy_npz import settle_prepared
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_NAMES_IN_WARNING = 5
 _MAX_ITEMS = 50_000_000  # a slip of the keyboard in num_repeats would fill the memory
-_MAX_RESIZED_PIXELS = 2**27  # a picture of extreme aspect ratio would fill the memory when its short side is enlarged
+_MAX_RESIZED_PIXELS = 2**27  # an image of extreme aspect ratio would fill the memory when its short side is enlarged
 
 _SCANS = {"folder": scan_folder, "metadata": scan_metadata}  # by `SubsetConfig.source`
 
@@ -43,16 +43,16 @@ class _ScannedDataset:
     config: DatasetConfig  # without the subsets in `empty`
     records: list[ImageRecord]
     num_skipped: int  # images that `skip_image_resolution` leaves out
-    empty: list[NoPictures]  # what is to be said of subsets without images
+    empty: list[NoImages]  # what is to be said of subsets without images
 
 
 def load_training_data(
     options: DatasetOptions, caching: CachingOptions | None = None, *, only: Source | None = None
 ) -> TrainingData:
-    """Reads the description of the data, scans the pictures and places them in buckets.
+    """Reads the description of the data, scans the images and places them in buckets.
 
-    Only headers of pictures are read, and what takes long to import (NumPy) is imported when all is well. `caching`:
-    checked against the data where it is known. `only`: what must describe all pictures, folders or metadata files.
+    Only headers of images are read, and what takes long to import (NumPy) is imported when all is well. `caching`:
+    checked against the data where it is known. `only`: what must describe all images, folders or metadata files.
     Raises `UserError` with everything that is wrong.
     """
     raise_together(options.problems())
@@ -64,7 +64,7 @@ def _load(options: DatasetOptions, caching: CachingOptions | None, only: Source 
     problems: list[UserError] = []
     configs = _read_configs(options, problems, only)
     others = list(source_problems(configs, options, only))
-    if others:  # their pictures need no look
+    if others:  # their images need no look
         raise_together([*problems, *others])
     if caching is not None:
         problems += caching_problems(configs, options, caching)
@@ -76,11 +76,11 @@ def _load(options: DatasetOptions, caching: CachingOptions | None, only: Source 
         _warn_of_missing_faces(each.config, each.records)
 
     to_train, held_out = split_off([(each.config, each.records) for each in scanned])
-    num_skipped = {each.config.place: each.num_skipped for each in scanned}
+    num_skipped = {each.config.key_path: each.num_skipped for each in scanned}
 
     from library.data.batches.plan import PlannedDataset, TrainingData
 
-    planned = tuple(PlannedDataset(config, records, num_skipped[config.place]) for config, records in to_train)
+    planned = tuple(PlannedDataset(config, records, num_skipped[config.key_path]) for config, records in to_train)
     validation = tuple(PlannedDataset(*each) for each in held_out)
     return TrainingData(planned, TrainingData(validation) if validation else None)
 
@@ -103,13 +103,13 @@ def _read_configs(options: DatasetOptions, problems: list[UserError], only: Sour
         if options.in_json is not None:
             return _from_metadata(options, problems)
         if only == "metadata":  # whatever the folder holds
-            hint = "name the metadata file of the pictures; train_db.py learns from folders of pictures"
+            hint = "name the metadata file of the images; train_db.py learns from folders of images"
             problems.append(UserError("--in_json is missing", hint=hint))
             return []
         return _from_folders(options, problems)
     for name in ("train_data_dir", "reg_data_dir", "conditioning_data_dir", "in_json"):
         if getattr(options, name) is not None:
-            logger.warning("--%s is ignored: --dataset_config says where the pictures are", name)
+            logger.warning("--%s is ignored: --dataset_config says where the images are", name)
     try:
         configs, found = read_dataset_config(options)
     except UserError as error:
@@ -125,32 +125,32 @@ def _from_folders(options: DatasetOptions, problems: list[UserError]) -> list[Da
         raise ValueError("DatasetOptions.problems() was not looked at")
     if options.dataset_repeats != 1:
         logger.warning(
-            "--dataset_repeats is ignored: the names of the folders in --train_data_dir say how often pictures are used"
+            "--dataset_repeats is ignored: the names of the folders in --train_data_dir say how often images are used"
         )
     subsets = _folder_subsets(options, options.train_data_dir, "--train_data_dir", False, problems)
     if options.reg_data_dir is not None:
         subsets += _folder_subsets(options, options.reg_data_dir, "--reg_data_dir", True, problems)
     if all(subset.is_reg for subset in subsets):
         return []  # what is wrong with the folder of the others is said
-    config = DatasetConfig(place="--train_data_dir", subsets=tuple(subsets), **flag_values(options, "dataset"))
+    config = DatasetConfig(key_path="--train_data_dir", subsets=tuple(subsets), **flag_values(options, "dataset"))
     problems += config.bucket_settings.problems("--")
     return [config]
 
 
 def _from_metadata(options: DatasetOptions, problems: list[UserError]) -> list[DatasetConfig]:
-    """One dataset of the pictures in `--in_json`."""
+    """One dataset of the images in `--in_json`."""
     if options.reg_data_dir is not None:
         logger.warning(
             "--reg_data_dir is ignored beside --in_json: to train with regularisation images too, describe both in a"
             " --dataset_config, in two [[datasets]]"
         )
     if options.conditioning_data_dir is not None:
-        logger.warning(
-            "--conditioning_data_dir is ignored beside --in_json: masks are found for the images of folders"
-        )
+        logger.warning("--conditioning_data_dir is ignored beside --in_json: masks are found for the images of folders")
     flags = flag_values(options, "subset")
-    subset = SubsetConfig(place="--in_json", image_dir=options.train_data_dir, metadata_file=options.in_json, **flags)
-    config = DatasetConfig(place="--in_json", subsets=(subset,), **flag_values(options, "dataset"))
+    subset = SubsetConfig(
+        key_path="--in_json", image_dir=options.train_data_dir, metadata_file=options.in_json, **flags
+    )
+    config = DatasetConfig(key_path="--in_json", subsets=(subset,), **flag_values(options, "dataset"))
     problems += config.bucket_settings.problems("--")
     return [config]
 
@@ -166,7 +166,7 @@ def _folder_subsets(
     masks = None if is_reg else _mask_folder(options, problems)
     return [
         SubsetConfig(
-            place=flag,
+            key_path=flag,
             image_dir=folder.path,
             class_tokens=folder.class_tokens,
             is_reg=is_reg,
@@ -195,7 +195,7 @@ def _masks_of(concept_folder: str, masks: str) -> str:
 def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserError]) -> _ScannedDataset:
     records: list[ImageRecord] = []
     kept: list[SubsetConfig] = []
-    empty: list[NoPictures] = []
+    empty: list[NoImages] = []
     skipped: list[ImageRecord] = []
     is_complete = True
     for subset in config.subsets:
@@ -205,7 +205,7 @@ def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserErr
                 skipped += (record for record in found if _is_skipped(record.size, config.skip_image_resolution))
                 found = [record for record in found if not _is_skipped(record.size, config.skip_image_resolution)]
             records += with_masks(subset, found)
-        except NoPictures as error:
+        except NoImages as error:
             empty.append(error)
             continue
         except UserError as error:
@@ -213,7 +213,7 @@ def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserErr
             is_complete = False
         kept.append(subset)
     config = replace(config, subsets=tuple(kept))
-    if is_complete:  # otherwise it cannot be told whether all pictures have prepared latents
+    if is_complete:  # otherwise it cannot be told whether all images have prepared latents
         records = settle_prepared(config, records, problems)
         if any(record.prepared for record in records):
             problems += prepared_problems(config, options)
@@ -221,7 +221,7 @@ def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserErr
     if config.subsets and all(subset.is_reg for subset in config.subsets):
         problems.append(
             UserError(
-                f"{config.place} has regularisation pictures only", hint="add a subset without is_reg to train on"
+                f"{config.key_path} has regularisation images only", hint="add a subset without is_reg to train on"
             )
         )
     return _ScannedDataset(config, records, len(skipped), empty)
@@ -239,10 +239,10 @@ def _skipped_problems(
     if num_train and all(record.is_reg for record in records) and config.skip_image_resolution is not None:
         width, height = config.skip_image_resolution
         key = f"--skip_image_resolution {width},{height}"
-        if not config.place.startswith("--"):
+        if not config.key_path.startswith("--"):
             key = f"skip_image_resolution [{width}, {height}]"
         yield UserError(
-            f"{config.place}: {key} leaves nothing to train on: none of {num_train} images is larger, by area",
+            f"{config.key_path}: {key} leaves nothing to train on: none of {num_train} images is larger, by area",
             hint="lower skip_image_resolution, or leave it or the dataset out",
         )
 
@@ -259,7 +259,7 @@ def _leave_out_empty(scanned: list[_ScannedDataset], problems: list[UserError]) 
 
 
 def _warn_of_missing_faces(config: DatasetConfig, records: list[ImageRecord]) -> None:
-    """`face_crop_aug_range` does nothing for pictures whose names do not say where the face is."""
+    """`face_crop_aug_range` does nothing for images whose names do not say where the face is."""
     without: dict[int, list[str]] = {}
     for record in records:
         if config.subsets[record.subset_index].face_crop_aug_range is not None:
@@ -268,23 +268,23 @@ def _warn_of_missing_faces(config: DatasetConfig, records: list[ImageRecord]) ->
                 without.setdefault(record.subset_index, []).append(record.key)
     for index, keys in without.items():
         logger.warning(
-            "%s: face_crop_aug_range: %d pictures are cropped as usual, since their names do not end in"
+            "%s: face_crop_aug_range: %d images are cropped as usual, since their names do not end in"
             " _<x>_<y>_<width>_<height> of a face in them: %s",
-            config.subsets[index].place, len(keys), listed(keys, _MAX_NAMES_IN_WARNING),
+            config.subsets[index].key_path, len(keys), listed(keys, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
 
 
 def _planning_problems(config: DatasetConfig, records: list[ImageRecord]) -> Iterator[UserError]:
-    """What would make items or pictures of a size that fills the memory."""
+    """What would make items or images of a size that fills the memory."""
     num_items = sum(record.num_repeats for record in records)
     if num_items > _MAX_ITEMS:
         most = max(config.subsets, key=lambda subset: subset.num_repeats)
         yield UserError(
-            f"{config.place} has {num_items} items an epoch, pictures times repeats: more than {_MAX_ITEMS}",
+            f"{config.key_path} has {num_items} items an epoch, images times repeats: more than {_MAX_ITEMS}",
             hint=f"lower the {most.num_repeats} repeats of {most.metadata_file or most.image_dir}",
         )
     if any(config.bucket_settings.problems("")):
-        return  # reported already, and without buckets pictures have no place
+        return  # reported already, and without buckets images have no place
     chooser = BucketChooser(config.bucket_settings)
     for record in records:
         if record.prepared is not None:
@@ -292,6 +292,6 @@ def _planning_problems(config: DatasetConfig, records: list[ImageRecord]) -> Ite
         width, height = chooser.assign(record.size).resized
         if width * height > _MAX_RESIZED_PIXELS:
             yield UserError(
-                f"picture {record.path} is too thin to train on: {record.size[0]}x{record.size[1]}",
+                f"image {record.path} is too thin to train on: {record.size[0]}x{record.size[1]}",
                 hint="crop it, or remove it from the folder",
             )

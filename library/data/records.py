@@ -14,7 +14,7 @@ Size = tuple[int, int]  # (width, height)
 
 @dataclass(slots=True)  # never assigned to, but a frozen one takes four times as long to make
 class ImageRecord:
-    """One picture as found by a source. Sizes are those after EXIF orientation."""
+    """One image as found by a source. Sizes are those after EXIF orientation."""
 
     key: str  # path below the subset's folder, with "/": its identity for randomness and caches
     path: str
@@ -25,7 +25,7 @@ class ImageRecord:
     subset_index: int
     is_reg: bool
     prepared: PreparedLatents | None = None
-    mask_path: str | None = None  # a picture that says what counts in the loss
+    mask_path: str | None = None  # an image that says what counts in the loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class PreparedLatents:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How a picture becomes a training image: resized, then the window `crop` (left, top) of bucket size."""
+    """How an image becomes a training image: resized, then the window `crop` (left, top) of bucket size."""
 
     bucket: Size
     resized: Size
@@ -47,7 +47,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class LatentKey:
-    """What one latent is made from. Its random sample is keyed by the picture and the placement alone."""
+    """What one latent is made from. Its random sample is keyed by the image and the placement alone."""
 
     path: str
     image_key: str
@@ -57,13 +57,13 @@ class LatentKey:
     flipped: bool
     interpolation: str | None = None  # `resize_interpolation`
     alpha_is_mask: bool = False  # transparency weighs the loss, instead of lying over white
-    prepared_path: str | None = None  # of `PreparedLatents`: the picture is not looked at
-    mask_path: str | None = None  # of a picture whose brightness weighs the loss; never part of a cached latent
+    prepared_path: str | None = None  # of `PreparedLatents`: the image is not looked at
+    mask_path: str | None = None  # of an image whose brightness weighs the loss; never part of a cached latent
 
 
 @dataclass(frozen=True, slots=True)
 class ColourShift:
-    """What `color_aug` does to a picture once."""
+    """What `color_aug` does to an image once."""
 
     hue: int = 0  # degrees / 2, as OpenCV counts them
     gamma: float = 1.0
@@ -71,7 +71,7 @@ class ColourShift:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One use of a picture, with everything random about it decided."""
+    """One use of an image, with everything random about it decided."""
 
     record_index: int
     caption: str
@@ -82,7 +82,7 @@ class Item:
 
 @dataclass
 class TrainedImage:
-    """A picture as it is trained."""
+    """An image as it is trained."""
 
     pixels: np.ndarray  # float32 (3, H, W) in [-1, 1]
     mask: np.ndarray | None = None  # float32 (H/8, W/8) in [0, 1]: what each latent counts in the loss
@@ -90,7 +90,7 @@ class TrainedImage:
 
 @dataclass
 class CachedLatents:
-    """A picture as the VAE sees it, with the mask of its loss."""
+    """An image as the VAE sees it, with the mask of its loss."""
 
     latents: np.ndarray  # float32 (C, H/8, W/8), unscaled
     mask: np.ndarray | None = None  # float32 (H/8, W/8) in [0, 1]
@@ -122,7 +122,7 @@ class StepCounter:
 
 @dataclass
 class Batch:
-    """What the loop learns from in one micro-batch of B pictures."""
+    """What the loop learns from in one micro-batch of B images."""
 
     micro_batch: MicroBatch
     captions: list[str]
@@ -130,5 +130,5 @@ class Batch:
     loss_weights: torch.Tensor  # (B,)
     pixels: torch.Tensor | None = None  # (B, 3, H, W) in [-1, 1], where latents are not cached
     latents: torch.Tensor | None = None  # (B, 4, H/8, W/8) unscaled, where they come from files
-    masks: torch.Tensor | None = None  # (B, 1, H/8, W/8) in [0, 1], where a picture has one; not with latents in memory
-    skipped: tuple[str, ...] = ()  # what is wrong with pictures that others stand in for
+    masks: torch.Tensor | None = None  # (B, 1, H/8, W/8) in [0, 1], where an image has one; not with latents in memory
+    skipped: tuple[str, ...] = ()  # what is wrong with images that others stand in for

@@ -1,4 +1,4 @@
-"""One picture of the page: what the trainer sees of it, and what it reads with it."""
+"""One image of the page: what the trainer sees of it, and what it reads with it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from html import escape
 from library.data.records import ImageRecord, Placement, Size
 from library.dataset_report.caption_length import CaptionLength
 from library.dataset_report.findings import KINDS, share_cut_away
-from library.dataset_report.sampled_items import PictureId
+from library.dataset_report.sampled_items import ImageId
 
 _MOST_CAPTIONS = 4
 
 
 @dataclass(frozen=True)
 class Card:
-    """All that the page says of one picture."""
+    """All that the page says of one image."""
 
-    picture: PictureId
+    image: ImageId
     record: ImageRecord
     placement: Placement
     class_tokens: str | None
@@ -29,9 +29,9 @@ class Card:
     marks: Mapping[str, str]  # kinds of findings, each with a note
 
 
-def card_id(picture: PictureId) -> str:
-    """The anchor of a picture on the page."""
-    return f"p{picture.dataset}-{picture.record}"
+def card_id(image: ImageId) -> str:
+    """The anchor of an image on the page."""
+    return f"p{image.dataset}-{image.record}"
 
 
 def short_name(record: ImageRecord) -> str:
@@ -44,12 +44,12 @@ def size_text(size: Size) -> str:
 
 
 def card_html(card: Card, thumbnail: str, lengths: Mapping[str, CaptionLength], limit: int) -> str:
-    """`thumbnail`: the pictures as HTML. `lengths`: of each caption, whose tokens are read up to `limit`."""
+    """`thumbnail`: the images as HTML. `lengths`: of each caption, whose tokens are read up to `limit`."""
     record = card.record
     captions = "".join(_caption_html(text, lengths[text], limit) for text in card.captions[:_MOST_CAPTIONS])
     more = len(card.captions) - _MOST_CAPTIONS
     return (
-        f'<article class="card" id="{card_id(card.picture)}" data-kinds="{" ".join(card.marks)}">'
+        f'<article class="card" id="{card_id(card.image)}" data-kinds="{" ".join(card.marks)}">'
         f'<div class="thumbnail">{thumbnail}</div><div class="facts">'
         f'<h4 title="{escape(record.path)}"><bdi>{escape(short_name(record))}</bdi></h4>'
         f"{_marks_html(card)}{_way_html(record, card.placement)}"
@@ -86,7 +86,7 @@ def _way_html(record: ImageRecord, placement: Placement) -> str:
 
 
 def _crop_sketch(placement: Placement) -> str:
-    """The window of the crop in the whole picture, drawn small."""
+    """The window of the crop in the whole image, drawn small."""
     (width, height), (bucket_width, bucket_height) = placement.resized, placement.bucket
     left, top = placement.crop
     window = (

@@ -1,4 +1,4 @@
-"""Pictures that are there twice: the same bytes, or nearly the same look."""
+"""Images that are there twice: the same bytes, or nearly the same look."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from PIL import Image
 
 from library.cli.file_hashes import file_sha256
 from library.data.batches.plan import TrainingData
-from library.dataset_report.sampled_items import PictureId
+from library.dataset_report.sampled_items import ImageId
 
 _LOOK_SIZE = (17, 16)
 _NUM_BANDS = 8
 _CLEAR_STEP = 4  # of 255: smaller steps between neighbours are noise
-_MOST_CANDIDATES = 50  # of pictures alike in one band, such as those with the same empty background
-_SAME_LOOK = 3.0  # of 255: mean difference up to which two pictures count as the same
+_MOST_CANDIDATES = 50  # of images alike in one band, such as those with the same empty background
+_SAME_LOOK = 3.0  # of 255: mean difference up to which two images count as the same
 
 
-def same_files(data: TrainingData) -> dict[PictureId, list[str]]:
-    """Pictures whose file has the same content as others, with the paths of these.
+def same_files(data: TrainingData) -> dict[ImageId, list[str]]:
+    """Images whose file has the same content as others, with the paths of these.
 
     Only files of equal size are read. A file that several datasets use is no duplicate of itself.
     """
-    by_size: dict[int, dict[str, list[PictureId]]] = {}
+    by_size: dict[int, dict[str, list[ImageId]]] = {}
     for place, dataset in enumerate(data.datasets):
         for index, record in enumerate(dataset.records):
             try:
                 status = os.stat(record.path)
             except OSError:
-                continue  # gone: the report says so where it shows the picture
+                continue  # gone: the report says so where it shows the image
             paths = by_size.setdefault(status.st_size, {})
-            paths.setdefault(record.path, []).append(PictureId(place, index))
-    found: dict[PictureId, list[str]] = {}
+            paths.setdefault(record.path, []).append(ImageId(place, index))
+    found: dict[ImageId, list[str]] = {}
     for paths in by_size.values():
         if len(paths) > 1:
             found.update(_same_content(paths))
     return found
 
 
-def _same_content(paths: Mapping[str, list[PictureId]]) -> dict[PictureId, list[str]]:
+def _same_content(paths: Mapping[str, list[ImageId]]) -> dict[ImageId, list[str]]:
     by_content: dict[str, list[str]] = {}
     for path in paths:
         try:
@@ -48,28 +48,28 @@ def _same_content(paths: Mapping[str, list[PictureId]]) -> dict[PictureId, list[
         except OSError:
             continue
     return {
-        picture: [other for other in same if other != path]
+        image: [other for other in same if other != path]
         for same in by_content.values()
         if len(same) > 1
         for path in same
-        for picture in paths[path]
+        for image in paths[path]
     }
 
 
 def grey_thumbnail(image: Image.Image) -> np.ndarray:
-    """A tiny grey version of a picture, uint8 (16, 17)."""
+    """A tiny grey version of an image, uint8 (16, 17)."""
     return np.asarray(image.convert("L").resize(_LOOK_SIZE, Image.Resampling.BOX))
 
 
-def same_looks(looks: Iterable[tuple[PictureId, np.ndarray]]) -> dict[PictureId, PictureId]:
-    """Pictures that look nearly like another one before them, with that one.
+def same_looks(looks: Iterable[tuple[ImageId, np.ndarray]]) -> dict[ImageId, ImageId]:
+    """Images that look nearly like another one before them, with that one.
 
     A difference hash (whether each pixel is clearly brighter than its right neighbour) in bands of 32 bits finds
-    candidates; the tiny pictures themselves decide. Pictures without any steps have no hash.
+    candidates; the tiny images themselves decide. Images without any steps have no hash.
     """
-    by_band: dict[tuple[int, bytes], list[tuple[PictureId, np.ndarray]]] = {}
-    found: dict[PictureId, PictureId] = {}
-    for picture, look in looks:
+    by_band: dict[tuple[int, bytes], list[tuple[ImageId, np.ndarray]]] = {}
+    found: dict[ImageId, ImageId] = {}
+    for image, look in looks:
         grey = look.astype(np.int16)
         bits = grey[:, :-1] > grey[:, 1:] + _CLEAR_STEP
         for band, part in enumerate(np.packbits(bits).reshape(_NUM_BANDS, -1)):
@@ -78,9 +78,9 @@ def same_looks(looks: Iterable[tuple[PictureId, np.ndarray]]) -> dict[PictureId,
             others = by_band.setdefault((band, part.tobytes()), [])
             twin = next((other for other, seen in others if _differ_by(grey, seen) <= _SAME_LOOK), None)
             if twin is not None:
-                found.setdefault(picture, twin)
+                found.setdefault(image, twin)
             elif len(others) < _MOST_CANDIDATES:
-                others.append((picture, grey))
+                others.append((image, grey))
     return found
 
 

@@ -18,7 +18,7 @@ class ReportOptions:
 
     debug_dataset: bool = option(
         False,
-        help="instead of training, write an HTML page with every picture, caption and bucket as training sees them; "
+        help="instead of training, write an HTML page with every image, caption and bucket as training sees them; "
         "needs no model",
         waives=("pretrained_model_name_or_path", "output_dir"),
     )
@@ -27,7 +27,7 @@ class ReportOptions:
     )
     debug_dataset_window: bool = option(
         False,
-        help="instead of training, show the pictures in a window: any key for the next one, S for the next batch, "
+        help="instead of training, show the images in a window: any key for the next one, S for the next batch, "
         "E for the next epoch, Esc to end",
         waives=("pretrained_model_name_or_path", "output_dir"),
     )

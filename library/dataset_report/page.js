@@ -22,10 +22,10 @@
     }
     for (const group of document.querySelectorAll(".group")) group.hidden = !group.querySelector(".card:not([hidden])");
     document.getElementById("none").hidden = shown > 0;
-    count.textContent = shown === cards.length ? `${shown} pictures` : `${shown} of ${cards.length} pictures`;
+    count.textContent = shown === cards.length ? `${shown} images` : `${shown} of ${cards.length} images`;
   };
 
-  // "#only=crop" and "#find=blue" are links to a part of the pictures
+  // "#only=crop" and "#find=blue" are links to a part of the images
   const follow = () => {
     const [name, value] = decodeURIComponent(location.hash.slice(1)).split("=");
     if (value === undefined) {
@@ -40,7 +40,7 @@
     if (name === "only") only.value = value;
     if (name === "find") search.value = value;
     filter();
-    document.getElementById("pictures").scrollIntoView();
+    document.getElementById("images").scrollIntoView();
   };
 
   const sortBy = (table, column, button) => {

@@ -24,10 +24,10 @@ from library.dataset_report.cards import Card, card_html, short_name, size_text
 from library.dataset_report.duplicates import same_files, same_looks
 from library.dataset_report.findings import ReportWarnings, collect_findings
 from library.dataset_report.rendering import Rendered, Thumbnail, longest_side, render_all
-from library.dataset_report.sampled_items import DrawSettings, PictureId, choose_pictures, draw_uses, unused_item
+from library.dataset_report.sampled_items import DrawSettings, ImageId, choose_images, draw_uses, unused_item
 from library.dataset_report.statistics import totals
 
-MOST_PICTURES = 20_000
+MOST_IMAGES = 20_000
 _HERE = Path(__file__).parent
 _TITLE = "What training sees"
 
@@ -44,25 +44,25 @@ class Report:
 
 @dataclass(frozen=True)
 class _Looked:
-    """What came of decoding the pictures and measuring the captions."""
+    """What came of decoding the images and measuring the captions."""
 
-    pictures: Sequence[PictureId]
-    captions: Mapping[PictureId, Sequence[str]]  # different ones, as drawn
-    items: Mapping[PictureId, Item]  # the use that is shown
+    images: Sequence[ImageId]
+    captions: Mapping[ImageId, Sequence[str]]  # different ones, as drawn
+    items: Mapping[ImageId, Item]  # the use that is shown
     lengths: Mapping[str, CaptionLength]
-    sight_sizes: Sequence[int]  # bytes of each picture's HTML in the spool
+    sight_sizes: Sequence[int]  # bytes of each image's HTML in the spool
     findings: ReportWarnings
 
 
-def write_page(report: Report, target: Path, advance: Callable[[int], object], most: int = MOST_PICTURES) -> None:
-    """Writes the page as a whole or not at all; pictures go through a temporary file, not through memory.
+def write_page(report: Report, target: Path, advance: Callable[[int], object], most: int = MOST_IMAGES) -> None:
+    """Writes the page as a whole or not at all; images go through a temporary file, not through memory.
 
-    `advance` is told when pictures are done. Raises `UserError` when the folder cannot be written to.
+    `advance` is told when images are done. Raises `UserError` when the folder cannot be written to.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.parent) as spool:
-            looked = _look_at_pictures(report, spool, advance, most)
+            looked = _look_at_images(report, spool, advance, most)
             spool.seek(0)
             with (
                 atomic_path(target) as temporary,
@@ -75,24 +75,23 @@ def write_page(report: Report, target: Path, advance: Callable[[int], object], m
         raise UserError(message, hint="name another folder with --debug_dataset_dir") from None
 
 
-def _look_at_pictures(report: Report, spool: IO[bytes], advance: Callable[[int], object], most: int) -> _Looked:
+def _look_at_images(report: Report, spool: IO[bytes], advance: Callable[[int], object], most: int) -> _Looked:
     data = report.data
-    pictures = choose_pictures(data, most)
-    uses = draw_uses(data, pictures, report.draw)
-    items = {picture: uses[picture][0] if uses.get(picture) else _unused(data, picture) for picture in pictures}
+    images = choose_images(data, most)
+    uses = draw_uses(data, images, report.draw)
+    items = {image: uses[image][0] if uses.get(image) else _unused(data, image) for image in images}
     captions = {
-        picture: list(dict.fromkeys(item.caption for item in uses.get(picture) or [items[picture]]))
-        for picture in pictures
+        image: list(dict.fromkeys(item.caption for item in uses.get(image) or [items[image]])) for image in images
     }
-    thumbnails = [Thumbnail(items[picture], _flips(data, picture)) for picture in pictures]
+    thumbnails = [Thumbnail(items[image], _flips(data, image)) for image in images]
     rendered = render_all(thumbnails, longest_side(sum(1 + thumbnail.flips for thumbnail in thumbnails)))
     sizes, looks, unreadable = [], [], {}
-    for picture, seen in zip(pictures, rendered, strict=True):
+    for image, seen in zip(images, rendered, strict=True):
         sizes.append(_spool(spool, seen))
         if seen.look is not None:
-            looks.append((picture, seen.look))
-        elif items[picture].latent_key.prepared_path is None:
-            unreadable[picture] = ""
+            looks.append((image, seen.look))
+        elif items[image].latent_key.prepared_path is None:
+            unreadable[image] = ""
         advance(1)
     lengths = {text: measure_caption(text, report.tokens) for each in captions.values() for text in each}
     seen_notes = {
@@ -100,19 +99,19 @@ def _look_at_pictures(report: Report, spool: IO[bytes], advance: Callable[[int],
         "long": _long_notes(captions, lengths, report.tokens.limit),
         **_twins(data, looks),
     }
-    return _Looked(pictures, captions, items, lengths, sizes, collect_findings(data, seen_notes))
+    return _Looked(images, captions, items, lengths, sizes, collect_findings(data, seen_notes))
 
 
-def _unused(data: TrainingData, picture: PictureId) -> Item:
-    return unused_item(data.datasets[picture.dataset], picture.record)
+def _unused(data: TrainingData, image: ImageId) -> Item:
+    return unused_item(data.datasets[image.dataset], image.record)
 
 
-def _record(data: TrainingData, picture: PictureId) -> ImageRecord:
-    return data.datasets[picture.dataset].records[picture.record]
+def _record(data: TrainingData, image: ImageId) -> ImageRecord:
+    return data.datasets[image.dataset].records[image.record]
 
 
-def _flips(data: TrainingData, picture: PictureId) -> bool:
-    return data.datasets[picture.dataset].subset_of(_record(data, picture)).flip_aug
+def _flips(data: TrainingData, image: ImageId) -> bool:
+    return data.datasets[image.dataset].subset_of(_record(data, image)).flip_aug
 
 
 def _spool(spool: IO[bytes], seen: Rendered) -> int:
@@ -120,29 +119,27 @@ def _spool(spool: IO[bytes], seen: Rendered) -> int:
 
 
 def _long_notes(
-    captions: Mapping[PictureId, Sequence[str]], lengths: Mapping[str, CaptionLength], limit: int
-) -> dict[PictureId, str]:
-    longest = {picture: max(lengths[text].num_tokens for text in each) for picture, each in captions.items()}
-    return {picture: f"{count} tokens, {limit} are read" for picture, count in longest.items() if count > limit}
+    captions: Mapping[ImageId, Sequence[str]], lengths: Mapping[str, CaptionLength], limit: int
+) -> dict[ImageId, str]:
+    longest = {image: max(lengths[text].num_tokens for text in each) for image, each in captions.items()}
+    return {image: f"{count} tokens, {limit} are read" for image, count in longest.items() if count > limit}
 
 
-def _twins(
-    data: TrainingData, looks: Sequence[tuple[PictureId, np.ndarray]]
-) -> dict[str, dict[PictureId, str]]:
+def _twins(data: TrainingData, looks: Sequence[tuple[ImageId, np.ndarray]]) -> dict[str, dict[ImageId, str]]:
     same = same_files(data)
-    seen_paths: dict[str, PictureId] = {}
+    seen_paths: dict[str, ImageId] = {}
     different = []  # files, each once
-    for picture, look in looks:
-        path = _record(data, picture).path
-        is_copy = path in seen_paths or any(other in seen_paths for other in same.get(picture, ()))
-        seen_paths.setdefault(path, picture)
+    for image, look in looks:
+        path = _record(data, image).path
+        is_copy = path in seen_paths or any(other in seen_paths for other in same.get(image, ()))
+        seen_paths.setdefault(path, image)
         if not is_copy:
-            different.append((picture, look))
-    alike: dict[PictureId, str] = {}
-    for picture, twin in same_looks(different).items():
-        alike[picture] = f"looks like {short_name(_record(data, twin))}"
-        alike.setdefault(twin, f"looks like {short_name(_record(data, picture))}")
-    return {"duplicate": {picture: _same_as(others) for picture, others in same.items()}, "similar": alike}
+            different.append((image, look))
+    alike: dict[ImageId, str] = {}
+    for image, twin in same_looks(different).items():
+        alike[image] = f"looks like {short_name(_record(data, twin))}"
+        alike.setdefault(twin, f"looks like {short_name(_record(data, image))}")
+    return {"duplicate": {image: _same_as(others) for image, others in same.items()}, "similar": alike}
 
 
 def _same_as(paths: Sequence[str]) -> str:
@@ -156,10 +153,10 @@ def _page_parts(report: Report, looked: _Looked, spool: IO[bytes]) -> Iterator[s
     yield _head(script)
     yield _lead(report)
     yield tables.totals_html(totals(data), _training_sizes(data))
-    yield from tables.findings_html(looked.findings, data, set(looked.pictures), report.messages)
+    yield from tables.findings_html(looked.findings, data, set(looked.images), report.messages)
     yield from tables.buckets_html(data)
     yield from tables.tags_html(data)
-    yield from _pictures_html(report, looked, spool)
+    yield from _images_html(report, looked, spool)
     yield f"</main>\n<script>{script}</script>\n</body></html>\n"
 
 
@@ -168,7 +165,7 @@ def _head(script: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     style = (_HERE / "page.css").read_text(encoding="utf-8")
-    links = {"totals": "Totals", "findings": "Warnings", "buckets": "Buckets", "tags": "Tags", "pictures": "Pictures"}
+    links = {"totals": "Totals", "findings": "Warnings", "buckets": "Buckets", "tags": "Tags", "images": "Images"}
     anchors = "".join(f'<a href="#{target}">{title}</a>' for target, title in links.items())
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -178,7 +175,7 @@ def _head(script: str) -> str:
         f'<style>{style}</style></head>\n<body><header><nav>{anchors}</nav><div class="controls" hidden>'
         '<input id="search" type="search" placeholder="Find in names and captions" '
         'aria-label="Find in names and captions"><select id="only" aria-label="Show">'
-        '<option value="">all pictures</option></select><output id="count"></output></div></header>\n<main>\n'
+        '<option value="">all images</option></select><output id="count"></output></div></header>\n<main>\n'
     )
 
 
@@ -189,7 +186,7 @@ def _lead(report: Report) -> str:
         else "examples: without --seed, each run draws others"
     )
     return (
-        f"<h1>{_TITLE}</h1>\n<p>Every picture as it reaches the model: turned upright, resized, cropped. "
+        f"<h1>{_TITLE}</h1>\n<p>Every image as it reaches the model: turned upright, resized, cropped. "
         f"Random crops, colours and captions are {seed}.</p>\n"
     )
 
@@ -198,34 +195,34 @@ def _training_sizes(data: TrainingData) -> list[str]:
     return list(dict.fromkeys(size_text(dataset.config.resolution) for dataset in data.datasets))
 
 
-def _pictures_html(report: Report, looked: _Looked, spool: IO[bytes]) -> Iterator[str]:
+def _images_html(report: Report, looked: _Looked, spool: IO[bytes]) -> Iterator[str]:
     data = report.data
     total = sum(len(dataset.records) for dataset in data.datasets)
-    yield '<section id="pictures"><h2>Pictures</h2>\n'
-    if len(looked.pictures) < total:
-        yield f'<p class="notice">{len(looked.pictures):,} of {total:,} pictures are shown, spread evenly.'
+    yield '<section id="images"><h2>Images</h2>\n'
+    if len(looked.images) < total:
+        yield f'<p class="notice">{len(looked.images):,} of {total:,} images are shown, spread evenly.'
         yield " What their pixels and drawn captions tell was looked at in these alone.</p>\n"
     num_uses = [np.bincount(dataset.items, minlength=len(dataset.records)) for dataset in data.datasets]
-    entries = zip(looked.pictures, looked.sight_sizes, strict=True)
+    entries = zip(looked.images, looked.sight_sizes, strict=True)
     for (place, subset_index), group in itertools.groupby(entries, lambda entry: _group_of(data, entry[0])):
         dataset = data.datasets[place]
         yield f'<section class="group"><h3>{tables.dataset_title(place, dataset.config)} · '
         yield f'{tables.subset_title(dataset.config.subsets[subset_index])}</h3><div class="grid">\n'
-        for picture, size in group:
-            record = dataset.records[picture.record]
+        for image, size in group:
+            record = dataset.records[image.record]
             card = Card(
-                picture=picture,
+                image=image,
                 record=record,
-                placement=looked.items[picture].latent_key.placement,
+                placement=looked.items[image].latent_key.placement,
                 class_tokens=dataset.subset_of(record).class_tokens,
-                num_uses=int(num_uses[place][picture.record]),
-                captions=looked.captions[picture],
-                marks=looked.findings.marks(picture),
+                num_uses=int(num_uses[place][image.record]),
+                captions=looked.captions[image],
+                marks=looked.findings.marks(image),
             )
             yield card_html(card, spool.read(size).decode("utf-8"), looked.lengths, report.tokens.limit)
         yield "</div></section>\n"
-    yield '<p id="none" class="notice" hidden>No picture fits.</p></section>\n'
+    yield '<p id="none" class="notice" hidden>No image fits.</p></section>\n'
 
 
-def _group_of(data: TrainingData, picture: PictureId) -> tuple[int, int]:
-    return picture.dataset, _record(data, picture).subset_index
+def _group_of(data: TrainingData, image: ImageId) -> tuple[int, int]:
+    return image.dataset, _record(data, image).subset_index

@@ -1,4 +1,4 @@
-"""Pictures as the trainer sees them, as parts of a page."""
+"""Images as the trainer sees them, as parts of a page."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from library.data.images.decoding import load_image
 from library.data.records import Item, TrainedImage
 from library.dataset_report.duplicates import grey_thumbnail
 
-# (pictures up to which, longest side in pixels): a page stays under about 200 MB, even of noise
+# (images up to which, longest side in pixels): a page stays under about 200 MB, even of noise
 _LONGEST_SIDES = ((500, 512), (2_000, 320), (8_000, 160))
 _SMALLEST_SIDE = 80
 _JPEG_QUALITY = 85
-_CHUNK = 64  # pictures under way at once
+_CHUNK = 64  # images under way at once
 _MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """One picture to show: a use of it, and whether its mirror image is trained too."""
+    """One image to show: a use of it, and whether its mirror image is trained too."""
 
     item: Item
     flips: bool
@@ -36,19 +36,19 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What the page shows of a picture. Without a `look` it could not be read, and `html` says why."""
+    """What the page shows of an image. Without a `look` it could not be read, and `html` says why."""
 
     html: str
     look: np.ndarray | None  # uint8 (16, 17)
 
 
 def longest_side(num_images: int) -> int:
-    """How large pictures can be for a page of so many."""
+    """How large images can be for a page of so many."""
     return next((side for count, side in _LONGEST_SIDES if num_images <= count), _SMALLEST_SIDE)
 
 
 def render_all(thumbnails: Sequence[Thumbnail], side: int) -> Iterator[Rendered]:
-    """Decodes and places pictures as training does, in order, several at a time."""
+    """Decodes and places images as training does, in order, several at a time."""
     num_threads = min(_MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(thumbnails), _CHUNK):
@@ -71,13 +71,13 @@ def _render(thumbnail: Thumbnail, side: int) -> Rendered:
     return Rendered("".join(parts), look)
 
 
-def _to_image(picture: TrainedImage) -> Image.Image:
-    pixels = np.rint((picture.pixels.transpose(1, 2, 0) + 1) * 127.5)
+def _to_image(image: TrainedImage) -> Image.Image:
+    pixels = np.rint((image.pixels.transpose(1, 2, 0) + 1) * 127.5)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _figure(picture: TrainedImage, caption: str, side: int) -> str:
-    image = _to_image(picture)
+def _figure(image: TrainedImage, caption: str, side: int) -> str:
+    image = _to_image(image)
     size = image.size
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return _tag(image, size, caption, "JPEG", quality=_JPEG_QUALITY, subsampling=0)

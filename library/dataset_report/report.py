@@ -13,7 +13,7 @@ from library.cli.progress import progress_bar
 from library.data.batches.plan import TrainingData
 from library.dataset_report.caption_length import TokenLimit
 from library.dataset_report.options import ReportOptions
-from library.dataset_report.page import MOST_PICTURES, Report, write_page
+from library.dataset_report.page import MOST_IMAGES, Report, write_page
 from library.dataset_report.sampled_items import DrawSettings
 from library.models.options import PromptOptions
 from library.models.text.tokenizer import load_tokenizer
@@ -24,7 +24,13 @@ _PAGE = "index.html"
 
 
 def look_at_data(
-    options: Options, data: TrainingData, messages: Sequence[Message], draw: DrawSettings, *, num_epochs: int, folder: Path
+    options: Options,
+    data: TrainingData,
+    messages: Sequence[Message],
+    draw: DrawSettings,
+    *,
+    num_epochs: int,
+    folder: Path,
 ) -> None:
     """Writes the page of `--debug_dataset` and opens the window of `--debug_dataset_window`, whichever is asked for.
 
@@ -47,6 +53,6 @@ def _write_page(
     count = partial(tokenizer.count, weighted=prompts.weighted_captions)
     report = Report(data, draw, TokenLimit(count, prompts.max_token_length), messages=tuple(messages))
     num_images = sum(len(dataset.records) for dataset in data.datasets)
-    with progress_bar(min(num_images, MOST_PICTURES), "looking at pictures") as progress:
+    with progress_bar(min(num_images, MOST_IMAGES), "looking at images") as progress:
         write_page(report, page, progress.update)
     logger.info("The dataset is shown in %s (open it in a browser)", page.absolute())

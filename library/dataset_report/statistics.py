@@ -1,4 +1,4 @@
-"""Counts: pictures, batches, buckets, tags."""
+"""Counts: images, batches, buckets, tags."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BucketRow:
     """One line of the table of buckets."""
 
     size: Size
-    num_pictures: int
+    num_images: int
     num_items: int
     num_batches: int
     fill: float  # mean share of a batch that is filled
@@ -32,7 +32,7 @@ def bucket_rows(dataset: PlannedDataset) -> list[BucketRow]:
         rows.append(
             BucketRow(
                 size=bucket.resolution,
-                num_pictures=len(np.unique(dataset.items[bucket.item_indices])),
+                num_images=len(np.unique(dataset.items[bucket.item_indices])),
                 num_items=num_items,
                 num_batches=num_batches,
                 fill=num_items / (num_batches * dataset.config.batch_size),
@@ -46,8 +46,8 @@ def totals(data: TrainingData) -> dict[str, int]:
     records = [record for dataset in data.datasets for record in dataset.records]
     num_reg = sum(record.is_reg for record in records)
     return {
-        "training pictures": len(records) - num_reg,
-        "regularisation pictures": num_reg,
+        "training images": len(records) - num_reg,
+        "regularisation images": num_reg,
         "held out for validation, not shown": 0 if data.validation is None else data.validation.num_items,
         "items an epoch, with repeats": data.num_items,
         "batches an epoch": data.num_micro_batches,
@@ -58,7 +58,7 @@ def totals(data: TrainingData) -> dict[str, int]:
 
 
 def tag_counts(data: TrainingData) -> list[tuple[str, int]]:
-    """How many pictures have each tag, the most frequent first, then by name.
+    """How many images have each tag, the most frequent first, then by name.
 
     Tags are what stands between the separators of the subset, in all lines of a caption.
     """

@@ -12,7 +12,7 @@ from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.records import ImageRecord
 from library.dataset_report.cards import card_id, short_name, size_text
 from library.dataset_report.findings import KINDS, ReportWarnings
-from library.dataset_report.sampled_items import PictureId
+from library.dataset_report.sampled_items import ImageId
 from library.dataset_report.statistics import bucket_rows, tag_counts
 
 _MOST_NAMES = 500  # in the list of a finding
@@ -28,7 +28,7 @@ def totals_html(totals: Mapping[str, int], sizes: Sequence[str]) -> str:
 
 
 def findings_html(
-    findings: ReportWarnings, data: TrainingData, shown: Set[PictureId], messages: Sequence[Message]
+    findings: ReportWarnings, data: TrainingData, shown: Set[ImageId], messages: Sequence[Message]
 ) -> Iterator[str]:
     """`messages`: what reading the data has said already."""
     yield '<section id="findings"><h2>Warnings</h2>\n'
@@ -44,10 +44,10 @@ def findings_html(
         title, advice = KINDS[kind].title, KINDS[kind].advice
         yield (
             f'<details class="finding"><summary><b>{len(notes):,}</b> {title}</summary>'
-            f'<p>{escape(advice)} <a class="only" href="#only={kind}" hidden>Show these pictures only</a></p><ul>'
+            f'<p>{escape(advice)} <a class="only" href="#only={kind}" hidden>Show these images only</a></p><ul>'
         )
-        for picture in list(notes)[:_MOST_NAMES]:
-            yield _finding_line(picture, data.datasets[picture.dataset].records[picture.record], notes[picture], shown)
+        for image in list(notes)[:_MOST_NAMES]:
+            yield _finding_line(image, data.datasets[image.dataset].records[image.record], notes[image], shown)
         more = len(notes) - _MOST_NAMES
         yield f"{f'<li>and {more:,} more</li>' if more > 0 else ''}</ul></details>\n"
     yield "</section>\n"
@@ -58,10 +58,10 @@ def _details_html(message: Message) -> str:
     return f"<ul>{items}</ul>" if items else ""
 
 
-def _finding_line(picture: PictureId, record: ImageRecord, note: str, shown: Set[PictureId]) -> str:
+def _finding_line(image: ImageId, record: ImageRecord, note: str, shown: Set[ImageId]) -> str:
     name = f"<bdi>{escape(short_name(record))}</bdi>"
-    if picture in shown:
-        name = f'<a href="#{card_id(picture)}">{name}</a>'
+    if image in shown:
+        name = f'<a href="#{card_id(image)}">{name}</a>'
     return f"<li>{name} <span class=quiet>{escape(note)}</span></li>"
 
 
@@ -79,7 +79,7 @@ def dataset_title(place: int, config: DatasetConfig) -> str:
 
 def subset_title(config: SubsetConfig) -> str:
     """As HTML."""
-    source = config.metadata_file or config.image_dir or config.place
+    source = config.metadata_file or config.image_dir or config.key_path
     kind = " (regularisation)" if config.is_reg else ""
     return f"<bdi>{escape(source)}</bdi>{kind}"
 
@@ -103,18 +103,18 @@ def _subset_table(dataset: PlannedDataset) -> str:
         f"<tr><td>{subset_title(subset)}{_changed_html(subset)}</td><td>{count:,}</td><td>{subset.num_repeats}</td></tr>"
         for subset, count in zip(dataset.config.subsets, counts, strict=True)
     )
-    return _table(("subset", "pictures", "repeats"), rows)
+    return _table(("subset", "images", "repeats"), rows)
 
 
 def _bucket_table(dataset: PlannedDataset) -> str:
     most = max((len(bucket.item_indices) for bucket in dataset.buckets), default=1)
     rows = "".join(
-        f"<tr><td>{size_text(row.size)}</td><td>{row.num_pictures:,}</td>"
+        f"<tr><td>{size_text(row.size)}</td><td>{row.num_images:,}</td>"
         f"<td>{_bar(row.num_items / most, f'{row.num_items:,}')}</td><td>{row.num_batches:,}</td>"
         f"<td>{_bar(row.fill, f'{row.fill:.0%}')}</td></tr>"
         for row in bucket_rows(dataset)
     )
-    return _table(("bucket", "pictures", "items", "batches", "batches filled"), rows)
+    return _table(("bucket", "images", "items", "batches", "batches filled"), rows)
 
 
 def _table(titles: Sequence[str], rows: str) -> str:
@@ -129,11 +129,11 @@ def _bar(share: float, text: str) -> str:
 def tags_html(data: TrainingData) -> Iterator[str]:
     counts = tag_counts(data)
     once = sum(count == 1 for _, count in counts)
-    yield f'<section id="tags"><h2>Tags</h2><p>{len(counts):,} different tags, {once:,} of them on one picture only.'
+    yield f'<section id="tags"><h2>Tags</h2><p>{len(counts):,} different tags, {once:,} of them on one image only.'
     if len(counts) > _MOST_TAGS:
         yield f" The {_MOST_TAGS:,} most frequent are listed."
     yield '</p>\n<details open><summary>All tags</summary><div class="scroll tall"><table class="sortable">'
-    yield "<thead><tr><th>tag</th><th>pictures</th></tr></thead><tbody>\n"
+    yield "<thead><tr><th>tag</th><th>images</th></tr></thead><tbody>\n"
     most = counts[0][1] if counts else 1
     for tag, count in counts[:_MOST_TAGS]:
         once_mark = ' <span class="mark plain">once</span>' if count == 1 else ""

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 FLAG = "--debug_dataset_window"
 _ESCAPE = 27
-_TITLE = "any key: next picture, S: next batch, E: next epoch, Esc: end"
+_TITLE = "any key: next image, S: next batch, E: next epoch, Esc: end"
 
 
 def open_window() -> None:
@@ -36,11 +36,13 @@ def open_window() -> None:
         raise UserError(f"{FLAG}: this build of OpenCV opens no windows", hint=hint) from None
 
 
-def step_through(data: TrainingData, draw: DrawSettings, num_epochs: int, show: Callable[[Item, MicroBatch], int]) -> None:
+def step_through(
+    data: TrainingData, draw: DrawSettings, num_epochs: int, show: Callable[[Item, MicroBatch], int]
+) -> None:
     """Gives the items to `show` in the order of training, until a key ends it.
 
     `show` returns the code of the key that was pressed: S goes on with the next batch, E with the next epoch, Esc
-    ends, and any other key goes on with the next picture.
+    ends, and any other key goes on with the next image.
     """
     for epoch in range(num_epochs):
         for micro_batch in data.batches_of_epoch(draw.seed, epoch):
@@ -64,7 +66,7 @@ def _step_through_batch(
 
 
 def show_in_window(item: Item, micro_batch: MicroBatch) -> int:
-    """Shows one picture, with its caption in the log, and waits for a key. Raises no error for a bad picture."""
+    """Shows one image, with its caption in the log, and waits for a key. Raises no error for a bad image."""
     logger.info(
         "epoch %d, batch %d: %s: %r", micro_batch.epoch + 1, micro_batch.index + 1, item.latent_key.path, item.caption
     )

@@ -58,10 +58,10 @@ def weighted_loss(
     options: LossOptions,
     masks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean error per picture, in float32 or better, weighted, then the mean over the B pictures; a scalar.
+    """Mean error per image, in float32 or better, weighted, then the mean over the B images; a scalar.
 
     prediction, target: (B, C, h, w). loss_weights: (B,), `prior_loss_weight` for regularisation images. masks:
-    (B, 1, h, w), what each error counts; the mean is over all of them, so that a picture of which little counts
+    (B, 1, h, w), what each error counts; the mean is over all of them, so that an image of which little counts
     has a small loss.
     """
     dtype = torch.promote_types(prediction.dtype, torch.float32)

@@ -45,7 +45,7 @@ def debiased_weights(snr: torch.Tensor, prediction_type: str) -> torch.Tensor:
 
 
 def timestep_weights(snr: torch.Tensor, prediction_type: str, options: LossOptions) -> torch.Tensor:
-    """What the options make of each picture's SNR (B,): the product of all weights asked for, (B,)."""
+    """What the options make of each image's SNR (B,): the product of all weights asked for, (B,)."""
     weights = torch.ones_like(snr)
     if options.min_snr_gamma is not None:
         weights = weights * min_snr_weights(snr, options.min_snr_gamma, prediction_type)

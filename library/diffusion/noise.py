@@ -22,7 +22,7 @@ def make_noise(latents: torch.Tensor, options: NoiseOptions, generator: torch.Ge
     """Noise shaped like `latents` (B, C, h, w), on their device.
 
     Plain noise is drawn first, so that it is the same whatever is added to it. In that order: the noise offset
-    ("Diffusion with Offset Noise", Guttenberg, 2023) shifts each channel of each picture by a constant; pyramid noise
+    ("Diffusion with Offset Noise", Guttenberg, 2023) shifts each channel of each image by a constant; pyramid noise
     adds coarser noise; the input perturbation ("Input Perturbation Reduces Exposure Bias in Diffusion Models", Ning et
     al., 2301.11706) is added to what the denoiser sees, and not to what it is to find.
     """
@@ -45,7 +45,7 @@ def make_noise(latents: torch.Tensor, options: NoiseOptions, generator: torch.Ge
 def _strength(
     largest: float, is_random: bool, batch_size: int, generator: torch.Generator, device: torch.device
 ) -> torch.Tensor:
-    """(B, 1, 1, 1): `largest`, or of each picture a number drawn between 0 and `largest`."""
+    """(B, 1, 1, 1): `largest`, or of each image a number drawn between 0 and `largest`."""
     if not is_random:
         return torch.full((batch_size, 1, 1, 1), largest, device=device)
     return largest * torch.rand((batch_size, 1, 1, 1), generator=generator, device=device)

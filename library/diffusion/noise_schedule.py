@@ -1,4 +1,4 @@
-"""The noise schedule: how much of a picture is left at each timestep."""
+"""The noise schedule: how much of an image is left at each timestep."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class NoiseSchedule:
 
     @property
     def ends_in_noise(self) -> bool:
-        """Whether nothing is left of a picture at the last timestep."""
+        """Whether nothing is left of an image at the last timestep."""
         return float(self.alphas_cumprod[-1]) == 0
 
     def to(self, device: torch.device) -> NoiseSchedule:
         return NoiseSchedule(self.alphas_cumprod.to(device))
 
     def signal_and_noise(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The factors of picture and noise, sqrt(a_t) and sqrt(1 - a_t), each (B, 1, 1, 1)."""
+        """The factors of image and noise, sqrt(a_t) and sqrt(1 - a_t), each (B, 1, 1, 1)."""
         alphas = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return alphas.sqrt(), (1 - alphas).sqrt()
 
@@ -50,7 +50,7 @@ class NoiseSchedule:
 
 
 def rescale_to_zero_terminal_snr(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """The schedule (T,) stretched so that nothing is left of a picture at the last timestep; the first stays.
+    """The schedule (T,) stretched so that nothing is left of an image at the last timestep; the first stays.
 
     Algorithm 1 of "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al., 2305.08891). A schedule
     that ends so already stays as it is.

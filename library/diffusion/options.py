@@ -19,11 +19,11 @@ class NoiseOptions:
     GROUP: ClassVar[str] = "Noise and timesteps"
 
     noise_offset: float | None = option(
-        help="add to each channel's noise a constant of this deviation; 0.1 lets pictures be darker and brighter",
+        help="add to each channel's noise a constant of this deviation; 0.1 lets images be darker and brighter",
         minimum=0,
     )
     noise_offset_random_strength: bool = option(
-        False, help="draw each picture's noise offset between 0 and --noise_offset"
+        False, help="draw each image's noise offset between 0 and --noise_offset"
     )
     adaptive_noise_scale: float | None = option(
         help="add to the noise offset this much of the channel's mean, without its sign; may be negative"
@@ -38,7 +38,7 @@ class NoiseOptions:
         help="input perturbation: noise that is added and not to be found; 0.1 is usual", minimum=0
     )
     ip_noise_gamma_random_strength: bool = option(
-        False, help="draw each picture's perturbation between 0 and --ip_noise_gamma"
+        False, help="draw each image's perturbation between 0 and --ip_noise_gamma"
     )
     min_timestep: int | None = option(help="train no timesteps below this one (default: 0)", minimum=0)
     max_timestep: int | None = option(
@@ -101,7 +101,7 @@ class LossOptions:
     debiased_estimation_loss: bool = option(False, help="weight timesteps by the debiased estimation's 1/sqrt(SNR)")
     masked_loss: bool = option(
         False,
-        help="weight the loss by the pictures' masks, which alpha_mask or conditioning_data_dir in the dataset make",
+        help="weight the loss by the images' masks, which alpha_mask or conditioning_data_dir in the dataset make",
     )
     prior_loss_weight: float = option(1.0, help="loss weight of regularisation images", minimum=0)
 

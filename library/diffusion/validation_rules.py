@@ -25,7 +25,7 @@ def check_objective(noise: NoiseOptions, loss: LossOptions, prediction_type: str
     if schedule.ends_in_noise and prediction_type != "v_prediction":
         logger.warning(
             "%s: the noise schedule ends in noise alone, where a model that predicts noise, as this one does, learns"
-            " nothing of pictures; zero terminal SNR is for models that predict v",
+            " nothing of images; zero terminal SNR is for models that predict v",
             _cause(noise),
         )
 

@@ -79,9 +79,7 @@ class AdapterTraining:
 
     def _make_groups(self, default_learning_rate: float) -> list[ParamGroup]:
         options = self._options
-        found = self._network.prepare_optimizer_params(
-            options.text_encoder_lr, options.unet_lr, default_learning_rate
-        )
+        found = self._network.prepare_optimizer_params(options.text_encoder_lr, options.unet_lr, default_learning_rate)
         groups, names = found if isinstance(found, tuple) else (found, None)
         named = []
         for index, group in enumerate(groups):

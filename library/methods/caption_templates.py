@@ -1,4 +1,4 @@
-"""Captions for a new word: templates in place of a picture's own, and whether the word stands in those that are used.
+"""Captions for a new word: templates in place of an image's own, and whether the word stands in those that are used.
 
 The templates are those of "An Image is Worth One Word" (Gal et al., 2208.01618), appendix; of the styles two stand
 there twice.
@@ -61,7 +61,7 @@ STYLE_TEMPLATES = (
     "a clean painting in the style of {}",
     "a dirty painting in the style of {}",
     "a dark painting in the style of {}",
-    "a picture in the style of {}",
+    "an image in the style of {}",
     "a cool painting in the style of {}",
     "a close-up painting in the style of {}",
     "a bright painting in the style of {}",
@@ -77,9 +77,9 @@ STYLE_TEMPLATES = (
 
 
 def with_templates(data: TrainingData, templates: Sequence[str], word: str) -> TrainingData:
-    """The same data with captions made of `templates`; regularisation pictures keep theirs, they show something else.
+    """The same data with captions made of `templates`; regularisation images keep theirs, they show something else.
 
-    Held-out pictures have the first template each time.
+    Held-out images have the first template each time.
     """
     captions = tuple(template.replace(_WORD, word) for template in templates)
     held_out = data.validation
@@ -96,7 +96,7 @@ def _with_captions(dataset: PlannedDataset, captions: tuple[str, ...]) -> Planne
 
 
 def check_word_in_captions(data: TrainingData, word: str, flag: str) -> None:
-    """Raises `UserError` when no caption of a training picture holds the word; warns when some do not."""
+    """Raises `UserError` when no caption of a training image holds the word; warns when some do not."""
     captions = [pair for dataset in data.datasets for pair in _captions(dataset)]
     without = [(key, caption) for key, caption in captions if word.lower() not in caption.lower()]
     if not without:
@@ -104,7 +104,7 @@ def check_word_in_captions(data: TrainingData, word: str, flag: str) -> None:
     examples = "; ".join(f"{key}: {caption[:_EXAMPLE_LENGTH]!r}" for key, caption in without[:_NUM_EXAMPLES])
     if len(without) < len(captions):
         logger.warning(
-            "%d of %d captions do not hold %s; such pictures teach it nothing: %s",
+            "%d of %d captions do not hold %s; such images teach it nothing: %s",
             len(without), len(captions), word, examples,
         )  # fmt: skip
         return
@@ -115,7 +115,7 @@ def check_word_in_captions(data: TrainingData, word: str, flag: str) -> None:
 
 
 def _captions(dataset: PlannedDataset) -> Iterator[tuple[str, str]]:
-    """Key and whole caption of each training picture."""
+    """Key and whole caption of each training image."""
     for record in dataset.records:
         subset = dataset.subset_of(record)
         if not record.is_reg:

@@ -261,7 +261,8 @@ class TextualInversionOptions:
         False, help='captions "a painting in the style of WORD" and the like, instead of their own'
     )
     xti: bool = option(
-        False, help="learn vectors for each cross-attention layer of the U-Net (P+, extended textual inversion)",
+        False,
+        help="learn vectors for each cross-attention layer of the U-Net (P+, extended textual inversion)",
         on_resume="same",
     )
     save_model_as: str = option(

@@ -136,7 +136,9 @@ def _read_earlier(options: TextualInversionOptions) -> EmbeddingVectors:
     return word
 
 
-def _checked_earlier(earlier: EmbeddingVectors, family: ModelFamily, layers: tuple[str, ...], place: str) -> torch.Tensor:
+def _checked_earlier(
+    earlier: EmbeddingVectors, family: ModelFamily, layers: tuple[str, ...], place: str
+) -> torch.Tensor:
     """Vectors of `--weights` in the order of the model's layers, if they fit it: (layers or 1, vectors, width)."""
     width, expected = earlier.vectors.shape[-1], family.token_vectors("a").shape[-1]
     if width != expected:

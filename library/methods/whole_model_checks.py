@@ -111,4 +111,4 @@ def _paths_in_use(options: Options) -> Iterator[tuple[str, str]]:
     }
     yield from ((flag, path) for flag, path in paths.items() if path is not None)
     if options[SampleOptions].sample_prompts is not None:
-        yield "the folder of sample pictures", str(Path(output.output_dir or ".") / "sample")
+        yield "the folder of sample images", str(Path(output.output_dir or ".") / "sample")

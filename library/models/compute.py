@@ -27,7 +27,7 @@ def chunked_attention(
 
     The matrix of attention, N x M, is never there as a whole, in the backward pass neither: each piece is computed
     again there. After "Self-attention Does Not Need O(n^2) Memory" (Rabe and Staats, 2112.05682), whose pieces of the
-    keys are not needed at the lengths of pictures.
+    keys are not needed at the lengths of images.
     """
     batch_size, heads, num_keys = key.shape[:3]
     length = max(1, piece_elements // (batch_size * heads * num_keys))
@@ -56,7 +56,7 @@ class ChunkedAttention:
         if attention_mask is not None or attn.spatial_norm is not None or attn.norm_cross:
             raise NotImplementedError("the U-Nets and VAEs of Stable Diffusion 1.x and 2.x have none of these")
         residual, shape = hidden_states, hidden_states.shape
-        if hidden_states.ndim == 4:  # a picture (B, C, H, W), in the VAE
+        if hidden_states.ndim == 4:  # an image (B, C, H, W), in the VAE
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)

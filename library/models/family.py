@@ -57,7 +57,9 @@ class ModelFamily(Protocol):
     def snapshot_frozen(self, parts: Collection[str]) -> None:
         """Keeps copies of parts that `place` is going to round ("text_encoder", "vae"), which `save` then writes."""
 
-    def to_device(self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype) -> None:
+    def to_device(
+        self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype
+    ) -> None:
         """Moves all parts to a device, each in its data type."""
 
     def apply_memory_options(self, options: MemoryOptions, device: torch.device) -> None:
@@ -75,7 +77,7 @@ class ModelFamily(Protocol):
         """Tokenizes and encodes; gradients flow unless the caller forbids them.
 
         `weighted`: whether brackets in the prompts weigh their parts; None for captions, which are as the options
-        say. Other prompts are always padded, as programs that draw pictures do it.
+        say. Other prompts are always padded, as programs that draw images do it.
         """
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
@@ -94,7 +96,7 @@ class ModelFamily(Protocol):
         """From now on prompts are read with this word in them. Raises `UserError` if it is in the vocabulary."""
 
     def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), picture i sampled with seeds[i]."""
+        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), image i sampled with seeds[i]."""
 
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the VAE gives them -> latents as the denoiser takes them."""

@@ -138,7 +138,7 @@ class MemoryOptions:
     )
     mem_eff_attn: bool = option(False, help="attention in pieces: little memory, slower; before --xformers and --sdpa")
     no_half_vae: bool = option(False, help="keep the VAE in float32 with --mixed_precision")
-    vae_slicing: bool = option(False, help="let the VAE take one picture at a time")
+    vae_slicing: bool = option(False, help="let the VAE take one image at a time")
     fp8_base: bool = option(False, help="keep the weights of the frozen U-Net in 8 bits and compute in more")
     fp8_base_unet: bool = option(False, help="the same as --fp8_base, which leaves the text encoder as it is too")
     cpu_offload_checkpointing: bool = option(
@@ -196,7 +196,7 @@ class MetadataOptions:
     metadata_tags: str | None = option(help="words to find it by, with commas between", metavar="TEXT")
     metadata_usage_hint: str | None = option(help="how it is to be used", metavar="TEXT")
     metadata_thumbnail: str | None = option(
-        help="a small picture: the path of a JPEG, PNG or WebP file, of which a JPEG of 256x256 at most is kept, or a"
+        help="a small image: the path of a JPEG, PNG or WebP file, of which a JPEG of 256x256 at most is kept, or a"
         " data URL (data:image/jpeg;base64,...)",
         metavar="FILE",
         on_resume="unimportant",
@@ -204,7 +204,7 @@ class MetadataOptions:
     metadata_merged_from: str | None = option(help="the models that it was merged from", metavar="TEXT")
     metadata_trigger_phrase: str | None = option(help="words that bring out what it learned", metavar="TEXT")
     metadata_preprocessor: str | None = option(
-        help="what pictures have to go through before they reach it", metavar="TEXT"
+        help="what images have to go through before they reach it", metavar="TEXT"
     )
     metadata_is_negative_embedding: str | None = option(
         help="true or false: whether it is an embedding for negative prompts",
@@ -214,7 +214,7 @@ class MetadataOptions:
 
     @cached_property
     def thumbnail(self) -> str | None:
-        """The small picture as a data URL; read once, so that it need not be there any more when a file is saved.
+        """The small image as a data URL; read once, so that it need not be there any more when a file is saved.
 
         Raises `UserError` where there is none.
         """

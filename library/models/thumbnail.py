@@ -1,4 +1,4 @@
-"""The small picture that a saved file shows of itself: `modelspec.thumbnail`, a JPEG of 256x256 at most in a data URL.
+"""The small image that a saved file shows of itself: `modelspec.thumbnail`, a JPEG of 256x256 at most in a data URL.
 
 The Stability AI model specification 1.0.0 asks for that form; data URLs are described in RFC 2397.
 """
@@ -16,14 +16,14 @@ FLAG = "--metadata_thumbnail"
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,(.+)", re.ASCII | re.DOTALL)
 _LARGEST = (256, 256)
 _QUALITY = 90
-_HINT = "give the path of a JPEG, PNG or WebP picture, or data:image/jpeg;base64,... with the picture itself"
+_HINT = "give the path of a JPEG, PNG or WebP image, or data:image/jpeg;base64,... with the image itself"
 _SHOWN_LETTERS = 200  # in messages
 
 
 def thumbnail_url(value: str) -> str:
-    """`value` itself where it is the data URL of a picture, else that of the picture in the file of that name.
+    """`value` itself where it is the data URL of an image, else that of the image in the file of that name.
 
-    A file's picture is scaled down to fit into 256x256 and becomes a JPEG. Raises `UserError` for what is neither.
+    A file's image is scaled down to fit into 256x256 and becomes a JPEG. Raises `UserError` for what is neither.
     """
     if value[:5].lower() == "data:":
         return _checked(value)
@@ -35,7 +35,7 @@ def thumbnail_url(value: str) -> str:
 def _checked(url: str) -> str:
     found = _DATA_URL.fullmatch(url)
     if found is None:
-        raise UserError(f"{FLAG} {_shortened(url)} is not the data URL of a picture", _HINT)
+        raise UserError(f"{FLAG} {_shortened(url)} is not the data URL of an image", _HINT)
     try:
         base64.b64decode(found[1], validate=True)
     except ValueError as error:
@@ -51,12 +51,12 @@ def _small_jpeg(path: str) -> bytes:
     # Pillow only now: most runs have no thumbnail, and --help needs none
     from PIL import Image
 
-    from library.data.images.image_files import exif_transpose, opened_picture
+    from library.data.images.image_files import exif_transpose, opened_image
 
     try:
-        with opened_picture(path) as picture:
-            turn = exif_transpose(picture)
-            colours = picture.convert("RGBA")
+        with opened_image(path) as image:
+            turn = exif_transpose(image)
+            colours = image.convert("RGBA")
     except UserError as error:
         raise UserError(f"{FLAG}: {error.message}", _HINT) from error
     upright = colours if turn is None else colours.transpose(turn)

@@ -59,10 +59,6 @@ class HalfGradScaler(torch.amp.GradScaler):
         return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
 
 
-
-
-
-
 def trained_dtype(training: TrainingOptions) -> torch.dtype:
     """What learns stays in float32, unless `--full_fp16` or `--full_bf16` is given."""
     is_half = training.full_fp16 or training.full_bf16
@@ -83,8 +79,7 @@ def place_model(
     """
     frozen = DTYPES[training.mixed_precision]
     dtypes = {
-        part: trained_dtype(training) if part in method.trained_parts else frozen
-        for part in ("unet", "text_encoder")
+        part: trained_dtype(training) if part in method.trained_parts else frozen for part in ("unet", "text_encoder")
     }
     dtypes["vae"] = torch.float32 if memory.no_half_vae else frozen
     if method.trained_parts:

@@ -36,7 +36,7 @@ class NonfiniteSteps:
         self._in_a_row = 0
 
     def add(self, step: int, batches: Sequence[Batch], losses: Sequence[torch.Tensor], num_params: int = 0) -> None:
-        """Names a step that is not applied, with its pictures: those of the batches whose loss is not finite, or all.
+        """Names a step that is not applied, with its images: those of the batches whose loss is not finite, or all.
 
         All processes call it for the same step; batches and losses are this process's. `num_params`: where the
         backward pass is the step, those that it left as they were.
@@ -45,9 +45,9 @@ class NonfiniteSteps:
         bad = [batch for batch, loss in zip(batches, losses, strict=True) if not torch.isfinite(loss)]
         named = gather_object([(bool(bad), key.path) for batch in bad or batches for key in batch.latent_keys])
         has_bad_loss = any(is_bad for is_bad, _ in named)
-        pictures = dict.fromkeys(path for is_bad, path in named if is_bad == has_bad_loss)
+        images = dict.fromkeys(path for is_bad, path in named if is_bad == has_bad_loss)
         what = "the loss is not finite" if has_bad_loss else "the gradients are not finite" + self._scale()
-        self._last = f"step {step}: {what}, with the pictures {listed(list(pictures), _MAX_NAMES)}"
+        self._last = f"step {step}: {what}, with the images {listed(list(images), _MAX_NAMES)}"
         what = f"is not applied to {num_params} of the model's tensors" if num_params else "is not applied"
         logger.warning("%s; the step %s (%d in a row)", self._last, what, self._in_a_row)
 
@@ -65,7 +65,7 @@ class NonfiniteSteps:
                 hint="start again, or from an earlier state, with a lower --learning_rate"
                 " (--max_grad_norm 1 limits what one bad step does)",
             )
-        remedy = "look at these pictures, lower --learning_rate, give --mixed_precision bf16 or no instead of fp16"
+        remedy = "look at these images, lower --learning_rate, give --mixed_precision bf16 or no instead of fp16"
         if state is None:
             return UserError(message, hint=remedy)
         return UserError(

@@ -30,15 +30,9 @@ class TrainingOptions:
         choices=("no", "fp16", "bf16"),
         off=(False,),
     )
-    full_fp16: bool = option(
-        False, help="keep what learns in fp16 too: little memory, coarse steps", on_resume="same"
-    )
-    full_bf16: bool = option(
-        False, help="keep what learns in bf16 too: little memory, coarse steps", on_resume="same"
-    )
-    gradient_checkpointing: bool = option(
-        False, help="save memory by computing activations again in the backward pass"
-    )
+    full_fp16: bool = option(False, help="keep what learns in fp16 too: little memory, coarse steps", on_resume="same")
+    full_bf16: bool = option(False, help="keep what learns in bf16 too: little memory, coarse steps", on_resume="same")
+    gradient_checkpointing: bool = option(False, help="save memory by computing activations again in the backward pass")
     fused_backward_pass: bool = option(
         False,
         help="save the memory of gradients: AdamW or AdaFactor updates each weight as soon as its gradient is there;"
@@ -63,19 +57,3 @@ class TrainingOptions:
                 "--fused_backward_pass with --mixed_precision fp16, whose scaled gradients are checked all together",
                 hint="use bf16 or no",
             )
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

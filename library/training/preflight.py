@@ -67,7 +67,7 @@ class Preflight:
         adapt_data: AdaptData | None = None,
         check_sharding: CheckSharding | None = None,
     ):
-        """`data_source`: what must describe all pictures, folders or metadata files; None for either.
+        """`data_source`: what must describe all images, folders or metadata files; None for either.
 
         `ending_of`: of the files that a run writes. `adapt_data`: gives the data as a method wants it, and raises
         `UserError` for data that it cannot use. `check_sharding`: what of a method does not go with what
@@ -155,7 +155,7 @@ class Preflight:
         from library.data.load_data import load_training_data  # NumPy and Pillow are not for --help
 
         described = options[DatasetOptions]
-        if options[ReportOptions].replaces_training:  # bad pictures are what the user wants to see
+        if options[ReportOptions].replaces_training:  # bad images are what the user wants to see
             described = replace(described, skip_bad_images=True)
         with kept_warnings() as warnings:
             self._data = load_training_data(described, options.get(CachingOptions), only=self._data_source)
@@ -171,7 +171,7 @@ class Preflight:
                 " validation_split in the dataset file)"
             )
         elif self._data.validation is None and described.validation_seed:
-            logger.warning("--validation_seed does nothing: no pictures are held out (--validation_split)")
+            logger.warning("--validation_seed does nothing: no images are held out (--validation_split)")
         return ()
 
     def _check_report(self, options: Options) -> Problems:
@@ -253,7 +253,7 @@ def _warn_useless_weights(data: TrainingData, loss: LossOptions | None) -> None:
     subsets = [subset for dataset in data.datasets for subset in dataset.config.subsets]
     if loss is not None and loss.masked_loss and not any(subset.has_masks for subset in subsets):
         logger.warning(
-            "--masked_loss does nothing: no pictures have masks, which alpha_mask or conditioning_data_dir in the"
+            "--masked_loss does nothing: no images have masks, which alpha_mask or conditioning_data_dir in the"
             " dataset file make"
         )
 

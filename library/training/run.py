@@ -179,9 +179,7 @@ def _assemble(
         tracker=tracker[0] if tracker else None,
         metadata=Metadata(options, data, family, method, plan, strategy.optimizer),
     )
-    trainer = Trainer(
-        parts, TrainerOptions(training, output, options[SampleOptions], options[ValidationOptions])
-    )
+    trainer = Trainer(parts, TrainerOptions(training, output, options[SampleOptions], options[ValidationOptions]))
     return trainer, parts, tracker[1] if tracker else None
 
 
@@ -196,7 +194,11 @@ def _make_inputs(
     accelerator: Accelerator,
 ) -> tuple[Objective, LoaderOf]:
     """Fills the caches; gives the way from a batch to its loss, and what makes the loader of some data."""
-    caching, loss, skips_unreadable = options[CachingOptions], options[LossOptions], options[DatasetOptions].skip_bad_images
+    caching, loss, skips_unreadable = (
+        options[CachingOptions],
+        options[LossOptions],
+        options[DatasetOptions].skip_bad_images,
+    )
     latents = LatentProvider(family, caching, accelerator, skips_unreadable)
     unreadable = latents.fill_caches(data)
     if caching.caches_latents and not options[MemoryOptions].highvram and accelerator.device.type != "cpu":
@@ -251,7 +253,7 @@ def _say_what_was_written(
     output = options[OutputOptions]
     lines = ["", "Written:", *(f"  {path}" for path in parts.saver.written)]
     if parts.sampler is not None:
-        lines.append(f"  {Path(output.output_dir) / 'sample'} (sample pictures)")
+        lines.append(f"  {Path(output.output_dir) / 'sample'} (sample images)")
     if log_folder is not None:
         lines.append(f"  {log_folder} (curves; tensorboard --logdir {options[LoggingOptions].logging_dir} shows them)")
     if parts.saver.last_result is not None:

@@ -33,7 +33,7 @@ class TrainingScript:
     """What is a script's own.
 
     `make_method` is called when the options are valid, and may import what is heavy only then. `data_source`: what
-    must describe all pictures, folders or metadata files; None for either. `ending_of`: of the files of a run;
+    must describe all images, folders or metadata files; None for either. `ending_of`: of the files of a run;
     empty for folders. `adapt_data`: gives the data as the method wants it. `check_sharding`: what does not go with what
     learns being shared out over processes; None where it is too small to be.
     """
@@ -115,9 +115,7 @@ def _look_at_data(options: Options, preflight: PreflightResult) -> None:
 
     training, output, report = options[TrainingOptions], options[OutputOptions], options[ReportOptions]
     data, seed = preflight.data, training.seed if preflight.state is None else preflight.state.header.seed
-    plan = make_step_plan(
-        training, output, seed=seed or 0, num_micro_batches=data.num_micro_batches, num_processes=1
-    )
+    plan = make_step_plan(training, output, seed=seed or 0, num_micro_batches=data.num_micro_batches, num_processes=1)
     look_at_data(
         options,
         data,

@@ -57,7 +57,3 @@ class StepPlan:
         """The micro-batches of each step of an epoch, from step `first_step` on, as indices into the epoch's plan."""
         for start in range(first_step * self.group_size, self.num_micro_batches, self.group_size):
             yield range(start, min(start + self.group_size, self.num_micro_batches))
-
-
-
-

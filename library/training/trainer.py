@@ -265,19 +265,17 @@ class Trainer:
         if sampler is not None and (self._accelerator.is_main_process or self._learner.shares_weights):
             self._log()
             with self._shown_weights(), torch.no_grad(), self._accelerator.autocast():
-                pictures = self._learner.run(lambda: sampler.draw(when))
+                images = self._learner.run(lambda: sampler.draw(when))
             if self._parts.tracker is not None:
-                for name, picture in pictures:
-                    self._parts.tracker.picture(name, picture, self._position.global_step)
+                for name, image in images:
+                    self._parts.tracker.image(name, image, self._position.global_step)
         self._accelerator.wait_for_everyone()
 
     def _save(self, suffix: str, *, with_state: bool) -> None:
         self._log()
         with self._shown_weights(), self._learner.gathered_weights():
             if self._accelerator.is_main_process:
-                self._is_saved = self._parts.saver.save(
-                    suffix, self._parts.metadata.at(self._position), self._position
-                )
+                self._is_saved = self._parts.saver.save(suffix, self._parts.metadata.at(self._position), self._position)
         self._is_state_saved = with_state and self._save_state(suffix)
         if self._accelerator.is_main_process:
             self._parts.saver.upload()
@@ -318,7 +316,7 @@ class Trainer:
         return ema_scope(self._learner.optimizer, self._parts.average)
 
     def _validate(self) -> None:
-        """Measures the validation loss, where pictures are held out and this step has not been measured yet."""
+        """Measures the validation loss, where images are held out and this step has not been measured yet."""
         step = self._position.global_step
         if self._parts.validator is None or self._validated_at == step:
             return

@@ -131,7 +131,7 @@ def test_output_config_writes_a_file_that_reads_back_the_same(tmp_path):
 
 def test_toml_errors_say_line_and_column(tmp_path):
     file = tmp_path / "c.toml"
-    file.write_text('a = 1\nb = "C:\\pictures"\n')
+    file.write_text('a = 1\nb = "C:\\images"\n')
     with pytest.raises(UserError) as caught:
         read_toml(file, "--dataset_config")
     assert "line 2, column" in caught.value.message and "--dataset_config" in caught.value.message
@@ -143,8 +143,6 @@ def test_toml_errors_say_line_and_column(tmp_path):
     file.write_bytes(b"a = '\xff'")
     with pytest.raises(UserError, match="not UTF-8"):
         read_toml(file, "--config_file")
-
-
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,7 +132,7 @@ def test_files_of_a_run_without_a_name_are_named_as_by_the_reference(data_dir, t
     shutil.rmtree(data_dir / "2_shs fox")
     folder = data_dir / "1_fox"
     folder.mkdir()
-    shutil.copy(next((BASE.parent / "pictures").glob("*.png")), folder)
+    shutil.copy(next((BASE.parent / "images").glob("*.png")), folder)
     out = tmp_path / "out"
     argv = command_line(
         "save_model_as", data_dir, out, save_every_n_epochs=1, save_every_n_steps=2, max_train_steps=3,

@@ -1,4 +1,4 @@
-"""Folders of pictures and dataset files for the tests of the data room."""
+"""Folders of images and dataset files for the tests of the data room."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 from library.data.batches.plan import TrainingData
 from library.data.config.options import DatasetOptions
 from library.data.load_data import load_training_data
-from tests.data.image_files import save_picture
+from tests.data.image_files import save_image
 
-MakePictures = Callable[..., list[Path]]
+MakeImages = Callable[..., list[Path]]
 
 
 @pytest.fixture
-def make_pictures(tmp_path: Path) -> MakePictures:
-    """`make_pictures("folder", 3, size=(64, 64), caption="a cat")` -> paths of 0.png, 1.png, 2.png with captions."""
+def make_images(tmp_path: Path) -> MakeImages:
+    """`make_images("folder", 3, size=(64, 64), caption="a cat")` -> paths of 0.png, 1.png, 2.png with captions."""
 
     def make(folder: str, count: int, *, size=(64, 64), caption: str | None = None) -> list[Path]:
-        paths = [save_picture(tmp_path / folder / f"{number}.png", size, number) for number in range(count)]
+        paths = [save_image(tmp_path / folder / f"{number}.png", size, number) for number in range(count)]
         for path in paths:
             if caption is not None:
                 path.with_suffix(".caption").write_text(f"{caption} {path.stem}", encoding="utf-8")

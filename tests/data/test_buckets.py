@@ -1,4 +1,4 @@
-"""Without these a picture is trained at another size, or cut elsewhere, than users of the format expect."""
+"""Without these an image is trained at another size, or cut elsewhere, than users of the format expect."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_buckets_are_those_of_the_reference(case: dict) -> None:
 
 
 @pytest.mark.parametrize("case", REFERENCE["fixed_size"], ids=lambda case: str(case["resolution"]))
-def test_without_buckets_every_picture_gets_the_resolution(case: dict) -> None:
+def test_without_buckets_every_image_gets_the_resolution(case: dict) -> None:
     chooser = BucketChooser(BucketSettings(tuple(case["resolution"]), enable_bucket=False))
     for row in case["images"]:
         _check_row(chooser, row)
@@ -81,7 +81,7 @@ def test_crops_are_those_of_the_reference() -> None:
         ((100000, 3), 64, (4096, 64)),
     ],
 )
-def test_a_picture_thinner_than_a_step_gets_the_smallest_bucket_of_its_aspect(image, steps, bucket) -> None:
+def test_a_image_thinner_than_a_step_gets_the_smallest_bucket_of_its_aspect(image, steps, bucket) -> None:
     chosen = BucketSettings((512, 512), bucket_reso_steps=steps, bucket_no_upscale=True)
     assert BucketChooser(chosen).assign(image).bucket == bucket
 
@@ -102,7 +102,7 @@ def test_every_size_gets_a_bucket_of_whole_steps_within_the_area(width, height, 
     bucket_width, bucket_height = placement.bucket
     assert bucket_width % steps == bucket_height % steps == 0
     assert min(placement.bucket) >= steps
-    # the reference rounds sides made from a picture's own size, so that they can be a pixel over
+    # the reference rounds sides made from an image's own size, so that they can be a pixel over
     rounding = 2 * (bucket_width + bucket_height) if no_upscale else 0
     assert bucket_width * bucket_height <= chosen.max_area + rounding
     left, top = placement.crop
@@ -161,10 +161,10 @@ image_dir = '{{dir}}/a'
     ],
 )
 def test_bucket_steps_below_8_are_8_with_one_warning_for_each_place(
-    load_toml, make_pictures, caplog, general: str, dataset: str, flag: int, steps: list[int], warned: list[str]
+    load_toml, make_images, caplog, general: str, dataset: str, flag: int, steps: list[int], warned: list[str]
 ) -> None:
     """An image of 72x56 has a bucket of its own where steps are 8, and none where they are 16."""
-    make_pictures("a", 1, size=(72, 56), caption="x")
+    make_images("a", 1, size=(72, 56), caption="x")
     with caplog.at_level(logging.WARNING):
         data = load_toml(STEPS.format(general=general, dataset=dataset), bucket_reso_steps=flag)
     assert [each.config.bucket_reso_steps for each in data.datasets] == steps
@@ -172,8 +172,8 @@ def test_bucket_steps_below_8_are_8_with_one_warning_for_each_place(
     assert caplog.messages == [f"{each}: 8 is used, sides of training images are multiples of it" for each in warned]
 
 
-def test_bucket_steps_below_8_on_the_command_line(make_pictures, tmp_path: Path, caplog) -> None:
-    make_pictures("train/1_cat", 1, size=(72, 56))
+def test_bucket_steps_below_8_on_the_command_line(make_images, tmp_path: Path, caplog) -> None:
+    make_images("train/1_cat", 1, size=(72, 56))
     file = tmp_path / "meta.json"
     file.write_text('{"train/1_cat/0.png": {"caption": "x"}}')
     buckets = {"resolution": (64, 64), "enable_bucket": True, "min_bucket_reso": 32, "bucket_reso_steps": 1}

@@ -1,3 +1,3 @@
 """The fixtures of tests/data."""
 
-from tests.data.conftest import load_toml, make_pictures  # noqa: F401
+from tests.data.conftest import load_toml, make_images  # noqa: F401

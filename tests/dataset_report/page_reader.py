@@ -70,7 +70,7 @@ def read_page(path: Path) -> Element:
 
 
 def cards(page: Element) -> dict[str, Element]:
-    """The pictures of the page by name."""
+    """The images of the page by name."""
     found = page.all("article")
     by_name = {card.all("h4")[0].text: card for card in found}
     assert len(by_name) == len(found)

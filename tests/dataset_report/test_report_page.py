@@ -43,7 +43,7 @@ def save(folder: Path, name: str, array: np.ndarray, caption: str | None = "a ca
 @pytest.fixture
 def nasty(tmp_path, load_toml):
     """A dataset with one of everything; gives the report of it."""
-    folder, masks = tmp_path / "pictures", tmp_path / "masks"
+    folder, masks = tmp_path / "images", tmp_path / "masks"
     save(folder, "half.png", noise(1, (256, 128)), "one, two, three")
     save(folder, "wide.png", noise(2, (384, 128)), "one, two")
     save(folder, "turned.png", noise(3, (128, 256)), exif=_turned())
@@ -71,7 +71,7 @@ def nasty(tmp_path, load_toml):
         resolution = [128, 64]
         batch_size = 4
         [[datasets.subsets]]
-        image_dir = "{dir}/pictures"
+        image_dir = "{dir}/images"
         class_tokens = "cat"
         flip_aug = true
         [[datasets.subsets]]
@@ -93,7 +93,9 @@ def _turned() -> Image.Exif:
 
 
 def make_report(data, seed: int = 3, tokens: TokenLimit = WORDS) -> Report:
-    return Report(data, DrawSettings(seed, True, StepCounter(1, data.num_micro_batches, 4 * data.num_micro_batches)), tokens)
+    return Report(
+        data, DrawSettings(seed, True, StepCounter(1, data.num_micro_batches, 4 * data.num_micro_batches)), tokens
+    )
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def page(nasty, tmp_path):
     return tmp_path / "out" / "index.html"
 
 
-def test_each_picture_is_shown_as_it_is_trained(page):
+def test_each_image_is_shown_as_it_is_trained(page):
     shown = cards(read_page(page))
     assert len(shown) == 12 + 1 + 30
     plain, flipped = shown["half.png"].all("img")
@@ -121,8 +123,8 @@ def test_each_picture_is_shown_as_it_is_trained(page):
 
 def test_the_mask_of_the_loss_is_shown(page):
     shown = cards(read_page(page))
-    picture, mask = shown["mask.png"].all("img")
-    assert np.abs(pixels(picture) - noise(11, (128, 64))).mean() < 2  # not over white: the mask hides the rest
+    image, mask = shown["mask.png"].all("img")
+    assert np.abs(pixels(image) - noise(11, (128, 64))).mean() < 2  # not over white: the mask hides the rest
     expected = np.zeros((8, 16))  # one value for each 8 x 8 pixels
     expected[:, :8] = 255
     assert np.array_equal(pixels(mask), expected)
@@ -158,7 +160,7 @@ FINDINGS = {
     "similar": {"long.png", "resaved.jpg"},
     "crop": {"wide.png"},
     "tiny": {"tiny.png"},
-    # 12 pictures and one three times are 15 items: as many of the 30 class pictures are used, in the order of names
+    # 12 images and one three times are 15 items: as many of the 30 class images are used, in the order of names
     "unused": set(sorted(f"{number}.png" for number in range(30))[15:]),
 }
 
@@ -176,7 +178,7 @@ def test_what_is_wrong_is_listed_and_marked(kind, page):
         assert read.by_id(name.attributes["href"][1:]).all("h4")[0].text == name.text
 
 
-def test_an_unreadable_picture_is_shown_with_its_error(page):
+def test_an_unreadable_image_is_shown_with_its_error(page):
     card = cards(read_page(page))["broken.png"]
     assert not card.all("img") and "broken.png cannot be read" in card.all(of_class="unreadable")[0].text
 
@@ -192,8 +194,8 @@ def test_what_is_beyond_the_token_limit_is_struck_through(page):
 def test_totals_buckets_and_tags_are_counted(page):
     read = read_page(page)
     tiles = [tile.text for tile in read.by_id("totals").all("div")]
-    # 12 + 1 x 3 items, and as many of the class pictures; batches of 4
-    for text in ("13training pictures", "30regularisation pictures", "30items an epoch", "8batches", "3subsets"):
+    # 12 + 1 x 3 items, and as many of the class images; batches of 4
+    for text in ("13training images", "30regularisation images", "30items an epoch", "8batches", "3subsets"):
         assert any(tile.startswith(text) for tile in tiles), text
     (row,) = read.by_id("buckets").all("tbody")[1].all("tr")
     assert [cell.text for cell in row.all("td")] == ["128 × 64", "28", "30", "8", "94%"]
@@ -203,15 +205,15 @@ def test_totals_buckets_and_tags_are_counted(page):
     assert counts["animal"] == "30" and counts["one"] == "4" and counts["two"] == "2" and counts["three once"] == "1"
 
 
-def test_held_out_pictures_are_counted(make_pictures, load_toml, tmp_path):
-    """The page would otherwise show fewer pictures than the folder has, and not say why."""
-    make_pictures("pictures", 5, caption="a cat")
+def test_held_out_images_are_counted(make_images, load_toml, tmp_path):
+    """The page would otherwise show fewer images than the folder has, and not say why."""
+    make_images("images", 5, caption="a cat")
     data = load_toml(
-        "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/pictures'\nvalidation_split = 0.4\n"
+        "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/images'\nvalidation_split = 0.4\n"
     )
     write_page(make_report(data), tmp_path / "index.html", advance=lambda count: None)
     tiles = [tile.text for tile in read_page(tmp_path / "index.html").by_id("totals").all("div")]
-    assert any(tile.startswith("3training pictures") for tile in tiles)
+    assert any(tile.startswith("3training images") for tile in tiles)
     assert any(tile.startswith("2held out for validation") for tile in tiles)
 
 
@@ -220,11 +222,11 @@ def test_the_page_is_a_function_of_the_data(nasty, page, tmp_path):
     assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
 
 
-def test_captions_are_those_that_training_draws(make_pictures, load_toml, tmp_path):
-    for path in make_pictures("pictures", 5):
+def test_captions_are_those_that_training_draws(make_images, load_toml, tmp_path):
+    for path in make_images("images", 5):
         path.with_suffix(".caption").write_text("one, two, three, four, five, six", encoding="utf-8")
     data = load_toml(
-        "[[datasets]]\nresolution = 64\nbatch_size = 2\n[[datasets.subsets]]\nimage_dir = '{dir}/pictures'\n"
+        "[[datasets]]\nresolution = 64\nbatch_size = 2\n[[datasets.subsets]]\nimage_dir = '{dir}/images'\n"
         "shuffle_caption = true\n"
     )
     report = make_report(data, seed=11)
@@ -245,8 +247,8 @@ def test_large_datasets_are_shown_in_part_and_the_page_says_so(nasty, tmp_path):
     write_page(nasty, tmp_path / "index.html", advance=lambda count: None, most=10)
     read = read_page(tmp_path / "index.html")
     assert len(cards(read)) == 10
-    assert "10 of 43 pictures are shown" in read.by_id("pictures").text
-    # a finding about a picture that is not shown has no link to nowhere
+    assert "10 of 43 images are shown" in read.by_id("images").text
+    # a finding about an image that is not shown has no link to nowhere
     anchors = {element.attributes.get("id") for element in read.all()}
     links = [link.attributes["href"][1:] for link in read.all("a")]
     assert [link for link in links if link not in anchors and not link.startswith("only=")] == []
@@ -301,6 +303,6 @@ def test_a_browser_shows_the_page_and_its_filter_works(fragment, left, page, tmp
     visible = {name for name, card in cards(read).items() if "hidden" not in card.attributes}
     assert visible == (set(cards(read)) if left is None else left)
     assert "hidden" not in read.all(of_class="controls")[0].attributes
-    assert re.fullmatch(r"43 pictures" if left is None else rf"{len(left)} of 43 pictures", read.by_id("count").text)
+    assert re.fullmatch(r"43 images" if left is None else rf"{len(left)} of 43 images", read.by_id("count").text)
     assert ("hidden" in read.by_id("none").attributes) == bool(visible)
-    assert [button.text for button in read.by_id("tags").all("button")] == ["tag", "pictures"]
+    assert [button.text for button in read.by_id("tags").all("button")] == ["tag", "images"]

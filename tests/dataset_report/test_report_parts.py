@@ -11,7 +11,7 @@ from library.data.records import StepCounter
 from library.dataset_report.caption_length import TokenLimit, measure_caption
 from library.dataset_report.duplicates import grey_thumbnail, same_looks
 from library.dataset_report.rendering import longest_side
-from library.dataset_report.sampled_items import DrawSettings, PictureId, choose_pictures
+from library.dataset_report.sampled_items import DrawSettings, ImageId, choose_images
 from library.dataset_report.window import open_window, step_through
 
 # each letter of a word is a token, as about in Japanese; a space is none
@@ -35,17 +35,17 @@ def test_a_caption_is_cut_behind_the_last_word_that_is_read(caption, num_tokens,
     assert (length.num_tokens, caption[: length.kept]) == (num_tokens, read)
 
 
-def test_the_same_picture_is_known_after_resizing_and_saving_again_but_not_another_one():
+def test_the_same_image_is_known_after_resizing_and_saving_again_but_not_another_one():
     rng = np.random.RandomState(0)
-    pictures = [Image.fromarray(rng.randint(0, 256, (6, 8, 3), dtype=np.uint8)) for _ in range(40)]
-    large = [picture.resize((160, 120), Image.Resampling.BICUBIC) for picture in pictures]
+    images = [Image.fromarray(rng.randint(0, 256, (6, 8, 3), dtype=np.uint8)) for _ in range(40)]
+    large = [image.resize((160, 120), Image.Resampling.BICUBIC) for image in images]
     again = large[7].resize((300, 225), Image.Resampling.LANCZOS)
     flat = [Image.new("RGB", (64, 64), (grey, grey, grey)) for grey in (250, 251)]
-    looks = [(PictureId(0, index), grey_thumbnail(image)) for index, image in enumerate([*large, again, *flat])]
-    assert same_looks(looks) == {PictureId(0, 40): PictureId(0, 7)}
+    looks = [(ImageId(0, index), grey_thumbnail(image)) for index, image in enumerate([*large, again, *flat])]
+    assert same_looks(looks) == {ImageId(0, 40): ImageId(0, 7)}
 
 
-def test_a_page_stays_small_however_many_pictures_it_has():
+def test_a_page_stays_small_however_many_images_it_has():
     # a noisy JPEG takes half a byte for each pixel, base64 makes it a third larger
     for num_images in (1, 500, 501, 2_000, 2_001, 8_000, 8_001, 40_000):
         side = longest_side(num_images)
@@ -53,20 +53,20 @@ def test_a_page_stays_small_however_many_pictures_it_has():
         assert num_images * side * side * 0.5 * 4 / 3 < 200e6
 
 
-def test_pictures_are_chosen_evenly_from_all_datasets(make_pictures, load_toml):
-    make_pictures("few", 3, caption="a cat")
-    make_pictures("many", 9, caption="a cat")
+def test_images_are_chosen_evenly_from_all_datasets(make_images, load_toml):
+    make_images("few", 3, caption="a cat")
+    make_images("many", 9, caption="a cat")
     dataset = "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/%s'\n"
     data = load_toml(dataset % "few" + dataset % "many")
-    assert choose_pictures(data, 4) == [PictureId(0, 0), PictureId(1, 0), PictureId(1, 3), PictureId(1, 6)]
-    assert len(choose_pictures(data, 12)) == 12
+    assert choose_images(data, 4) == [ImageId(0, 0), ImageId(1, 0), ImageId(1, 3), ImageId(1, 6)]
+    assert len(choose_images(data, 12)) == 12
 
 
 @pytest.fixture
-def stepping(make_pictures, load_toml):
-    """Steps through 6 pictures in batches of 3, two epochs, pressing the keys given; gives (epoch, batch) of each."""
-    make_pictures("pictures", 6, caption="a cat")
-    text = "[[datasets]]\nresolution = 64\nbatch_size = 3\n[[datasets.subsets]]\nimage_dir = '{dir}/pictures'\n"
+def stepping(make_images, load_toml):
+    """Steps through 6 images in batches of 3, two epochs, pressing the keys given; gives (epoch, batch) of each."""
+    make_images("images", 6, caption="a cat")
+    text = "[[datasets]]\nresolution = 64\nbatch_size = 3\n[[datasets.subsets]]\nimage_dir = '{dir}/images'\n"
     data = load_toml(text)
 
     def step(keys: str):

@@ -1,4 +1,4 @@
-"""Without these transparent parts of pictures are learned, or opaque ones are not."""
+"""Without these transparent parts of images are learned, or opaque ones are not."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def _draw(*shape):
 
 
 def test_masks_weigh_each_square_before_the_mean():
-    # opacity that rises from 0 to 1 over two pictures of 64 x 64, as means of 8 x 8 pixels: published reference
+    # opacity that rises from 0 to 1 over two images of 64 x 64, as means of 8 x 8 pixels: published reference
     # values of the corners are 0.0277744, 0.4721645, 0.5278355 and 0.9722255
     opacity = np.linspace(0, 1, 2 * 64 * 64).reshape(2, 8, 8, 8, 8)
     masks = opacity.mean(axis=(2, 4))[:, None]

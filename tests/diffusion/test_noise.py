@@ -60,11 +60,11 @@ def test_noise_offset_adds_a_variance_to_whole_channels(options, variance_of_off
     assert shift.flatten(3).std(dim=3).max() < 1e-6  # a constant over each channel, on the same plain noise
 
 
-def test_random_strengths_are_uniform_and_of_each_picture():
+def test_random_strengths_are_uniform_and_of_each_image():
     options = NoiseOptions(noise_offset=0.5, noise_offset_random_strength=True)
     latents = torch.zeros(4000, 16, 8, 8)
     shift = make_noise(latents, options, generator(0)).target - make_noise(latents, NoiseOptions(), generator(0)).target
-    strengths = shift[:, :, 0, 0].square().mean(dim=1)  # of one picture: s^2, give or take
+    strengths = shift[:, :, 0, 0].square().mean(dim=1)  # of one image: s^2, give or take
     # E[s^2] = 1/12; Var of the mean of 16 squares given s is s^4 / 8, so E[x^2] = E[s^4] (1 + 1/8) = 0.5^4 / 5 * 9/8
     assert strengths.mean().item() == pytest.approx(0.25 / 3, rel=0.05)
     assert strengths.square().mean().item() == pytest.approx(0.5**4 / 5 * 9 / 8, rel=0.1)

@@ -1,4 +1,4 @@
-"""If these fail, pictures are mixed with other amounts of noise than the model was made for."""
+"""If these fail, images are mixed with other amounts of noise than the model was made for."""
 
 import numpy as np
 import pytest

@@ -1,9 +1,9 @@
-"""Every run starts in the checkout, on a few of the quickstart's pictures."""
+"""Every run starts in the checkout, on a few of the quickstart's images."""
 
 import pytest
 from accelerate.state import AcceleratorState
 
-from tests.end_to_end.runs import ROOT, copy_pictures
+from tests.end_to_end.runs import ROOT, copy_images
 
 
 @pytest.fixture(autouse=True)
@@ -19,5 +19,5 @@ def as_in_a_new_process():
 
 @pytest.fixture
 def data_dir(tmp_path):
-    """A copy of some of the pictures, as `--train_data_dir` wants them."""
-    return copy_pictures(tmp_path / "data")
+    """A copy of some of the images, as `--train_data_dir` wants them."""
+    return copy_images(tmp_path / "data")

@@ -1,4 +1,4 @@
-"""Runs of `train_network.py` on the quickstart's model and pictures, and readers of what they leave behind."""
+"""Runs of `train_network.py` on the quickstart's model and images, and readers of what they leave behind."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import train_network
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "examples" / "quickstart" / "base"
-PICTURES = ROOT / "examples" / "quickstart" / "pictures"
+IMAGES = ROOT / "examples" / "quickstart" / "images"
 REGULARISATION = ROOT / "examples" / "quickstart" / "regularisation"
 
 
-def copy_pictures(folder: Path, count: int = 5) -> Path:
+def copy_images(folder: Path, count: int = 5) -> Path:
     target = folder / "2_shs fox"
     target.mkdir(parents=True)
-    for picture in sorted(PICTURES.glob("*.png"))[:count]:
-        shutil.copy(picture, target)
-        shutil.copy(picture.with_suffix(".txt"), target)
+    for image in sorted(IMAGES.glob("*.png"))[:count]:
+        shutil.copy(image, target)
+        shutil.copy(image.with_suffix(".txt"), target)
     return folder
 
 

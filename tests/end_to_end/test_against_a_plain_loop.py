@@ -1,7 +1,7 @@
 """If this fails, training is not the mathematics that the options promise.
 
 The same few steps are done by a loop written here from Diffusers' and PyTorch's parts: its own LoRA, loss, weights,
-clipping and accumulation. It shares with the program the pictures' pixels, the order of the plan and the keys of the
+clipping and accumulation. It shares with the program the images' pixels, the order of the plan and the keys of the
 random numbers, which other tests look at.
 """
 
@@ -15,7 +15,7 @@ from library.data.config.options import DatasetOptions
 from library.data.images.decoding import load_image
 from library.data.load_data import load_training_data
 from library.data.randomness import derive_seed
-from tests.end_to_end.runs import BASE, PICTURES, REGULARISATION, train
+from tests.end_to_end.runs import BASE, IMAGES, REGULARISATION, train
 
 SEED, RANK, ALPHA, CLIP, GAMMA, OFFSET, PRIOR, PERTURBATION = 7, 4, 2.0, 0.02, 5.0, 0.1, 0.5, 0.2
 RATES = {"lora_te": 5e-4, "lora_unet": 1e-3}
@@ -24,7 +24,7 @@ DATASET = f"""
 resolution = 64
 batch_size = 2
 [[datasets.subsets]]
-image_dir = '{PICTURES}'
+image_dir = '{IMAGES}'
 caption_extension = ".txt"
 [[datasets.subsets]]
 image_dir = '{REGULARISATION}'

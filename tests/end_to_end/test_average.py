@@ -6,23 +6,23 @@ from safetensors.torch import load_file
 
 from library.cli.errors import UserError
 from library.training.checkpoints.states import read_state
-from tests.end_to_end.runs import assert_same, copy_pictures, logged, train
+from tests.end_to_end.runs import assert_same, copy_images, logged, train
 
 EMA = {"ema": True, "ema_decay": 0.25, "ema_start_step": 2}
 EVERY_STEP = {"save_every_n_steps": 1, "max_train_steps": 6, "validation_split": 0.4, "validate_every_n_steps": 1}
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return copy_pictures(tmp_path_factory.mktemp("pictures") / "data")
+def images(tmp_path_factory):
+    return copy_images(tmp_path_factory.mktemp("images") / "data")
 
 
 @pytest.fixture(scope="module")
-def runs(pictures, tmp_path_factory):
+def runs(images, tmp_path_factory):
     """The same run without and with an average: their folders."""
     plain, average = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("average")
-    train(pictures, plain, **EVERY_STEP, save_state=True)
-    train(pictures, average, **EVERY_STEP, **EMA, save_state=True)
+    train(images, plain, **EVERY_STEP, save_state=True)
+    train(images, average, **EVERY_STEP, **EMA, save_state=True)
     return plain, average
 
 
@@ -49,19 +49,19 @@ def test_training_itself_is_not_touched(runs):
         assert_same(read_state(str(plain / name))[0], read_state(str(average / name))[0])
 
 
-def test_validation_is_that_of_the_saved_file(pictures, runs, tmp_path):
+def test_validation_is_that_of_the_saved_file(images, runs, tmp_path):
     _, average = runs
     weights = average / "run-step00000005.safetensors"
-    train(pictures, tmp_path, validation_split=0.4, network_weights=weights, max_train_steps=1)
+    train(images, tmp_path, validation_split=0.4, network_weights=weights, max_train_steps=1)
     assert logged(tmp_path, "loss/validation")[0] == (0, logged(average, "loss/validation")[5][1])
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_a_resumed_run_goes_on_with_the_average(pictures, runs, tmp_path, step):
+def test_a_resumed_run_goes_on_with_the_average(images, runs, tmp_path, step):
     """Also from a state before the average began."""
     _, average = runs
     state = average / f"run-step{step:08d}-state"
-    train(pictures, tmp_path, **EVERY_STEP, **EMA, save_state=True, resume=state)
+    train(images, tmp_path, **EVERY_STEP, **EMA, save_state=True, resume=state)
     for name in ("run-step00000006.safetensors", "run.safetensors"):
         assert_same(load_file(average / name), load_file(tmp_path / name))
     then, now = (read_state(str(folder / "run-state"))[1]["average"] for folder in (average, tmp_path))
@@ -69,12 +69,12 @@ def test_a_resumed_run_goes_on_with_the_average(pictures, runs, tmp_path, step):
     assert all((left == right).all() for left, right in zip(then["averages"], now["averages"], strict=True))
 
 
-def test_going_on_without_it_or_with_it_for_the_first_time_is_said(pictures, runs, tmp_path, caplog):
+def test_going_on_without_it_or_with_it_for_the_first_time_is_said(images, runs, tmp_path, caplog):
     plain, average = runs
-    without = train(pictures, tmp_path / "a", **EVERY_STEP, resume=average / "run-step00000004-state")
+    without = train(images, tmp_path / "a", **EVERY_STEP, resume=average / "run-step00000004-state")
     assert "the moving average of the state is left behind" in caplog.text
     assert_same(without, load_file(plain / "run.safetensors"))
-    train(pictures, tmp_path / "b", **EVERY_STEP, **EMA, resume=plain / "run-step00000004-state")
+    train(images, tmp_path / "b", **EVERY_STEP, **EMA, resume=plain / "run-step00000004-state")
     assert "the state has no moving average; one begins here" in caplog.text
     assert_same(saved(tmp_path / "b", 5), saved(plain, 5))
 
@@ -86,9 +86,9 @@ def test_going_on_without_it_or_with_it_for_the_first_time_is_said(pictures, run
         ({"ema_decay": 1.0}, "--ema_decay 1.0 never takes in a step"),
     ],
 )
-def test_what_makes_no_average_is_refused(pictures, tmp_path, options, message):
+def test_what_makes_no_average_is_refused(images, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
-        train(pictures, tmp_path, **{**EMA, **options})
+        train(images, tmp_path, **{**EMA, **options})
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,11 @@ def test_what_makes_no_average_is_refused(pictures, tmp_path, options, message):
         ({"ema_decay": 0.9}, "--ema_decay does nothing without --ema"),
         ({"ema_start_step": 3}, "--ema_start_step does nothing without --ema"),
         ({"ema": True, "ema_start_step": 2}, "--ema does nothing: it begins with step 2"),
-        ({"validation_seed": 3}, "--validation_seed does nothing: no pictures are held out"),
+        ({"validation_seed": 3}, "--validation_seed does nothing: no images are held out"),
         ({"ema": True, "ema_start_step": 1, "ema_decay": 0.9}, None),
     ],
 )
-def test_what_was_asked_for_and_does_nothing_is_said(pictures, tmp_path, caplog, options, warning):
-    train(pictures, tmp_path, max_train_steps=1, **options)
+def test_what_was_asked_for_and_does_nothing_is_said(images, tmp_path, caplog, options, warning):
+    train(images, tmp_path, max_train_steps=1, **options)
     said = [record.getMessage() for record in caplog.records if "does nothing" in record.getMessage()]
     assert len(said) == bool(warning) and all(warning in line for line in said)

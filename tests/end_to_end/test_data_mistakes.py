@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from library.cli.entry import run_entry
-from tests.end_to_end.runs import PICTURES, arguments, train
+from tests.end_to_end.runs import IMAGES, arguments, train
 from tests.end_to_end.test_mistakes import answer
 
 SUBSET = "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nclass_tokens = 'fox'\nimage_dir = '{dir}/img'\n"
@@ -17,10 +17,10 @@ METADATA = (
 SECOND = "[[datasets.subsets]]\nimage_dir = '{dir}/more'\n"
 BAD_INPUT = {
     "missing folder": (SUBSET.replace("img", "none"), ["datasets[0].subsets[0]", "none does not exist"]),
-    "empty folder": (SUBSET.replace("img", "empty"), ["empty holds no pictures"]),
+    "empty folder": (SUBSET.replace("img", "empty"), ["empty holds no images"]),
     "file as folder": (SUBSET.replace("img", "meta.json"), ["meta.json is a file"]),
     "unreadable caption": (SUBSET.replace("img", "latin"), ["a.caption is not UTF-8 text: byte 3"]),
-    "unreadable picture": (SUBSET.replace("img", "bad"), ["bad/a.png", "empty"]),
+    "unreadable image": (SUBSET.replace("img", "bad"), ["bad/a.png", "empty"]),
     "wrong key": (SUBSET + "num_repeat = 2", ["unknown key datasets[0].subsets[0].num_repeat"]),
     "wrong type": (SUBSET + SECOND + "num_repeats = 'x'", ["datasets[0].subsets[1].num_repeats = 'x' is not valid"]),
     "not divisible": (SUBSET.replace("64", "60"), ["datasets[0].resolution 60x60 is not a multiple of 8"]),
@@ -33,23 +33,23 @@ BAD_INPUT = {
     "regularisation by metadata": (METADATA + "is_reg = true", ["is_reg", "metadata_file"]),
     "invalid TOML": (SUBSET + "num_repeats = = 2", ["line 6, column 15"]),
     "invalid JSON metadata": (METADATA.replace("meta.json", "broken.json"), ["broken.json", "line 2, column 8"]),
-    "metadata of gone pictures": (METADATA.replace("meta.j", "gone.j"), ["2 pictures are not there: x, y.png"]),
+    "metadata of gone images": (METADATA.replace("meta.j", "gone.j"), ["2 images are not there: x, y.png"]),
     "no such metadata": (METADATA.replace("meta.json", "none.json"), ["metadata_file", "none.json does not exist"]),
     "no image large enough": (
         SUBSET.replace("= 64", "= 64\nskip_image_resolution = 2048"),
         ["datasets[0]", "skip_image_resolution [2048, 2048] leaves nothing to train on"],
     ),
-    "regularisation alone": (SUBSET + "is_reg = true", ["datasets[0] has regularisation pictures only"]),
+    "regularisation alone": (SUBSET + "is_reg = true", ["datasets[0] has regularisation images only"]),
 }
 
 
 @pytest.fixture
 def folder(tmp_path):
-    picture = PICTURES / "fox_01.png"
+    image = IMAGES / "fox_01.png"
     for name in ("img", "more", "latin", "bad", "empty"):
         (tmp_path / name).mkdir()
     for name in ("img", "more", "latin"):
-        shutil.copy(picture, tmp_path / name / "a.png")
+        shutil.copy(image, tmp_path / name / "a.png")
         (tmp_path / name / "a.caption").write_bytes(b"caf\xe9" if name == "latin" else b"a fox")
     (tmp_path / "bad" / "a.png").write_bytes(b"")
     (tmp_path / "meta.json").write_text('{"a": {"caption": "a fox"}}')

@@ -51,17 +51,17 @@ def test_the_window_needs_a_display(data_dir, tmp_path):
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_a_bad_picture_does_not_end_the_report(data_dir, tmp_path):
-    (picture,) = data_dir.rglob("fox_02.png")
-    content = picture.read_bytes()
-    picture.write_bytes(content[:3000] + bytes(1000) + content[4000:])  # header and end are sound
+def test_a_bad_image_does_not_end_the_report(data_dir, tmp_path):
+    (image,) = data_dir.rglob("fox_02.png")
+    content = image.read_bytes()
+    image.write_bytes(content[:3000] + bytes(1000) + content[4000:])  # header and end are sound
     (empty,) = data_dir.rglob("fox_03.png")
     empty.write_bytes(b"")
     done = run_command([*arguments(data_dir, tmp_path / "out", logging_dir=None), "--debug_dataset"])
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "out" / "dataset" / "index.html").read_text(encoding="utf-8")
-    assert re.search(r'class="unreadable">picture [^<]*fox_02.png cannot be read', page)
-    assert re.search(r"<li>picture [^<]*fox_03.png is empty", page)
+    assert re.search(r'class="unreadable">image [^<]*fox_02.png cannot be read', page)
+    assert re.search(r"<li>image [^<]*fox_03.png is empty", page)
 
 
 def test_training_says_once_which_captions_are_too_long(data_dir, tmp_path, caplog):

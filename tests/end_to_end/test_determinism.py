@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from library.training.checkpoints.states import read_state
-from tests.end_to_end.runs import arguments, assert_same, command, copy_pictures, logged, train
+from tests.end_to_end.runs import arguments, assert_same, command, copy_images, logged, train
 
 AUGMENTED = {"flip_aug": True, "shuffle_caption": True, "network_dropout": 0.1, "noise_offset": 0.05}
 
@@ -17,7 +17,7 @@ AUGMENTED = {"flip_aug": True, "shuffle_caption": True, "network_dropout": 0.1, 
 def plain(tmp_path_factory):
     """An uninterrupted run of 8 steps, 5 to the epoch, with a state after the third."""
     folder = tmp_path_factory.mktemp("plain")
-    data = copy_pictures(folder / "data")
+    data = copy_images(folder / "data")
     weights = train(data, folder / "out", save_every_n_steps=3, save_state=True, **AUGMENTED)
     return data, folder / "out", weights
 

@@ -12,7 +12,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.end_to_end.runs import ROOT, arguments, assert_same, command, copy_pictures, train
+from tests.end_to_end.runs import ROOT, arguments, assert_same, command, copy_images, train
 from tests.hub_server import READ_TOKEN, WRITE_TOKEN, Fault, running_hub
 
 NAME = "someone/loras"
@@ -25,13 +25,13 @@ PARTS = ("state.json", "training.pt", "weights.safetensors")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return copy_pictures(tmp_path_factory.mktemp("pictures") / "data")
+def images(tmp_path_factory):
+    return copy_images(tmp_path_factory.mktemp("images") / "data")
 
 
 @pytest.fixture(scope="module")
-def whole(pictures, tmp_path_factory):
-    return train(pictures, tmp_path_factory.mktemp("whole"), **OPTIONS)
+def whole(images, tmp_path_factory):
+    return train(images, tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def run(hub, home, argv):
     )  # fmt: skip
 
 
-def test_saves_and_states_are_uploaded_and_a_run_goes_on_from_them(pictures, whole, hub, tmp_path):
+def test_saves_and_states_are_uploaded_and_a_run_goes_on_from_them(images, whole, hub, tmp_path):
     out = tmp_path / "out"
     hub.faults.append(Fault("POST .*/commit/", "hang up"))  # one that passes
-    done = run(hub, tmp_path / "home", arguments(pictures, out, **OPTIONS, **UPLOADS))
+    done = run(hub, tmp_path / "home", arguments(images, out, **OPTIONS, **UPLOADS))
     assert done.returncode == 0, done.stderr[-3000:]
     repository = hub.repositories["model", NAME]
     assert repository.is_private
@@ -67,7 +67,7 @@ def test_saves_and_states_are_uploaded_and_a_run_goes_on_from_them(pictures, who
 
     # on another machine, from the middle of the run
     there = {**OPTIONS, "resume": f"{NAME}/fox/run-step00000004-state", "huggingface_token": READ_TOKEN}
-    argv = [*arguments(pictures, tmp_path / "there", **there), "--resume_from_huggingface"]
+    argv = [*arguments(images, tmp_path / "there", **there), "--resume_from_huggingface"]
     hub.faults.append(Fault("GET .*/resolve/", 503))
     done = run(hub, tmp_path / "other_home", argv)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -82,9 +82,9 @@ def test_saves_and_states_are_uploaded_and_a_run_goes_on_from_them(pictures, who
     assert_same(load_file(tmp_path / "there" / "run.safetensors"), whole)
 
 
-def test_a_hub_that_fails_changes_nothing_in_what_is_learned(pictures, whole, hub, tmp_path):
+def test_a_hub_that_fails_changes_nothing_in_what_is_learned(images, whole, hub, tmp_path):
     hub.faults.append(Fault("POST .*/commit/", 403, times=99))
-    argv = arguments(pictures, tmp_path / "out", **{**OPTIONS, **UPLOADS, "async_upload": None})
+    argv = arguments(images, tmp_path / "out", **{**OPTIONS, **UPLOADS, "async_upload": None})
     done = run(hub, tmp_path / "home", argv)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(load_file(tmp_path / "out" / "run.safetensors"), whole)
@@ -93,28 +93,28 @@ def test_a_hub_that_fails_changes_nothing_in_what_is_learned(pictures, whole, hu
     assert hub.repositories["model", NAME].files == {}
 
 
-def test_a_repository_that_cannot_be_written_to_ends_the_run_before_the_model_is_loaded(pictures, hub, tmp_path):
-    argv = arguments(pictures, tmp_path / "out", **{**UPLOADS, **OPTIONS, "huggingface_token": READ_TOKEN})
+def test_a_repository_that_cannot_be_written_to_ends_the_run_before_the_model_is_loaded(images, hub, tmp_path):
+    argv = arguments(images, tmp_path / "out", **{**UPLOADS, **OPTIONS, "huggingface_token": READ_TOKEN})
     done = run(hub, tmp_path / "home", argv)
     assert done.returncode == 2 and f"error: --huggingface_repo_id {NAME}: " in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "loaded base" not in done.stderr and READ_TOKEN not in done.stderr
 
 
-def test_a_configuration_that_is_written_holds_no_token(pictures, tmp_path):
+def test_a_configuration_that_is_written_holds_no_token(images, tmp_path):
     config = tmp_path / "run.toml"
-    argv = arguments(pictures, tmp_path, **UPLOADS, config_file=config, output_config=True)
+    argv = arguments(images, tmp_path, **UPLOADS, config_file=config, output_config=True)
     done = subprocess.run(command(argv), capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert NAME in config.read_text() and WRITE_TOKEN not in config.read_text() + done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are other things there")
-def test_a_run_that_is_stopped_finishes_its_uploads_and_keeps_the_token(pictures, hub, tmp_path):
+def test_a_run_that_is_stopped_finishes_its_uploads_and_keeps_the_token(images, hub, tmp_path):
     gate, out = threading.Event(), tmp_path / "out"
     hub.faults.append(Fault("POST .*/commit/", gate))
     given = {**OPTIONS, **UPLOADS, "max_train_steps": 400}
     process = subprocess.Popen(
-        command(arguments(pictures, out, **given)), stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        command(arguments(images, out, **given)), stderr=subprocess.PIPE, text=True, cwd=ROOT,
         env={**os.environ, **hub.environment(tmp_path / "home")},
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -136,11 +136,11 @@ def test_a_run_that_is_stopped_finishes_its_uploads_and_keeps_the_token(pictures
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are other things there")
-def test_a_second_signal_does_not_wait_for_uploads(pictures, hub, tmp_path):
+def test_a_second_signal_does_not_wait_for_uploads(images, hub, tmp_path):
     gate = threading.Event()
     hub.faults.append(Fault("POST .*/commit/", gate, times=99))
     process = subprocess.Popen(
-        command(arguments(pictures, tmp_path / "out", **OPTIONS, **UPLOADS)), stderr=subprocess.PIPE, text=True,
+        command(arguments(images, tmp_path / "out", **OPTIONS, **UPLOADS)), stderr=subprocess.PIPE, text=True,
         cwd=ROOT, env={**os.environ, **hub.environment(tmp_path / "home")},
     )  # fmt: skip
     for line in process.stderr:

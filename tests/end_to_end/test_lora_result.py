@@ -14,7 +14,7 @@ from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.training.evaluation.prompts import SamplePrompt
 from library.training.evaluation.samples import draw_sample
-from tests.end_to_end.runs import BASE, PICTURES, REGULARISATION, logged, train
+from tests.end_to_end.runs import BASE, IMAGES, REGULARISATION, logged, train
 
 DATASET = f"""
 [general]
@@ -27,7 +27,7 @@ max_bucket_reso = 128
 resolution = 64
 batch_size = 4
 [[datasets.subsets]]
-image_dir = '{PICTURES}'
+image_dir = '{IMAGES}'
 [[datasets.subsets]]
 image_dir = '{REGULARISATION}'
 is_reg = true
@@ -92,10 +92,10 @@ def test_diffusers_reads_the_file_and_computes_the_same(trained):
 
 @torch.no_grad()
 def concept_loss(family):
-    """Error on the pictures at fixed noise and a fixed grid of timesteps, by Diffusers' scheduler."""
+    """Error on the images at fixed noise and a fixed grid of timesteps, by Diffusers' scheduler."""
     scheduler = pipeline().scheduler
     total = 0.0
-    for index, path in enumerate(sorted(PICTURES.glob("*.png"))):
+    for index, path in enumerate(sorted(IMAGES.glob("*.png"))):
         image = np.asarray(Image.open(path).convert("RGB").resize((64, 64)), np.float32) / 127.5 - 1
         pixels = torch.from_numpy(image.transpose(2, 0, 1))[None]
         latents = family.scale_latents(family.encode_images(pixels, [index])).repeat(8, 1, 1, 1)
@@ -113,11 +113,11 @@ def test_the_loss_on_the_concept_falls(trained):
     assert after < 0.75 * before, (before, after)
 
 
-def colours(pictures):
+def colours(images):
     """Mean histogram of the pixels that are not background: 4 x 4 x 4 bins."""
     histograms = []
-    for picture in pictures:
-        pixels = np.asarray(picture.convert("RGB").resize((64, 64)), float)
+    for image in images:
+        pixels = np.asarray(image.convert("RGB").resize((64, 64)), float)
         distance = np.abs(pixels - np.median(pixels[0], axis=0)).sum(-1)
         subject = pixels[distance > 90]
         bins = (subject // 64).astype(int) @ [16, 4, 1]
@@ -125,8 +125,8 @@ def colours(pictures):
     return np.mean(histograms, axis=0)
 
 
-def test_samples_of_the_concept_move_towards_its_pictures(trained):
-    target = colours([Image.open(path) for path in sorted(PICTURES.glob("*.png"))])
+def test_samples_of_the_concept_move_towards_its_images(trained):
+    target = colours([Image.open(path) for path in sorted(IMAGES.glob("*.png"))])
     backgrounds = ["white", "blue", "green", "yellow"]
 
     def distance(family):
@@ -213,8 +213,8 @@ def test_gradient_checkpointing_changes_nothing_but_memory(data_dir, tmp_path):
         torch.testing.assert_close(saving[name], plain[name], rtol=1e-4, atol=1e-6)
 
 
-def test_regularisation_pictures_count_with_their_weight(tmp_path):
-    """One picture a batch: the losses of the 12 uses of regularisation pictures, and no others, scale with it."""
+def test_regularisation_images_count_with_their_weight(tmp_path):
+    """One image a batch: the losses of the 12 uses of regularisation images, and no others, scale with it."""
     (tmp_path / "data.toml").write_text(DATASET.replace("batch_size = 4", "batch_size = 1"))
     curves = {}
     for weight in (1.0, 0.25):

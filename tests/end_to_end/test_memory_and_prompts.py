@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.end_to_end.runs import BASE, arguments, copy_pictures, logged, run_command, train
+from tests.end_to_end.runs import BASE, arguments, copy_images, logged, run_command, train
 
 STEPS = 3
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return copy_pictures(tmp_path_factory.mktemp("data"), 3)
+    return copy_images(tmp_path_factory.mktemp("data"), 3)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from library.cli.entry import run_entry
-from tests.end_to_end.runs import BASE, PICTURES, ROOT, arguments, copy_pictures, train
+from tests.end_to_end.runs import BASE, IMAGES, ROOT, arguments, copy_images, train
 
 # says whether an answer needed one of the heavy libraries
 PROBE = """
@@ -41,7 +41,7 @@ def lines_of(argv, capsys):
 def test_help_and_mistakes_need_no_heavy_library(tmp_path):
     status, said, errors = answer(["--help"])
     assert status == 0 and "--network_dim" in said and errors == ""
-    data = copy_pictures(tmp_path / "data", 1)
+    data = copy_images(tmp_path / "data", 1)
     for argv in (
         ["--learning_rat", "1"],
         arguments(tmp_path / "nowhere", tmp_path / "out"),
@@ -74,7 +74,7 @@ MISTAKES = {
     "missing LoRA": ({"network_weights": "no.safetensors"}, "--network_weights no.safetensors", "LoRA"),
     "missing prompts": ({"sample_prompts": "no.txt", "sample_at_first": True}, "--sample_prompts no.txt", "prompts"),
     "missing state": ({"resume": "no-state"}, "--resume no-state", "state"),
-    "resume from pictures": ({"resume": str(PICTURES)}, "state.json", "--save_state"),
+    "resume from images": ({"resume": str(IMAGES)}, "state.json", "--save_state"),
     "output over a file": ({"output_dir": __file__}, "is a file", "folder"),
     "nothing to train": (
         {"network_train_unet_only": True, "network_train_text_encoder_only": True},
@@ -97,10 +97,10 @@ def test_a_mistake_is_named_with_what_to_do(name, data_dir, tmp_path, capsys):
     assert not (tmp_path / "out" / "run.safetensors").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", "truncated"])
-def test_a_corrupt_picture_is_named(content, data_dir, tmp_path, capsys):
-    (picture,) = data_dir.rglob("fox_02.png")
-    picture.write_bytes(picture.read_bytes()[:3000] if content == "truncated" else content)
+@pytest.mark.parametrize("content", [b"", b"not an image", "truncated"])
+def test_a_corrupt_image_is_named(content, data_dir, tmp_path, capsys):
+    (image,) = data_dir.rglob("fox_02.png")
+    image.write_bytes(image.read_bytes()[:3000] if content == "truncated" else content)
     errors, said = lines_of(arguments(data_dir, tmp_path / "out"), capsys)
     assert len(errors) == 1 and "fox_02.png" in errors[0], said
     # found by a worker as well
@@ -119,7 +119,7 @@ def test_the_dataset_file_is_checked_with_the_rest(tmp_path, capsys):
     config = tmp_path / "data.toml"
     config.write_text(
         "[[datasets]]\nresolution = 64\nbatch_sise = 2\n"
-        f"[[datasets.subsets]]\nimage_dir = '{PICTURES}'\nnum_repeats = 'two'\n[[datasets.subsets]]\nimage_dir = 'no'\n"
+        f"[[datasets.subsets]]\nimage_dir = '{IMAGES}'\nnum_repeats = 'two'\n[[datasets.subsets]]\nimage_dir = 'no'\n"
     )
     argv = arguments(None, tmp_path / "out", dataset_config=config, seed="x", pretrained_model_name_or_path="no")
     errors, said = lines_of(argv, capsys)

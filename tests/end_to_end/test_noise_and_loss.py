@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from library.cli.errors import UserError
 from library.data.randomness import derive_seed
-from tests.end_to_end.runs import BASE, copy_pictures, logged, train
+from tests.end_to_end.runs import BASE, copy_images, logged, train
 
 SEED, GAMMA, STEPS = 7, 5.0, 100
 ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
@@ -21,7 +21,7 @@ UNTRAINED = {"learning_rate": 0, "network_train_unet_only": True, "cache_latents
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return copy_pictures(tmp_path_factory.mktemp("data"), 5)
+    return copy_images(tmp_path_factory.mktemp("data"), 5)
 
 
 def losses(data: Path, output: Path, **options) -> np.ndarray:
@@ -41,7 +41,7 @@ def test_min_snr_weighs_the_loss_of_every_step_by_its_timestep(data, tmp_path):
     weighted = losses(data, tmp_path / "weighted", **options, min_snr_gamma=GAMMA)
     assert len(plain) == len(weighted) == STEPS
 
-    steps_per_epoch = 10  # 5 pictures, 2 repeats
+    steps_per_epoch = 10  # 5 images, 2 repeats
     timesteps = []
     for step in range(STEPS):
         key = derive_seed("noise", SEED, *divmod(step, steps_per_epoch))

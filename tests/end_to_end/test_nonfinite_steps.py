@@ -1,4 +1,4 @@
-"""If these fail, one bad step ruins the weights, or a user cannot tell which pictures it was."""
+"""If these fail, one bad step ruins the weights, or a user cannot tell which images it was."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from library.cli.errors import UserError
 from library.training.checkpoints.states import read_state
-from tests.end_to_end.runs import arguments, assert_same, copy_pictures, logged, run_command, train
+from tests.end_to_end.runs import arguments, assert_same, copy_images, logged, run_command, train
 from tests.end_to_end.whole_models import train_whole
 
 EVERY_STEP = {"save_every_n_steps": 1, "save_state": True, "train_batch_size": 1, "weighted_captions": True}
@@ -59,8 +59,8 @@ def test_only_the_batches_with_a_bad_loss_are_named(data_dir, tmp_path, caplog):
 
 
 def test_gradients_that_overflow_are_found_behind_a_loss_that_does_not(data_dir, tmp_path, caplog):
-    """A weight of regularisation pictures at the end of what 32 bits hold."""
-    reg = copy_pictures(tmp_path / "reg", 2)
+    """A weight of regularisation images at the end of what 32 bits hold."""
+    reg = copy_images(tmp_path / "reg", 2)
     weights = train(
         data_dir, tmp_path / "out", reg_data_dir=reg, prior_loss_weight=1e38, train_batch_size=1, max_train_steps=9
     )
@@ -100,7 +100,7 @@ def test_weights_that_are_lost_are_said_to_be(data_dir, tmp_path):
 
 
 def test_a_row_ends_with_a_step_that_is_applied(data_dir, tmp_path, caplog):
-    """One bad picture in five is never ten in a row."""
+    """One bad image in five is never ten in a row."""
     spoil(data_dir, ["fox_01"])
     train(data_dir, tmp_path, weighted_captions=True, train_batch_size=1, max_train_epochs=3, max_nonfinite_steps=3)
     assert len([record for record in caplog.records if "not applied" in record.getMessage()]) == 6
@@ -108,7 +108,7 @@ def test_a_row_ends_with_a_step_that_is_applied(data_dir, tmp_path, caplog):
 
 def test_a_backward_pass_that_steps_names_and_counts_them_too(data_dir, tmp_path, caplog):
     """Each weight is looked at by itself there; the step is one all the same."""
-    reg = copy_pictures(tmp_path / "reg", 2)
+    reg = copy_images(tmp_path / "reg", 2)
     with pytest.raises(UserError, match="1 steps in a row could not be applied; the last was step"):
         train_whole(
             "train_db", data_dir, tmp_path / "out", fused_backward_pass=True, reg_data_dir=reg, prior_loss_weight=1e38,

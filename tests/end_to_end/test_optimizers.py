@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import train_network
 from library.training.checkpoints.states import read_state
 from library.training.optimization.optimizer_table import OPTIMIZERS
-from tests.end_to_end.runs import ROOT, arguments, assert_same, copy_pictures, logged
+from tests.end_to_end.runs import ROOT, arguments, assert_same, copy_images, logged
 
 STEPS, STATE_AT, LAST = 16, 10, 6
 
@@ -39,7 +39,7 @@ BY_PATH = ["torch.optim.adamax.Adamax", "bitsandbytes.optim.AdEMAMix8bit"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return copy_pictures(tmp_path_factory.mktemp("pictures") / "data", 3)
+    return copy_images(tmp_path_factory.mktemp("images") / "data", 3)
 
 
 def run(data: Path, output: Path, *optimizer_args: str, **overrides: Any) -> list[float]:

@@ -1,19 +1,19 @@
-"""If this fails, latents that were prepared before train something else than the pictures they were made from."""
+"""If this fails, latents that were prepared before train something else than the images they were made from."""
 
 import json
 
 import numpy as np
 
-from tests.end_to_end.runs import assert_same, copy_pictures, train
+from tests.end_to_end.runs import assert_same, copy_images, train
 
 OPTIONS = {"max_train_steps": 4, "resolution": 64}
 
 
-def test_prepared_latents_without_pictures_train_what_the_pictures_do(data_dir, tmp_path):
-    folder = copy_pictures(tmp_path / "pictures") / "2_shs fox"
+def test_prepared_latents_without_images_train_what_the_images_do(data_dir, tmp_path):
+    folder = copy_images(tmp_path / "images") / "2_shs fox"
     entries = {}
-    for picture in folder.glob("*.png"):
-        entries[picture.name] = {"caption": picture.with_suffix(".txt").read_text()}
+    for image in folder.glob("*.png"):
+        entries[image.name] = {"caption": image.with_suffix(".txt").read_text()}
     described = {"in_json": tmp_path / "meta.json", "dataset_repeats": 2, **OPTIONS}
     (tmp_path / "meta.json").write_text(json.dumps(dict(sorted(entries.items()))))
     by_folders = train(data_dir, tmp_path / "a", **OPTIONS)

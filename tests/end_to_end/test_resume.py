@@ -28,14 +28,17 @@ OWN = {
     "train_db": {"stop_text_encoder_training": 5, "save_model_as": "safetensors"},
     "fine_tune": {"train_text_encoder": True, "save_model_as": "safetensors"},
     "train_textual_inversion": {
-        "token_string": WORD, "xti": True, "learning_rate": 1e-2, "save_model_as": "safetensors",
+        "token_string": WORD,
+        "xti": True,
+        "learning_rate": 1e-2,
+        "save_model_as": "safetensors",
     },
 }
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return copy_with_word(tmp_path_factory.mktemp("pictures") / "data")
+def images(tmp_path_factory):
+    return copy_with_word(tmp_path_factory.mktemp("images") / "data")
 
 
 def argv_of(script, data, output, **options):
@@ -74,14 +77,14 @@ def losses(output):
 
 @pytest.mark.parametrize("sharing", [PLAIN, SHARED], ids=["plain", "accumulation-workers-cache"])
 @pytest.mark.parametrize("script", OWN)
-def test_killed_and_resumed_three_times_equals_never_stopped(pictures, tmp_path, script, sharing):
-    run_here(script, pictures, tmp_path / "whole", **sharing)
+def test_killed_and_resumed_three_times_equals_never_stopped(images, tmp_path, script, sharing):
+    run_here(script, images, tmp_path / "whole", **sharing)
     out = tmp_path / "killed"
-    argv = argv_of(script, pictures, out, **sharing, resume="auto")
+    argv = argv_of(script, images, out, **sharing, resume="auto")
     # more steps than it will come to, so that it cannot be done before it is killed
     kill_after(script, [*argv, "--max_train_steps", "1000"], out / "run-step00000002-state")
     for steps in (5, 7, STEPS):
-        run_here(script, pictures, out, **sharing, resume="auto", max_train_steps=steps)
+        run_here(script, images, out, **sharing, resume="auto", max_train_steps=steps)
     assert_same(load_file(tmp_path / "whole" / "run.safetensors"), load_file(out / "run.safetensors"))
     (weights, training), (weights_too, training_too) = (
         read_state(str(folder / "run-state")) for folder in (tmp_path / "whole", out)

@@ -11,21 +11,21 @@ from safetensors.torch import load_file
 
 from library.cli.errors import UserError
 from library.training.checkpoints.states import read_state_header
-from tests.end_to_end.runs import arguments, assert_same, copy_pictures, logged, run_command, train
+from tests.end_to_end.runs import arguments, assert_same, copy_images, logged, run_command, train
 
 STATES = {"save_every_n_steps": 2, "save_state": True, "cache_latents": True}
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return copy_pictures(tmp_path_factory.mktemp("pictures") / "data")
+def images(tmp_path_factory):
+    return copy_images(tmp_path_factory.mktemp("images") / "data")
 
 
 @pytest.fixture(scope="module")
-def whole(pictures, tmp_path_factory):
+def whole(images, tmp_path_factory):
     """A run of 8 steps, 5 to the epoch, with states after 2, 4, 6 and 8."""
     out = tmp_path_factory.mktemp("whole")
-    return out, train(pictures, out, **STATES)
+    return out, train(images, out, **STATES)
 
 
 @pytest.fixture
@@ -40,66 +40,66 @@ def names(folder):
     return {path.name for path in folder.iterdir()} - {"logs"}
 
 
-def test_a_new_run_does_not_write_over_an_earlier_one(pictures, copied):
+def test_a_new_run_does_not_write_over_an_earlier_one(images, copied):
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    done = run_command(arguments(pictures, copied, **STATES))
+    done = run_command(arguments(images, copied, **STATES))
     assert done.returncode == 2
     assert "holds an earlier run's run-state, run-step00000002-state, run-step00000002.safetensors" in done.stderr
     assert "--overwrite" in done.stderr and "--resume auto" in done.stderr and "loaded base" not in done.stderr
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
-    train(pictures, copied, output_name="other", max_train_steps=1)  # nor does it stand in the way of another
-    train(pictures, copied, overwrite=True, max_train_steps=1)
+    train(images, copied, output_name="other", max_train_steps=1)  # nor does it stand in the way of another
+    train(images, copied, overwrite=True, max_train_steps=1)
     assert load_file(copied / "run.safetensors").keys() == load_file(copied / "other.safetensors").keys()
 
 
-def test_old_saves_go_when_newer_ones_are_there(pictures, tmp_path):
+def test_old_saves_go_when_newer_ones_are_there(images, tmp_path):
     options = {"save_state": True, "max_train_epochs": 5, "cache_latents": True, "train_batch_size": 4}
-    train(pictures, tmp_path, save_every_n_epochs=1, save_last_n_epochs=2, save_last_n_epochs_state=1, **options)
+    train(images, tmp_path, save_every_n_epochs=1, save_last_n_epochs=2, save_last_n_epochs_state=1, **options)
     assert names(tmp_path) == {
         "run-000003.safetensors", "run-000004.safetensors", "run-000004-state", "run.safetensors", "run-state",
     }  # fmt: skip
-    train(pictures, tmp_path / "steps", save_every_n_steps=3, save_last_n_steps=4, **options)
+    train(images, tmp_path / "steps", save_every_n_steps=3, save_last_n_steps=4, **options)
     assert names(tmp_path / "steps") == {
         *(f"run-step000000{step:02d}{kind}" for step in (12, 15) for kind in ("-state", ".safetensors")),
         "run.safetensors", "run-state",
     }  # fmt: skip
 
 
-def test_a_state_at_the_end_alone(pictures, tmp_path):
-    train(pictures, tmp_path, save_every_n_steps=1, save_state_on_train_end=True, max_train_steps=2)
+def test_a_state_at_the_end_alone(images, tmp_path):
+    train(images, tmp_path, save_every_n_steps=1, save_state_on_train_end=True, max_train_steps=2)
     assert names(tmp_path) == {"run-step00000001.safetensors", "run-step00000002.safetensors", "run.safetensors",
                                "run-state"}  # fmt: skip
-    train(pictures, tmp_path, resume=tmp_path / "run-state", max_train_steps=3)
+    train(images, tmp_path, resume=tmp_path / "run-state", max_train_steps=3)
     assert logged(tmp_path)[-1][0] == 3
 
 
-def test_auto_takes_the_newest_state_or_begins(pictures, whole, copied, tmp_path):
+def test_auto_takes_the_newest_state_or_begins(images, whole, copied, tmp_path):
     for name in ("run-state", "run.safetensors", "run-step00000008-state", "run-step00000008.safetensors"):
         path = copied / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    resumed = train(pictures, copied, resume="auto", **STATES)
+    resumed = train(images, copied, resume="auto", **STATES)
     assert_same(resumed, whole[1])
     assert [step for step, _ in logged(copied)] == [7, 8]
-    begun = train(pictures, tmp_path / "new", resume="auto", **STATES)
+    begun = train(images, tmp_path / "new", resume="auto", **STATES)
     assert_same(begun, whole[1])
     # before its first state is complete, a run may replace what it has left
     shutil.rmtree(tmp_path / "new")
-    train(pictures, tmp_path / "new", max_train_steps=1)
-    assert_same(train(pictures, tmp_path / "new", resume="auto", **STATES), whole[1])
+    train(images, tmp_path / "new", max_train_steps=1)
+    assert_same(train(images, tmp_path / "new", resume="auto", **STATES), whole[1])
 
 
-def test_a_run_killed_before_its_last_save_is_brought_to_its_end(pictures, whole, copied, caplog):
+def test_a_run_killed_before_its_last_save_is_brought_to_its_end(images, whole, copied, caplog):
     """Its newest state is that of the last step; the final files are not there yet."""
     (copied / "run.safetensors").unlink()
     shutil.rmtree(copied / "run-state")
     with caplog.at_level(logging.WARNING):
-        assert_same(train(pictures, copied, resume="auto", **STATES), whole[1])
+        assert_same(train(images, copied, resume="auto", **STATES), whole[1])
     assert "all 8 steps are done; the result is saved" in caplog.text
     assert read_state_header(copied / "run-state").global_step == 8 and logged(copied) == []
 
 
 @pytest.mark.parametrize("damage", ["flip a bit", "cut short", "remove", "no header", "half a header", "empty header"])
-def test_auto_passes_a_damaged_state_over_and_names_it(pictures, whole, copied, caplog, damage):
+def test_auto_passes_a_damaged_state_over_and_names_it(images, whole, copied, caplog, damage):
     newest, last = copied / "run-state", copied / "run-step00000008-state"
     shutil.rmtree(last)
     target = newest / ("state.json" if "header" in damage else "training.pt")
@@ -112,25 +112,25 @@ def test_auto_passes_a_damaged_state_over_and_names_it(pictures, whole, copied, 
     else:
         target.write_bytes(b"" if "empty" in damage else content[: len(content) // 2])
     with pytest.raises(UserError, match=target.name):  # asked for by name, it is an error
-        train(pictures, copied, resume=newest, **STATES, overwrite=True)
+        train(images, copied, resume=newest, **STATES, overwrite=True)
     with caplog.at_level(logging.WARNING):
-        assert_same(train(pictures, copied, resume="auto", **STATES), whole[1])
+        assert_same(train(images, copied, resume="auto", **STATES), whole[1])
     assert any(target.name in record.getMessage() for record in caplog.records)
     assert [step for step, _ in logged(copied)] == [7, 8]
 
 
-def test_what_differs_is_listed_and_what_cannot_be_is_refused(pictures, whole, tmp_path, caplog):
+def test_what_differs_is_listed_and_what_cannot_be_is_refused(images, whole, tmp_path, caplog):
     state = whole[0] / "run-step00000004-state"
     options = {**STATES, "resume": state}
     with caplog.at_level(logging.WARNING):
         changed = {"learning_rate": 5e-4, "noise_offset": 0.1, "max_train_steps": 9, "caption_extension": ".none"}
-        train(pictures, tmp_path / "a", **options, **changed)
+        train(images, tmp_path / "a", **options, **changed)
     said = [record.getMessage() for record in caplog.records if "--resume" in record.getMessage()]
     for line in (
         "--learning_rate was 0.001 in the saved run and is 0.0005 now; the saved one stays in force",
         "--noise_offset was left out in the saved run and is 0.1 now",
         "--max_train_steps was 8 in the saved run and is 9 now",
-        "pictures, captions or dataset settings are not those of the saved run",
+        "images, captions or dataset settings are not those of the saved run",
     ):
         assert any(line in each for each in said), line
     assert not any("output_dir" not in each and "--seed" in each for each in said)
@@ -143,17 +143,17 @@ def test_what_differs_is_listed_and_what_cannot_be_is_refused(pictures, whole, t
         ({"optimizer_type": "Lion"}, "--optimizer_type torch.optim.AdamW, this one lion_pytorch.Lion"),
         ({"lr_scheduler_type": "StepLR", "lr_scheduler_args": "step_size=2"}, "--lr_scheduler"),
     ):
-        done = run_command(arguments(pictures, tmp_path / "b", **{**options, **change}))
+        done = run_command(arguments(images, tmp_path / "b", **{**options, **change}))
         assert done.returncode == 2 and named in done.stderr and "loaded base" not in done.stderr, done.stderr
     caplog.clear()
     with caplog.at_level(logging.WARNING):  # another spelling of the same is no difference
-        train(pictures, tmp_path / "c", **options, optimizer_type="adamw", max_train_steps=8, logging_dir=None)
+        train(images, tmp_path / "c", **options, optimizer_type="adamw", max_train_steps=8, logging_dir=None)
     assert not any("cannot" in record.getMessage() for record in caplog.records)
 
 
-def test_parts_that_learn_are_those_of_the_state(pictures, whole, tmp_path):
+def test_parts_that_learn_are_those_of_the_state(images, whole, tmp_path):
     with pytest.raises(UserError, match="the optimizer's state is of other parts"):
-        train(pictures, tmp_path, **STATES, unet_lr=0, resume=whole[0] / "run-step00000004-state")
+        train(images, tmp_path, **STATES, unet_lr=0, resume=whole[0] / "run-step00000004-state")
 
 
 def test_a_state_says_what_it_is_and_keeps_no_secret(whole):
@@ -165,15 +165,15 @@ def test_a_state_says_what_it_is_and_keeps_no_secret(whole):
     assert set(json.loads(text)["files"]) == {"weights.safetensors", "training.pt"}
 
 
-def test_beginning_at_a_step_or_epoch_takes_its_place_in_the_plan(pictures, whole, tmp_path):
+def test_beginning_at_a_step_or_epoch_takes_its_place_in_the_plan(images, whole, tmp_path):
     """With the weights of step 2 and a fresh optimizer, the batches of step 3 on are the same ones."""
     weights = whole[0] / "run-step00000002.safetensors"
     options = {"network_weights": weights, "learning_rate": 0, "cache_latents": True}
-    train(pictures, tmp_path / "step", **options, initial_step=2, skip_until_initial_step=True)
+    train(images, tmp_path / "step", **options, initial_step=2, skip_until_initial_step=True)
     rows = logged(tmp_path / "step")
     assert [step for step, _ in rows] == [3, 4, 5, 6, 7, 8]
     assert rows[0][1] == pytest.approx(logged(whole[0])[2][1], rel=1e-6)
-    train(pictures, tmp_path / "epoch", **options, initial_epoch=2)
+    train(images, tmp_path / "epoch", **options, initial_epoch=2)
     assert logged(tmp_path / "epoch") == rows[3:]
 
 
@@ -187,12 +187,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the system has no limit of this kind")
-def test_a_save_that_fails_is_said_and_training_goes_on(pictures, whole, tmp_path):
+def test_a_save_that_fails_is_said_and_training_goes_on(images, whole, tmp_path):
     """Files may not be larger than the weights: states cannot be written."""
     import subprocess
 
     limit = (whole[0] / "run.safetensors").stat().st_size + 200_000
-    argv = arguments(pictures, tmp_path, **STATES, logging_dir=None)
+    argv = arguments(images, tmp_path, **STATES, logging_dir=None)
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(limit), "train_network.py", *argv],
         capture_output=True, text=True, timeout=300,
@@ -204,11 +204,11 @@ def test_a_save_that_fails_is_said_and_training_goes_on(pictures, whole, tmp_pat
     assert_same(load_file(tmp_path / "run.safetensors"), whole[1])
 
 
-def test_pictures_that_cannot_be_written_end_nothing(pictures, whole, tmp_path, caplog):
+def test_images_that_cannot_be_written_end_nothing(images, whole, tmp_path, caplog):
     """What is called "sample" is a file."""
     (tmp_path / "sample").touch()
     (tmp_path / "prompts.txt").write_text("a fox --w 64 --h 64 --s 1")
-    drawn = train(pictures, tmp_path, **STATES, sample_prompts=tmp_path / "prompts.txt", sample_every_n_steps=4)
+    drawn = train(images, tmp_path, **STATES, sample_prompts=tmp_path / "prompts.txt", sample_every_n_steps=4)
     assert_same(drawn, whole[1])
     assert len([each for each in caplog.records if "_000004_00_" in each.getMessage()]) == 1
     assert any("cannot be written" in record.getMessage() for record in caplog.records)
@@ -238,10 +238,10 @@ def test_curves_that_cannot_be_written_end_nothing(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work otherwise")
-def test_a_folder_that_vanishes_is_made_again(pictures, whole, tmp_path):
+def test_a_folder_that_vanishes_is_made_again(images, whole, tmp_path):
     out = tmp_path / "out"
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a fox --w 64 --h 64 --s 1")
-    train(pictures, out, **{**STATES, "save_every_n_steps": 4}, max_train_steps=4)
+    train(images, out, **{**STATES, "save_every_n_steps": 4}, max_train_steps=4)
     shutil.rmtree(out)
-    assert_same(train(pictures, out, **STATES), whole[1])
+    assert_same(train(images, out, **STATES), whole[1])

@@ -47,7 +47,7 @@ def train_shared(layout, data, output, *, script="train_db.py", **options):
     return launch(arguments(data, output, **options), *launcher, script=script)
 
 
-def pictures_of(output):
+def images_of(output):
     return [np.asarray(Image.open(path)).astype(int) for path in sorted((output / "sample").glob("*.png"))]
 
 
@@ -74,7 +74,7 @@ def test_shared_out_over_two_processes_a_model_learns_what_one_process_teaches_i
     one, two = (logged(tmp_path / name, "loss/validation") for name in ("one", "two"))
     assert [step for step, _ in two] == [step for step, _ in one] == [0, 2, 4]
     assert [value for _, value in two] == pytest.approx([value for _, value in one], rel=1e-4)
-    one, two = (pictures_of(tmp_path / name) for name in ("one", "two"))
+    one, two = (images_of(tmp_path / name) for name in ("one", "two"))
     assert len(one) == len(two) == 2  # no process draws twice
     assert max(abs(left - right).max() for left, right in zip(one, two, strict=True)) <= 2
 
@@ -103,9 +103,7 @@ def test_it_goes_on_bit_for_bit_in_the_middle_of_an_epoch(data_dir, tmp_path, la
 def test_a_state_does_not_know_how_it_was_shared_out(data_dir, tmp_path):
     """From layout to layout, to one process in the end: the weights are those of one process all the way."""
     options = {"save_state": True, "save_every_n_steps": 1}
-    train_whole(
-        "train_db", data_dir, tmp_path / "one", gradient_accumulation_steps=4, max_train_steps=5, **OPTIONS
-    )
+    train_whole("train_db", data_dir, tmp_path / "one", gradient_accumulation_steps=4, max_train_steps=5, **OPTIONS)
     train_shared("zero3", data_dir, tmp_path / "1", max_train_steps=1, **options)
     for number, layout in enumerate(("fsdp-blocks", "zero1", "fsdp1"), start=2):
         state = tmp_path / str(number - 1) / "run-state"

@@ -10,20 +10,20 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.end_to_end.runs import ROOT, arguments, assert_same, command, copy_pictures, logged, train
+from tests.end_to_end.runs import ROOT, arguments, assert_same, command, copy_images, logged, train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are other things there")
 STEPS = 40
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return copy_pictures(tmp_path_factory.mktemp("pictures") / "data")
+def images(tmp_path_factory):
+    return copy_images(tmp_path_factory.mktemp("images") / "data")
 
 
 @pytest.fixture(scope="module")
-def whole(pictures, tmp_path_factory):
-    return train(pictures, tmp_path_factory.mktemp("whole"), **OPTIONS)
+def whole(images, tmp_path_factory):
+    return train(images, tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 
 OPTIONS = {"max_train_steps": STEPS, "cache_latents": True, "save_every_n_steps": 3}
@@ -41,8 +41,8 @@ def wait_for(path, process):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_says_how_to_go_on(pictures, whole, tmp_path, number, status):
-    process = started(arguments(pictures, tmp_path, **OPTIONS))
+def test_a_signal_saves_and_says_how_to_go_on(images, whole, tmp_path, number, status):
+    process = started(arguments(images, tmp_path, **OPTIONS))
     wait_for(tmp_path / "run-step00000003.safetensors", process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
@@ -59,8 +59,8 @@ def test_a_signal_saves_and_says_how_to_go_on(pictures, whole, tmp_path, number,
     assert sorted(step for step, _ in logged(tmp_path)) == list(range(1, STEPS + 1))
 
 
-def test_a_signal_without_a_state(pictures, tmp_path):
-    argv = arguments(pictures, tmp_path, **OPTIONS)
+def test_a_signal_without_a_state(images, tmp_path):
+    argv = arguments(images, tmp_path, **OPTIONS)
     process = started([*argv, "--no-save_state_on_signal"])
     wait_for(tmp_path / "run-step00000003.safetensors", process)
     process.terminate()
@@ -69,13 +69,13 @@ def test_a_signal_without_a_state(pictures, tmp_path):
     assert not list(tmp_path.glob("*-state")) and list(tmp_path.glob("run-step*.safetensors"))
 
 
-def test_a_second_signal_ends_at_once(pictures, tmp_path):
+def test_a_second_signal_ends_at_once(images, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a fox --w 64 --h 64 --s 900\n" * 20)  # minutes of drawing
-    argv = arguments(pictures, tmp_path, **OPTIONS, sample_prompts=prompts, sample_every_n_steps=4)
+    argv = arguments(images, tmp_path, **OPTIONS, sample_prompts=prompts, sample_every_n_steps=4)
     process = started(argv)
     wait_for(tmp_path / "run-step00000003.safetensors", process)
-    time.sleep(1)  # it is at its pictures now
+    time.sleep(1)  # it is at its images now
     process.terminate()
     time.sleep(0.5)
     assert process.poll() is None
@@ -86,8 +86,8 @@ def test_a_second_signal_ends_at_once(pictures, tmp_path):
 
 
 @pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="whoever started the tests ignores it")
-def test_a_signal_before_training_ends_at_once(pictures, tmp_path):
-    process = started(arguments(pictures, tmp_path, **OPTIONS))
+def test_a_signal_before_training_ends_at_once(images, tmp_path):
+    process = started(arguments(images, tmp_path, **OPTIONS))
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)

@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 
 import train_textual_inversion
 from library.cli.errors import UserError
-from tests.end_to_end.runs import BASE, PICTURES, ROOT
+from tests.end_to_end.runs import BASE, IMAGES, ROOT
 from tests.end_to_end.word_runs import WORD, copy_with_word, train_word, word_arguments
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return copy_with_word(tmp_path_factory.mktemp("pictures") / "data", count=2)
+def images(tmp_path_factory):
+    return copy_with_word(tmp_path_factory.mktemp("images") / "data", count=2)
 
 
 def test_help_and_mistakes_load_no_heavy_library():
@@ -51,15 +51,15 @@ def test_help_and_mistakes_load_no_heavy_library():
         ({"cache_text_encoder_outputs_to_disk": True}, "--cache_text_encoder_outputs: the new word", "leave out"),
     ],
 )
-def test_found_before_anything_is_loaded(pictures, tmp_path, options, message, hint):
+def test_found_before_anything_is_loaded(images, tmp_path, options, message, hint):
     with pytest.raises(UserError) as raised:
-        train_textual_inversion.train(word_arguments(pictures, tmp_path / "out", **options))
+        train_textual_inversion.train(word_arguments(images, tmp_path / "out", **options))
     assert message in str(raised.value) and hint in str(raised.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_template_needs_no_word_in_captions(pictures, tmp_path):
-    word = train_word(pictures, tmp_path, token_string="<cow>", use_object_template=True, max_train_steps=1)
+def test_a_template_needs_no_word_in_captions(images, tmp_path):
+    word = train_word(images, tmp_path, token_string="<cow>", use_object_template=True, max_train_steps=1)
     assert word.vectors.shape == (1, 1, 64)
 
 
@@ -83,13 +83,13 @@ SD15 = ["IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "MID", *(f"OUT{number:02
         (lambda path: {**_of_width(path, 64), "num_vectors_per_token": 3}, "--num_vectors_per_token 3, and --weights"),
         (lambda path: _of_layers(path, SD15), "has vectors for each of 16 layers"),
         (lambda path: {**_of_layers(path, SD15), "xti": True}, "vectors for 16 layers, the model's U-Net has 7: IN01"),
-        (lambda path: {"weights": PICTURES / "fox_01.png"}, "--weights .*fox_01.png is a picture without the text"),
+        (lambda path: {"weights": IMAGES / "fox_01.png"}, "--weights .*fox_01.png is an image without the text"),
         (lambda path: {"weights": BASE / "vae" / "diffusion_pytorch_model.safetensors"}, "tensors .* not one word"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(pictures, tmp_path, make, message):
+def test_files_that_do_not_fit_are_refused(images, tmp_path, make, message):
     with pytest.raises(UserError, match=message):
-        train_word(pictures, tmp_path / "out", **make(tmp_path))
+        train_word(images, tmp_path / "out", **make(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_files_that_do_not_fit_are_refused(pictures, tmp_path, make, message):
         ({"xti": True}, "--xti off, this one on"),
     ],
 )
-def test_a_state_of_another_word_is_refused(pictures, tmp_path, options, message):
-    train_word(pictures, tmp_path, save_every_n_steps=1, save_state=True, max_train_steps=2)
+def test_a_state_of_another_word_is_refused(images, tmp_path, options, message):
+    train_word(images, tmp_path, save_every_n_steps=1, save_state=True, max_train_steps=2)
     with pytest.raises(UserError, match=message):
-        train_word(pictures, tmp_path / "again", **options, resume=tmp_path / "run-step00000001-state")
+        train_word(images, tmp_path / "again", **options, resume=tmp_path / "run-step00000001-state")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.end_to_end.runs import ROOT, arguments, copy_pictures, train
+from tests.end_to_end.runs import ROOT, arguments, copy_images, train
 from tests.end_to_end.whole_models import assert_alike, train_whole
 
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # tests run beside each other
@@ -122,8 +122,8 @@ def test_machines_with_disks_of_their_own_fill_caches_of_their_own(tmp_path):
     options |= {"cache_text_encoder_outputs_to_disk": True, "network_train_unet_only": True}
     folders = [tmp_path / "0", tmp_path / "1"]
     for folder in folders:
-        copy_pictures(folder / "pictures", count=4)
-    argv = arguments(Path("pictures"), Path("output"), **options)
+        copy_images(folder / "images", count=4)
+    argv = arguments(Path("images"), Path("output"), **options)
     machines = [start(index, argv, folder=folder) for index, folder in enumerate(folders)]
     said = ended(*machines)
     assert [machine.returncode for machine in machines] == [0, 0], said[0][-3000:] + said[1][-3000:]
@@ -132,8 +132,8 @@ def test_machines_with_disks_of_their_own_fill_caches_of_their_own(tmp_path):
 
 
 DIFFERENCES = {
-    "pictures": "the processes see different pictures",
-    "folders": "the processes find the pictures in folders of different names",
+    "images": "the processes see different images",
+    "folders": "the processes find the images in folders of different names",
     "state": "the processes would begin behind different steps: 0, 2",
     "options": "the processes have different options: --max_train_steps, --max_grad_norm",
 }
@@ -144,16 +144,16 @@ DIFFERENCES = {
 def test_machines_that_would_go_different_ways_end_with_the_reason(data_dir, tmp_path, difference):
     folders = [tmp_path / "0", tmp_path / "1"]
     options = [{"max_train_steps": 4, "resume": "auto"} for _ in folders]
-    pictures = [data_dir, data_dir]
-    if difference == "pictures":
-        pictures[1] = copy_pictures(tmp_path / "others", count=4)
+    images = [data_dir, data_dir]
+    if difference == "images":
+        images[1] = copy_images(tmp_path / "others", count=4)
     elif difference == "folders":
-        pictures[1] = copy_pictures(tmp_path / "others")
+        images[1] = copy_images(tmp_path / "others")
     elif difference == "state":
         train(data_dir, folders[0], max_train_steps=2, save_state=True)
     else:
         options[1] |= {"max_train_steps": 6, "max_grad_norm": 0.5}
-    commands = zip(pictures, folders, options, strict=True)
+    commands = zip(images, folders, options, strict=True)
     machines = [start(index, arguments(data, out, **own)) for index, (data, out, own) in enumerate(commands)]
     said = ended(*machines)
     assert all(machine.returncode for machine in machines)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from library.training.checkpoints.states import read_state
-from tests.end_to_end.runs import BASE, assert_same, copy_pictures, logged, train
+from tests.end_to_end.runs import BASE, assert_same, copy_images, logged, train
 from tests.end_to_end.whole_models import changed_parts, read_model, train_whole
 
 STEPS = 6  # 5 to the epoch
@@ -83,7 +83,7 @@ def test_a_text_encoder_stopped_from_the_start_is_saved_as_it_was(stop, data_dir
     assert {name.split(".")[0] for name in weights} == ({"unet", "text_encoder"} if stop == 0 else {"unet"})
 
 
-def test_both_scripts_learn_the_same_from_the_same_pictures(data_dir, tmp_path):
+def test_both_scripts_learn_the_same_from_the_same_images(data_dir, tmp_path):
     train_whole("train_db", data_dir, tmp_path / "folders")
     train_whole("fine_tune", data_dir, tmp_path / "metadata", train_text_encoder=True)
     assert changed_parts(*(read_model(tmp_path / name / "run") for name in ("folders", "metadata"))) == set()
@@ -107,7 +107,7 @@ def test_adapters_can_step_in_the_backward_pass_too(data_dir, tmp_path):
 
 
 def test_caches_and_workers_change_nothing(tmp_path):
-    data = copy_pictures(tmp_path / "data")
+    data = copy_images(tmp_path / "data")
     train_whole("train_db", data, tmp_path / "plain")
     train_whole("train_db", data, tmp_path / "cached", cache_latents_to_disk=True, max_data_loader_n_workers=2)
     assert changed_parts(*(read_model(tmp_path / name / "run") for name in ("plain", "cached"))) == set()

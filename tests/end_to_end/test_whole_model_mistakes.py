@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from library.cli.entry import run_entry
-from tests.end_to_end.runs import BASE, PICTURES, ROOT, arguments
+from tests.end_to_end.runs import BASE, IMAGES, ROOT, arguments
 from tests.end_to_end.whole_models import SCRIPTS, train_whole, write_metadata
 
 # says whether an answer needed one of the heavy libraries
@@ -92,15 +92,15 @@ def test_a_mistake_is_named_with_what_to_do(name, data_dir, tmp_path, capsys):
     ("script", "other", "here"),
     [
         ("train_db", "metadata_file", "datasets[1].subsets[0].metadata_file: a metadata file"),
-        ("fine_tune", "image_dir", "datasets[0].subsets[0].image_dir: a folder of pictures"),
+        ("fine_tune", "image_dir", "datasets[0].subsets[0].image_dir: a folder of images"),
     ],
 )
 def test_a_dataset_file_of_the_other_kind_is_named_where_it_stands(script, other, here, tmp_path, capsys):
     config = tmp_path / "data.toml"
     config.write_text(
-        f"[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{PICTURES}'\n"
+        f"[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{IMAGES}'\n"
         "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\n"
-        f"image_dir = '{PICTURES}'\nmetadata_file = 'nowhere.json'\n"
+        f"image_dir = '{IMAGES}'\nmetadata_file = 'nowhere.json'\n"
     )
     argv = arguments(None, tmp_path / "out", dataset_config=config, pretrained_model_name_or_path="nowhere")
     errors, said = lines_of(script, argv, capsys)
@@ -121,7 +121,7 @@ def test_nothing_of_the_users_is_replaced_by_a_saved_model(data_dir, tmp_path, c
     cases = [
         ({"output_name": "base", "pretrained_model_name_or_path": tmp_path / "models" / "base"}, "--pretrained_model"),
         ({"output_name": "notes"}, "holds other things than a model"),
-        ({"output_name": "sample", "sample_prompts": tmp_path / "prompts.txt"}, "sample pictures"),
+        ({"output_name": "sample", "sample_prompts": tmp_path / "prompts.txt"}, "sample images"),
         ({"output_name": "base", "logging_dir": tmp_path / "models" / "base" / "logs"}, "--logging_dir"),
     ]
     for change, named in cases:

@@ -1,8 +1,8 @@
 """If these fail, training the whole model is not the mathematics that the options promise.
 
 The same few steps are done by a loop written here from Diffusers' and PyTorch's parts. It shares with the program the
-pictures' pixels, the order of the plan and the keys of the random numbers, which other tests look at; the loss of a
-batch, regularisation pictures included, is that of the loop for LoRA beside this one.
+images' pixels, the order of the plan and the keys of the random numbers, which other tests look at; the loss of a
+batch, regularisation images included, is that of the loop for LoRA beside this one.
 """
 
 import json
@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 
 from library.data.config.options import DatasetOptions
 from library.data.load_data import load_training_data
-from tests.end_to_end.runs import BASE, PICTURES, REGULARISATION, logged
+from tests.end_to_end.runs import BASE, IMAGES, REGULARISATION, logged
 from tests.end_to_end.test_against_a_plain_loop import DATASET, GAMMA, OFFSET, PERTURBATION, PRIOR, SEED, loss_of
 from tests.end_to_end.whole_models import PARTS, changed_parts, read_model, train_whole
 
@@ -93,12 +93,12 @@ def test_dreambooth_steps_are_those_of_a_plain_loop(dataset, tmp_path, accumulat
 
 @pytest.mark.parametrize(("accumulation", "trains_text"), [(1, False), (2, True)])
 def test_fine_tuning_steps_are_those_of_a_plain_loop(tmp_path, accumulation, trains_text):
-    captions = {path.stem: path.with_suffix(".txt").read_text().strip() for path in sorted(PICTURES.glob("*.png"))}
+    captions = {path.stem: path.with_suffix(".txt").read_text().strip() for path in sorted(IMAGES.glob("*.png"))}
     (tmp_path / "meta.json").write_text(json.dumps({stem: {"caption": text} for stem, text in captions.items()}))
     config = tmp_path / "data.toml"
     config.write_text(
         "[[datasets]]\nresolution = 64\nbatch_size = 2\n[[datasets.subsets]]\n"
-        f"image_dir = '{PICTURES}'\nmetadata_file = '{tmp_path / 'meta.json'}'\n"
+        f"image_dir = '{IMAGES}'\nmetadata_file = '{tmp_path / 'meta.json'}'\n"
     )
     text = {"train_text_encoder": True, "learning_rate_te": TEXT_RATE} if trains_text else {}
     train_whole("fine_tune", None, tmp_path / "out", **OPTIONS, dataset_config=config,
@@ -109,16 +109,16 @@ def test_fine_tuning_steps_are_those_of_a_plain_loop(tmp_path, accumulation, tra
     assert_learned_alike(read_model(tmp_path / "out" / "run"), expected, learned)
 
 
-def test_regularisation_pictures_count_by_their_weight(tmp_path):
-    """The loss of a batch of a picture and a class picture, from the losses of each without the other's."""
-    for folder, picture in (("2_shs fox", PICTURES / "fox_01.png"), ("1_animal", REGULARISATION / "animal_01.png")):
+def test_regularisation_images_count_by_their_weight(tmp_path):
+    """The loss of a batch of an image and a class image, from the losses of each without the other's."""
+    for folder, image in (("2_shs fox", IMAGES / "fox_01.png"), ("1_animal", REGULARISATION / "animal_01.png")):
         target = tmp_path / ("train" if "fox" in folder else "reg") / folder
         target.mkdir(parents=True)
-        (target / picture.name).write_bytes(picture.read_bytes())
+        (target / image.name).write_bytes(image.read_bytes())
     losses = {}
     for weight in (0, 0.25, 1):
         out = tmp_path / str(weight)
-        # both pictures twice an epoch, all four in one batch
+        # both images twice an epoch, all four in one batch
         train_whole("train_db", tmp_path / "train", out, reg_data_dir=tmp_path / "reg", enable_bucket=None,
                     train_batch_size=4, max_train_steps=1, prior_loss_weight=weight,
                     logging_dir=out / "logs")  # fmt: skip

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from library.models.layouts.formats import FORMATS
-from tests.end_to_end.runs import BASE, PICTURES, REGULARISATION, logged
+from tests.end_to_end.runs import BASE, IMAGES, REGULARISATION, logged
 from tests.end_to_end.whole_models import changed_parts, read_model, train_whole
 from tests.tiny_models import make_tiny, to_stability_layout
 
@@ -109,9 +109,9 @@ def test_samples_show_the_model_as_it_learns_and_change_nothing(data_dir, tmp_pa
     train_whole("train_db", data_dir, tmp_path / "plain", **options)
     train_whole("train_db", data_dir, tmp_path / "out", **options, sample_prompts=prompts, sample_at_first=True,
                 sample_every_n_steps=2, stop_text_encoder_training=4)  # fmt: skip
-    pictures = sorted((tmp_path / "out" / "sample").glob("*.png"))
-    assert [path.name.split("_")[1] for path in pictures] == ["000000", "000002", "000004"]
-    drawn = [Image.open(path).tobytes() for path in pictures]
+    images = sorted((tmp_path / "out" / "sample").glob("*.png"))
+    assert [path.name.split("_")[1] for path in images] == ["000000", "000002", "000004"]
+    drawn = [Image.open(path).tobytes() for path in images]
     assert len(set(drawn)) == 3
     plain, sampled = (read_model(tmp_path / name / "run") for name in ("plain", "out"))
     assert changed_parts(plain, sampled) == set()
@@ -134,7 +134,7 @@ def test_padding_changes_what_short_captions_say(data_dir, tmp_path):
 def test_a_dataset_file_describes_the_data_of_either_script(source, data_dir, tmp_path, base):
     (folder,) = data_dir.iterdir()
     subset = (
-        f"image_dir = '{PICTURES}'\ncaption_extension = '.txt'\n[[datasets.subsets]]\n"
+        f"image_dir = '{IMAGES}'\ncaption_extension = '.txt'\n[[datasets.subsets]]\n"
         f"image_dir = '{REGULARISATION}'\nis_reg = true"
     )
     if source == "metadata":

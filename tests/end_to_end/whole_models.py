@@ -19,11 +19,10 @@ Weights = dict[str, dict[str, torch.Tensor]]  # part -> name -> tensor
 
 
 def write_metadata(data: Path) -> dict[str, Path]:
-    """The options that describe the pictures of `copy_pictures` to `fine_tune.py`: same pictures, captions, repeats."""
+    """The options that describe the images of `copy_images` to `fine_tune.py`: same images, captions, repeats."""
     (folder,) = data.iterdir()
     entries = {
-        picture.name: {"caption": picture.with_suffix(".txt").read_text().strip()}
-        for picture in sorted(folder.glob("*.png"))
+        image.name: {"caption": image.with_suffix(".txt").read_text().strip()} for image in sorted(folder.glob("*.png"))
     }
     path = data.parent / "meta.json"
     path.write_text(json.dumps(entries))

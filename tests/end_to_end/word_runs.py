@@ -1,4 +1,4 @@
-"""Runs of `train_textual_inversion.py` on the quickstart's model and pictures."""
+"""Runs of `train_textual_inversion.py` on the quickstart's model and images."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from accelerate.state import AcceleratorState
 
 import train_textual_inversion
 from library.models.text.embedding_files import EmbeddingVectors, read_word
-from tests.end_to_end.runs import arguments, copy_pictures
+from tests.end_to_end.runs import arguments, copy_images
 
 WORD = "<fox>"
 
 
 def copy_with_word(folder: Path, count: int = 5) -> Path:
-    """Pictures whose captions hold the word."""
-    for caption in copy_pictures(folder, count).rglob("*.txt"):
+    """Images whose captions hold the word."""
+    for caption in copy_images(folder, count).rglob("*.txt"):
         caption.write_text(caption.read_text().replace("shs fox", WORD))
     return folder
 

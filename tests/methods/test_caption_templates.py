@@ -60,11 +60,13 @@ CAPTIONS = {f"train/1_x/{number}.png": f"a <Fox> number {number}" for number in 
 
 def captions_of_epoch(data, seed, epoch):
     clock = StepCounter(group_size=1, steps_per_epoch=data.num_micro_batches, num_steps=10)
-    items = (draw_items(data.datasets[each.dataset_index], each, seed, clock) for each in data.batches_of_epoch(seed, epoch))
+    items = (
+        draw_items(data.datasets[each.dataset_index], each, seed, clock) for each in data.batches_of_epoch(seed, epoch)
+    )
     return {(item.latent_key.path, item.is_reg): item.caption for drawn in items for item in drawn}
 
 
-def test_templates_are_drawn_by_place_and_regularisation_pictures_keep_their_captions(tmp_path):
+def test_templates_are_drawn_by_place_and_regularisation_images_keep_their_captions(tmp_path):
     captions = {**CAPTIONS, "reg/1_x/r.png": "an animal"}
     plain = make_data(tmp_path, captions, reg_data_dir=str(tmp_path / "reg"))
     data = with_templates(plain, OBJECT_TEMPLATES, "<fox>")
@@ -77,7 +79,7 @@ def test_templates_are_drawn_by_place_and_regularisation_pictures_keep_their_cap
     assert set(captions_of_epoch(plain, 1, 0).values()) == set(captions.values())
 
 
-def test_held_out_pictures_have_one_template(tmp_path):
+def test_held_out_images_have_one_template(tmp_path):
     data = with_templates(make_data(tmp_path, CAPTIONS, validation_split=0.5), STYLE_TEMPLATES, "<fox>")
     assert data.validation is not None
     for seed in range(3):
@@ -100,10 +102,10 @@ def test_a_word_in_some_captions_is_warned_of_and_in_any_case_of_letters_found(t
     check_word_in_captions(
         make_data(tmp_path / "some", {**CAPTIONS, "train/1_x/9.png": "a cat"}), "<fox>", "--token_string"
     )
-    assert "1 of 5 captions do not hold <fox>; such pictures teach it nothing: 9.png: 'a cat'" in caplog.text
+    assert "1 of 5 captions do not hold <fox>; such images teach it nothing: 9.png: 'a cat'" in caplog.text
 
 
-def test_the_word_can_come_from_caption_prefix_and_not_from_regularisation_pictures(tmp_path):
+def test_the_word_can_come_from_caption_prefix_and_not_from_regularisation_images(tmp_path):
     captions = {"train/1_x/0.png": "sits", "reg/1_x/r.png": "<fox>"}
     options = {"reg_data_dir": str(tmp_path / "reg")}
     check_word_in_captions(make_data(tmp_path, captions, caption_prefix="<fox>", **options), "<fox>", "--token_string")

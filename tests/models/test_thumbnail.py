@@ -1,4 +1,4 @@
-"""A saved file shows the picture that its maker chose, and a picture that cannot be shown is told before training."""
+"""A saved file shows the image that its maker chose, and an image that cannot be shown is told before training."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def parsed(*argv: str) -> MetadataOptions:
 
 
 def shown(url: str) -> Image.Image:
-    """The picture in a data URL, decoded as RFC 2397 says."""
+    """The image in a data URL, decoded as RFC 2397 says."""
     front, contents = url.split(",")
     assert front == "data:image/jpeg;base64"
-    picture = Image.open(io.BytesIO(base64.b64decode(contents)))
-    assert picture.format == "JPEG" and picture.mode == "RGB"
-    return picture
+    image = Image.open(io.BytesIO(base64.b64decode(contents)))
+    assert image.format == "JPEG" and image.mode == "RGB"
+    return image
 
 
-def assert_colour(picture: Image.Image, place: tuple[int, int], colour: tuple[int, int, int]) -> None:
-    assert all(abs(found - wanted) < 12 for found, wanted in zip(picture.getpixel(place), colour, strict=True))
+def assert_colour(image: Image.Image, place: tuple[int, int], colour: tuple[int, int, int]) -> None:
+    assert all(abs(found - wanted) < 12 for found, wanted in zip(image.getpixel(place), colour, strict=True))
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
@@ -44,10 +44,10 @@ def assert_colour(picture: Image.Image, place: tuple[int, int], colour: tuple[in
     [((1024, 512), (256, 128)), ((300, 600), (128, 256)), ((512, 512), (256, 256)), ((64, 32), (64, 32))],
 )
 def test_a_file_becomes_a_small_jpeg_of_the_same_shape(tmp_path, ending, size, expected):
-    picture = Image.new("RGB", size, BLUE)
-    picture.paste(RED, (0, 0, size[0] // 2, size[1]))
-    picture.save(tmp_path / f"picture.{ending}")
-    small = shown(thumbnail_url(str(tmp_path / f"picture.{ending}")))
+    image = Image.new("RGB", size, BLUE)
+    image.paste(RED, (0, 0, size[0] // 2, size[1]))
+    image.save(tmp_path / f"image.{ending}")
+    small = shown(thumbnail_url(str(tmp_path / f"image.{ending}")))
     assert small.size == expected
     assert_colour(small, (4, expected[1] // 2), RED)
     assert_colour(small, (expected[0] - 4, expected[1] // 2), BLUE)
@@ -58,12 +58,12 @@ def test_what_is_transparent_becomes_white(tmp_path):
     assert_colour(shown(thumbnail_url(str(tmp_path / "clear.png"))), (20, 20), WHITE)
 
 
-def test_a_picture_that_lies_on_its_side_is_turned(tmp_path):
-    picture = Image.new("RGB", (200, 100), BLUE)
-    picture.paste(RED, (0, 0, 100, 100))
+def test_a_image_that_lies_on_its_side_is_turned(tmp_path):
+    image = Image.new("RGB", (200, 100), BLUE)
+    image.paste(RED, (0, 0, 100, 100))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # its first row is the right side: turn it clockwise
-    picture.save(tmp_path / "side.jpg", exif=exif)
+    image.save(tmp_path / "side.jpg", exif=exif)
     small = shown(thumbnail_url(str(tmp_path / "side.jpg")))
     assert small.size == (100, 200)
     assert_colour(small, (50, 10), RED)
@@ -79,9 +79,9 @@ def test_a_data_url_is_kept_as_it_is():
     [
         ("nowhere.png", "nowhere.png: there is no such file"),
         ("/9j/4AAQSkZJRg" * 1000, "there is no such file"),  # what stands in a data URL, without its beginning
-        ("data:image/jpeg;base64,", "is not the data URL of a picture"),
-        ("data:image/jpeg,abcd", "is not the data URL of a picture"),
-        ("data:text/plain;base64,YWJj", "is not the data URL of a picture"),
+        ("data:image/jpeg;base64,", "is not the data URL of an image"),
+        ("data:image/jpeg,abcd", "is not the data URL of an image"),
+        ("data:text/plain;base64,YWJj", "is not the data URL of an image"),
         ("data:image/jpeg;base64,abc", "is damaged"),
         ("data:image/jpeg;base64,ab!d", "is damaged"),
         ("data:image/jpeg;base64," + "é" * 1000, "is damaged"),
@@ -94,9 +94,9 @@ def test_a_mistake_is_told_when_options_are_read(value, words):
     assert message.startswith("--metadata_thumbnail") and words in message and len(message) < 320
 
 
-@pytest.mark.parametrize("contents", [b"", b"no picture", None])
-def test_a_file_that_is_no_whole_picture_is_told_when_options_are_read(tmp_path, contents):
-    path = tmp_path / "picture.jpg"
+@pytest.mark.parametrize("contents", [b"", b"no image", None])
+def test_a_file_that_is_no_whole_image_is_told_when_options_are_read(tmp_path, contents):
+    path = tmp_path / "image.jpg"
     Image.effect_noise((100, 100), 50).save(path)
     path.write_bytes(path.read_bytes()[:300] if contents is None else contents)
     with pytest.raises(UserError) as caught:
@@ -105,9 +105,9 @@ def test_a_file_that_is_no_whole_picture_is_told_when_options_are_read(tmp_path,
     assert "JPEG, PNG or WebP" in caught.value.hint
 
 
-def test_the_picture_may_be_gone_when_a_file_is_saved(tmp_path):
+def test_the_image_may_be_gone_when_a_file_is_saved(tmp_path):
     """Saving happens hours later, again and again."""
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.new("RGB", (8, 8), RED).save(path)
     options = parsed("--metadata_thumbnail", str(path))
     path.unlink()

@@ -59,7 +59,7 @@ def test_without_alpha_the_update_is_not_scaled(alpha):
 
 
 def test_alpha_of_loaded_weights_is_used(case, layer):
-    """A file's alpha that is shown but not used would give another picture than the file's maker saw."""
+    """A file's alpha that is shown but not used would give another image than the file's maker saw."""
     layer.load_state_dict({**layer.state_dict(), "alpha": torch.tensor(1.0)})
     assert layer.scale == 1.0 / case["rank"]
 

@@ -157,6 +157,7 @@ def test_weights_of_another_network_are_refused_by_file_and_key(tmp_path, networ
 
 def test_a_network_goes_on_from_what_a_file_has_of_it(tmp_path, network, text_encoder, unet, caplog):
     """A LoRA of the U-Net alone begins one of both; what it lacks stays as it was made, and is named."""
+
     def is_of_text(name):
         return name.startswith("lora_te")
 
@@ -206,7 +207,7 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
         "empty.safetensors": b"",
         "cut.pt": b"PK\x03\x04 half",
         "text.ckpt": b"hello",
-        "picture.png": b"",
+        "image.png": b"",
     }.items():
         path = tmp_path / name
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""An adapter file that Diffusers reads otherwise than we trained it would give other pictures than the samples."""
+"""An adapter file that Diffusers reads otherwise than we trained it would give other images than the samples."""
 
 import pytest
 import torch

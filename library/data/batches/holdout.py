@@ -1,7 +1,7 @@
-"""Which pictures are held out of training to measure the validation loss on, and how they are used.
+"""Which images are held out of training to measure the validation loss on, and how they are used.
 
 Who is held out depends on the file names and `validation_seed` alone: neither on `--seed` nor on repeats, so that a
-resumed run, and one with another seed, measures on the same pictures and never trains on them.
+resumed run, and one with another seed, measures on the same images and never trains on them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Described = tuple[DatasetConfig, list[ImageRecord]]
 
 _MAX_NAMES_IN_WARNING = 5
 
-# a held-out picture is used in the same way each time, and its caption is whole
+# a held-out image is used in the same way each time, and its caption is whole
 _USED_AS_IT_IS = {
     "num_repeats": 1,
     "color_aug": False,
@@ -36,7 +36,7 @@ _USED_AS_IT_IS = {
 def split_off(described: Sequence[Described]) -> tuple[list[Described], list[Described]]:
     """(to train on, held out): the datasets with the records of each, those without any left out.
 
-    A picture that one subset holds out is trained in no other. Raises `UserError` when pictures are to be held out and
+    An image that one subset holds out is trained in no other. Raises `UserError` when images are to be held out and
     none is, or when none is left to train on.
     """
     if not any(_holds_out(subset) for config, _ in described for subset in config.subsets):
@@ -45,16 +45,14 @@ def split_off(described: Sequence[Described]) -> tuple[list[Described], list[Des
     paths = {_identity(record) for records in held for record in records}
     if not paths:
         raise UserError(
-            "validation_split holds out no picture: it is a smaller share of the pictures than one",
+            "validation_split holds out no image: it is a smaller share of the images than one",
             hint="give a larger --validation_split, or name a folder of its own with validation_split = 1.0",
         )
     left = [(config, [each for each in records if _identity(each) not in paths]) for config, records in described]
-    _warn_of_pictures_elsewhere(described, held, left)
+    _warn_of_images_elsewhere(described, held, left)
     left = [(config, records) for config, records in left if any(not record.is_reg for record in records)]
     if not left:
-        raise UserError(
-            "validation_split holds out every picture: none is left to train on", hint="give a smaller share"
-        )
+        raise UserError("validation_split holds out every image: none is left to train on", hint="give a smaller share")
     pairs = zip(described, held, strict=True)
     return left, [(_as_it_is(config), _once(records)) for (config, _), records in pairs if records]
 
@@ -85,22 +83,22 @@ def _held_out(config: DatasetConfig, records: Sequence[ImageRecord]) -> list[Ima
 
 
 def _drawn(records: Sequence[ImageRecord], seed: int) -> list[ImageRecord]:
-    """In an order that depends on names and seed: pictures that come or go leave that of the others as it is."""
+    """In an order that depends on names and seed: images that come or go leave that of the others as it is."""
     return sorted(records, key=lambda record: derive_seed("validation", seed, record.key))
 
 
-def _warn_of_pictures_elsewhere(
+def _warn_of_images_elsewhere(
     described: Sequence[Described], held: Sequence[Sequence[ImageRecord]], left: Sequence[Described]
 ) -> None:
-    """Says which subsets lose pictures because another one holds them out."""
+    """Says which subsets lose images because another one holds them out."""
     for (config, records), of_dataset, (_, kept) in zip(described, held, left, strict=True):
         own = {record.path for record in of_dataset} | {record.path for record in kept}
         others = [record for record in records if record.path not in own]
         for index in sorted({record.subset_index for record in others}):
             keys = [record.key for record in others if record.subset_index == index]
             logger.warning(
-                "%s: %d pictures are not trained, since another subset holds them out: %s",
-                config.subsets[index].place, len(keys), listed(keys, _MAX_NAMES_IN_WARNING),
+                "%s: %d images are not trained, since another subset holds them out: %s",
+                config.subsets[index].key_path, len(keys), listed(keys, _MAX_NAMES_IN_WARNING),
             )  # fmt: skip
 
 

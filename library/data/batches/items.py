@@ -1,4 +1,4 @@
-"""Everything random about one use of a picture: a function of its place in the run alone."""
+"""Everything random about one use of an image: a function of its place in the run alone."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ def draw_item(dataset: PlannedDataset, item_index: int, place: ItemPosition) -> 
     return Item(record_index, caption, key, colour, record.is_reg)
 
 
-def _draw_placement(
-    placement: Placement, record: ImageRecord, subset: SubsetConfig, rng: random.Random
-) -> Placement:
+def _draw_placement(placement: Placement, record: ImageRecord, subset: SubsetConfig, rng: random.Random) -> Placement:
     """Around the face that the file name gives, else at random with `random_crop`, else as it was."""
     if subset.face_crop_aug_range is not None:
         named = split_face_name(os.path.splitext(os.path.basename(record.path))[0])
@@ -83,7 +81,7 @@ def _draw_placement(
 
 
 def items_from(dataset: PlannedDataset, item_index: int) -> Iterator[int]:
-    """The item, then for each other picture of its bucket one item, in the bucket's order, starting over at its end."""
+    """The item, then for each other image of its bucket one item, in the bucket's order, starting over at its end."""
     yield item_index
     seen = {int(dataset.items[item_index])}
     resolution = dataset.placements[int(dataset.items[item_index])].bucket

@@ -19,7 +19,7 @@ from library.data.batches.items import ItemPosition, draw_item, item_positions, 
 from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.caches.latent_cache import read_latents
 from library.data.images.decoding import load_image, load_mask
-from library.data.images.image_files import UnreadablePicture
+from library.data.images.image_files import UnreadableImage
 from library.data.records import Batch, CachedLatents, Item, MicroBatch, StepCounter, TrainedImage
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ Loaded = TrainedImage | CachedLatents | None
 
 @dataclass(frozen=True)
 class _Use:
-    """An item with what was loaded for it, and what was found wrong with pictures that it stands in for."""
+    """An item with what was loaded for it, and what was found wrong with images that it stands in for."""
 
     item: Item
     loaded: Loaded
@@ -55,7 +55,7 @@ class BatchDataset(Dataset):
     ):
         """`fingerprint`: of the VAE that cached latents must have been made with, for `latent_source` "disk".
 
-        With `skip_bad_images`, a picture that cannot be read, or whose path is in `unreadable`, is replaced by the next
+        With `skip_bad_images`, an image that cannot be read, or whose path is in `unreadable`, is replaced by the next
         good one of its bucket.
         """
         self._data = data
@@ -68,7 +68,7 @@ class BatchDataset(Dataset):
         self._known_bad = unreadable
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch | UserError:
-        """The batch, or what is wrong with one of its pictures: torch would wrap an exception from a worker."""
+        """The batch, or what is wrong with one of its images: torch would wrap an exception from a worker."""
         try:
             return self._make_batch(micro_batch)
         except UserError as error:
@@ -91,7 +91,7 @@ class BatchDataset(Dataset):
         )
 
     def _use_of(self, dataset: PlannedDataset, item_index: int, place: ItemPosition) -> _Use:
-        """The item, or with `skip_bad_images` the first item after it whose picture is good, used at its place."""
+        """The item, or with `skip_bad_images` the first item after it whose image is good, used at its place."""
         skipped: list[str] = []
         for candidate in items_from(dataset, item_index):
             item = draw_item(dataset, candidate, place)
@@ -99,14 +99,14 @@ class BatchDataset(Dataset):
                 continue
             try:
                 return _Use(item, self._load(item), tuple(skipped))
-            except UnreadablePicture as error:
+            except UnreadableImage as error:
                 if not self._skip_bad_images:
                     raise
                 skipped.append(error.message)
         width, height = dataset.placements[int(dataset.items[item_index])].bucket
         raise UserError(
-            f"--skip_bad_images: no picture of bucket {width}x{height} of {dataset.config.place} can be read",
-            hint="repair its pictures, or remove them from the folder",
+            f"--skip_bad_images: no image of bucket {width}x{height} of {dataset.config.key_path} can be read",
+            hint="repair its images, or remove them from the folder",
         )
 
     def _load(self, item: Item) -> Loaded:
@@ -132,7 +132,7 @@ _LOADERS: dict[str, Callable[[Item, str | None], Loaded]] = {
 
 
 def _stacked(loaded: Sequence[Loaded]) -> dict[str, torch.Tensor]:
-    """The tensors of a batch: pixels or latents, or neither, and masks where one of its pictures has one."""
+    """The tensors of a batch: pixels or latents, or neither, and masks where one of its images has one."""
     pixels = [each.pixels for each in loaded if isinstance(each, TrainedImage)]
     latents = [each.latents for each in loaded if isinstance(each, CachedLatents)]
     masks = [None if each is None else each.mask for each in loaded]
@@ -140,7 +140,7 @@ def _stacked(loaded: Sequence[Loaded]) -> dict[str, torch.Tensor]:
     tensors = {name: torch.from_numpy(np.stack(arrays)) for name, arrays in named.items() if arrays}
     shape = next((mask.shape for mask in masks if mask is not None), None)
     if shape is not None:
-        ones = np.ones(shape, dtype=np.float32)  # pictures of other subsets count everywhere
+        ones = np.ones(shape, dtype=np.float32)  # images of other subsets count everywhere
         stacked = np.stack([ones if mask is None else mask for mask in masks])
         tensors["masks"] = torch.from_numpy(stacked[:, None])
     return tensors
@@ -192,9 +192,9 @@ class BatchLoader:
         self._reported: set[str] = set()
 
     def batches(self, micro_batches: Sequence[MicroBatch]) -> Iterator[Batch]:
-        """The batches of `micro_batches`, in order, with a warning for each picture that is newly found bad.
+        """The batches of `micro_batches`, in order, with a warning for each image that is newly found bad.
 
-        Raises the `UserError` that a picture causes.
+        Raises the `UserError` that an image causes.
         """
         self._micro_batches[:] = micro_batches
         for batch in self._loader:
@@ -207,4 +207,4 @@ class BatchLoader:
         for message in skipped:
             if message not in self._reported:
                 self._reported.add(message)
-                logger.warning("%s; another picture of its bucket is trained instead", message)
+                logger.warning("%s; another image of its bucket is trained instead", message)

@@ -41,14 +41,14 @@ class SubsetSummary:
 
     @property
     def num_items(self) -> int:
-        """Pictures times repeats, before regularisation pictures are matched to the others."""
+        """Images times repeats, before regularisation images are matched to the others."""
         return self.img_count * self.config.num_repeats
 
 
 class PlannedDataset:
-    """One dataset with its pictures found and placed.
+    """One dataset with its images found and placed.
 
-    An item is one use of a picture in an epoch. `items[i]` is the index of its record.
+    An item is one use of an image in an epoch. `items[i]` is the index of its record.
     """
 
     def __init__(self, config: DatasetConfig, records: Sequence[ImageRecord], num_skipped: int = 0):
@@ -57,7 +57,7 @@ class PlannedDataset:
         self.num_skipped = num_skipped
         self.records = tuple(records)
         self.items = _make_items(self.records)  # (items,) int64
-        # pictures of one size are placed alike: there are few kinds and many records
+        # images of one size are placed alike: there are few kinds and many records
         kinds: dict[tuple[Size, Size | None], int] = {}
         kind_of = (kinds.setdefault(_kind(record), len(kinds)) for record in self.records)
         self._kind_of = np.fromiter(kind_of, dtype=np.int32, count=len(self.records))
@@ -101,7 +101,7 @@ class PlannedDataset:
 
     @property
     def used_record_indices(self) -> list[int]:
-        """The records that have items; regularisation pictures can be too many."""
+        """The records that have items; regularisation images can be too many."""
         return np.unique(self.items).tolist()
 
     @property
@@ -110,29 +110,29 @@ class PlannedDataset:
 
     @property
     def num_train_images(self) -> int:
-        """Training pictures, repeats counted."""
+        """Training images, repeats counted."""
         return sum(record.num_repeats for record in self.records if not record.is_reg)
 
     @property
     def num_reg_images(self) -> int:
-        """Regularisation pictures, repeats counted, before they are matched to the training pictures."""
+        """Regularisation images, repeats counted, before they are matched to the training images."""
         return sum(record.num_repeats for record in self.records if record.is_reg)
 
     @property
     def mean_aspect_error(self) -> float:
-        """Mean over the pictures used of |aspect ratio of bucket - aspect ratio of picture|."""
+        """Mean over the images used of |aspect ratio of bucket - aspect ratio of image|."""
         errors = np.array([abs(aspect_error(size, placement.bucket)) for size, placement in self._kinds])
         counts = self._used_of_kinds()
         return float(errors @ counts / counts.sum()) if len(self.items) else 0.0
 
     @property
     def num_enlarged(self) -> int:
-        """Pictures used that are made larger to fill their bucket."""
+        """Images used that are made larger to fill their bucket."""
         is_enlarged = [placement.resized[0] > size[0] for size, placement in self._kinds]
         return int(self._used_of_kinds() @ np.array(is_enlarged, dtype=np.int64))
 
     def _used_of_kinds(self) -> np.ndarray:
-        """How many pictures of each kind have items: (kinds,) int64."""
+        """How many images of each kind have items: (kinds,) int64."""
         used = np.unique(self.items)
         return np.bincount(self._kind_of[used], minlength=len(self._kinds))
 
@@ -162,7 +162,7 @@ def _kind(record: ImageRecord) -> tuple[Size, Size | None]:
 
 
 def _make_items(records: Sequence[ImageRecord]) -> np.ndarray:
-    """Record indices, once for each use in an epoch: training pictures by their repeats, then regularisation ones."""
+    """Record indices, once for each use in an epoch: training images by their repeats, then regularisation ones."""
     repeats = np.fromiter((record.num_repeats for record in records), dtype=np.int64, count=len(records))
     is_reg = np.fromiter((record.is_reg for record in records), dtype=bool, count=len(records))
     train, reg = np.flatnonzero(~is_reg), np.flatnonzero(is_reg)
@@ -172,7 +172,7 @@ def _make_items(records: Sequence[ImageRecord]) -> np.ndarray:
 
 
 def match_regularisation(repeats: Sequence[int], num_items: int) -> list[int]:
-    """How often each regularisation picture is used so that they are used `num_items` times together.
+    """How often each regularisation image is used so that they are used `num_items` times together.
 
     Each gets its repeats in turn while there is room; if room is left, one more use each, round after round.
     """
@@ -271,7 +271,7 @@ class TrainingData:
     def latent_keys(self) -> list[LatentKey]:
         """Each latent that training and validation need, once, those of one bucket size together.
 
-        A picture is there once for each way it is placed, and mirrored too where a subset that uses it has `flip_aug`.
+        An image is there once for each way it is placed, and mirrored too where a subset that uses it has `flip_aug`.
         """
         by_bucket: dict[Size, dict[tuple, LatentKey]] = {}
         for dataset in self.all_datasets:
@@ -288,14 +288,14 @@ class TrainingData:
 
     @property
     def all_datasets(self) -> tuple[PlannedDataset, ...]:
-        """Those to train on and those of held-out pictures."""
+        """Those to train on and those of held-out images."""
         return self.datasets if self.validation is None else (*self.datasets, *self.validation.datasets)
 
     def digest(self) -> str:
-        """What is trained, without the folders it lies in: equal digests mean equal pictures, captions and settings."""
+        """What is trained, without the folders it lies in: equal digests mean equal images, captions and settings."""
         digest = hashlib.blake2b(digest_size=16)
         for dataset in self.all_datasets:
-            settings = replace(dataset.config, place="", subsets=tuple(map(_without_place, dataset.config.subsets)))
+            settings = replace(dataset.config, key_path="", subsets=tuple(map(_without_place, dataset.config.subsets)))
             digest.update(repr(settings).encode("utf-8", "surrogatepass"))
             for record in dataset.records:
                 facts = (record.key, record.size, record.caption, record.num_repeats, record.subset_index)
@@ -303,7 +303,7 @@ class TrainingData:
         return digest.hexdigest()
 
     def bucket_table(self) -> list[str]:
-        """Lines for people: each dataset's buckets with pictures, items, batches and how full these are."""
+        """Lines for people: each dataset's buckets with images, items, batches and how full these are."""
         lines = [line for index, dataset in enumerate(self.datasets) for line in _table_lines(index, dataset)]
         if self.validation is not None:
             lines.append(
@@ -314,7 +314,9 @@ class TrainingData:
 
 
 def _without_place(subset: SubsetConfig) -> SubsetConfig:
-    return replace(subset, place="", image_dir=None, metadata_file=None, conditioning_data_dir=None, cache_info=False)
+    return replace(
+        subset, key_path="", image_dir=None, metadata_file=None, conditioning_data_dir=None, cache_info=False
+    )
 
 
 def _batch_lengths(num_items: int, batch_size: int) -> np.ndarray:
@@ -368,8 +370,8 @@ def _small_batches(dataset: PlannedDataset) -> str | None:
     rest = f" and {len(small) - _MAX_BUCKETS_NAMED} more" if len(small) > _MAX_BUCKETS_NAMED else ""
     buckets = f"{len(small)} buckets fill" if len(small) > 1 else "1 bucket fills"
     return (
-        f"{buckets} less than half of a batch: {', '.join(named[:_MAX_BUCKETS_NAMED])}{rest}: these pictures are "
-        "trained in small batches; more pictures, fewer buckets (larger bucket_reso_steps) or a smaller batch size help"
+        f"{buckets} less than half of a batch: {', '.join(named[:_MAX_BUCKETS_NAMED])}{rest}: these images are "
+        "trained in small batches; more images, fewer buckets (larger bucket_reso_steps) or a smaller batch size help"
     )
 
 
@@ -384,7 +386,7 @@ def _enlarged(dataset: PlannedDataset) -> str | None:
 
 
 def _regularisation_notes(dataset: PlannedDataset) -> Iterator[str]:
-    """What became of regularisation pictures that are too many or too few."""
+    """What became of regularisation images that are too many or too few."""
     uses = dataset.uses
     is_reg = np.fromiter((record.is_reg for record in dataset.records), dtype=bool, count=len(uses))
     repeats = np.fromiter((record.num_repeats for record in dataset.records), dtype=np.int64, count=len(uses))

@@ -1,14 +1,14 @@
-"""Latents in files beside the pictures, in the layout that other trainers read.
+"""Latents in files beside the images, in the layout that other trainers read.
 
-A file `<stem>_<W>x<H>_sd.npz` (W and H of the picture, four digits) holds, for each latent size h x w:
+A file `<stem>_<W>x<H>_sd.npz` (W and H of the image, four digits) holds, for each latent size h x w:
 `latents_<h>x<w>` and `latents_flipped_<h>x<w>` (C, h, w), `original_size_<h>x<w>` (width, height),
-`crop_ltrb_<h>x<w>` and, where transparency weighs the loss, `alpha_mask_<h>x<w>` (h, w) of the picture that is not
+`crop_ltrb_<h>x<w>` and, where transparency weighs the loss, `alpha_mask_<h>x<w>` (h, w) of the image that is not
 mirrored. We add `made_from_<h>x<w>`, a JSON text that says what the latents were made from: latents for which it
 differs, or that lack it, are not trained on unless the user trusts them.
 
-A picture is the same if its time of change is, or else its content: a copied dataset keeps its latents.
+An image is the same if its time of change is, or else its content: a copied dataset keeps its latents.
 
-Pictures of one stem with several endings (a.png, a.jpg) would share a file; theirs have the whole name in front:
+Images of one stem with several endings (a.png, a.jpg) would share a file; theirs have the whole name in front:
 `a.png_<W>x<H>_sd.npz`.
 """
 
@@ -44,7 +44,7 @@ def latent_seed(key: LatentKey) -> int:
 
 
 def cache_names(key: LatentKey) -> tuple[str, str]:
-    """The names that the file of a picture's latents can have: with the picture's ending, and without it."""
+    """The names that the file of an image's latents can have: with the image's ending, and without it."""
     name = os.path.basename(key.path)
     width, height = key.image_size
     size = f"_{width:04d}x{height:04d}_sd.npz"
@@ -52,24 +52,24 @@ def cache_names(key: LatentKey) -> tuple[str, str]:
 
 
 def cache_path(key: LatentKey) -> Path:
-    """The file beside the picture that its latents are written to."""
-    picture = Path(key.path)
+    """The file beside the image that its latents are written to."""
+    image = Path(key.path)
     with_ending, without_ending = cache_names(key)
-    return picture.with_name(with_ending if _has_twin(picture) else without_ending)
+    return image.with_name(with_ending if _has_twin(image) else without_ending)
 
 
-def _has_twin(picture: Path) -> bool:
-    """Whether another picture has the same name but for the ending."""
-    endings = {spelling for ending in IMAGE_ENDINGS for spelling in (ending, ending.upper())} - {picture.suffix}
-    twins = (picture.with_name(picture.stem + ending) for ending in sorted(endings))
-    return any(twin.is_file() and not _is_same_name(twin, picture) for twin in twins)
+def _has_twin(image: Path) -> bool:
+    """Whether another image has the same name but for the ending."""
+    endings = {spelling for ending in IMAGE_ENDINGS for spelling in (ending, ending.upper())} - {image.suffix}
+    twins = (image.with_name(image.stem + ending) for ending in sorted(endings))
+    return any(twin.is_file() and not _is_same_name(twin, image) for twin in twins)
 
 
-def _is_same_name(twin: Path, picture: Path) -> bool:
+def _is_same_name(twin: Path, image: Path) -> bool:
     """Whether both are one file on a file system without letter case, where a.PNG is a.png itself."""
-    if twin.name.lower() != picture.name.lower():
+    if twin.name.lower() != image.name.lower():
         return False
-    return not picture.exists() or os.path.samefile(twin, picture)
+    return not image.exists() or os.path.samefile(twin, image)
 
 
 def entry_suffix(key: LatentKey) -> str:
@@ -98,7 +98,7 @@ def _mask_name(key: LatentKey) -> str:
 
 def _made_from(key: LatentKey, fingerprint: str) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        "picture": os.path.basename(key.path),
+        "image": os.path.basename(key.path),
         "image_size": list(key.image_size),
         "mtime_ns": key.mtime_ns,
         "bucket": list(key.placement.bucket),
@@ -117,7 +117,7 @@ def _made_from(key: LatentKey, fingerprint: str) -> dict[str, Any]:
 def differing_facts(text: str, key: LatentKey, fingerprint: str) -> frozenset[str]:
     """The names of the facts in a `made_from` text that are not those of `key`; none if its latents can be used.
 
-    Where only the time of change differs, the content of the picture decides; `has_new_mtime` tells this case apart.
+    Where only the time of change differs, the content of the image decides; `has_new_mtime` tells this case apart.
     Raises `ValueError` if the text is damaged.
     """
     held = json.loads(text)
@@ -132,12 +132,12 @@ def differing_facts(text: str, key: LatentKey, fingerprint: str) -> frozenset[st
 
 
 def has_new_mtime(text: str, key: LatentKey) -> bool:
-    """Whether usable latents were made when the picture had another time of change."""
+    """Whether usable latents were made when the image had another time of change."""
     return json.loads(text).get("mtime_ns") != key.mtime_ns
 
 
 def _digest(path: str) -> str | None:
-    """Names the content of a picture file; None if it cannot be read."""
+    """Names the content of an image file; None if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.blake2b(file.read(), digest_size=_DIGEST_BYTES).hexdigest()
@@ -154,7 +154,7 @@ def read_latents(key: LatentKey, fingerprint: str | None) -> CachedLatents | Non
     if key.prepared_path is not None:
         return read_prepared(key)
     folder = os.path.dirname(key.path)
-    # both names, since a picture of the same stem may have come or gone; `made_from` names the picture
+    # both names, since an image of the same stem may have come or gone; `made_from` names the image
     paths = (os.path.join(folder, name) for name in cache_names(key))
     found = (_read_entry(path, key, fingerprint) for path in paths)
     return next((latents for latents in found if latents is not None), None)
@@ -195,12 +195,12 @@ def _unusable(path: str, reason: str) -> UserError:
 
 
 def _mirrored(mask: np.ndarray, key: LatentKey) -> np.ndarray:
-    """Between the mask of a picture and that of the key, which may be of the mirrored picture."""
+    """Between the mask of an image and that of the key, which may be of the mirrored image."""
     return mask[:, ::-1] if key.flipped else mask
 
 
 def write_latents(latents: Mapping[LatentKey, CachedLatents], fingerprint: str) -> None:
-    """Writes latents beside their pictures, keeping what else the files hold that is not outdated by it.
+    """Writes latents beside their images, keeping what else the files hold that is not outdated by it.
 
     A file is whole or as it was before. Raises `UserError` if a folder cannot be written to.
     """
@@ -218,9 +218,9 @@ def write_latents(latents: Mapping[LatentKey, CachedLatents], fingerprint: str) 
 
 
 def renew_times(path: Path, keys: Collection[LatentKey], fingerprint: str) -> None:
-    """Notes in a file that its latents are of pictures of just this time of change, to be checked quickly from now on.
+    """Notes in a file that its latents are of images of just this time of change, to be checked quickly from now on.
 
-    For latents that are usable though their picture was copied. A folder that cannot be written to stays as it is.
+    For latents that are usable though their image was copied. A folder that cannot be written to stays as it is.
     """
     arrays = _held_arrays(path)
     for key in keys:
@@ -256,7 +256,7 @@ def _replace_entry(arrays: dict[str, Any], key: LatentKey, latents: CachedLatent
             arrays.pop(name + suffix, None)
     arrays[_latents_name(key)] = np.asarray(latents.latents, dtype=np.float32)
     if key.alpha_is_mask:
-        # a picture without transparency counts everywhere
+        # an image without transparency counts everywhere
         mask = np.ones(latent_size(key)) if latents.mask is None else _mirrored(latents.mask, key)
         arrays[_mask_name(key)] = np.asarray(mask, dtype=np.float32)
     arrays[f"original_size{suffix}"] = np.array(key.image_size)
@@ -274,7 +274,7 @@ def _holds_current(arrays: Mapping[str, np.ndarray], key: LatentKey, fingerprint
 def _made_from_text(key: LatentKey, fingerprint: str) -> str:
     facts = _made_from(key, fingerprint)
     digest = _digest(key.path)
-    # of a picture that was changed since it was found, it is not known which content was encoded
+    # of an image that was changed since it was found, it is not known which content was encoded
     if digest is not None and os.stat(key.path).st_mtime_ns == key.mtime_ns:
         facts["content"] = digest
     return json.dumps(facts, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Which latents have to be made before training: a look at the files beside the pictures that reads no arrays.
+"""Which latents have to be made before training: a look at the files beside the images that reads no arrays.
 
 Each folder is listed once, and of each file only its table of contents and the short text that says what its latents
 were made from are read. The arrays are checked when they are read for training.
@@ -33,7 +33,7 @@ _NPY_UTF32 = b"'descr': '<U"  # in the header of the text's array, as every NumP
 
 _DAMAGED = "damaged"
 _FOREIGN = "of another program, without a note of what they were made from (--skip_cache_check trusts them)"
-_REASON_OF_FACT = {"vae": "made with another VAE or precision", "mtime_ns": "of pictures that were changed since"}
+_REASON_OF_FACT = {"vae": "made with another VAE or precision", "mtime_ns": "of images that were changed since"}
 _OTHER_SETTINGS = "made with other sizes, crops or ways of resizing"
 
 
@@ -42,7 +42,7 @@ class CacheCheck:
     """What a look at the files has found."""
 
     missing: list[LatentKey] = field(default_factory=list)  # in the order of the keys
-    copied: dict[Path, list[LatentKey]] = field(default_factory=dict)  # usable, of pictures whose times were changed
+    copied: dict[Path, list[LatentKey]] = field(default_factory=dict)  # usable, of images whose times were changed
     outdated: Counter[str] = field(default_factory=Counter)  # entries that are made anew, by reason
 
     def summary(self) -> str | None:
@@ -51,14 +51,14 @@ class CacheCheck:
             return None
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.outdated.most_common())
         total = sum(self.outdated.values())
-        return f"the cached latents of {total} picture{'s'[: total > 1]} are made anew: {reasons}"
+        return f"the cached latents of {total} image{'s'[: total > 1]} are made anew: {reasons}"
 
 
 def check_caches(keys: Iterable[LatentKey], fingerprint: str | None) -> CacheCheck:
     """Which latents no file holds. Prepared latents are none of them.
 
     `fingerprint`: of the VAE that they must have been made with; with None, files are trusted by the names of their
-    arrays. Raises `UserError` if two datasets place a picture differently at one size, for which a file has one place
+    arrays. Raises `UserError` if two datasets place an image differently at one size, for which a file has one place
     only.
     """
     entries = _by_entry(key for key in keys if key.prepared_path is None)
@@ -73,7 +73,7 @@ def check_caches(keys: Iterable[LatentKey], fingerprint: str | None) -> CacheChe
 
 
 def _by_entry(keys: Iterable[LatentKey]) -> list[list[LatentKey]]:
-    """The keys that share an entry of a file: the orientations of a picture at one size."""
+    """The keys that share an entry of a file: the orientations of an image at one size."""
     entries: dict[tuple[str, str], list[LatentKey]] = {}
     for key in keys:
         entry = entries.setdefault((key.path, entry_suffix(key)), [])
@@ -93,8 +93,8 @@ def _what_is_shared(key: LatentKey) -> tuple:
 @dataclass(frozen=True)
 class _Folder:
     names: frozenset[str]  # of files with latents
-    pictures: frozenset[str]  # in lower case
-    num_pictures: Counter[str]  # with each stem, in lower case
+    images: frozenset[str]  # in lower case
+    num_images: Counter[str]  # with each stem, in lower case
 
 
 def _list_folders(entries: Sequence[Sequence[LatentKey]]) -> dict[str, _Folder]:
@@ -105,10 +105,10 @@ def _list_folder(folder: str) -> _Folder:
     try:
         names = os.listdir(folder or ".")
     except OSError:
-        names = []  # whoever decodes its pictures says what is wrong
-    pictures = [name.lower() for name in names if name.lower().endswith(IMAGE_ENDINGS)]
-    stems = Counter(os.path.splitext(name)[0] for name in pictures)
-    return _Folder(frozenset(name for name in names if name.endswith("_sd.npz")), frozenset(pictures), stems)
+        names = []  # whoever decodes its images says what is wrong
+    images = [name.lower() for name in names if name.lower().endswith(IMAGE_ENDINGS)]
+    stems = Counter(os.path.splitext(name)[0] for name in images)
+    return _Folder(frozenset(name for name in names if name.endswith("_sd.npz")), frozenset(images), stems)
 
 
 @dataclass
@@ -128,7 +128,7 @@ def _look(keys: Sequence[LatentKey], folders: dict[str, _Folder], fingerprint: s
     with_ending, without_ending = cache_names(first)
     names = [with_ending, without_ending]
     if fingerprint is None and _has_twin(name, listed):
-        names.remove(without_ending)  # it may be of the other picture, and nothing in it is looked at
+        names.remove(without_ending)  # it may be of the other image, and nothing in it is looked at
     finding = _Finding(keys)
     for name in names:
         if name in listed.names:
@@ -140,8 +140,8 @@ def _look(keys: Sequence[LatentKey], folders: dict[str, _Folder], fingerprint: s
 
 
 def _has_twin(name: str, folder: _Folder) -> bool:
-    itself = name.lower() in folder.pictures
-    return folder.num_pictures[os.path.splitext(name)[0].lower()] > itself
+    itself = name.lower() in folder.images
+    return folder.num_images[os.path.splitext(name)[0].lower()] > itself
 
 
 def _look_into(path: str, keys: Sequence[LatentKey], fingerprint: str | None) -> _Finding:

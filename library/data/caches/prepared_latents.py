@@ -1,7 +1,7 @@
-"""Latents that were prepared before training, in the older layout: one file for each picture, without sizes in names.
+"""Latents that were prepared before training, in the older layout: one file for each image, without sizes in names.
 
 `<stem>.npz` holds `latents` (C, h, w), `original_size` (width, height) and `crop_ltrb`, `<stem>_flip.npz` the same of
-the mirrored picture. Still older files hold the bare array alone, which NumPy names `arr_0`.
+the mirrored image. Still older files hold the bare array alone, which NumPy names `arr_0`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_prepared(key: LatentKey) -> CachedLatents:
     if key.alpha_is_mask:
         raise UserError(
             f"alpha_mask: the prepared latents {path} hold no mask",
-            hint="leave out alpha_mask, or move the prepared latents away, so that pictures are encoded with masks",
+            hint="leave out alpha_mask, or move the prepared latents away, so that images are encoded with masks",
         )
     return CachedLatents(latents.astype(np.float32, copy=False))
 
@@ -63,7 +63,7 @@ def check_prepared(keys: Iterable[LatentKey]) -> None:
 def _missing(path: Path, key: LatentKey) -> UserError:
     if key.flipped and os.path.exists(key.prepared_path):
         hint = "prepare them with --flip_aug too, or leave out flip_aug here"
-        return UserError(f"flip_aug: prepared latents of the mirrored picture, {path}, are missing", hint)
+        return UserError(f"flip_aug: prepared latents of the mirrored image, {path}, are missing", hint)
     return UserError(f"prepared latents {path} are missing", _PREPARE_ANEW)
 
 

@@ -1,6 +1,6 @@
-"""Outputs of a frozen text encoder in files beside the pictures, for captions that never change.
+"""Outputs of a frozen text encoder in files beside the images, for captions that never change.
 
-A file `<picture with its ending>_sd_te.npz` holds, for each caption that the picture is trained with,
+A file `<image with its ending>_sd_te.npz` holds, for each caption that the image is trained with,
 `hidden_states_<n>` (tokens, width) float32 and `made_from_<n>`, a JSON text of the caption and of what encoded it.
 What was made from something else is never used.
 """
@@ -23,23 +23,17 @@ logger = logging.getLogger(__name__)
 _HIDDEN_STATES, _MADE_FROM = "hidden_states_", "made_from_"
 
 
+def text_cache_path(image: str) -> Path:
+    """The file of an image's encoded captions."""
+    return Path(f"{image}_sd_te.npz")
 
 
-
-
-
-
-def text_cache_path(picture: str) -> Path:
-    """The file of a picture's encoded captions."""
-    return Path(f"{picture}_sd_te.npz")
-
-
-def read_text_outputs(picture: str, captions: Iterable[str], encoder: str) -> dict[str, np.ndarray]:
-    """The hidden states (tokens, width) of those captions that the picture's file holds, made by this encoder.
+def read_text_outputs(image: str, captions: Iterable[str], encoder: str) -> dict[str, np.ndarray]:
+    """The hidden states (tokens, width) of those captions that the image's file holds, made by this encoder.
 
     A damaged file counts as none, with a warning.
     """
-    path, wanted = text_cache_path(picture), {_made_from(caption, encoder): caption for caption in captions}
+    path, wanted = text_cache_path(image), {_made_from(caption, encoder): caption for caption in captions}
     found = {}
     try:
         with opened_arrays(path) as file:
@@ -57,12 +51,12 @@ def read_text_outputs(picture: str, captions: Iterable[str], encoder: str) -> di
     return found
 
 
-def write_text_outputs(picture: str, states: Mapping[str, np.ndarray], encoder: str) -> None:
-    """Writes the hidden states of a picture's captions, in place of what its file held.
+def write_text_outputs(image: str, states: Mapping[str, np.ndarray], encoder: str) -> None:
+    """Writes the hidden states of an image's captions, in place of what its file held.
 
     Raises `UserError` if the folder cannot be written to.
     """
-    path, arrays = text_cache_path(picture), {}
+    path, arrays = text_cache_path(image), {}
     for number, (caption, each) in enumerate(states.items()):
         arrays[f"{_HIDDEN_STATES}{number}"] = np.asarray(each, dtype=np.float32)
         arrays[f"{_MADE_FROM}{number}"] = np.array(_made_from(caption, encoder))

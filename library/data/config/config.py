@@ -14,9 +14,9 @@ Source = Literal["metadata", "folder"]
 
 @dataclass(frozen=True)
 class SubsetConfig:
-    """One folder of pictures, or one metadata file, and how its pictures and captions are used."""
+    """One folder of images, or one metadata file, and how its images and captions are used."""
 
-    place: str  # where the user described it: "datasets[0].subsets[1]" or "--train_data_dir"
+    key_path: str  # where the user described it: "datasets[0].subsets[1]" or "--train_data_dir"
     image_dir: str | None = None  # None with a metadata file whose keys are full paths
     metadata_file: str | None = None
     num_repeats: int = 1
@@ -42,16 +42,16 @@ class SubsetConfig:
     random_crop: bool = False
     resize_interpolation: str | None = None
     alpha_mask: bool = False
-    conditioning_data_dir: str | None = None  # of mask pictures
+    conditioning_data_dir: str | None = None  # of mask images
     cache_info: bool = False
     validation_split: float = 0.0
     validation_seed: int = 0
     custom_attributes: dict[str, Any] | None = None
-    caption_templates: tuple[str, ...] = ()  # in place of the pictures' own; no key, the method says so
+    caption_templates: tuple[str, ...] = ()  # in place of the images' own; no key, the method says so
 
     @property
     def source(self) -> Source:
-        """What describes its pictures: a metadata file, or the folder they lie in."""
+        """What describes its images: a metadata file, or the folder they lie in."""
         return "folder" if self.metadata_file is None else "metadata"
 
     @property
@@ -68,12 +68,12 @@ class SubsetConfig:
 
     @property
     def has_masks(self) -> bool:
-        """Whether something weighs the loss of its pictures, place by place."""
+        """Whether something weighs the loss of its images, place by place."""
         return self.alpha_mask or self.conditioning_data_dir is not None
 
     @property
     def has_random_placement(self) -> bool:
-        """Whether its pictures are cropped differently each time."""
+        """Whether its images are cropped differently each time."""
         return self.random_crop or self.face_crop_aug_range is not None
 
 
@@ -81,7 +81,7 @@ class SubsetConfig:
 class DatasetConfig:
     """Subsets that share sizes and a batch size."""
 
-    place: str
+    key_path: str
     resolution: Size
     batch_size: int = 1
     enable_bucket: bool = False

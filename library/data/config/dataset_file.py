@@ -24,7 +24,7 @@ from library.data.config.options import DatasetOptions, parse_custom_attributes,
 logger = logging.getLogger(__name__)
 
 _FLAG = "--dataset_config"
-_ANY_RESOLUTION = (512, 512)  # stands in for one that is wrong, so that pictures are looked at too; nothing is placed
+_ANY_RESOLUTION = (512, 512)  # stands in for one that is wrong, so that images are looked at too; nothing is placed
 Path = tuple[Any, ...]  # keys and list indices from the top of the document
 
 
@@ -35,7 +35,7 @@ class _InheritedKeys:
     GROUP: ClassVar[str] = "Dataset TOML"
 
     class_tokens: str | None = option(
-        help="caption of pictures without caption file", toml_level="subset", metavar=FREE_TEXT
+        help="caption of images without caption file", toml_level="subset", metavar=FREE_TEXT
     )
     custom_attributes: dict | None = option(
         help="a table of anything, kept in the metadata of what is trained", parse=parse_custom_attributes,
@@ -49,16 +49,14 @@ class _SubsetOnlyKeys:
 
     GROUP: ClassVar[str] = "Dataset TOML"
 
-    image_dir: str | None = option(help="folder of pictures", parse=parse_path, toml_level="subset")
-    metadata_file: str | None = option(
-        help="JSON file that describes pictures", parse=parse_path, toml_level="subset"
-    )
+    image_dir: str | None = option(help="folder of images", parse=parse_path, toml_level="subset")
+    metadata_file: str | None = option(help="JSON file that describes images", parse=parse_path, toml_level="subset")
     conditioning_data_dir: str | None = option(
-        help="folder of mask pictures, of the same names: what is white in them is learned, what is black is not",
+        help="folder of mask images, of the same names: what is white in them is learned, what is black is not",
         parse=parse_path,
         toml_level="subset",
     )
-    is_reg: bool = option(False, help="the pictures are regularisation pictures", toml_level="subset")
+    is_reg: bool = option(False, help="the images are regularisation images", toml_level="subset")
 
 
 Keys = dict[str, OptionField]
@@ -67,7 +65,7 @@ Keys = dict[str, OptionField]
 _FOLDER_KEYS = {
     "class_tokens": "captions are those in the metadata file",
     "caption_extension": "captions are those in the metadata file",
-    "conditioning_data_dir": "masks are found for the pictures of an image_dir",
+    "conditioning_data_dir": "masks are found for the images of an image_dir",
 }
 
 
@@ -273,7 +271,7 @@ class _Builder:
                     f"{place}.resolution is missing", "set resolution there or in [general], or give --resolution"
                 )
             values["resolution"] = _ANY_RESOLUTION
-        config = DatasetConfig(place=place, subsets=tuple(subsets), **values)
+        config = DatasetConfig(key_path=place, subsets=tuple(subsets), **values)
         bucket_keys = [field.name for field in dataclasses.fields(BucketSettings)]
         if values["resolution"] is not _ANY_RESOLUTION and not any(map(self._was_wrong, bucket_keys)):
             self.problems += config.bucket_settings.problems(f"{place}.")
@@ -286,7 +284,7 @@ class _Builder:
         values = {name: self._value(name, field, table, dataset, general) for name, field in _subset_keys().items()}
         place = path_text(path)
         if any(self._is_wrong(*path, *key) for key in ((), ("image_dir",), ("metadata_file",))):
-            return None  # what kind of subset it is, and of which pictures, is not known
+            return None  # what kind of subset it is, and of which images, is not known
         if values["metadata_file"] is not None:
             self._check_metadata_keys(place, table)
             values |= {"is_reg": False, "conditioning_data_dir": None}
@@ -296,16 +294,16 @@ class _Builder:
                 "set alpha_mask = false there, or leave conditioning_data_dir out",
             )
         if values["image_dir"] is None and values["metadata_file"] is None:
-            self._add(f"{place}.image_dir is missing", "name the folder of pictures, or a metadata_file")
+            self._add(f"{place}.image_dir is missing", "name the folder of images, or a metadata_file")
             return None
-        return SubsetConfig(place=place, **values)
+        return SubsetConfig(key_path=place, **values)
 
     def _check_metadata_keys(self, place: str, table: dict[str, Any]) -> None:
         """Refuses what a subset with `metadata_file` cannot have."""
         if table.get("is_reg"):
             self._add(
                 f"{place}.is_reg = true cannot be used with {place}.metadata_file",
-                "describe regularisation pictures by image_dir, in a dataset of such subsets",
+                "describe regularisation images by image_dir, in a dataset of such subsets",
             )
         for name, reason in _FOLDER_KEYS.items():
             if name in table:
@@ -315,7 +313,7 @@ class _Builder:
                 )
 
     def _check_one_kind(self, place: str, subsets: list[SubsetConfig]) -> None:
-        first = {subset.source: subset.place for subset in reversed(subsets)}
+        first = {subset.source: subset.key_path for subset in reversed(subsets)}
         if len(first) > 1:
             self._add(
                 f"{place} mixes two kinds of subsets: {first['metadata']} has metadata_file, {first['folder']} has not",
@@ -337,7 +335,7 @@ class _Builder:
 
 
 def _without_repeated(subsets: list[SubsetConfig]) -> list[SubsetConfig]:
-    """The subsets of a dataset without those that describe the same pictures once more, about which it warns."""
+    """The subsets of a dataset without those that describe the same images once more, about which it warns."""
     first: dict[tuple[Any, ...], SubsetConfig] = {}
     for subset in subsets:
         identity = (_real_path(subset.metadata_file), _real_path(subset.image_dir), subset.is_reg)
@@ -345,8 +343,8 @@ def _without_repeated(subsets: list[SubsetConfig]) -> list[SubsetConfig]:
         if original is not subset:
             what = "metadata_file" if subset.metadata_file is not None else "image_dir"
             logger.warning(
-                "%s is left out: its %s %s is that of %s already (num_repeats says how often pictures are used)",
-                subset.place, what, getattr(subset, what), original.place,
+                "%s is left out: its %s %s is that of %s already (num_repeats says how often images are used)",
+                subset.key_path, what, getattr(subset, what), original.key_path,
             )  # fmt: skip
     return list(first.values())
 

@@ -95,7 +95,7 @@ INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic"
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """Where pictures and captions come from. Most are defaults of keys of the dataset TOML."""
+    """Where images and captions come from. Most are defaults of keys of the dataset TOML."""
 
     GROUP: ClassVar[str] = "Dataset"
 
@@ -103,22 +103,22 @@ class DatasetOptions:
         help="TOML or JSON file that describes the datasets", parse=parse_path, metavar="FILE"
     )
     train_data_dir: str | None = option(
-        help="folder of folders <repeats>_<class tokens> with the training pictures; with --in_json the folder of the "
-        "pictures themselves",
+        help="folder of folders <repeats>_<class tokens> with the training images; with --in_json the folder of the "
+        "images themselves",
         parse=parse_path,
         metavar="FOLDER",
     )
     in_json: str | None = option(
-        help="metadata file of the pictures in --train_data_dir, as the scripts in finetune/ write it",
+        help="metadata file of the images in --train_data_dir, as the scripts in finetune/ write it",
         parse=parse_path,
         metavar="FILE",
     )
     dataset_repeats: int = option(
-        1, help="times each picture of --in_json is used in an epoch", minimum=1, maximum=_MOST, toml_level="subset",
+        1, help="times each image of --in_json is used in an epoch", minimum=1, maximum=_MOST, toml_level="subset",
         toml_key="num_repeats",
     )  # fmt: skip
     reg_data_dir: str | None = option(
-        help="folder of folders <repeats>_<class tokens> with the regularisation pictures",
+        help="folder of folders <repeats>_<class tokens> with the regularisation images",
         parse=parse_path,
         metavar="FOLDER",
     )
@@ -140,7 +140,7 @@ class DatasetOptions:
         metavar="SIZE",
     )
     train_batch_size: int = option(
-        1, help="pictures in a batch", minimum=1, maximum=_MOST, toml_level="dataset", toml_key="batch_size"
+        1, help="images in a batch", minimum=1, maximum=_MOST, toml_level="dataset", toml_key="batch_size"
     )
     enable_bucket: bool = option(
         False, help="train at several aspect ratios of the same area, cropping less", toml_level="dataset"
@@ -151,7 +151,7 @@ class DatasetOptions:
         64, help="sides of buckets are multiples of this", minimum=1, maximum=_MOST, toml_level="dataset"
     )
     bucket_no_upscale: bool = option(
-        False, help="make buckets from the pictures' own sizes instead of enlarging them", toml_level="dataset"
+        False, help="make buckets from the images' own sizes instead of enlarging them", toml_level="dataset"
     )
     skip_image_resolution: tuple[int, int] | None = option(
         help="leave out images that are not larger than this, by area (width x height in pixels): 768, or 768,512; for "
@@ -162,7 +162,7 @@ class DatasetOptions:
     )
     caption_extension: str = option(
         ".caption",
-        help="ending of the caption files beside the pictures",
+        help="ending of the caption files beside the images",
         aliases=("caption_extention",),
         parse=parse_caption_extension,
         toml_level="subset",
@@ -190,9 +190,7 @@ class DatasetOptions:
     caption_prefix: str | None = option(
         help="text put in front of each caption", toml_level="subset", metavar=FREE_TEXT
     )
-    caption_suffix: str | None = option(
-        help="text put behind each caption", toml_level="subset", metavar=FREE_TEXT
-    )
+    caption_suffix: str | None = option(help="text put behind each caption", toml_level="subset", metavar=FREE_TEXT)
     caption_dropout_rate: float = option(
         0.0, help="share of the times that a caption is empty", parse=parse_rate, toml_level="subset"
     )
@@ -210,7 +208,7 @@ class DatasetOptions:
         toml_level="subset",
     )  # fmt: skip
     color_aug: bool = option(False, help="shift colours a little, differently each time", toml_level="subset")
-    flip_aug: bool = option(False, help="mirror each picture half of the times", toml_level="subset")
+    flip_aug: bool = option(False, help="mirror each image half of the times", toml_level="subset")
     face_crop_aug_range: tuple[float, float] | None = option(
         help="crop around the face that file names give (..._<x>_<y>_<width>_<height>): "
         "side of the crop in face sizes, smallest and largest",
@@ -220,24 +218,22 @@ class DatasetOptions:
     )
     random_crop: bool = option(False, help="crop at a random place instead of the middle", toml_level="subset")
     resize_interpolation: str | None = option(
-        help="how pictures are resized; unless given, area for smaller and lanczos for larger",
+        help="how images are resized; unless given, area for smaller and lanczos for larger",
         choices=INTERPOLATIONS,
         toml_level="subset",
     )
-    alpha_mask: bool = option(
-        False, help="use the transparency of pictures as the mask of the loss", toml_level="subset"
-    )
+    alpha_mask: bool = option(False, help="use the transparency of images as the mask of the loss", toml_level="subset")
     cache_info: bool = option(
         False, help="keep sizes and captions in a file in the folder, for a quicker next start", toml_level="subset"
     )
     validation_split: float = option(
-        0.0, help="share of the pictures that is held out of training, to measure the validation loss on",
+        0.0, help="share of the images that is held out of training, to measure the validation loss on",
         parse=parse_rate, toml_level="subset",
     )  # fmt: skip
     validation_seed: int = option(
-        0, help="another seed holds out other pictures; --seed has no part in it", minimum=0, toml_level="subset"
+        0, help="another seed holds out other images; --seed has no part in it", minimum=0, toml_level="subset"
     )
-    skip_bad_images: bool = option(False, help="go on without pictures that cannot be read")
+    skip_bad_images: bool = option(False, help="go on without images that cannot be read")
 
     def problems(self) -> Iterator[UserError]:
         if self.dataset_config is not None:
@@ -264,26 +260,24 @@ def flag_values(options: DatasetOptions, level: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CachingOptions:
-    """How latents are kept, and how many processes load pictures."""
+    """How latents are kept, and how many processes load images."""
 
     GROUP: ClassVar[str] = "Latents and loading"
 
-    cache_latents: bool = option(False, help="encode each picture once, before training, and keep it in memory")
+    cache_latents: bool = option(False, help="encode each image once, before training, and keep it in memory")
     cache_latents_to_disk: bool = option(
-        False, help="keep the encoded pictures in files beside the pictures; implies --cache_latents"
+        False, help="keep the encoded images in files beside the images; implies --cache_latents"
     )
-    skip_cache_check: bool = option(
-        False, help="trust cached latents by the names of their files, for a quicker start"
-    )
+    skip_cache_check: bool = option(False, help="trust cached latents by the names of their files, for a quicker start")
     cache_text_encoder_outputs: bool = option(
         False, help="encode each caption once, before training, where the text encoder and captions stay as they are"
     )
     cache_text_encoder_outputs_to_disk: bool = option(
-        False, help="keep encoded captions in files beside the pictures; implies --cache_text_encoder_outputs"
+        False, help="keep encoded captions in files beside the images; implies --cache_text_encoder_outputs"
     )
-    vae_batch_size: int = option(1, help="pictures encoded at once", minimum=1, off=(0,))
+    vae_batch_size: int = option(1, help="images encoded at once", minimum=1, off=(0,))
     max_data_loader_n_workers: int = option(
-        8, help="processes that load pictures, at most one for each CPU core; 0 loads in the main process", minimum=0
+        8, help="processes that load images, at most one for each CPU core; 0 loads in the main process", minimum=0
     )
     persistent_data_loader_workers: bool = option(False, help="keep the loading processes from epoch to epoch")
 
@@ -296,5 +290,3 @@ class CachingOptions:
     def caches_text_encoder_outputs(self) -> bool:
         """Whether encoded captions are cached, in memory or on disk."""
         return self.cache_text_encoder_outputs or self.cache_text_encoder_outputs_to_disk
-
-

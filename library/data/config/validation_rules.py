@@ -9,17 +9,17 @@ from library.data.config.config import DatasetConfig, Source, SubsetConfig
 from library.data.config.options import CachingOptions, DatasetOptions
 
 _DIFFERENT_EACH_TIME = ("color_aug", "random_crop", "face_crop_aug_range")
-_NEED_THE_PICTURE = (*_DIFFERENT_EACH_TIME, "alpha_mask")
+_NEED_THE_IMAGE = (*_DIFFERENT_EACH_TIME, "alpha_mask")
 _MAX_PLACES = 5
 
 # of a description that is not of the kind a script takes: what it is, and what to do instead
 _OTHER_SOURCES = {
     "metadata": (
-        "a metadata file, and this script learns from folders of pictures",
-        "train with fine_tune.py, or name the folder of the pictures alone (image_dir, --train_data_dir)",
+        "a metadata file, and this script learns from folders of images",
+        "train with fine_tune.py, or name the folder of the images alone (image_dir, --train_data_dir)",
     ),
     "folder": (
-        "a folder of pictures, and this script learns from metadata files",
+        "a folder of images, and this script learns from metadata files",
         "train with train_db.py, or name a metadata file too (metadata_file, --in_json)",
     ),
 }
@@ -35,7 +35,7 @@ def source_problems(
         subsets = [subset for config in configs for subset in config.subsets if subset.source == other]
         if other != only and subsets:
             key = "metadata_file" if other == "metadata" else "image_dir"
-            places = [f"{each.place}.{key}" if options.dataset_config else each.place for each in subsets]
+            places = [f"{each.key_path}.{key}" if options.dataset_config else each.key_path for each in subsets]
             yield UserError(f"{listed(list(dict.fromkeys(places)), _MAX_PLACES)}: {what}", hint=hint)
 
 
@@ -58,12 +58,12 @@ def caching_problems(
 
 def prepared_problems(config: DatasetConfig, options: DatasetOptions) -> Iterator[UserError]:
     """What a dataset whose latents were prepared before cannot have."""
-    for key in _NEED_THE_PICTURE:
+    for key in _NEED_THE_IMAGE:
         where = _where_given(key, config.subsets, options)
         if where is not None:
             yield UserError(
-                f"{config.place}: prepared latents (.npz beside the pictures) cannot be used with {where}",
-                hint=f"leave {key} out, or move the .npz files away, so that the pictures are encoded anew",
+                f"{config.key_path}: prepared latents (.npz beside the images) cannot be used with {where}",
+                hint=f"leave {key} out, or move the .npz files away, so that the images are encoded anew",
             )
 
 
@@ -74,4 +74,4 @@ def _where_given(key: str, subsets: Sequence[SubsetConfig], options: DatasetOpti
         return None
     if getattr(options, key):
         return f"--{key}"
-    return listed([f"{subset.place}.{key}" for subset in given], _MAX_PLACES)
+    return listed([f"{subset.key_path}.{key}" for subset in given], _MAX_PLACES)

@@ -1,4 +1,4 @@
-"""What augmentations do to a picture once: drawn from a keyed generator, applied by pure functions."""
+"""What augmentations do to an image once: drawn from a keyed generator, applied by pure functions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def apply_colour(image: np.ndarray, shift: ColourShift) -> np.ndarray:
 
 
 def random_placement(placement: Placement, rng: random.Random) -> Placement:
-    """The same size and bucket, with the window anywhere in the resized picture."""
+    """The same size and bucket, with the window anywhere in the resized image."""
     left, top = (
         rng.randint(0, resized - window) for resized, window in zip(placement.resized, placement.bucket, strict=True)
     )
@@ -55,12 +55,12 @@ def face_placement(
     rng: random.Random,
     also_random: bool,
 ) -> Placement:
-    """A window of bucket size around a face, whose centre must lie in the picture.
+    """A window of bucket size around a face, whose centre must lie in the image.
 
     The short side of the window is u times the longer side of the face, with u drawn uniformly from `crop_range`. The
-    picture is never resized to less than what covers the bucket, and enlarged only where it must be to cover it. The
+    image is never resized to less than what covers the bucket, and enlarged only where it must be to cover it. The
     window has the face in its middle, or, with `also_random`, its centre anywhere in it; it always stays in the
-    picture.
+    image.
     """
     wanted = min(bucket) / (rng.uniform(*crop_range) * max(face.size))
     covering = max(window / side for window, side in zip(bucket, image_size, strict=True))

@@ -1,4 +1,4 @@
-"""ICC profiles: the colours of a picture as sRGB, which is what models were trained on."""
+"""ICC profiles: the colours of an image as sRGB, which is what models were trained on."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
-_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of pictures, for each colour space of profiles
+_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of images, for each colour space of profiles
 _NUM_PROBES = 17  # of each channel
 _INVISIBLE = 1  # of 255: how far a profile may be from sRGB to pass for it
 _PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """A picture in mode RGB, L or CMYK, converted from its ICC profile; in mode RGB.
+    """An image in mode RGB, L or CMYK, converted from its ICC profile; in mode RGB.
 
-    A profile that is broken or of another colour space than the picture is ignored, as viewers do.
+    A profile that is broken or of another colour space than the image is ignored, as viewers do.
     """
     convert = _converter(profile, image.mode) if profile else None
     if convert is not None:
@@ -26,9 +26,9 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-@lru_cache(maxsize=8)  # the pictures of a folder mostly share one
+@lru_cache(maxsize=8)  # the images of a folder mostly share one
 def _converter(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """What converts pictures of a mode from a profile; None where nothing can or need be converted."""
+    """What converts images of a mode from a profile; None where nothing can or need be converted."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         expected = _MODES.get(opened.profile.xcolor_space.strip())

@@ -1,4 +1,4 @@
-"""From a picture file to the pixels that are trained."""
+"""From an image file to the pixels that are trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from library.cli.errors import UserError
 from library.data.buckets import PIXELS_PER_LATENT
 from library.data.images.augmentations import apply_colour
 from library.data.images.colour_profiles import to_srgb
-from library.data.images.image_files import exif_transpose, opened_picture
+from library.data.images.image_files import exif_transpose, opened_image
 from library.data.records import ColourShift, LatentKey, Placement, Size, TrainedImage
 
 _INTERPOLATIONS = {
@@ -45,7 +45,7 @@ def decode_layers(path: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _decode(path: str, over_white: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    with opened_picture(path) as image:
+    with opened_image(path) as image:
         transpose = exif_transpose(image)
         profile = image.info.get("icc_profile")
         depth = image.tile[0][3] if image.tile else None
@@ -64,7 +64,7 @@ def _decode(path: str, over_white: bool) -> tuple[np.ndarray, np.ndarray | None]
 
 
 def _layers(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colours, in mode RGB, L or CMYK, and opacity, in mode L, of a decoded picture."""
+    """Colours, in mode RGB, L or CMYK, and opacity, in mode L, of a decoded image."""
     if image.mode.startswith("I"):
         return _layers_of_16_bits(image)
     if image.mode.startswith("F"):
@@ -95,14 +95,14 @@ def _over_white(colours: Image.Image, opacity: Image.Image) -> Image.Image:
 
 
 def load_image(key: LatentKey, colour: ColourShift | None = None) -> TrainedImage:
-    """The picture of a latent as it is trained, with the mask of its loss where its transparency is one.
+    """The image of a latent as it is trained, with the mask of its loss where its transparency is one.
 
     Raises `UserError` naming the file if it cannot be decoded or is not the one that was scanned.
     """
     image, opacity = _decode(key.path, over_white=not key.alpha_is_mask)
     if (image.shape[1], image.shape[0]) != key.image_size:
         raise UserError(
-            f"picture {key.path} has changed: it was {key.image_size[0]}x{key.image_size[1]} at the start and is "
+            f"image {key.path} has changed: it was {key.image_size[0]}x{key.image_size[1]} at the start and is "
             f"{image.shape[1]}x{image.shape[0]} now",
             hint="start again",
         )
@@ -114,21 +114,21 @@ def load_image(key: LatentKey, colour: ColourShift | None = None) -> TrainedImag
     return TrainedImage(to_pixels(image), _mask(opacity, key) if key.alpha_is_mask else None)
 
 
-_MOST_ASPECT_ERROR = 0.02  # of a mask picture's aspect ratio against that of its picture: what rounding can do
+_MOST_ASPECT_ERROR = 0.02  # of a mask image's aspect ratio against that of its image: what rounding can do
 
 
 def load_mask(key: LatentKey) -> np.ndarray:
-    """The mask picture of a latent, placed as the picture is: float32 (H/8, W/8) in [0, 1], from its red channel.
+    """The mask image of a latent, placed as the image is: float32 (H/8, W/8) in [0, 1], from its red channel.
 
-    It may be smaller or larger than the picture. Raises `UserError` naming the file if it cannot be decoded, or has
-    another aspect ratio than the picture.
+    It may be smaller or larger than the image. Raises `UserError` naming the file if it cannot be decoded, or has
+    another aspect ratio than the image.
     """
     red = decode_image(key.mask_path)[:, :, 0]
-    (height, width), (picture_width, picture_height) = red.shape, key.image_size
-    if abs(width * picture_height / (height * picture_width) - 1) > _MOST_ASPECT_ERROR:
+    (height, width), (image_width, image_height) = red.shape, key.image_size
+    if abs(width * image_height / (height * image_width) - 1) > _MOST_ASPECT_ERROR:
         raise UserError(
-            f"mask {key.mask_path} is {width}x{height}, and its picture {picture_width}x{picture_height}",
-            hint="make a mask of the picture's shape, or remove it from conditioning_data_dir",
+            f"mask {key.mask_path} is {width}x{height}, and its image {image_width}x{image_height}",
+            hint="make a mask of the image's shape, or remove it from conditioning_data_dir",
         )
     return _mask(red, key)
 
@@ -143,12 +143,10 @@ def _mask(values: np.ndarray | None, key: LatentKey) -> np.ndarray:
     return blocks.mean(axis=(1, 3), dtype=np.float32) / np.float32(255)
 
 
-def place_image(
-    image: np.ndarray, placement: Placement, flipped: bool, interpolation: str | None = None
-) -> np.ndarray:
+def place_image(image: np.ndarray, placement: Placement, flipped: bool, interpolation: str | None = None) -> np.ndarray:
     """Resizes, crops and mirrors: uint8 (H, W) or (H, W, 3) of any size -> the same of the bucket's size.
 
-    interpolation: one of `INTERPOLATIONS`; None chooses by whether the picture shrinks.
+    interpolation: one of `INTERPOLATIONS`; None chooses by whether the image shrinks.
     """
     height, width = image.shape[:2]
     if (width, height) != placement.resized:

@@ -1,4 +1,4 @@
-"""Faces that file names tell of: `<stem>_<centre x>_<centre y>_<width>_<height>`, in pixels of the picture."""
+"""Faces that file names tell of: `<stem>_<centre x>_<centre y>_<width>_<height>`, in pixels of the image."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _FACE_NAME = re.compile(r"(.+)_([0-9]{1,6})_([0-9]{1,6})_([0-9]{1,6})_([0-9]{1,6
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """A face in a picture, in pixels after EXIF orientation."""
+    """A face in an image, in pixels after EXIF orientation."""
 
     centre: tuple[int, int]
     size: Size
 
     def is_in(self, image_size: Size) -> bool:
-        """Whether its centre lies in a picture of this size; otherwise the numbers mean something else."""
+        """Whether its centre lies in an image of this size; otherwise the numbers mean something else."""
         return self.centre[0] < image_size[0] and self.centre[1] < image_size[1]
 
 

@@ -1,4 +1,4 @@
-"""Picture files: opening them, and their size from the header. Whatever is wrong with one becomes a `UserError`."""
+"""Image files: opening them, and their size from the header. Whatever is wrong with one becomes a `UserError`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of picture file, known by its first 16 bytes, and the modules of which one reads it."""
+    """A kind of image file, known by its first 16 bytes, and the modules of which one reads it."""
 
     format: str  # Pillow's name of it
     pattern: re.Pattern[bytes]
@@ -51,7 +51,7 @@ _KINDS = (
     ),
 )
 
-# what the readers say of odd EXIF data and large pictures is nothing to act on as long as they decode
+# what the readers say of odd EXIF data and large images is nothing to act on as long as they decode
 _QUIET = ("ignore", None, Warning, re.compile("PIL|pillow_|jxlpy"), 0)
 
 # what Pillow's readers raise for damaged files, beside OSError
@@ -87,19 +87,19 @@ _SIDEWAYS = (
 )
 
 
-class NoPictures(UserError):
-    """A folder or a metadata file that describes no pictures; others of the run may."""
+class NoImages(UserError):
+    """A folder or a metadata file that describes no images; others of the run may."""
 
 
-class UnreadablePicture(UserError):
-    """A picture file that is missing, damaged or of no known kind: what `--skip_bad_images` goes on without."""
+class UnreadableImage(UserError):
+    """An image file that is missing, damaged or of no known kind: what `--skip_bad_images` goes on without."""
 
 
 @contextmanager
-def opened_picture(path: str) -> Iterator[Image.Image]:
-    """The picture, opened and not yet decoded. What its reader raises in the block becomes `UnreadablePicture`.
+def opened_image(path: str) -> Iterator[Image.Image]:
+    """The image, opened and not yet decoded. What its reader raises in the block becomes `UnreadableImage`.
 
-    Raises `UserError` if the program that reads this kind of picture is not installed.
+    Raises `UserError` if the program that reads this kind of image is not installed.
     """
     _silence_readers()
     try:
@@ -127,7 +127,7 @@ def _kind_of(path: str, head: bytes) -> _Kind:
     """The kind of a file that starts with `head`, once Pillow can read it."""
     kind = next((kind for kind in _KINDS if kind.pattern.match(head)), None)
     if kind is None:
-        raise _unreadable(path, "it is empty" if not head else "it is not a picture of a known kind")
+        raise _unreadable(path, "it is empty" if not head else "it is not an image of a known kind")
     for module in kind.modules:
         if kind.format in Image.OPEN:
             return kind
@@ -136,19 +136,19 @@ def _kind_of(path: str, head: bytes) -> _Kind:
         except ImportError:
             continue
     if kind.format not in Image.OPEN:
-        raise UserError(f"picture {path} cannot be read: no reader for {kind.format} is installed", hint=kind.hint)
+        raise UserError(f"image {path} cannot be read: no reader for {kind.format} is installed", hint=kind.hint)
     return kind
 
 
-def _unreadable(path: str, reason: str) -> UnreadablePicture:
-    return UnreadablePicture(f"picture {path} cannot be read: {reason}", hint="repair it, or remove it from the folder")
+def _unreadable(path: str, reason: str) -> UnreadableImage:
+    return UnreadableImage(f"image {path} cannot be read: {reason}", hint="repair it, or remove it from the folder")
 
 
 def exif_transpose(image: Image.Image) -> Image.Transpose | None:
-    """How the picture must be turned or mirrored to stand upright, as its EXIF data say; None if it stands already."""
+    """How the image must be turned or mirrored to stand upright, as its EXIF data say; None if it stands already."""
     if image.format == "JXL" and not getattr(image, "jpeg", False):
         return None  # ISO 18181-2: it stands upright when decoded, its EXIF data are for information
-    # the method of the base class: that of PNG pictures would decode all of the file to look behind the pixels
+    # the method of the base class: that of PNG images would decode all of the file to look behind the pixels
     orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     return _TRANSPOSE.get(orientation)
 
@@ -156,7 +156,7 @@ def exif_transpose(image: Image.Image) -> Image.Transpose | None:
 def read_size(path: str) -> Size:
     """(width, height) after EXIF orientation, from the file's header alone.
 
-    Raises `UserError` naming the file if it is missing, empty or no picture.
+    Raises `UserError` naming the file if it is missing, empty or no image.
     """
     try:
         with open(path, "rb", buffering=0) as file:
@@ -169,7 +169,7 @@ def read_size(path: str) -> Size:
 
 
 def _size_by_opening(path: str) -> Size:
-    with opened_picture(path) as image:
+    with opened_image(path) as image:
         width, height = image.size
         if width < 1 or height < 1:
             raise ValueError(f"size {width}x{height}")

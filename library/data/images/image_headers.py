@@ -1,6 +1,6 @@
-"""Sizes from the first bytes of plain picture files, many times faster than opening them.
+"""Sizes from the first bytes of plain image files, many times faster than opening them.
 
-What is not plain (XMP data that can turn a picture; anything unusual or damaged) is left to Pillow: wherever a size is
+What is not plain (XMP data that can turn an image; anything unusual or damaged) is left to Pillow: wherever a size is
 given here, Pillow gives the same.
 """
 
@@ -17,7 +17,7 @@ HEAD_LENGTH = 4096  # bytes that most headers fit into
 Read = Callable[[int, int], bytes]  # (offset, length) -> the bytes there, fewer where the file ends
 
 _MOST_PIXELS = 2**26  # above, Pillow may object
-_LONGEST_CHUNK = 2**18  # of a PNG header, such as the settings that picture generators write down
+_LONGEST_CHUNK = 2**18  # of a PNG header, such as the settings that image generators write down
 _SIDEWAYS = frozenset((5, 6, 7, 8))  # orientations that exchange width and height: EXIF 2.32, table 4, 0x0112
 
 
@@ -155,7 +155,7 @@ _JPEG_SEGMENTS: dict[int, Callable[[Read, int, int], bool]] = {
     0xDB: _are_tables,
     0xE0: _starts_otherwise(b"JFIF", least=7),
     0xE1: _cannot_turn,
-    0xE2: _starts_otherwise(b"MPF\0", b"FPXR\0"),  # several pictures in one file
+    0xE2: _starts_otherwise(b"MPF\0", b"FPXR\0"),  # several images in one file
     0xED: _starts_otherwise(b"Photoshop 3.0\0"),
     0xEE: _starts_otherwise(b"Adobe", least=7),
 }
@@ -252,7 +252,7 @@ _READERS = (
 def seems_cut(head: bytes, tail: bytes, num_bytes: int) -> bool:
     """Whether a file of `num_bytes` with this head and these last 12 bytes does not end as its kind does.
 
-    A sign only: what lies behind the picture does no harm.
+    A sign only: what lies behind the image does no harm.
     """
     if head.startswith(b"\x89PNG"):
         return tail != _PNG_END

@@ -1,4 +1,4 @@
-"""Where image records come from: folders of pictures with caption files."""
+"""Where image records come from: folders of images with caption files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Literal
 from library.cli.errors import UserError, UserErrors, listed, raise_together
 from library.data.config.config import SubsetConfig
 from library.data.images.face_names import split_face_name
-from library.data.images.image_files import IMAGE_ENDINGS, NoPictures, UnreadablePicture
+from library.data.images.image_files import IMAGE_ENDINGS, NoImages, UnreadableImage
 from library.data.records import ImageRecord, Size
-from library.data.scan.listing import is_picture_name
+from library.data.scan.listing import is_image_name
 from library.data.scan.scan_index import Pair, ScannedImage
 from library.data.scan.scanner import Scanned, scan_files
 
@@ -26,21 +26,25 @@ _CAPTION_ENDINGS = (".txt", ".caption")  # those that programs which write capti
 
 
 def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_unreadable: bool = False) -> list[ImageRecord]:
-    """The pictures that lie directly in the subset's folder, sorted by name, with captions from the files beside them.
+    """The images that lie directly in the subset's folder, sorted by name, with captions from the files beside them.
 
-    Of the pictures only headers are read; with `cache_info` only what has changed since the last time. `skip_unreadable`:
-    pictures that cannot be read are left out, with a warning. Raises `UserError` with everything that is wrong,
-    `NoPictures` where there are none.
+    Of the images only headers are read; with `cache_info` only what has changed since the last time. `skip_unreadable`:
+    images that cannot be read are left out, with a warning. Raises `UserError` with everything that is wrong,
+    `NoImages` where there are none.
     """
     entries = _list_folder(subset)
-    names = sorted(filter(is_picture_name, entries))
+    names = sorted(filter(is_image_name, entries))
     if not names:
-        raise _no_pictures(subset, entries)
+        raise _no_images(subset, entries)
     pairs = _pair_with_captions(names, entries, subset.caption_extension)
     other_endings = _other_endings(pairs, entries)
-    del entries  # as large as all that is kept of the pictures
+    del entries  # as large as all that is kept of the images
     scanned = scan_files(
-        subset.image_dir, pairs, all_lines=subset.enable_wildcard, use_index=subset.cache_info, skip_unreadable=skip_unreadable
+        subset.image_dir,
+        pairs,
+        all_lines=subset.enable_wildcard,
+        use_index=subset.cache_info,
+        skip_unreadable=skip_unreadable,
     )
     if skip_unreadable:
         pairs, scanned = _leave_out_unreadable(subset, pairs, scanned)
@@ -51,18 +55,18 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_unreadable: boo
 
 
 def with_masks(subset: SubsetConfig, records: list[ImageRecord]) -> list[ImageRecord]:
-    """The records, each with the mask picture of its stem. Raises `UserError` with those that have none."""
+    """The records, each with the mask image of its stem. Raises `UserError` with those that have none."""
     folder = subset.conditioning_data_dir
     if folder is None:
         return records
-    names = sorted(filter(is_picture_name, _list_folder(subset, "conditioning_data_dir")), reverse=True)
+    names = sorted(filter(is_image_name, _list_folder(subset, "conditioning_data_dir")), reverse=True)
     by_stem = {name[: name.rindex(".")]: name for name in names}
     missing = [record.key for record in records if _stem(record.key) not in by_stem]
     if missing:
         raise UserError(
-            f"{_named(subset, 'conditioning_data_dir')} {folder} lacks the masks of {len(missing)} pictures:"
+            f"{_named(subset, 'conditioning_data_dir')} {folder} lacks the masks of {len(missing)} images:"
             f" {listed(missing, _MAX_NAMES_IN_WARNING)}",
-            hint="put a picture of the same name there for each: white where it is learned, black where it is not",
+            hint="put an image of the same name there for each: white where it is learned, black where it is not",
         )
     return [replace(record, mask_path=os.path.join(folder, by_stem[_stem(record.key)])) for record in records]
 
@@ -76,9 +80,9 @@ _FolderKey = Literal["image_dir", "conditioning_data_dir"]
 
 def _named(subset: SubsetConfig, key: _FolderKey) -> str:
     """How the user gave a folder of the subset."""
-    if key == "conditioning_data_dir" and subset.place.startswith("--"):
+    if key == "conditioning_data_dir" and subset.key_path.startswith("--"):
         return f"--{key}"
-    return f"{subset.place}: {key}"
+    return f"{subset.key_path}: {key}"
 
 
 def _list_folder(subset: SubsetConfig, key: _FolderKey = "image_dir") -> set[str]:
@@ -90,33 +94,33 @@ def _list_folder(subset: SubsetConfig, key: _FolderKey = "image_dir") -> set[str
         where = "" if os.path.isabs(folder) else f" (looked for in {os.getcwd()})"
         raise UserError(f"{place} {folder} does not exist{where}", hint="give the path of a folder") from None
     except NotADirectoryError:
-        raise UserError(f"{place} {folder} is a file", hint="give the folder that holds the pictures") from None
+        raise UserError(f"{place} {folder} is a file", hint="give the folder that holds the images") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise UserError(f"{place} {folder!r} cannot be read: {getattr(error, 'strerror', error)}") from None
 
 
-def _no_pictures(subset: SubsetConfig, entries: set[str]) -> NoPictures:
+def _no_images(subset: SubsetConfig, entries: set[str]) -> NoImages:
     folder = Path(subset.image_dir)
-    hint = f"put pictures ({' '.join(IMAGE_ENDINGS)}) directly into it"
-    below = next((child.name for child in sorted(folder.iterdir()) if child.is_dir() and _holds_pictures(child)), None)
+    hint = f"put images ({' '.join(IMAGE_ENDINGS)}) directly into it"
+    below = next((child.name for child in sorted(folder.iterdir()) if child.is_dir() and _holds_images(child)), None)
     if below is not None:
-        is_concept = subset.place.startswith("--")
+        is_concept = subset.key_path.startswith("--")
         remedy = "move them up into it" if is_concept else "name that one, one subset for each folder"
-        hint = f"its folder {below} holds pictures: {remedy}"
-    return NoPictures(
-        f"{subset.place}: folder {subset.image_dir} holds no pictures ({len(entries)} other files)", hint=hint
+        hint = f"its folder {below} holds images: {remedy}"
+    return NoImages(
+        f"{subset.key_path}: folder {subset.image_dir} holds no images ({len(entries)} other files)", hint=hint
     )
 
 
-def _holds_pictures(folder: Path) -> bool:
+def _holds_images(folder: Path) -> bool:
     try:
-        return any(map(is_picture_name, os.listdir(folder)))
+        return any(map(is_image_name, os.listdir(folder)))
     except OSError:
         return False
 
 
 def _pair_with_captions(names: Sequence[str], entries: set[str], extension: str) -> list[Pair]:
-    """Each picture's name with that of its caption file: of the same stem, or of the stem without its face."""
+    """Each image's name with that of its caption file: of the same stem, or of the stem without its face."""
     pairs = []
     for name in names:
         stem = name[: name.rindex(".")]  # it has one of IMAGE_ENDINGS
@@ -137,11 +141,11 @@ def _leave_out_unreadable(
     names = listed([pairs[index][0] for index in bad], _MAX_NAMES_IN_ERROR)
     if len(bad) == len(pairs):
         raise UserError(
-            f"{subset.place}: none of the {len(pairs)} pictures in {subset.image_dir} can be read: {names}",
-            hint="put sound pictures into it",
+            f"{subset.key_path}: none of the {len(pairs)} images in {subset.image_dir} can be read: {names}",
+            hint="put sound images into it",
         )
     logger.warning(
-        "%s: %d pictures cannot be read and are left out: %s", subset.image_dir, len(bad), names,
+        "%s: %d images cannot be read and are left out: %s", subset.image_dir, len(bad), names,
         extra={"details": [str(scanned[index]) for index in bad]},  # for the page of --debug_dataset
     )  # fmt: skip
     left_out = set(bad)
@@ -151,11 +155,11 @@ def _leave_out_unreadable(
 
 def _is_unreadable(scanned: Scanned) -> bool:
     errors = scanned.errors if isinstance(scanned, UserErrors) else (scanned,)
-    return any(isinstance(error, UnreadablePicture) for error in errors)
+    return any(isinstance(error, UnreadableImage) for error in errors)
 
 
 def _other_endings(pairs: Sequence[Pair], entries: set[str]) -> list[str]:
-    """The usual endings of caption files that lie beside pictures for which none was found."""
+    """The usual endings of caption files that lie beside images for which none was found."""
     stems = [_stem(name) for name, file in pairs if file is None]
     return [ending for ending in _CAPTION_ENDINGS if any(stem + ending in entries for stem in stems)]
 
@@ -166,17 +170,17 @@ def _report_missing_captions(subset: SubsetConfig, pairs: Sequence[Pair], other_
         return
     if subset.class_tokens:
         logger.info(
-            "%s: %d of %d pictures have no %s file, their caption is %r",
+            "%s: %d of %d images have no %s file, their caption is %r",
             subset.image_dir, len(missing), len(pairs), subset.caption_extension, subset.class_tokens,
         )  # fmt: skip
         return
-    key = "--caption_extension" if subset.place.startswith("--") else "caption_extension"
+    key = "--caption_extension" if subset.key_path.startswith("--") else "caption_extension"
     hint = f"name the ending of the caption files with {key}, if there are any"
     if other_endings:
         hint = f"some have a {' or '.join(other_endings)} file, which {key} can name"
     logger.warning(
         "%s: %d of %d images in %s have neither a %s file nor class tokens, their caption is empty: %s; %s",
-        subset.place, len(missing), len(pairs), subset.image_dir, subset.caption_extension,
+        subset.key_path, len(missing), len(pairs), subset.image_dir, subset.caption_extension,
         listed(missing, _MAX_NAMES_IN_WARNING), hint,
     )  # fmt: skip
 
@@ -195,7 +199,7 @@ def _make_records(
     subset: SubsetConfig, subset_index: int, pairs: Sequence[Pair], scanned: Sequence[Scanned]
 ) -> list[ImageRecord]:
     folder, without_file = os.path.join(subset.image_dir, ""), subset.class_tokens or ""
-    sizes: dict[Size, Size] = {}  # one object for each size: there are few sizes and many pictures
+    sizes: dict[Size, Size] = {}  # one object for each size: there are few sizes and many images
     num_repeats, is_reg = subset.num_repeats, subset.is_reg
     return [
         ImageRecord(
@@ -269,9 +273,9 @@ def _hint(folder: Path, flag: str, children: list[str]) -> str:
             continue
         if any(map(parse_concept_name, grandchildren)):
             return f"its folder {name} does: did you mean {flag} {folder / name}?"
-    if _holds_pictures(folder):
+    if _holds_images(folder):
         if parse_concept_name(folder.resolve().name) is not None:
             return f"it is such a folder itself: give the folder around it, {flag} {folder.resolve().parent}"
-        return "it holds pictures itself: put them into a folder in it, named such as 10_sks dog"
+        return "it holds images itself: put them into a folder in it, named such as 10_sks dog"
     contents = ", ".join(children[:_MAX_NAMES_IN_WARNING]) or "no folders"
     return f"found {contents}; expected folders such as 10_sks dog (10 repeats, class tokens sks dog)"

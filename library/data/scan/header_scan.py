@@ -1,4 +1,4 @@
-"""What the headers of many picture files tell: sizes, and which files cannot be pictures."""
+"""What the headers of many image files tell: sizes, and which files cannot be images."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from library.cli.errors import UserError
-from library.data.images.image_files import UnreadablePicture, opened_picture, read_size
+from library.data.images.image_files import UnreadableImage, opened_image, read_size
 from library.data.images.image_headers import HEAD_LENGTH, Read, seems_cut, size_from_head
 from library.data.records import Size
 from library.data.scan.scan_pool import POOL_FROM, map_in_chunks
 
-_TAIL_LENGTH = 12  # of a file, enough to see whether a picture is whole
+_TAIL_LENGTH = 12  # of a file, enough to see whether an image is whole
 _BLOCK = 2**20
 _JPEG_END = b"\xff\xd9"
 _BEHIND_THUMBNAIL = 2**16 + HEAD_LENGTH  # a thumbnail in EXIF data has an end of its own
-# a pipe with the name of a picture is opened without waiting for its other end
+# a pipe with the name of an image is opened without waiting for its other end
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a scan knows of a picture file."""
+    """What a scan knows of an image file."""
 
     size: Size  # after EXIF orientation
     mtime_ns: int
@@ -31,9 +31,9 @@ class Header:
 
 
 def read_headers(paths: Sequence[str], pool_from: int = POOL_FROM) -> list[Header | UserError]:
-    """The headers of picture files, in order, or what is wrong with each.
+    """The headers of image files, in order, or what is wrong with each.
 
-    That is an `UnreadablePicture` for a file that is missing, empty, damaged or cut off as far as its header and its
+    That is an `UnreadableImage` for a file that is missing, empty, damaged or cut off as far as its header and its
     end show, and a plain `UserError` if a reader must be installed first. `pool_from`: number of files from which on
     several processes read them.
     """
@@ -53,7 +53,7 @@ def header_or_error(path: str) -> Header | UserError:
 
 
 def read_header(path: str) -> Header:
-    """The header of one picture file. Raises as `read_headers` says."""
+    """The header of one image file. Raises as `read_headers` says."""
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
     except (OSError, ValueError) as error:  # ValueError: a null character
@@ -61,9 +61,9 @@ def read_header(path: str) -> Header:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UnreadablePicture(f"picture {path} is not a file", hint="remove it from the folder")
+            raise UnreadableImage(f"image {path} is not a file", hint="remove it from the folder")
         if status.st_size == 0:
-            raise UnreadablePicture(f"picture {path} is empty (0 bytes)", hint="remove it, or copy it there again")
+            raise UnreadableImage(f"image {path} is empty (0 bytes)", hint="remove it, or copy it there again")
         head = os.read(descriptor, HEAD_LENGTH)
         size = size_from_head(head, _reader(descriptor, head))
         is_cut = seems_cut(head, _tail(descriptor, head, status.st_size), status.st_size)
@@ -77,9 +77,9 @@ def read_header(path: str) -> Header:
     return Header(size or read_size(path), status.st_mtime_ns, status.st_size)
 
 
-def _unreadable(path: str, error: Exception) -> UnreadablePicture:
+def _unreadable(path: str, error: Exception) -> UnreadableImage:
     reason = getattr(error, "strerror", None) or error
-    return UnreadablePicture(f"picture {path} cannot be read: {reason}", hint="repair it, or remove it from the folder")
+    return UnreadableImage(f"image {path} cannot be read: {reason}", hint="repair it, or remove it from the folder")
 
 
 def _read_at(descriptor: int, offset: int, length: int) -> bytes:
@@ -107,7 +107,7 @@ def _tail(descriptor: int, head: bytes, num_bytes: int) -> bytes:
 
 
 def _has_its_end(descriptor: int, head: bytes, num_bytes: int) -> bool:
-    """Whether the end of a PNG or JPEG picture lies further in front, with other data behind it."""
+    """Whether the end of a PNG or JPEG image lies further in front, with other data behind it."""
     if head.startswith(b"\x89PNG"):
         return _has_png_end(_reader(descriptor, head), num_bytes)
     if head.startswith(b"\xff\xd8\xff"):
@@ -139,6 +139,6 @@ def _has_jpeg_end(descriptor: int) -> bool:
 
 
 def _decode(path: str) -> None:
-    """Raises `UnreadablePicture` unless the picture can be decoded."""
-    with opened_picture(path) as image:
+    """Raises `UnreadableImage` unless the image can be decoded."""
+    with opened_image(path) as image:
         image.load()

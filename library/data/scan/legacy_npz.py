@@ -1,6 +1,6 @@
-"""Which pictures have latents that `prepare_buckets_latents.py` made before, and whether they can be used.
+"""Which images have latents that `prepare_buckets_latents.py` made before, and whether they can be used.
 
-They lie beside the picture as `<stem>.npz`, those of the mirrored picture as `<stem>_flip.npz`. Arrays are not read
+They lie beside the image as `<stem>.npz`, those of the mirrored image as `<stem>_flip.npz`. Arrays are not read
 here, nor is NumPy imported.
 """
 
@@ -19,7 +19,7 @@ from library.cli.errors import UserError, listed
 from library.data.buckets import PIXELS_PER_LATENT
 from library.data.config.config import DatasetConfig
 from library.data.records import ImageRecord, Size
-from library.data.scan.listing import PictureFolders, is_picture_name
+from library.data.scan.listing import ImageFolders, is_image_name
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +32,19 @@ _DAMAGE_ERRORS = (OSError, ValueError, SyntaxError, LookupError, TypeError, EOFE
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError)
 
 
-def prepared_path(picture: str) -> str:
-    """The file of prepared latents of a picture, or of a picture's path without its ending."""
-    stem = os.path.splitext(picture)[0] if is_picture_name(os.path.basename(picture)) else picture
+def prepared_path(image: str) -> str:
+    """The file of prepared latents of an image, or of an image's path without its ending."""
+    stem = os.path.splitext(image)[0] if is_image_name(os.path.basename(image)) else image
     return f"{stem}.npz"
 
 
 def flipped_path(prepared: str) -> str:
-    """The file of prepared latents of the mirrored picture."""
+    """The file of prepared latents of the mirrored image."""
     return f"{prepared.removesuffix('.npz')}_flip.npz"
 
 
 def original_size(path: str) -> Size | None:
-    """(width, height) of the picture that prepared latents were made from; None if the file does not say.
+    """(width, height) of the image that prepared latents were made from; None if the file does not say.
 
     Raises `UserError` naming the file if it is damaged.
     """
@@ -76,16 +76,14 @@ def _numbers(content: bytes) -> Sequence[float]:
     return [number for (number,) in struct.iter_unpack(_NUMBERS[header["descr"]], content[start + length :])]
 
 
-def settle_prepared(
-    config: DatasetConfig, records: list[ImageRecord], problems: list[UserError]
-) -> list[ImageRecord]:
+def settle_prepared(config: DatasetConfig, records: list[ImageRecord], problems: list[UserError]) -> list[ImageRecord]:
     """The records of a dataset with prepared latents for all of them, or, with a warning that says why, for none.
 
-    Without them, a picture that is gone is a problem; its record is left out.
+    Without them, an image that is gone is a problem; its record is left out.
     """
     if not any(record.prepared for record in records):
         return records
-    folders = PictureFolders()
+    folders = ImageFolders()
     lacking = [record.key for record in records if record.prepared is None]
     unflipped = [
         record.key
@@ -96,17 +94,17 @@ def settle_prepared(
     ]
     if not lacking and not unflipped:
         problems += _bucket_problems(config, records)
-        _warn_of_newer_pictures(config, records)
+        _warn_of_newer_images(config, records)
         return records
     reasons = []
     if lacking:
         reasons.append(f"{_count(lacking, records)} have none ({listed(lacking, _MAX_NAMES_IN_WARNING)})")
     if unflipped:
         reasons.append(
-            f"{_count(unflipped, records)} lack those of the mirrored picture, which flip_aug needs "
+            f"{_count(unflipped, records)} lack those of the mirrored image, which flip_aug needs "
             f"({listed(unflipped, _MAX_NAMES_IN_WARNING)})"
         )
-    logger.warning("%s: no prepared latents are used: %s", config.place, "; ".join(reasons))
+    logger.warning("%s: no prepared latents are used: %s", config.key_path, "; ".join(reasons))
     there = [record for record in records if folders.has_file(record.path)]
     if len(there) < len(records):
         problems.append(_gone(config, records, there))
@@ -117,9 +115,9 @@ def _gone(config: DatasetConfig, records: list[ImageRecord], there: list[ImageRe
     kept = {id(record) for record in there}
     names = [record.key for record in records if id(record) not in kept]
     return UserError(
-        f"{config.place}: {len(names)} pictures are gone, and their prepared latents cannot be used alone: "
+        f"{config.key_path}: {len(names)} images are gone, and their prepared latents cannot be used alone: "
         f"{listed(names, _MAX_NAMES_IN_ERROR)}",
-        hint=f"prepare the latents of all pictures of the dataset with {_PREPARE}, or put the pictures back",
+        hint=f"prepare the latents of all images of the dataset with {_PREPARE}, or put the images back",
     )
 
 
@@ -133,19 +131,19 @@ def _bucket_problems(config: DatasetConfig, records: list[ImageRecord]) -> list[
         return []
     return [
         UserError(
-            f"{config.place}: train_resolution of {len(wrong)} pictures with prepared latents is not a multiple of "
+            f"{config.key_path}: train_resolution of {len(wrong)} images with prepared latents is not a multiple of "
             f"{PIXELS_PER_LATENT}: {listed(wrong, _MAX_NAMES_IN_ERROR)}",
             hint=f"prepare the latents anew with {_PREPARE}",
         )
     ]
 
 
-def _warn_of_newer_pictures(config: DatasetConfig, records: list[ImageRecord]) -> None:
+def _warn_of_newer_images(config: DatasetConfig, records: list[ImageRecord]) -> None:
     newer = [record.key for record in records if record.prepared and record.mtime_ns > _mtime_ns(record.prepared.path)]
     if newer:
         logger.warning(
             "%s: %s are newer than their prepared latents, which are used as they are (%s)",
-            config.place, _count(newer, records), listed(newer, _MAX_NAMES_IN_WARNING),
+            config.key_path, _count(newer, records), listed(newer, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
 
 
@@ -157,4 +155,4 @@ def _mtime_ns(path: str) -> int:
 
 
 def _count(names: list[str], records: list[ImageRecord]) -> str:
-    return f"{len(names)} of {len(records)} pictures"
+    return f"{len(names)} of {len(records)} images"

@@ -10,8 +10,8 @@ from library.data.images.image_files import IMAGE_ENDINGS
 _ENDINGS = frozenset(ending.removeprefix(".") for ending in IMAGE_ENDINGS)
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether a file of this name is taken for a picture."""
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
     # names with a dot in front are leftovers of file managers, such as ._photo.jpg
     return name.rpartition(".")[2].lower() in _ENDINGS and "." in name and name[0] != "."
 
@@ -19,22 +19,22 @@ def is_picture_name(name: str) -> bool:
 @dataclass
 class _Listing:
     files: frozenset[str]
-    pictures: dict[str, list[str]] = field(default_factory=dict)  # names by stem
+    images: dict[str, list[str]] = field(default_factory=dict)  # names by stem
 
 
-class PictureFolders:
-    """Answers which files and pictures there are. Folders that cannot be read hold nothing."""
+class ImageFolders:
+    """Answers which files and images there are. Folders that cannot be read hold nothing."""
 
     def __init__(self) -> None:
         self._listings: dict[str, _Listing] = {}
 
     def find(self, path: str) -> list[str]:
-        """The picture at `path`, or the pictures whose path without its ending, in any case of letters, is `path`."""
+        """The image at `path`, or the images whose path without its ending, in any case of letters, is `path`."""
         folder, name = os.path.split(path)
         listing = self._listing(folder)
-        if name in listing.files and is_picture_name(name):
+        if name in listing.files and is_image_name(name):
             return [path]
-        named = [os.path.join(folder, each) for each in listing.pictures.get(name, ())]
+        named = [os.path.join(folder, each) for each in listing.images.get(name, ())]
         return named or ([path] if name in listing.files else [])
 
     def has_file(self, path: str) -> bool:
@@ -53,6 +53,6 @@ def _list_folder(folder: str) -> _Listing:
             listing = _Listing(frozenset(entry.name for entry in entries if not entry.is_dir()))
     except (OSError, ValueError):  # ValueError: a path that no file system can hold
         return _Listing(frozenset())
-    for name in sorted(filter(is_picture_name, listing.files)):
-        listing.pictures.setdefault(os.path.splitext(name)[0], []).append(name)
+    for name in sorted(filter(is_image_name, listing.files)):
+        listing.images.setdefault(os.path.splitext(name)[0], []).append(name)
     return listing

@@ -1,6 +1,6 @@
-"""Pictures described by a metadata file: a JSON table of image key -> `caption`, `tags`, `train_resolution`.
+"""Images described by a metadata file: a JSON table of image key -> `caption`, `tags`, `train_resolution`.
 
-An image key is a full path, a path relative to `image_dir`, or the bare stem of a picture in `image_dir`. Without
+An image key is a full path, a path relative to `image_dir`, or the bare stem of an image in `image_dir`. Without
 `image_dir`, keys count from the folder of the metadata file. A relative key with a folder in it that is not found so
 counts from the current folder, as `--full_path` of the scripts in finetune/ writes them. Other keys of an entry are
 those of other programs, and are ignored.
@@ -20,11 +20,11 @@ from library.cli.errors import UserError, listed, raise_together
 from library.data.buckets import LONGEST_SIDE
 from library.data.captions import first_line
 from library.data.config.config import SubsetConfig
-from library.data.images.image_files import NoPictures, UnreadablePicture
+from library.data.images.image_files import NoImages, UnreadableImage
 from library.data.records import ImageRecord, PreparedLatents, Size
 from library.data.scan.header_scan import Header, read_headers
 from library.data.scan.legacy_npz import original_size, prepared_path
-from library.data.scan.listing import PictureFolders
+from library.data.scan.listing import ImageFolders
 from library.data.scan.scan_index import ScannedImage
 from library.data.scan.scanner import scan_files
 
@@ -39,7 +39,7 @@ _FLAGS = {"metadata_file": "--in_json", "image_dir": "--train_data_dir"}
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What the file says of one picture."""
+    """What the file says of one image."""
 
     key: str
     caption: str | None
@@ -49,7 +49,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Where an entry's picture lies, or would lie."""
+    """Where an entry's image lies, or would lie."""
 
     entry: _Entry
     path: str
@@ -58,11 +58,11 @@ class _Found:
 
 
 def scan_metadata(subset: SubsetConfig, subset_index: int, *, skip_unreadable: bool = False) -> list[ImageRecord]:
-    """The pictures of the subset's metadata file, in its order.
+    """The images of the subset's metadata file, in its order.
 
-    Of the pictures only headers are read. A picture whose entry has a `train_resolution` and beside which lies a file
+    Of the images only headers are read. An image whose entry has a `train_resolution` and beside which lies a file
     of prepared latents gets `prepared`, one that is gone as well. Raises `UserError` with everything that is wrong;
-    with `skip_unreadable`, pictures that cannot be read are left out with a warning.
+    with `skip_unreadable`, images that cannot be read are left out with a warning.
     """
     _check_folder(subset)
     problems: list[UserError] = []
@@ -73,7 +73,7 @@ def scan_metadata(subset: SubsetConfig, subset_index: int, *, skip_unreadable: b
     records = _make_records(subset, subset_index, found, captions, problems, skip_unreadable)
     raise_together(problems)
     if not records:
-        raise UserError(f"{_named(subset)} describes no picture that can be read", hint="mend the pictures it names")
+        raise UserError(f"{_named(subset)} describes no image that can be read", hint="mend the images it names")
     return records
 
 
@@ -84,7 +84,7 @@ def _named(subset: SubsetConfig) -> str:
 
 def _option(subset: SubsetConfig, key: str) -> str:
     """How the user spelled a key of the subset: as a flag, or in the TOML file."""
-    return _FLAGS[key] if subset.place.startswith("--") else f"{subset.place}.{key}"
+    return _FLAGS[key] if subset.key_path.startswith("--") else f"{subset.key_path}.{key}"
 
 
 def _check_folder(subset: SubsetConfig) -> None:
@@ -93,7 +93,7 @@ def _check_folder(subset: SubsetConfig) -> None:
         return
     place = _option(subset, "image_dir")
     kind = "is a file" if os.path.exists(folder) else "does not exist"
-    raise UserError(f"{place} {folder} {kind}", hint="give the folder that holds the pictures")
+    raise UserError(f"{place} {folder} {kind}", hint="give the folder that holds the images")
 
 
 def _read_entries(subset: SubsetConfig, problems: list[UserError]) -> list[_Entry]:
@@ -102,7 +102,7 @@ def _read_entries(subset: SubsetConfig, problems: list[UserError]) -> list[_Entr
     if not isinstance(document, dict):
         raise UserError(f"{_named(subset)} is no table", hint=form)
     if not document:
-        raise NoPictures(f"{_named(subset)} describes no pictures", hint=form)
+        raise NoImages(f"{_named(subset)} describes no images", hint=form)
     wrong: list[UserError] = []
     entries = [_entry(key, value, wrong) for key, value in document.items()]
     problems += (UserError(f"{_named(subset)}: {each.message}", each.hint) for each in wrong[:_MAX_WRONG_ENTRIES])
@@ -118,8 +118,8 @@ def _read_entries(subset: SubsetConfig, problems: list[UserError]) -> list[_Entr
 
 def _entry(key: str, value: Any, wrong: list[UserError]) -> _Entry:
     if not key or "\0" in key:
-        hint = "give a path or the stem of a picture"
-        wrong.append(UserError(f"{_shown(key)} is no name of a picture", hint))
+        hint = "give a path or the stem of an image"
+        wrong.append(UserError(f"{_shown(key)} is no name of an image", hint))
     if not isinstance(value, dict):
         hint = 'give a table such as {"caption": ""}'
         wrong.append(UserError(f"{_shown(key)} = {_shown(value)} is not valid", hint))
@@ -160,7 +160,7 @@ _ENTRY_KEYS = {
 
 
 def _find_all(subset: SubsetConfig, entries: list[_Entry], problems: list[UserError]) -> list[_Found]:
-    folders = PictureFolders()
+    folders = ImageFolders()
     found, ambiguous = [], []
     for entry in entries:
         paths = _candidates(entry.key, subset)
@@ -177,16 +177,15 @@ def _find_all(subset: SubsetConfig, entries: list[_Entry], problems: list[UserEr
     if ambiguous:
         problems.append(
             UserError(
-                f"{_named(subset)}: {len(ambiguous)} keys fit several pictures: "
-                f"{listed(ambiguous, _MAX_NAMES_IN_ERROR)}",
-                hint="write the names of the pictures with their endings",
+                f"{_named(subset)}: {len(ambiguous)} keys fit several images: {listed(ambiguous, _MAX_NAMES_IN_ERROR)}",
+                hint="write the names of the images with their endings",
             )
         )
     return found
 
 
 def _candidates(key: str, subset: SubsetConfig) -> list[str]:
-    """Where the picture of a key may lie, one place or two, the likelier first."""
+    """Where the image of a key may lie, one place or two, the likelier first."""
     key = key.replace("\\", "/")  # as Windows writes paths
     base = subset.image_dir if subset.image_dir is not None else os.path.dirname(subset.metadata_file or "")
     paths = [os.path.normpath(os.path.join(base, key))]
@@ -204,7 +203,7 @@ def _without_repeated(subset: SubsetConfig, found: list[_Found]) -> list[_Found]
             repeated.append(f"{each.entry.key} (named {original.entry.key} before)")
     if repeated:
         logger.warning(
-            "%s: %d entries are left out, their pictures are described twice: %s",
+            "%s: %d entries are left out, their images are described twice: %s",
             _named(subset), len(repeated), listed(repeated, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
     return list(first.values())
@@ -245,7 +244,7 @@ def _make_records(
     problems: list[UserError],
     skip_unreadable: bool,
 ) -> list[ImageRecord]:
-    """Records of all pictures that are there or have prepared latents; what is wrong with others goes to `problems`."""
+    """Records of all images that are there or have prepared latents; what is wrong with others goes to `problems`."""
     gone = [each for each in found if not each.exists and each.prepared is None]
     if gone:
         problems.append(_gone(subset, gone))
@@ -255,7 +254,7 @@ def _make_records(
     for each in found:
         header = headers[each.path] if each.exists else _header_of_gone(each)
         if isinstance(header, UserError):
-            (bad if skip_unreadable and isinstance(header, UnreadablePicture) else problems).append(header)
+            (bad if skip_unreadable and isinstance(header, UnreadableImage) else problems).append(header)
         elif header is not None:
             records.append(
                 ImageRecord(
@@ -272,7 +271,7 @@ def _make_records(
             )
     if bad:
         logger.warning(
-            "%s: %d pictures cannot be read and are left out: %s",
+            "%s: %d images cannot be read and are left out: %s",
             _named(subset), len(bad), listed([error.message for error in bad], _MAX_NAMES_IN_ERROR),
             extra={"details": [error.message for error in bad]},  # for the page of --debug_dataset
         )  # fmt: skip
@@ -282,7 +281,7 @@ def _make_records(
 def _read_headers(
     paths: list[str], use_index: bool, skip_unreadable: bool
 ) -> Mapping[str, Header | ScannedImage | UserError]:
-    """By path, the headers of pictures or what is wrong with them."""
+    """By path, the headers of images or what is wrong with them."""
     if not use_index:
         return dict(zip(paths, read_headers(paths), strict=True))
     names: dict[str, list[str]] = {}
@@ -298,18 +297,18 @@ def _read_headers(
 
 
 def _header_of_gone(found: _Found) -> Header | UserError | None:
-    """What prepared latents tell of a picture that is gone; None without them."""
+    """What prepared latents tell of an image that is gone; None without them."""
     if found.prepared is None:
         return None
     try:
         size = original_size(found.prepared.path) or found.prepared.bucket
     except UserError as error:
         return error
-    return Header(size, mtime_ns=0, num_bytes=0)  # no picture is newer than they are
+    return Header(size, mtime_ns=0, num_bytes=0)  # no image is newer than they are
 
 
 def _identity(path: str, root: str | None) -> str:
-    """The path below the folder `root`, with "/"; of pictures elsewhere the name, as if their folder were `root`."""
+    """The path below the folder `root`, with "/"; of images elsewhere the name, as if their folder were `root`."""
     if root is not None:
         full = _absolute(path)
         if full.startswith(root):
@@ -323,7 +322,7 @@ def _gone(subset: SubsetConfig, gone: list[_Found]) -> UserError:
     option = _option(subset, "image_dir")
     hint = f"correct {option}" if subset.image_dir else f"name their folder with {option}"
     return UserError(
-        f"{_named(subset)}: {len(names)} pictures are not there: {listed(names, _MAX_NAMES_IN_ERROR)} "
+        f"{_named(subset)}: {len(names)} images are not there: {listed(names, _MAX_NAMES_IN_ERROR)} "
         f"(looked for in {where})",
         hint=f"{hint}, or make the metadata anew",
     )

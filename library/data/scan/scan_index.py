@@ -1,9 +1,9 @@
 """The file that keeps what a scan found (`cache_info`), so that the next start reads only what has changed.
 
-It lies in the folder of the pictures, as `INDEX_NAME`. Lines of JSON, in UTF-8: a header (format, version, `all_lines`:
-whether captions hold all lines of their files), then blocks of pictures sorted by name, each an object of columns, then
-a trailer with the CRC-32 of all that stands before it. Our own format: what other trainers keep does not tell when a
-picture has changed.
+It lies in the folder of the images, as `INDEX_NAME`. Lines of JSON, in UTF-8: a header (format, version, `all_lines`:
+whether captions hold all lines of their files), then blocks of images sorted by name, each an object of columns, then
+a trailer with the CRC-32 of all that stands before it. Our own format: what other trainers keep does not tell when an
+image has changed.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ logger = logging.getLogger(__name__)
 INDEX_NAME = ".scan_index.jsonl"
 
 _FORMAT, _VERSION = "scan index", 1
-_BLOCK = 1000  # pictures
+_BLOCK = 1000  # images
 _LONGEST_LINE = 2**28
 # a file that was written to in the last moments can change again without a new time
 _SETTLED_NS = 2 * 10**9
 
 
-Pair = tuple[str, str | None]  # names of a picture and of its caption file; None: it has none
+Pair = tuple[str, str | None]  # names of an image and of its caption file; None: it has none
 
 
 class ScannedImage(NamedTuple):
-    """What a scan tells of a picture and its caption file."""
+    """What a scan tells of an image and its caption file."""
 
     size: Size  # after EXIF orientation
     mtime_ns: int
@@ -49,13 +49,13 @@ class ScannedImage(NamedTuple):
 
 
 class IndexHits(NamedTuple):
-    """What an index knows of the pictures asked for, in order; None for those that are to be read."""
+    """What an index knows of the images asked for, in order; None for those that are to be read."""
 
     facts: list[ScannedImage | None]
-    holds_others: bool  # entries that are outdated or of pictures that are gone
+    holds_others: bool  # entries that are outdated or of images that are gone
 
 
-_State = tuple[int, int, int, int]  # time and size of a picture, then those of its caption file
+_State = tuple[int, int, int, int]  # time and size of an image, then those of its caption file
 _UNKNOWN = (None, None, None)
 
 
@@ -80,7 +80,7 @@ _COLUMNS: dict[str, frozenset[type]] = {
 
 
 def read_index(folder: str, pairs: Sequence[Pair], all_lines: bool) -> IndexHits:
-    """What the index of a folder knows of its pictures: `pairs` of names of a picture and its caption file, sorted.
+    """What the index of a folder knows of its images: `pairs` of names of an image and its caption file, sorted.
 
     An entry counts only if time and size of both files are still those that it was made from. A damaged index counts
     as none, with a warning.
@@ -154,15 +154,15 @@ def _states(folder: str, pairs: Sequence[Pair]) -> Iterator[_State]:
     with _looking_in(folder) as look:
         for name, caption_file in pairs:
             try:
-                picture = look(name)
+                image = look(name)
                 if caption_file is None:
-                    yield picture.st_mtime_ns, picture.st_size, 0, 0
+                    yield image.st_mtime_ns, image.st_size, 0, 0
                     continue
                 caption = look(caption_file)
             except OSError:
                 yield _GONE  # reading it says what is wrong
                 continue
-            yield picture.st_mtime_ns, picture.st_size, caption.st_mtime_ns, caption.st_size
+            yield image.st_mtime_ns, image.st_size, caption.st_mtime_ns, caption.st_size
 
 
 @contextmanager
@@ -206,7 +206,7 @@ def write_index(
     all_lines: bool,
     scanned_at_ns: int,
 ) -> None:
-    """Writes the index of a folder: the facts of the pictures in `pairs`, sorted by name; None is left out.
+    """Writes the index of a folder: the facts of the images in `pairs`, sorted by name; None is left out.
 
     `scanned_at_ns`: time before the files were read. A folder that cannot be written to gets a warning only.
     """

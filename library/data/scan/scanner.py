@@ -1,4 +1,4 @@
-"""Reads picture headers and caption files of a folder, many at once, or takes what the folder's index knows of them."""
+"""Reads image headers and caption files of a folder, many at once, or takes what the folder's index knows of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from library.cli.errors import UserError, UserErrors
 from library.data.captions import caption_from_bytes
-from library.data.images.image_files import UnreadablePicture
+from library.data.images.image_files import UnreadableImage
 from library.data.scan.header_scan import Header, header_or_error
 from library.data.scan.scan_index import Pair, ScannedImage, read_index, write_index
 from library.data.scan.scan_pool import POOL_FROM, map_in_chunks
@@ -28,11 +28,11 @@ def scan_files(
     skip_unreadable: bool = False,
     pool_from: int = POOL_FROM,
 ) -> list[Scanned]:
-    """What the files of a folder tell, one for each of the `pairs`, which are sorted by the name of the picture.
+    """What the files of a folder tell, one for each of the `pairs`, which are sorted by the name of the image.
 
     `all_lines`: as `read_caption_file` takes it. `use_index`: take what the folder's index knows, and bring it up to
-    date unless a file is wrong (with `skip_unreadable`, a caption file). Errors are `UnreadablePicture`, `UserError` for a
-    caption or a missing reader, or `UserErrors` of two of them.
+    date unless a file is wrong (with `skip_unreadable`, a caption file). Errors are `UnreadableImage`, `UserError` for
+    a caption or a missing reader, or `UserErrors` of two of them.
     """
     read = functools.partial(_read_pairs, os.path.join(folder, ""), all_lines)
     if not use_index:
@@ -44,9 +44,11 @@ def scan_files(
     for index, each in zip(unknown, map_in_chunks(read, [pairs[index] for index in unknown], pool_from), strict=True):
         found[index] = each
     has_news = holds_others or any(isinstance(found[index], ScannedImage) for index in unknown)
-    tolerated = (ScannedImage, UnreadablePicture) if skip_unreadable else ScannedImage
+    tolerated = (ScannedImage, UnreadableImage) if skip_unreadable else ScannedImage
     if has_news and all(isinstance(found[index], tolerated) for index in unknown):
-        write_index(folder, pairs, [each if isinstance(each, ScannedImage) else None for each in found], all_lines, started)
+        write_index(
+            folder, pairs, [each if isinstance(each, ScannedImage) else None for each in found], all_lines, started
+        )
     return found
 
 

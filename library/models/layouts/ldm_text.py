@@ -16,7 +16,7 @@ PREFIX_V2 = TEXT_PREFIX_V2
 PART = "text encoder"
 OPTIONAL_LEVEL = "text_model."  # present or not in SD 1.x files
 NOT_USED_V1 = ("embeddings.position_ids", "text_projection", "logit_scale")
-NOT_USED_V2 = ("text_projection", "logit_scale", "attn_mask")  # keys of its training beside pictures
+NOT_USED_V2 = ("text_projection", "logit_scale", "attn_mask")  # keys of its training beside images
 BLOCKS = "transformer.resblocks."
 
 _HEAD_WIDTH = 64

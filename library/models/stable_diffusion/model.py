@@ -119,7 +119,9 @@ class StableDiffusion:
         modules = {"text_encoder": encoder, "vae": self.vae}
         self._kept = {name: nn.Module.to(copy.deepcopy(modules[name]), "cpu") for name in parts}
 
-    def to_device(self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype) -> None:
+    def to_device(
+        self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype
+    ) -> None:
         """Moves all parts to a device, each in its data type."""
         # Diffusers' own `to` warns of parts to be kept in float32 even where there are none
         nn.Module.to(self.unet, device, unet)
@@ -219,9 +221,9 @@ class StableDiffusion:
 
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), picture i sampled with seeds[i].
+        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), image i sampled with seeds[i].
 
-        The sample's noise is drawn on the CPU, so that it is the same on every device. All pictures go through the
+        The sample's noise is drawn on the CPU, so that it is the same on every device. All images go through the
         VAE at once.
         """
         weight = self.vae.encoder.conv_in.weight
@@ -254,7 +256,7 @@ class StableDiffusion:
     def _float32_vae(self) -> AutoencoderKL:
         """A copy of the VAE that computes in float32; made at the first need, with a warning."""
         if self._vae_in_float32 is None:
-            logger.warning("the VAE overflows in fp16: such pictures are done in float32, as by --no_half_vae")
+            logger.warning("the VAE overflows in fp16: such images are done in float32, as by --no_half_vae")
             self._vae_in_float32 = copy.deepcopy(self.vae)
             nn.Module.to(self._vae_in_float32, torch.float32)
         return self._vae_in_float32
@@ -300,16 +302,18 @@ class StableDiffusion:
         """
         (encoder,) = self.text_encoders
         kept = self._kept
-        parts = ModelParts(self.unet, kept.get("vae", self.vae), kept.get("text_encoder", encoder), self._unused_tensors)
+        parts = ModelParts(
+            self.unet, kept.get("vae", self.vae), kept.get("text_encoder", encoder), self._unused_tensors
+        )
         model = SavedModel(
             parts, self.tokenizer, self.is_v2, self._scheduler, dtype, metadata, epoch=epoch, global_step=global_step
         )
         save_model(Path(path), format, model)
 
 
-def _one_each(seeds: Sequence[int], pictures: torch.Tensor) -> Sequence[int]:
-    if len(seeds) != len(pictures):
-        raise ValueError(f"{len(seeds)} seeds for {len(pictures)} pictures")
+def _one_each(seeds: Sequence[int], images: torch.Tensor) -> Sequence[int]:
+    if len(seeds) != len(images):
+        raise ValueError(f"{len(seeds)} seeds for {len(images)} images")
     return seeds
 
 

@@ -4,7 +4,7 @@ Written: `.safetensors` with `emb_params` (vectors, width); `.pt` and `.ckpt` wi
 AUTOMATIC1111 web UI writes them. A word with vectors for each cross-attention layer has one tensor (vectors, width)
 under each layer's name (`IN01`, ..., `MID`, ..., `OUT11`) instead.
 
-Read beside these: files of Diffusers, `{"<word>": tensor}`, and PNG pictures of the web UI that hold an embedding in
+Read beside these: files of Diffusers, `{"<word>": tensor}`, and PNG images of the web UI that hold an embedding in
 the text chunk `sd-ti-embedding`. (Those that hold it in their pixels alone, after a program took the text away, are
 not.)
 """
@@ -82,14 +82,14 @@ def _from_png(path: Path) -> dict[str, torch.Tensor]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
-            picture.load()  # texts can stand behind the pixels
-            text = getattr(picture, "text", {}).get(_PNG_CHUNK)
+        with Image.open(path) as image:
+            image.load()  # texts can stand behind the pixels
+            text = getattr(image, "text", {}).get(_PNG_CHUNK)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
         raise UserError(f"{path} cannot be read: {error}", "copy or download it again") from None
     if text is None:
         raise UserError(
-            f"{path} is a picture without the text {_PNG_CHUNK} that holds an embedding",
+            f"{path} is an image without the text {_PNG_CHUNK} that holds an embedding",
             "give the file as it was made; programs that save it again take such texts away",
         )
     try:

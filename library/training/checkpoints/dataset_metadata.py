@@ -9,7 +9,7 @@ from typing import Any
 from library.data.batches.plan import PlannedDataset, SubsetSummary, TrainingData
 from library.data.config.options import DatasetOptions
 
-# what `ss_datasets` says of each subset, beside its pictures
+# what `ss_datasets` says of each subset, beside its images
 _SUBSET_KEYS = (
     "num_repeats",
     "color_aug",
@@ -69,7 +69,7 @@ def dataset_entries(data: TrainingData, flags: DatasetOptions, accumulation: int
 
 
 def _folders(data: TrainingData) -> dict[str, Any]:
-    """Pictures, repeats and tags by the name of their folder or metadata file."""
+    """Images, repeats and tags by the name of their folder or metadata file."""
     dirs: dict[str, Any] = {}
     reg_dirs: dict[str, Any] = {}
     tags: dict[str, dict[str, int]] = {}

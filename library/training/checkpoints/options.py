@@ -45,9 +45,7 @@ class OutputOptions:
     save_last_n_steps_state: int | None = option(
         help="of the states of steps, keep those of the last so many steps (default: as of the saves)", minimum=1
     )
-    save_state_on_signal: bool = option(
-        True, help="when Ctrl-C or SIGTERM ends the run, save what --resume needs"
-    )
+    save_state_on_signal: bool = option(True, help="when Ctrl-C or SIGTERM ends the run, save what --resume needs")
     resume: str | None = option(
         help="continue from this state folder; auto: from the newest in --output_dir, if there is one",
         metavar="FOLDER",

@@ -122,7 +122,7 @@ def differences(header: StateHeader, options: Options, versions: Mapping[str, st
                 kept = "; the saved one stays in force" if field.spec.on_resume == "kept" else ""
                 yield f"{field.flag} was {_shown(then)} in the saved run and is {_shown(now)} now{kept}"
     if header.data != data:
-        yield "pictures, captions or dataset settings are not those of the saved run"
+        yield "images, captions or dataset settings are not those of the saved run"
     for package, version in versions.items():
         then = header.versions.get(package, "absent")
         if then != version:

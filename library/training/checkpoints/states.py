@@ -44,7 +44,7 @@ class RunIdentity:
     group_size: int  # micro-batches in a step
     optimizer: str = ""  # class
     lr_schedule: str = ""  # kind
-    data: str = ""  # digest of pictures and captions
+    data: str = ""  # digest of images and captions
     options: Mapping[str, Any] | None = None  # by name
 
     @property

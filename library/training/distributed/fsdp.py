@@ -70,9 +70,7 @@ class FSDP:
         if plan.offloads:
             policy = CPUOffloadPolicy(pin_memory=self._accelerator.device.type != "cpu")
         for unit in _units(plan, self._modules):
-            fully_shard(
-                unit, mesh=self._mesh, reshard_after_forward=plan.frees_after_forward, offload_policy=policy
-            )
+            fully_shard(unit, mesh=self._mesh, reshard_after_forward=plan.frees_after_forward, offload_policy=policy)
         fully_shard(self._root, mesh=self._mesh, offload_policy=policy)
 
     def run(self, compute: Callable[[], T]) -> T:

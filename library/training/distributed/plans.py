@@ -117,7 +117,11 @@ def without_effect(options: ProcessOptions, environment: Mapping[str, str], trai
 
 
 def sharding_problems(
-    plan: ShardingConfig, training: TrainingOptions, optimizer: OptimizerOptions, average: AverageOptions, compiles: bool
+    plan: ShardingConfig,
+    training: TrainingOptions,
+    optimizer: OptimizerOptions,
+    average: AverageOptions,
+    compiles: bool,
 ) -> Iterator[UserError]:
     """What of the other options does not go with what learns lying in parts. `compiles`: `--torch_compile`."""
     name = optimizer.optimizer

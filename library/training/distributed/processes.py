@@ -53,12 +53,12 @@ def check_same_run(accelerator: Accelerator, options: Options, data: TrainingDat
         )
     if len(set(digests)) > 1:
         raise UserError(
-            "the processes see different pictures, captions or settings of the dataset",
+            "the processes see different images, captions or settings of the dataset",
             hint="give all machines the same files and options",
         )
     if len(set(all_places)) > 1:
         raise UserError(
-            "the processes find the pictures in folders of different names",
+            "the processes find the images in folders of different names",
             hint="let the same path lead to them on all machines",
         )
     different = [f"--{name}" for name, value in values[0].items() if any(each[name] != value for each in values)]

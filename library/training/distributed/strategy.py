@@ -29,7 +29,7 @@ class ParallelStrategy(Protocol):
     optimizer: torch.optim.Optimizer
 
     def run(self, compute: Callable[[], T]) -> T:
-        """Runs what computes with the weights: a loss, or pictures."""
+        """Runs what computes with the weights: a loss, or images."""
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Adds the gradients of a loss, of which the processes' sum counts. `is_last`: of this step."""
@@ -64,7 +64,7 @@ class ParallelStrategy(Protocol):
 
 
 class Replicated:
-    """Each process holds all of it, sees a share of the pictures, and takes the same step.
+    """Each process holds all of it, sees a share of the images, and takes the same step.
 
     Implements `ParallelStrategy`.
     """

@@ -12,7 +12,7 @@ from library.training.evaluation.samplers import DEFAULT_SAMPLER, SAMPLER_NAMES,
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """The loss on pictures that are held out (`--validation_split`)."""
+    """The loss on images that are held out (`--validation_split`)."""
 
     GROUP: ClassVar[str] = "Validation"
 
@@ -21,7 +21,7 @@ class ValidationOptions:
         help="measure it every so many epochs (default: every epoch, unless steps are given)", minimum=1
     )
     max_validation_steps: int | None = option(
-        help="measure on the first so many batches of held-out pictures only; always the same ones", minimum=1
+        help="measure on the first so many batches of held-out images only; always the same ones", minimum=1
     )
 
     @property
@@ -36,7 +36,7 @@ class ValidationOptions:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Pictures drawn during training."""
+    """Images drawn during training."""
 
     GROUP: ClassVar[str] = "Sample images"
 

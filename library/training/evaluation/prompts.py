@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One picture to draw. `seed` None: keyed by the run's seed and the prompt's place in the file."""
+    """One image to draw. `seed` None: keyed by the run's seed and the prompt's place in the file."""
 
     prompt: str
     negative_prompt: str = ""

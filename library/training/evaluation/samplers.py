@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from library.models.family import ModelFamily
 
 
-_LEAST_ALPHA = 2.0**-24  # where a picture is computed from predicted noise, by a division by its root
+_LEAST_ALPHA = 2.0**-24  # where an image is computed from predicted noise, by a division by its root
 
 
 def _betas(family: ModelFamily, least_alpha: float = 0.0) -> np.ndarray:
@@ -29,7 +29,7 @@ def _spacing(family: ModelFamily, usual: str) -> str:
     """Where the schedule ends in noise alone drawing has to start from its last step, as training did.
 
     "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al., 2305.08891). Predicted noise says
-    nothing of the picture there, and drawing with it starts a little later.
+    nothing of the image there, and drawing with it starts a little later.
     """
     if not _ends_in_noise(family):
         return usual

@@ -1,4 +1,4 @@
-"""Sample pictures: drawn from the model as it is now, without a trace in the run's randomness."""
+"""Sample images: drawn from the model as it is now, without a trace in the run's randomness."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def draw_sample(family: ModelFamily, prompt: SamplePrompt, *, sampler: str, seed: int) -> Image.Image:
-    """Draws one picture with classifier-free guidance ("Classifier-Free Diffusion Guidance", Ho, 2207.12598).
+    """Draws one image with classifier-free guidance ("Classifier-Free Diffusion Guidance", Ho, 2207.12598).
 
     All randomness comes from a generator of its own, seeded with `seed`.
     """
@@ -77,7 +77,7 @@ class Sampler:
         seed: int,
         writes: bool = True,
     ):
-        """writes: not where several processes draw the same pictures together."""
+        """writes: not where several processes draw the same images together."""
         self._family = family
         self._modules = modules
         self._prompts = prompts
@@ -90,28 +90,28 @@ class Sampler:
     def draw(self, when: str) -> list[tuple[str, Image.Image]]:
         """Draws and writes every prompt; `when` is the step or epoch in the file names.
 
-        Returns (name, picture) for the trackers. Nothing is dropped out of the model; afterwards it trains on.
+        Returns (name, image) for the trackers. Nothing is dropped out of the model; afterwards it trains on.
         """
         stamp = time.strftime("%Y%m%d%H%M%S")
         drawn = []
         with evaluation_mode(self._modules):
             for index, prompt in enumerate(self._prompts):
-                picture = self._draw_one(index, prompt)
+                image = self._draw_one(index, prompt)
                 seed = "" if prompt.seed is None else f"_{prompt.seed}"
                 name = "" if self._name is None else f"{self._name}_"
                 path = self._folder / f"{name}{when}_{index:02d}_{stamp}{seed}.png"
                 if self._writes:
-                    self._write(picture, path)
-                drawn.append((f"sample/{index:02d}", picture))
-        logger.info("%d sample pictures (%s) in %s", len(drawn), when, self._folder)
+                    self._write(image, path)
+                drawn.append((f"sample/{index:02d}", image))
+        logger.info("%d sample images (%s) in %s", len(drawn), when, self._folder)
         return drawn
 
-    def _write(self, picture: Image.Image, path: Path) -> None:
-        """What cannot be written is said: a picture is no reason to end a run."""
+    def _write(self, image: Image.Image, path: Path) -> None:
+        """What cannot be written is said: an image is no reason to end a run."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
-                picture.save(temporary, format="PNG")
+                image.save(temporary, format="PNG")
         except OSError as error:
             logger.error("%s cannot be written: %s", path, error.strerror or error)
 

@@ -1,6 +1,6 @@
-"""The validation loss: what training makes small, on pictures that it never sees.
+"""The validation loss: what training makes small, on images that it never sees.
 
-Pictures, crops, captions, noise and timesteps are the same each time, in every run on the same data, so that only the
+Images, crops, captions, noise and timesteps are the same each time, in every run on the same data, so that only the
 weights make a difference between two values of the curve.
 """
 
@@ -32,7 +32,7 @@ def timestep_grid(timesteps: range, count: int = NUM_TIMESTEPS) -> list[int]:
 
 
 class Validator:
-    """Measures the loss on held-out pictures."""
+    """Measures the loss on held-out images."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Validator:
         modules: Sequence[nn.Module],
         max_batches: int | None,
     ):
-        """data: of the held-out pictures, which `loader` loads. modules: what has an evaluation mode."""
+        """data: of the held-out images, which `loader` loads. modules: what has an evaluation mode."""
         self._objective = objective
         self._loader = loader
         self._micro_batches = data.batches_of_epoch(VALIDATION_SEED, 0)[:max_batches]
@@ -53,7 +53,7 @@ class Validator:
         self._timesteps = timestep_grid(objective.timesteps)
 
     def losses(self, run: Callable[[Callable[[], torch.Tensor]], torch.Tensor]) -> dict[str, float]:
-        """`loss/validation`, the mean over pictures and timesteps, and `loss/validation_t<timestep>` of each timestep.
+        """`loss/validation`, the mean over images and timesteps, and `loss/validation_t<timestep>` of each timestep.
 
         The processes share the batches, equally many; some take the last once more, and do not count it. Draws nothing
         from the run's generators. `run` runs what computes with the weights.
@@ -71,12 +71,12 @@ class Validator:
                     sums += losses
         if self._accelerator.num_processes > 1:
             sums = self._accelerator.reduce(sums, reduction="sum")
-        *totals, num_pictures = sums.tolist()
-        means = [total / num_pictures for total in totals]
+        *totals, num_images = sums.tolist()
+        means = [total / num_images for total in totals]
         named = {f"loss/validation_t{step:03d}": mean for step, mean in zip(self._timesteps, means, strict=True)}
         return {"loss/validation": sum(means) / len(means), **named}
 
     def _losses_of(self, batch: Batch) -> torch.Tensor:
-        """The sums over a batch's pictures at each timestep, and their number."""
+        """The sums over a batch's images at each timestep, and their number."""
         losses = [self._objective.loss_at(batch, timestep) for timestep in self._timesteps]
         return len(batch.captions) * torch.stack([*losses, torch.ones_like(losses[0])]).float()

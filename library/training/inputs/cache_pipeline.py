@@ -1,4 +1,4 @@
-"""The pipeline that fills the caches: pictures are decoded, encoded and stored at the same time."""
+"""The pipeline that fills the caches: images are decoded, encoded and stored at the same time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from library.cli.errors import UserError
-from library.data.images.image_files import UnreadablePicture
+from library.data.images.image_files import UnreadableImage
 from library.data.records import CachedLatents, LatentKey, TrainedImage
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ MAX_WAITING_CHUNKS = 4  # encoded and not stored yet
 
 @dataclass(frozen=True)
 class Stages:
-    """What happens to a picture, one after the other."""
+    """What happens to an image, one after the other."""
 
     decode: Callable[[LatentKey], TrainedImage]  # called by several threads
     encode: Callable[[torch.Tensor, Sequence[LatentKey]], torch.Tensor]  # pixels (B, 3, H, W) -> (B, C, h, w)
@@ -37,12 +37,12 @@ class Stages:
 class Throughput:
     """How much is done at once."""
 
-    batch_size: int  # pictures that are encoded together
+    batch_size: int  # images that are encoded together
     num_decoders: int  # threads
 
     @property
     def max_decoded(self) -> int:
-        """Pictures that are being decoded, or decoded and waiting: enough for the next batch and for all threads."""
+        """Images that are being decoded, or decoded and waiting: enough for the next batch and for all threads."""
         return self.batch_size + self.num_decoders
 
 
@@ -65,14 +65,14 @@ def cache_chunks(
     *,
     skips_unreadable: bool = False,
     on_done: Callable[[int], None] = lambda count: None,
-) -> dict[str, UnreadablePicture]:
-    """Caches all latents of `chunks`, in order; returns the paths of pictures that were left out, and why.
+) -> dict[str, UnreadableImage]:
+    """Caches all latents of `chunks`, in order; returns the paths of images that were left out, and why.
 
-    A picture whose `decode` raises `UnreadablePicture` is left out with `skips_unreadable`, and else ends the work with its
-    error, as any other exception of a stage and Ctrl-C do. All threads have ended when this returns or raises.
-    `on_done` is called in this thread, with the number of its pictures after each chunk.
+    An image whose `decode` raises `UnreadableImage` is left out with `skips_unreadable`, and else ends the work with
+    its error, as any other exception of a stage and Ctrl-C do. All threads have ended when this returns or raises.
+    `on_done` is called in this thread, with the number of its images after each chunk.
     """
-    bad: dict[str, UnreadablePicture] = {}
+    bad: dict[str, UnreadableImage] = {}
     keys = [key for chunk in chunks for key in chunk]
     with _pool(throughput.num_decoders) as decoders, _pool(1) as writer:
         decoded = _ahead(decoders, stages.decode, keys, throughput.max_decoded)
@@ -109,13 +109,13 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T],
 
 
 def _images_of(
-    chunk: Sequence[LatentKey], decoded: Iterator[Future[TrainedImage]], bad: dict[str, UnreadablePicture] | None
+    chunk: Sequence[LatentKey], decoded: Iterator[Future[TrainedImage]], bad: dict[str, UnreadableImage] | None
 ) -> dict[LatentKey, TrainedImage]:
     images = {}
     for key in chunk:
         try:
             images[key] = next(decoded).result()
-        except UnreadablePicture as error:
+        except UnreadableImage as error:
             if bad is None:
                 raise
             bad[key.path] = error
@@ -137,10 +137,10 @@ def _store(
     for key, each in zip(keys, fetched, strict=True):
         if not np.isfinite(each).all():
             raise UserError(
-                f"the VAE gives infinite or undefined latents for picture {key.path}",
+                f"the VAE gives infinite or undefined latents for image {key.path}",
                 hint="use a VAE that is sound, in a precision that it can be computed in",
             )
-    # copies: a view would keep the memory of the whole chunk for as long as one picture of it is used
+    # copies: a view would keep the memory of the whole chunk for as long as one image of it is used
     cached = [CachedLatents(np.array(each), mask) for each, mask in zip(fetched, masks, strict=True)]
     store(dict(zip(keys, cached, strict=True)))
 

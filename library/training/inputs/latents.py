@@ -20,7 +20,7 @@ from library.data.caches.latent_check import check_caches
 from library.data.caches.prepared_latents import check_prepared
 from library.data.config.options import CachingOptions
 from library.data.images.decoding import load_image
-from library.data.images.image_files import UnreadablePicture
+from library.data.images.image_files import UnreadableImage
 from library.data.records import Batch, CachedLatents, LatentKey
 from library.models.family import ModelFamily
 from library.training.distributed.processes import file_shares
@@ -28,7 +28,7 @@ from library.training.inputs.cache_pipeline import Stages, Store, Throughput, ca
 
 logger = logging.getLogger(__name__)
 
-_LATENTS_IN_MESSAGE = 256  # between processes: some 16 MB of pictures of 512 x 512
+_LATENTS_IN_MESSAGE = 256  # between processes: some 16 MB of images of 512 x 512
 
 
 class LatentProvider:
@@ -37,7 +37,7 @@ class LatentProvider:
     def __init__(
         self, family: ModelFamily, options: CachingOptions, accelerator: Accelerator, skip_unreadable: bool = False
     ):
-        """`skip_unreadable`: pictures that cannot be read are left out."""
+        """`skip_unreadable`: images that cannot be read are left out."""
         self._family = family
         self._options = options
         self._accelerator = accelerator
@@ -59,8 +59,8 @@ class LatentProvider:
     def fill_caches(self, data: TrainingData) -> frozenset[str]:
         """Encodes whatever is not cached or prepared yet; encodes nothing without `--cache_latents`.
 
-        Returns the paths of pictures that were found to be unreadable, the same in all processes, where such are
-        skipped. Raises the `UserError` of such a picture where they are not, of files that cannot be written, and of
+        Returns the paths of images that were found to be unreadable, the same in all processes, where such are
+        skipped. Raises the `UserError` of such an image where they are not, of files that cannot be written, and of
         prepared latents that are missing.
         """
         keys = data.latent_keys()
@@ -71,18 +71,18 @@ class LatentProvider:
         bad = self._fill_files(to_cache) if self.kind == "disk" else self._fill_memory(to_cache)
         return self._tell_bad(bad) if self._skip_bad else frozenset()
 
-    def _fill_files(self, keys: Sequence[LatentKey]) -> dict[str, UnreadablePicture]:
-        bad: dict[str, UnreadablePicture] = {}
+    def _fill_files(self, keys: Sequence[LatentKey]) -> dict[str, UnreadableImage]:
+        bad: dict[str, UnreadableImage] = {}
         for rank, num_processes in file_shares(self._accelerator):
             bad |= self._fill_share([key for key in keys if key.path not in bad], rank, num_processes)
         return bad
 
-    def _fill_share(self, keys: Sequence[LatentKey], rank: int, num_processes: int) -> dict[str, UnreadablePicture]:
+    def _fill_share(self, keys: Sequence[LatentKey], rank: int, num_processes: int) -> dict[str, UnreadableImage]:
         check = check_caches(keys, self.fingerprint)
         summary = check.summary()
         if summary is not None and self._accelerator.is_main_process:
             logger.warning("%s", summary)
-        # a picture's orientations and sizes go into one file: one process writes it
+        # an image's orientations and sizes go into one file: one process writes it
         changed = [*check.missing, *(key for copied in check.copied.values() for key in copied)]
         rank_of = {path: rank for rank, path in enumerate(dict.fromkeys(key.path for key in changed))}
         mine = [key for key in check.missing if rank_of[key.path] % num_processes == rank]
@@ -97,7 +97,7 @@ class LatentProvider:
         self._accelerator.wait_for_everyone()
         return bad
 
-    def _fill_memory(self, keys: Sequence[LatentKey]) -> dict[str, UnreadablePicture]:
+    def _fill_memory(self, keys: Sequence[LatentKey]) -> dict[str, UnreadableImage]:
         """Each process encodes a share of the chunks, and gets those of the others from them."""
         chunks = chunks_of(keys, self._options.vae_batch_size)
         num_processes, rank = self._accelerator.num_processes, self._accelerator.process_index
@@ -112,11 +112,11 @@ class LatentProvider:
                 self._in_memory.update(gather_object(entries[start : start + _LATENTS_IN_MESSAGE]))
         return bad
 
-    def _cache(self, chunks: Sequence[Sequence[LatentKey]], store: Store) -> dict[str, UnreadablePicture]:
-        options, num_pictures = self._options, sum(map(len, chunks))
+    def _cache(self, chunks: Sequence[Sequence[LatentKey]], store: Store) -> dict[str, UnreadableImage]:
+        options, num_images = self._options, sum(map(len, chunks))
         num_decoders = max(1, min(options.max_data_loader_n_workers, num_cpus()))
-        is_quiet = not num_pictures or not self._accelerator.is_main_process
-        with progress_bar(num_pictures, "caching latents", is_quiet=is_quiet) as progress:
+        is_quiet = not num_images or not self._accelerator.is_main_process
+        with progress_bar(num_images, "caching latents", is_quiet=is_quiet) as progress:
             return cache_chunks(
                 chunks,
                 Stages(load_image, self._encode, store),
@@ -125,14 +125,12 @@ class LatentProvider:
                 on_done=progress.update,
             )
 
-    def _tell_bad(self, bad: Mapping[str, UnreadablePicture]) -> frozenset[str]:
+    def _tell_bad(self, bad: Mapping[str, UnreadableImage]) -> frozenset[str]:
         """Lets all processes know, and the user."""
         everywhere = dict(sorted(gather_object([(path, error.message) for path, error in bad.items()])))
         if everywhere and self._accelerator.is_main_process:
             lines = "\n  ".join(everywhere.values())
-            logger.warning(
-                "--skip_bad_images: %d pictures cannot be read and are left out\n  %s", len(everywhere), lines
-            )
+            logger.warning("--skip_bad_images: %d images cannot be read and are left out\n  %s", len(everywhere), lines)
         return frozenset(everywhere)
 
     def latents_of(self, batch: Batch) -> torch.Tensor:
@@ -168,7 +166,7 @@ class LatentProvider:
     def masks_of(self, batch: Batch) -> torch.Tensor | None:
         """What each latent counts in the loss, (B, 1, h, w) in [0, 1] on the device; None where all count fully.
 
-        A picture without a mask beside one with a mask counts fully.
+        An image without a mask beside one with a mask counts fully.
         """
         masks = batch.masks
         if masks is None:
@@ -183,7 +181,7 @@ class LatentProvider:
 
     @torch.no_grad()
     def _encode(self, pixels: torch.Tensor, keys: Sequence[LatentKey]) -> torch.Tensor:
-        # Chunks of the same size as when caching: with the default of one picture at a time, a latent is the same
+        # Chunks of the same size as when caching: with the default of one image at a time, a latent is the same
         # to the bit whether it is cached or not.
         size, device = self._options.vae_batch_size, self._accelerator.device
         parts = [

@@ -62,7 +62,7 @@ class TextSource:
                     progress.update(1)
 
     def _fill_files(self, data: TrainingData) -> None:
-        """One process writes the files of a picture; the captions of a picture are read when it is trained."""
+        """One process writes the files of an image; the captions of an image are read when it is trained."""
         captions = fixed_captions(data)
         for rank, num_processes in file_shares(self._accelerator):
             self._fill_share(captions, rank, num_processes)
@@ -87,20 +87,20 @@ class TextSource:
         if not self._options.caches_text_encoder_outputs:
             with torch.set_grad_enabled(self._trains and torch.is_grad_enabled()):
                 return self._family.encode_prompts(batch.captions)
-        pictures = [key.path for key in batch.latent_keys]
-        states = [self._cached(caption, path) for caption, path in zip(batch.captions, pictures, strict=True)]
+        images = [key.path for key in batch.latent_keys]
+        states = [self._cached(caption, path) for caption, path in zip(batch.captions, images, strict=True)]
         return Conditioning(torch.stack(states).to(self._accelerator.device, non_blocking=True))
 
-    def _cached(self, caption: str, picture: str) -> torch.Tensor:
+    def _cached(self, caption: str, image: str) -> torch.Tensor:
         if caption in self._in_memory:
             return self._in_memory[caption]
-        if not caption:  # left out by caption dropout; the same for all pictures
+        if not caption:  # left out by caption dropout; the same for all images
             self._in_memory[""] = self._encode_one("")
             return self._in_memory[""]
-        found = read_text_outputs(picture, [caption], self._family.text_fingerprint())
+        found = read_text_outputs(image, [caption], self._family.text_fingerprint())
         if caption not in found:
             raise UserError(
-                f"the encoded caption of {picture} is gone or was changed during training",
+                f"the encoded caption of {image} is gone or was changed during training",
                 hint="start again, it is made anew",
             )
         return torch.from_numpy(found[caption])
@@ -117,13 +117,13 @@ def check_captions_are_fixed(data: TrainingData, flag: str) -> None:
             options = subset.random_caption_options
             if options:
                 raise UserError(
-                    f"{subset.place}: {' and '.join(options)} with {flag}: captions would be the same each time",
+                    f"{subset.key_path}: {' and '.join(options)} with {flag}: captions would be the same each time",
                     hint=f"leave out {flag}, or {'these' if len(options) > 1 else options[0]}",
                 )
 
 
 def fixed_captions(data: TrainingData) -> dict[str, tuple[str, ...]]:
-    """Each picture's path with the captions that it is used with, one for each subset that it is in."""
+    """Each image's path with the captions that it is used with, one for each subset that it is in."""
     captions: dict[str, dict[str, None]] = {}
     for dataset in data.all_datasets:
         for record in dataset.records:

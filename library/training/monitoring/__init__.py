@@ -1,1 +1,1 @@
-"""Watching a run: trackers of its curves and pictures, and their options."""
+"""Watching a run: trackers of its curves and images, and their options."""

@@ -44,9 +44,7 @@ class LoggingOptions:
     console_log_file: str | None = option(
         help="file that the console's lines go to", metavar="FILE", inert=NOT_YET, on_resume="unimportant"
     )
-    console_log_simple: bool = option(
-        False, help="plain lines on the console", inert=NOT_YET, on_resume="unimportant"
-    )
+    console_log_simple: bool = option(False, help="plain lines on the console", inert=NOT_YET, on_resume="unimportant")
 
     @property
     def tracker(self) -> str:

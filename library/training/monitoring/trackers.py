@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Tracker(Protocol):
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
 
-    def picture(self, name: str, picture: Image.Image, step: int) -> None: ...
+    def image(self, name: str, image: Image.Image, step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -43,10 +43,10 @@ class TensorBoardTracker:
         for name, value in values.items():
             self._write(lambda writer, name=name, value=value: writer.add_scalar(name, value, step))
 
-    def picture(self, name: str, picture: Image.Image, step: int) -> None:
+    def image(self, name: str, image: Image.Image, step: int) -> None:
         import numpy as np
 
-        self._write(lambda writer: writer.add_image(name, np.asarray(picture), step, dataformats="HWC"))
+        self._write(lambda writer: writer.add_image(name, np.asarray(image), step, dataformats="HWC"))
 
     def close(self) -> None:
         self._write(lambda writer: writer.close())

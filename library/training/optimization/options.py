@@ -60,9 +60,7 @@ class OptimizerOptions:
     )  # fmt: skip
     use_8bit_adam: bool = option(False, help="the same as --optimizer_type AdamW8bit")
     use_lion_optimizer: bool = option(False, help="the same as --optimizer_type Lion")
-    learning_rate: float = option(
-        2e-6, help="learning rate of what has none of its own", minimum=0, on_resume="kept"
-    )
+    learning_rate: float = option(2e-6, help="learning rate of what has none of its own", minimum=0, on_resume="kept")
     lr_scheduler: str = option(
         "constant",
         help="learning-rate schedule; a class of torch.optim.lr_scheduler, or module.Class, too",

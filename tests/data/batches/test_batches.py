@@ -1,4 +1,4 @@
-"""Without these what is learned depends on how many processes load pictures, or on what ran before."""
+"""Without these what is learned depends on how many processes load images, or on what ran before."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class_tokens = "dog"
 
 
 @pytest.fixture
-def data(load_toml, make_pictures) -> TrainingData:
-    make_pictures("猫 train", 5, caption="sks, one, two, three, 四,")
-    make_pictures("reg", 2, size=(80, 60))
+def data(load_toml, make_images) -> TrainingData:
+    make_images("猫 train", 5, caption="sks, one, two, three, 四,")
+    make_images("reg", 2, size=(80, 60))
     return load_toml(TEXT)
 
 
@@ -122,7 +122,7 @@ def test_flips_and_captions_vary_from_use_to_use_and_epoch_to_epoch(data: Traini
     assert other_seed != [batch.captions for batch in epochs[0]]
 
 
-def test_a_batch_holds_the_pictures_that_its_keys_name(data: TrainingData) -> None:
+def test_a_batch_holds_the_images_that_its_keys_name(data: TrainingData) -> None:
     for micro_batch in data.batches_of_epoch(5, 0):
         batch = _dataset(data)[micro_batch]
         expected = np.stack([load_image(key).pixels for key in batch.latent_keys])
@@ -134,7 +134,7 @@ def test_a_batch_holds_the_pictures_that_its_keys_name(data: TrainingData) -> No
         assert [caption == "dog" for caption in batch.captions] == is_reg
 
 
-def test_a_flipped_picture_is_mirrored(data: TrainingData) -> None:
+def test_a_flipped_image_is_mirrored(data: TrainingData) -> None:
     dataset = data.datasets[0]
     plain, mirrored = (load_image(dataset.latent_key(0, flipped)).pixels for flipped in (False, True))
     assert np.array_equal(mirrored, plain[:, :, ::-1])
@@ -159,7 +159,7 @@ def test_cached_latents_stand_in_for_pixels(data: TrainingData) -> None:
     assert isinstance(missing, UserError) and "cached latents" in missing.message
 
 
-def test_an_unreadable_picture_comes_back_as_an_error(data: TrainingData, tmp_path: Path) -> None:
+def test_an_unreadable_image_comes_back_as_an_error(data: TrainingData, tmp_path: Path) -> None:
     path = tmp_path / "猫 train" / "3.png"
     path.write_bytes(path.read_bytes()[:100])
     plan = data.batches_of_epoch(5, 0)
@@ -168,8 +168,8 @@ def test_an_unreadable_picture_comes_back_as_an_error(data: TrainingData, tmp_pa
         assert found and all("3.png cannot be read" in error.message for error in found)
 
 
-def test_a_picture_that_changed_since_the_start_is_named(data: TrainingData, make_pictures) -> None:
-    make_pictures("猫 train", 5, size=(72, 64))
+def test_a_image_that_changed_since_the_start_is_named(data: TrainingData, make_images) -> None:
+    make_images("猫 train", 5, size=(72, 64))
     found = _dataset(data)[data.batches_of_epoch(5, 0)[0]]
     assert isinstance(found, UserError) and "has changed: it was" in found.message
 
@@ -206,12 +206,12 @@ resize_interpolation = "box"
 
 
 @pytest.fixture
-def augmented(load_toml, make_pictures) -> TrainingData:
-    make_pictures("wide", 3, size=(150, 100), caption="{one|two}, three, four, five,")
-    for path in make_pictures("faces", 3, size=(140, 100), caption="a face"):
+def augmented(load_toml, make_images) -> TrainingData:
+    make_images("wide", 3, size=(150, 100), caption="{one|two}, three, four, five,")
+    for path in make_images("faces", 3, size=(140, 100), caption="a face"):
         path.rename(path.with_name(f"{path.stem}_60_40_30_20.png"))
         path.with_suffix(".caption").rename(path.with_name(f"{path.stem}_60_40_30_20.caption"))
-    for path in make_pictures("masked", 3, size=(150, 100), caption="a cut-out"):
+    for path in make_images("masked", 3, size=(150, 100), caption="a cut-out"):
         opaque = Image.open(path).convert("RGBA")
         opaque.putalpha(Image.linear_gradient("L").resize((150, 100)))
         opaque.save(path)
@@ -232,7 +232,7 @@ def test_augmentations_are_the_same_for_any_number_of_workers(augmented: Trainin
             assert batch.masks is None or torch.equal(batch.masks, other.masks)
 
 
-def test_pictures_without_a_mask_count_fully_beside_those_that_have_one(augmented: TrainingData) -> None:
+def test_images_without_a_mask_count_fully_beside_those_that_have_one(augmented: TrainingData) -> None:
     seen = set()
     for micro_batch in augmented.batches_of_epoch(5, 0):
         batch = _dataset(augmented)[micro_batch]
@@ -288,7 +288,7 @@ def _break(tmp_path: Path, *names: str) -> None:
         path.write_bytes(path.read_bytes()[:100])
 
 
-def test_a_bad_picture_is_replaced_by_another_one(data: TrainingData, tmp_path: Path) -> None:
+def test_a_bad_image_is_replaced_by_another_one(data: TrainingData, tmp_path: Path) -> None:
     plan = data.batches_of_epoch(5, 0)
     before = [_dataset(data)[micro_batch] for micro_batch in plan]
     _break(tmp_path, "3", "4")
@@ -298,7 +298,7 @@ def test_a_bad_picture_is_replaced_by_another_one(data: TrainingData, tmp_path: 
     for batch, asked_for in zip(batches, before, strict=True):
         wanted = [key.path for key in asked_for.latent_keys]
         assert {message.split(" cannot be read")[0] for message in batch.skipped} >= {
-            f"picture {path}" for path in wanted if path in bad
+            f"image {path}" for path in wanted if path in bad
         }
         for row, (key, path) in enumerate(zip(batch.latent_keys, wanted, strict=True)):
             assert key.path not in bad
@@ -321,7 +321,7 @@ def test_the_stand_in_is_the_next_good_item_and_is_used_at_the_same_place(data: 
     assert not dataset[stand_in].skipped
 
 
-def test_pictures_known_to_be_bad_are_not_asked_for(data: TrainingData, tmp_path: Path) -> None:
+def test_images_known_to_be_bad_are_not_asked_for(data: TrainingData, tmp_path: Path) -> None:
     known = frozenset(str(tmp_path / "猫 train" / f"{name}.png") for name in "03")
     for source in ("memory", "pixels"):
         dataset = _dataset(data, latent_source=source, skip_bad_images=True, unreadable=known)
@@ -331,7 +331,7 @@ def test_pictures_known_to_be_bad_are_not_asked_for(data: TrainingData, tmp_path
         assert not any(batch.skipped for batch in batches)  # whoever found them has said so
 
 
-def test_each_bad_picture_is_named_once(data: TrainingData, tmp_path: Path, caplog) -> None:
+def test_each_bad_image_is_named_once(data: TrainingData, tmp_path: Path, caplog) -> None:
     _break(tmp_path, "1", "3")
     loader = BatchLoader(_dataset(data, skip_bad_images=True), 1, persistent=False)
     for epoch in (0, 1):
@@ -341,8 +341,10 @@ def test_each_bad_picture_is_named_once(data: TrainingData, tmp_path: Path, capl
     assert all(sum(name in message for message in messages) == 1 for name in ("1.png", "3.png"))
 
 
-def test_a_bucket_without_a_good_picture_ends_the_run(data: TrainingData) -> None:
+def test_a_bucket_without_a_good_image_ends_the_run(data: TrainingData) -> None:
     everything = frozenset(record.path for record in data.datasets[0].records)
-    found = _dataset(data, latent_source="memory", skip_bad_images=True, unreadable=everything)[data.batches_of_epoch(5, 0)[0]]
+    found = _dataset(data, latent_source="memory", skip_bad_images=True, unreadable=everything)[
+        data.batches_of_epoch(5, 0)[0]
+    ]
     assert isinstance(found, UserError)
-    assert "--skip_bad_images: no picture of bucket 64x64" in found.message
+    assert "--skip_bad_images: no image of bucket 64x64" in found.message

@@ -1,4 +1,4 @@
-"""If these fail, a validation loss is measured on pictures that were trained, or on other ones after a restart."""
+"""If these fail, a validation loss is measured on images that were trained, or on other ones after a restart."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load(tmp_path: Path, toml: str, **flags):
 
 
 def names(data) -> list[str]:
-    """The pictures of all datasets, as often as an epoch uses them."""
+    """The images of all datasets, as often as an epoch uses them."""
     return sorted(dataset.record_of(item).path for dataset in data.datasets for item in range(len(dataset.items)))
 
 
@@ -45,7 +45,7 @@ def names(data) -> list[str]:
     ],
 )  # fmt: skip
 def test_the_share_is_rounded_and_leaves_something_to_train_on(tmp_path, count, split, held):
-    """A half counts as one. Only a share of 1 takes every picture of a folder."""
+    """A half counts as one. Only a share of 1 takes every image of a folder."""
     own, other = fill(tmp_path / "a", count), fill(tmp_path / "b", 2)
     subset = SUBSET.format(own) + f"validation_split = {split}\nnum_repeats = 3\n"
     data = load(tmp_path, f"[[datasets]]\n{subset}{SUBSET.format(other)}")
@@ -78,7 +78,7 @@ def test_who_is_held_out_depends_on_names_and_validation_seed_alone(tmp_path):
     assert set(names(load(tmp_path, toml, validation_split=0.1).validation)) <= set(first)
 
 
-def test_a_folder_at_two_resolutions_holds_out_the_same_pictures(tmp_path):
+def test_a_folder_at_two_resolutions_holds_out_the_same_images(tmp_path):
     folder = fill(tmp_path / "a", 10)
     one = f"[[datasets]]\nresolution = 32\n{SUBSET.format(folder)}"
     two = f"[[datasets]]\nresolution = 64\n{SUBSET.format(folder)}"
@@ -96,10 +96,10 @@ def test_what_one_subset_holds_out_no_other_trains(tmp_path, caplog):
         data = load(tmp_path, one + two)
     assert len(data.validation.datasets) == 1 and len(set(names(data))) == 3
     assert not set(names(data)) & set(names(data.validation))
-    assert "datasets[1].subsets[0]: 3 pictures are not trained, since another subset holds them out" in caplog.text
+    assert "datasets[1].subsets[0]: 3 images are not trained, since another subset holds them out" in caplog.text
 
 
-def test_regularisation_pictures_are_never_held_out(tmp_path):
+def test_regularisation_images_are_never_held_out(tmp_path):
     own, reg = fill(tmp_path / "a", 4), fill(tmp_path / "r", 4)
     toml = f"[general]\nvalidation_split = 0.5\n[[datasets]]\n{SUBSET.format(own)}{SUBSET.format(reg)}is_reg = true\n"
     data = load(tmp_path, toml)
@@ -116,7 +116,7 @@ def test_a_folder_can_be_for_validation_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "split", "message"), [(4, 0.1, "holds out no picture"), (3, 1.0, "holds out every picture")]
+    ("count", "split", "message"), [(4, 0.1, "holds out no image"), (3, 1.0, "holds out every image")]
 )
 def test_a_split_that_leaves_one_side_empty_is_refused(tmp_path, count, split, message):
     folder = fill(tmp_path / "a", count)
@@ -124,7 +124,7 @@ def test_a_split_that_leaves_one_side_empty_is_refused(tmp_path, count, split, m
         load(tmp_path, f"[[datasets]]\n{SUBSET.format(folder)}", validation_split=split)
 
 
-def test_nothing_about_a_held_out_picture_is_random(tmp_path):
+def test_nothing_about_a_held_out_image_is_random(tmp_path):
     """Its caption is written as those that are shuffled are, with all tags, and its place is that without chance."""
     folder = fill(tmp_path / "a", 4)
     subset = (

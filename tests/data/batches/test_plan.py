@@ -1,4 +1,4 @@
-"""Without these pictures are learned too often, too rarely or not at all, and a resumed run goes another way."""
+"""Without these images are learned too often, too rarely or not at all, and a resumed run goes another way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from library.data.batches.plan import PlannedDataset, TrainingData, match_regula
 from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.randomness import derive_seed
 from library.data.records import ImageRecord, Placement, PreparedLatents
-from tests.data.image_files import save_picture
+from tests.data.image_files import save_image
 
 
 def _record(number: int, size=(64, 64), repeats: int = 1, is_reg: bool = False) -> ImageRecord:
@@ -67,7 +67,7 @@ def test_the_plan_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_the_plan_stays_the_same_across_versions() -> None:
-    plan = TrainingData((_dataset([_record(number) for number in range(6)], 2),)).plan(1, 0)
+    plan = TrainingData((_dataset([_record(number) for number in range(6)], 2),)).batches_of_epoch(1, 0)
     assert [batch.item_indices for batch in plan] == [(1, 2), (3, 5), (4, 0)]
 
 
@@ -114,7 +114,7 @@ def test_items_and_batches_are_shuffled_and_datasets_mixed() -> None:
         (6, 1, 0, 1, 4, 2, []),
     ],
 )
-def test_regularisation_pictures_match_the_training_pictures(
+def test_regularisation_images_match_the_training_images(
     train, train_repeats, reg, reg_repeats, batch_size, batches, uses
 ) -> None:
     records = [_record(number, repeats=train_repeats) for number in range(train)]
@@ -126,7 +126,7 @@ def test_regularisation_pictures_match_the_training_pictures(
     assert (dataset.num_train_images, dataset.num_reg_images) == (train * train_repeats, reg * reg_repeats)
 
 
-def test_repeats_of_regularisation_pictures_are_cut_where_room_ends() -> None:
+def test_repeats_of_regularisation_images_are_cut_where_room_ends() -> None:
     assert match_regularisation([2, 2, 2], 3) == [2, 1, 0]
 
 
@@ -135,7 +135,7 @@ def test_the_table_and_the_figures_for_metadata() -> None:
     assert sum(dataset.bucket_counts.values()) == len(dataset.items) == 45
     assert dataset.bucket_counts[(64, 64)] == 12
     assert list(dataset.bucket_counts) == [(48, 80), (64, 64), (80, 48), (104, 32)]
-    # 6 pictures each of the first three sizes, 5 of the last
+    # 6 images each of the first three sizes, 5 of the last
     expected = (6 * 0 + 6 * (80 / 48 - 96 / 64) + 6 * (64 / 96 - 48 / 80) + 5 * (104 / 32 - 128 / 40)) / 23
     assert dataset.mean_aspect_error == pytest.approx(expected)
     table = TrainingData((dataset,)).bucket_table()
@@ -155,8 +155,8 @@ def test_the_table_says_which_buckets_make_tiny_batches() -> None:
     records = [_record(number, size) for number, size in enumerate(sizes)]
     table = TrainingData((_dataset(records, 4, **BUCKETS),)).bucket_table()
     assert [line for line in table if "half of a batch" in line] == [
-        "  1 bucket fills less than half of a batch: 80x48 (1 of 4): these pictures are trained in small batches; more "
-        "pictures, fewer buckets (larger bucket_reso_steps) or a smaller batch size help"
+        "  1 bucket fills less than half of a batch: 80x48 (1 of 4): these images are trained in small batches; more "
+        "images, fewer buckets (larger bucket_reso_steps) or a smaller batch size help"
     ]
     table = TrainingData((_dataset(records, 5, **BUCKETS),)).bucket_table()
     assert any("2 buckets fill less than half of a batch: 48x80 (2 of 5), 80x48 (1 of 5):" in line for line in table)
@@ -164,7 +164,7 @@ def test_the_table_says_which_buckets_make_tiny_batches() -> None:
     assert not any("half of a batch" in line for line in table)
 
 
-def test_the_table_says_what_matching_does_to_regularisation_pictures() -> None:
+def test_the_table_says_what_matching_does_to_regularisation_images() -> None:
     few = _dataset([*(_record(number) for number in range(7)), *(_record(number, is_reg=True) for number in range(2))])
     table = "\n".join(TrainingData((few,)).bucket_table())
     assert "2 regularisation images are used more often than their repeats say, up to 4 times" in table
@@ -194,9 +194,9 @@ def test_a_plan_can_be_taken_in_any_piece() -> None:
     assert len(TrainingData(()).batches_of_epoch(1, 0)) == 0
 
 
-def test_each_latent_is_wanted_once(load_toml, make_pictures, tmp_path: Path) -> None:
-    make_pictures("a", 3, caption="x")
-    save_picture(tmp_path / "b" / "0.png", (64, 64))
+def test_each_latent_is_wanted_once(load_toml, make_images, tmp_path: Path) -> None:
+    make_images("a", 3, caption="x")
+    save_image(tmp_path / "b" / "0.png", (64, 64))
     data = load_toml(
         """
         [[datasets]]

@@ -1,4 +1,4 @@
-"""Without these a run trains on latents of another picture, crop or VAE, or other programs cannot read the files."""
+"""Without these a run trains on latents of another image, crop or VAE, or other programs cannot read the files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from library.cli.errors import UserError
 from library.data.caches.latent_cache import cache_path, latent_seed, read_latents, write_latents
 from library.data.caches.latent_check import check_caches
 from library.data.records import CachedLatents, LatentKey, Placement
-from tests.data.image_files import save_picture
+from tests.data.image_files import save_image
 
 
 @pytest.fixture
 def key(tmp_path: Path) -> LatentKey:
-    path = save_picture(tmp_path / "a.png", (100, 80))
+    path = save_image(tmp_path / "a.png", (100, 80))
     placement = Placement((72, 56), (72, 58), (0, 1))
     return LatentKey(str(path), "a.png", (100, 80), path.stat().st_mtime_ns, placement, False)
 
@@ -79,7 +79,7 @@ def test_latents_made_from_something_else_are_not_used(key: LatentKey, change: d
     assert read_latents(key, "another vae") is None
     write_latents({changed: _cached(key, 3)}, "vae")
     np.testing.assert_array_equal(read_latents(changed, "vae").latents, _latents(key, 3))
-    # the other orientation was of the old picture
+    # the other orientation was of the old image
     assert read_latents(dataclasses.replace(changed, flipped=True), "vae") is None
 
 
@@ -161,8 +161,8 @@ def test_a_failed_write_leaves_the_file_as_it_was(key: LatentKey, monkeypatch, t
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_pictures_of_one_stem_do_not_share_a_file(key: LatentKey, tmp_path: Path) -> None:
-    path = save_picture(tmp_path / "a.jpg", (100, 80))
+def test_images_of_one_stem_do_not_share_a_file(key: LatentKey, tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.jpg", (100, 80))
     other = dataclasses.replace(key, path=str(path), image_key="a.jpg", mtime_ns=path.stat().st_mtime_ns)
     assert cache_path(key).name == "a.png_0100x0080_sd.npz"
     assert cache_path(other).name == "a.jpg_0100x0080_sd.npz"
@@ -183,7 +183,7 @@ def test_the_seed_of_a_latent_is_the_same_wherever_the_folder_lies(key: LatentKe
     assert len({latent_seed(each) for each in (key, *others)}) == 5
 
 
-def test_a_mask_lies_in_the_file_as_documented_and_is_mirrored_with_the_picture(key: LatentKey) -> None:
+def test_a_mask_lies_in_the_file_as_documented_and_is_mirrored_with_the_image(key: LatentKey) -> None:
     key = dataclasses.replace(key, alpha_is_mask=True)
     flipped = dataclasses.replace(key, flipped=True)
     mask = np.linspace(0, 1, 63, dtype=np.float32).reshape(7, 9)
@@ -196,7 +196,7 @@ def test_a_mask_lies_in_the_file_as_documented_and_is_mirrored_with_the_picture(
     np.testing.assert_array_equal(read_latents(flipped, "vae").mask, mask[:, ::-1])
 
 
-def test_a_picture_without_transparency_counts_everywhere(key: LatentKey) -> None:
+def test_a_image_without_transparency_counts_everywhere(key: LatentKey) -> None:
     key = dataclasses.replace(key, alpha_is_mask=True)
     write_latents({key: _cached(key)}, "vae")
     np.testing.assert_array_equal(read_latents(key, "vae").mask, np.ones((7, 9)))
@@ -212,7 +212,7 @@ def test_trusted_latents_of_another_program_are_read(key: LatentKey) -> None:
 
 def test_a_file_from_before_contents_were_noted_is_still_used(key: LatentKey) -> None:
     facts = {
-        "picture": "a.png", "image_size": [100, 80], "mtime_ns": key.mtime_ns, "bucket": [72, 56],
+        "image": "a.png", "image_size": [100, 80], "mtime_ns": key.mtime_ns, "bucket": [72, 56],
         "resized": [72, 58], "crop": [0, 1], "vae": "vae",
     }  # fmt: skip
     np.savez(cache_path(key), latents_7x9=_latents(key), made_from_7x9=np.array(json.dumps(facts)))
@@ -221,9 +221,9 @@ def test_a_file_from_before_contents_were_noted_is_still_used(key: LatentKey) ->
     assert read_latents(dataclasses.replace(key, interpolation="area"), "vae") is None
 
 
-def test_a_picture_changed_while_it_was_encoded_is_not_taken_for_the_one_encoded(key: LatentKey) -> None:
+def test_a_image_changed_while_it_was_encoded_is_not_taken_for_the_one_encoded(key: LatentKey) -> None:
     found = key.mtime_ns
-    save_picture(Path(key.path), (100, 80), 1)
+    save_image(Path(key.path), (100, 80), 1)
     os.utime(key.path, ns=(0, found + 10**9))
     write_latents({key: _cached(key)}, "vae")  # latents of the old content, written after the change
     assert read_latents(dataclasses.replace(key, mtime_ns=found + 10**9), "vae") is None

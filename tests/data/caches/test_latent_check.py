@@ -14,7 +14,7 @@ from library.cli.errors import UserError
 from library.data.caches.latent_cache import cache_path, read_latents, renew_times, write_latents
 from library.data.caches.latent_check import check_caches
 from library.data.records import CachedLatents, LatentKey, Placement
-from tests.data.image_files import save_picture
+from tests.data.image_files import save_image
 
 PLACEMENT = Placement((64, 64), (64, 64), (0, 0))
 
@@ -25,8 +25,8 @@ def _key(path: Path, **changes) -> LatentKey:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> list[LatentKey]:
-    """Three pictures in two folders, each in both orientations."""
-    paths = [save_picture(tmp_path / folder / name, (64, 64)) for folder, name in (("a", "0.png"), ("a", "1.png"),
+    """Three images in two folders, each in both orientations."""
+    paths = [save_image(tmp_path / folder / name, (64, 64)) for folder, name in (("a", "0.png"), ("a", "1.png"),
                                                                                    ("b", "0.png"))]  # fmt: skip
     return [dataclasses.replace(_key(path), flipped=flipped) for path in paths for flipped in (False, True)]
 
@@ -46,7 +46,7 @@ def test_only_what_is_missing_is_made_in_the_order_given(keys: list[LatentKey]) 
     cache_path(keys[2]).unlink()
     assert _missing(keys) == keys[2:4]
     _write([keys[2]])
-    assert _missing(keys) == [keys[3]]  # mirrored pictures are asked for later than the others
+    assert _missing(keys) == [keys[3]]  # mirrored images are asked for later than the others
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_latents_made_from_something_else_are_made_anew_and_the_reason_is_said(k
         assert read_latents(key, fingerprint) is None
 
 
-def test_a_picture_with_other_content_is_made_anew_even_of_the_same_size(keys: list[LatentKey]) -> None:
+def test_a_image_with_other_content_is_made_anew_even_of_the_same_size(keys: list[LatentKey]) -> None:
     _write(keys)
     path = Path(keys[0].path)
-    save_picture(path, (64, 64), 9)
+    save_image(path, (64, 64), 9)
     os.utime(path, ns=(0, keys[0].mtime_ns + 10**9))
     changed = [dataclasses.replace(key, mtime_ns=keys[0].mtime_ns + 10**9) for key in keys[:2]]
     check = check_caches([*changed, *keys[2:]], "vae")
     assert check.missing == changed
-    assert check.summary() == "the cached latents of 1 picture are made anew: 1 of pictures that were changed since"
+    assert check.summary() == "the cached latents of 1 image are made anew: 1 of images that were changed since"
 
 
 def test_a_copied_dataset_keeps_its_latents_and_is_checked_quickly_the_second_time(keys, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_files_of_another_program_are_made_anew_unless_they_are_trusted(keys: li
         np.savez(cache_path(key), **arrays)
     check = check_caches(keys, "vae")
     assert check.missing == keys
-    assert "2 pictures" in check.summary() and "2 of another program" in check.summary()
+    assert "2 images" in check.summary() and "2 of another program" in check.summary()
     assert "--skip_cache_check" in check.summary()
     # the first lacks the mirrored latents: both are made, since one file cannot be half trusted
     assert _missing(keys, None) == [*keys[:2], *keys[4:]]
@@ -138,8 +138,8 @@ def test_trust_goes_by_names_and_not_by_contents(keys: list[LatentKey]) -> None:
     assert _missing(masked, None) == masked  # a file without a mask is not the one that is asked for
 
 
-def test_a_file_that_two_pictures_may_share_is_not_trusted_by_its_name(tmp_path: Path) -> None:
-    png, jpg = (_key(save_picture(tmp_path / name, (64, 64))) for name in ("a.png", "a.JPG"))
+def test_a_file_that_two_images_may_share_is_not_trusted_by_its_name(tmp_path: Path) -> None:
+    png, jpg = (_key(save_image(tmp_path / name, (64, 64))) for name in ("a.png", "a.JPG"))
     np.savez(tmp_path / "a_0064x0064_sd.npz", latents_8x8=np.zeros((4, 8, 8), np.float32))
     assert _missing([png, jpg], None) == [png, jpg]
     _write([png, jpg])
@@ -148,10 +148,10 @@ def test_a_file_that_two_pictures_may_share_is_not_trusted_by_its_name(tmp_path:
         assert (read_latents(key, None).latents == index).all() and (read_latents(key, "vae").latents == index).all()
 
 
-def test_latents_stay_when_a_picture_of_the_same_stem_comes_and_goes(tmp_path: Path) -> None:
-    key = _key(save_picture(tmp_path / "a.png", (64, 64)))
+def test_latents_stay_when_a_image_of_the_same_stem_comes_and_goes(tmp_path: Path) -> None:
+    key = _key(save_image(tmp_path / "a.png", (64, 64)))
     _write([key])
-    twin = _key(save_picture(tmp_path / "a.jpg", (64, 64)))
+    twin = _key(save_image(tmp_path / "a.jpg", (64, 64)))
     assert _missing([key, twin]) == [twin]
     assert read_latents(key, "vae") is not None and read_latents(twin, "vae") is None
     _write([key, twin])
@@ -160,9 +160,7 @@ def test_latents_stay_when_a_picture_of_the_same_stem_comes_and_goes(tmp_path: P
 
 
 def test_prepared_latents_are_never_made(tmp_path: Path) -> None:
-    key = dataclasses.replace(
-        _key(save_picture(tmp_path / "a.png", (64, 64))), prepared_path=str(tmp_path / "a.npz")
-    )
+    key = dataclasses.replace(_key(save_image(tmp_path / "a.png", (64, 64))), prepared_path=str(tmp_path / "a.npz"))
     assert _missing([key]) == _missing([key], None) == []
 
 
@@ -174,15 +172,15 @@ image_dir = "{dir}/a"
 """
 
 
-def test_two_crops_that_would_replace_each_other_are_refused(load_toml, make_pictures) -> None:
-    make_pictures("a", 1, size=(100, 100), caption="x")
+def test_two_crops_that_would_replace_each_other_are_refused(load_toml, make_images) -> None:
+    make_images("a", 1, size=(100, 100), caption="x")
     text = TEXT + "[[datasets]]\nresolution = 100\nenable_bucket = true\nbucket_no_upscale = true\n"
     text += "min_bucket_reso = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'\n"
     with pytest.raises(UserError, match="0.png differently in buckets of one size"):
         check_caches(load_toml(text).latent_keys(), "vae")
 
 
-def test_a_second_start_finds_all_latents_of_the_first(load_toml, make_pictures) -> None:
-    make_pictures("a", 3, caption="x")
+def test_a_second_start_finds_all_latents_of_the_first(load_toml, make_images) -> None:
+    make_images("a", 3, caption="x")
     _write(load_toml(TEXT).latent_keys())
     assert _missing(load_toml(TEXT).latent_keys()) == []

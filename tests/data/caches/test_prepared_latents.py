@@ -18,7 +18,7 @@ FACTS = {"original_size": np.array([100, 80]), "crop_ltrb": np.array([0, 0, 100,
 
 @pytest.fixture
 def key(tmp_path: Path) -> LatentKey:
-    """Of a picture that is not there: only its latents are."""
+    """Of an image that is not there: only its latents are."""
     placement = Placement((72, 56), (72, 58), (0, 1))
     return LatentKey(
         str(tmp_path / "a.b.png"), "a.b.png", (100, 80), 0, placement, False, prepared_path=str(tmp_path / "a.b.npz")

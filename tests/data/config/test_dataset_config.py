@@ -88,7 +88,7 @@ EVERY_KEY = {**DATASET_KEYS, **SUBSET_KEYS, **SUBSET_ONLY_KEYS}
 def test_every_key_has_a_case_here() -> None:
     assert set(EVERY_KEY) == set(all_keys())
     config_fields = {field.name for owner in (DatasetConfig, SubsetConfig) for field in dataclasses.fields(owner)}
-    assert set(EVERY_KEY) == config_fields - {"place", "subsets", "caption_templates"}  # no keys of the file
+    assert set(EVERY_KEY) == config_fields - {"key_path", "subsets", "caption_templates"}  # no keys of the file
 
 
 def _line(key: str, value: str) -> str:
@@ -142,7 +142,7 @@ def test_every_key_comes_from_the_innermost_place_that_has_it(tmp_path: Path, ke
 
 @pytest.mark.parametrize("key", SUBSET_ONLY_KEYS)
 @pytest.mark.parametrize("table", ["[general]\n", "[[datasets]]\n"])
-def test_what_names_pictures_stands_in_subsets_alone(tmp_path: Path, key: str, table: str) -> None:
+def test_what_names_images_stands_in_subsets_alone(tmp_path: Path, key: str, table: str) -> None:
     subset = "[[datasets.subsets]]\nimage_dir = 'a'\n"
     text = table + _line(key, EVERY_KEY[key][0]) + (subset if table == "[[datasets]]\n" else "[[datasets]]\n" + subset)
     (problem,) = _problems(tmp_path, text)
@@ -261,10 +261,10 @@ def test_a_syntax_error_has_line_and_column(tmp_path: Path) -> None:
 
 
 def test_a_wrong_dataset_is_reported_before_torch_is_imported(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
     (tmp_path / "data.toml").write_text(
-        f"[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{(tmp_path / 'pictures').as_posix()}'\n"
+        f"[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{(tmp_path / 'images').as_posix()}'\n"
         "class_tokens = 'x'"
     )
     program = (
@@ -287,7 +287,7 @@ def test_a_wrong_dataset_is_reported_before_torch_is_imported(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("resolution", ["resolution = '64x64'\n", ""], ids=["wrong", "missing"])
-def test_pictures_are_looked_at_beside_a_resolution_that_is_no_use(load_toml, resolution: str) -> None:
+def test_images_are_looked_at_beside_a_resolution_that_is_no_use(load_toml, resolution: str) -> None:
     text = f"[[datasets]]\n{resolution}[[datasets.subsets]]\nimage_dir = '{{dir}}/nowhere'\n"
     with pytest.raises(UserErrors) as caught:
         load_toml(text)
@@ -295,8 +295,8 @@ def test_pictures_are_looked_at_beside_a_resolution_that_is_no_use(load_toml, re
     assert "datasets[0].resolution" in first.message and "nowhere does not exist" in second.message
 
 
-def test_a_wrong_caption_extension_is_not_reported_as_missing_captions(load_toml, make_pictures) -> None:
-    make_pictures("a", 2, caption="a cat")
+def test_a_wrong_caption_extension_is_not_reported_as_missing_captions(load_toml, make_images) -> None:
+    make_images("a", 2, caption="a cat")
     text = "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'\ncaption_extension = '.'\n"
     with pytest.raises(UserError) as caught:
         load_toml(text)
@@ -349,7 +349,7 @@ def test_of_subsets_that_are_the_same_the_first_counts(tmp_path: Path, caplog) -
         text = "[[datasets]]\n" + "\n".join(f"[[datasets.subsets]]\n{each}" for each in subsets)
         (dataset,), problems = _read(tmp_path, text, resolution=(64, 64))
     assert not problems
-    assert [subset.place[-2] for subset in dataset.subsets] == ["0", "3", "4"]
+    assert [subset.key_path[-2] for subset in dataset.subsets] == ["0", "3", "4"]
     assert dataset.subsets[0].num_repeats == 2
     assert len(caplog.records) == 2
     for number in (1, 2):
@@ -361,7 +361,7 @@ def test_metadata_subsets_are_the_same_where_file_and_folder_are(tmp_path: Path,
     subset = "[[datasets.subsets]]\nmetadata_file = 'm.json'\n"
     with caplog.at_level(logging.WARNING):
         (dataset,), _ = _read(tmp_path, METADATA + subset + subset + "image_dir = 'x'\n", resolution=(64, 64))
-    assert [subset.place[-2] for subset in dataset.subsets] == ["0", "2"]
+    assert [subset.key_path[-2] for subset in dataset.subsets] == ["0", "2"]
     assert "datasets[0].subsets[1] is left out: its metadata_file m.json" in caplog.text
 
 
@@ -402,9 +402,9 @@ def test_keys_in_json_are_checked_as_in_toml(tmp_path: Path) -> None:
     assert "did you mean image_dir?" in str(problems[0])
 
 
-def test_datasets_of_both_kinds_and_several_sizes_are_one_run(load_toml, make_pictures, tmp_path: Path) -> None:
-    make_pictures("a", 3, caption="x")
-    make_pictures("b", 2, size=(128, 128))
+def test_datasets_of_both_kinds_and_several_sizes_are_one_run(load_toml, make_images, tmp_path: Path) -> None:
+    make_images("a", 3, caption="x")
+    make_images("b", 2, size=(128, 128))
     (tmp_path / "m.json").write_text('{"0": {"caption": "y"}, "1": {"tags": "z"}}')
     data = load_toml(
         """
@@ -430,9 +430,9 @@ CACHED = "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir
 
 @pytest.mark.parametrize("line", ["color_aug = true", "random_crop = true", "face_crop_aug_range = [1, 2]"])
 @pytest.mark.parametrize("flag", ["cache_latents", "cache_latents_to_disk"])
-def test_what_caching_rules_out_is_an_error_that_names_both(make_pictures, tmp_path: Path, line: str, flag) -> None:
-    make_pictures("a", 1, caption="x")
-    make_pictures("b", 1, caption="x")
+def test_what_caching_rules_out_is_an_error_that_names_both(make_images, tmp_path: Path, line: str, flag) -> None:
+    make_images("a", 1, caption="x")
+    make_images("b", 1, caption="x")
     file = tmp_path / "data.toml"
     text = CACHED + "[[datasets.subsets]]\nimage_dir = '{dir}/b'\n" + line
     file.write_text(text.replace("{dir}", tmp_path.as_posix()))
@@ -443,16 +443,16 @@ def test_what_caching_rules_out_is_an_error_that_names_both(make_pictures, tmp_p
     assert caught.value.message == f"--{flag} cannot be used with datasets[0].subsets[1].{key}"
 
 
-def test_what_caching_rules_out_is_named_as_the_flag_it_was_given_by(make_pictures, tmp_path: Path) -> None:
-    make_pictures("train/2_cat", 1)
+def test_what_caching_rules_out_is_named_as_the_flag_it_was_given_by(make_images, tmp_path: Path) -> None:
+    make_images("train/2_cat", 1)
     options = DatasetOptions(train_data_dir=str(tmp_path / "train"), resolution=(64, 64), color_aug=True)
     with pytest.raises(UserError, match="^--cache_latents cannot be used with --color_aug\n"):
         load_training_data(options, CachingOptions(cache_latents=True))
 
 
 @pytest.mark.parametrize("line", ["flip_aug = true", "alpha_mask = true", "resize_interpolation = 'box'"])
-def test_caching_goes_with_what_is_the_same_each_time(make_pictures, tmp_path: Path, line: str) -> None:
-    make_pictures("a", 1, caption="x")
+def test_caching_goes_with_what_is_the_same_each_time(make_images, tmp_path: Path, line: str) -> None:
+    make_images("a", 1, caption="x")
     file = tmp_path / "data.toml"
     file.write_text((CACHED + line).replace("{dir}", tmp_path.as_posix()))
     caching = CachingOptions(cache_latents=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from library.cli.errors import UserError
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.data.load_data import load_training_data
-from tests.data.image_files import save_picture
+from tests.data.image_files import save_image
 
 TEXTS = (
     """
@@ -122,7 +122,7 @@ def _mutated(text: str, changes: list[tuple]) -> bytes:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch) -> Path:
     for name in ("img/a", "img/b", "reg/c"):
-        save_picture(tmp_path / f"{name}.png", (64, 64))
+        save_image(tmp_path / f"{name}.png", (64, 64))
         (tmp_path / f"{name}.caption").write_text("a cat; red, blue")
     (tmp_path / "meta.json").write_text('{"a": {"caption": "x"}, "b.png": {"tags": "y"}}')
     monkeypatch.chdir(tmp_path)

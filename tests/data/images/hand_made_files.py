@@ -1,4 +1,4 @@
-"""Picture files and ICC profiles made byte by byte, of kinds that no program at hand writes."""
+"""Image files and ICC profiles made byte by byte, of kinds that no program at hand writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Without these pictures are cut or coloured otherwise than asked for, or by what was loaded before them."""
+"""Without these images are cut or coloured otherwise than asked for, or by what was loaded before them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from library.data.images.augmentations import apply_colour, draw_colour, face_pl
 from library.data.images.face_names import Face
 from library.data.load_data import load_training_data
 from library.data.records import ColourShift, Item, LatentKey, Placement, StepCounter
-from tests.data.image_files import save_picture
+from tests.data.image_files import save_image
 
 CLOCK = StepCounter(group_size=1, steps_per_epoch=10, num_steps=100)
 
@@ -55,7 +55,7 @@ def test_gamma_is_a_power_of_values_from_0_to_1() -> None:
     np.testing.assert_array_equal(apply_colour(values, ColourShift()), values)
 
 
-def test_a_random_window_can_lie_anywhere_in_the_picture() -> None:
+def test_a_random_window_can_lie_anywhere_in_the_image() -> None:
     placement = Placement((64, 64), (64, 67), (0, 1))
     drawn = Counter(random_placement(placement, random.Random(number)) for number in range(2000))
     assert {each.crop for each in drawn} == {(0, 0), (0, 1), (0, 2), (0, 3)}
@@ -64,9 +64,7 @@ def test_a_random_window_can_lie_anywhere_in_the_picture() -> None:
 
 
 def _around(face: Face, number: int = 0, *, size=(1000, 800), bucket=(256, 256), crop_range=(2.0, 2.0), moved=False):
-    return face_placement(
-        size, bucket, face, crop_range=crop_range, rng=random.Random(number), also_random=moved
-    )
+    return face_placement(size, bucket, face, crop_range=crop_range, rng=random.Random(number), also_random=moved)
 
 
 def test_a_face_is_in_the_middle_and_as_large_as_asked_for() -> None:
@@ -77,24 +75,22 @@ def test_a_face_is_in_the_middle_and_as_large_as_asked_for() -> None:
     assert tall == Placement((256, 384), (800, 640), (400 - 128, 320 - 192))
 
 
-def test_a_window_stays_in_the_picture() -> None:
+def test_a_window_stays_in_the_image() -> None:
     assert _around(Face((10, 790), (160, 160))).crop == (0, 640 - 256)
     assert _around(Face((999, 0), (160, 160))).crop == (800 - 256, 0)
 
 
-def test_pictures_are_not_enlarged_for_small_faces_nor_made_too_small_for_large_ones() -> None:
+def test_images_are_not_enlarged_for_small_faces_nor_made_too_small_for_large_ones() -> None:
     assert _around(Face((500, 400), (20, 20))).resized == (1000, 800)
     # 2 faces of 600 pixels would be 0.21 of the size, of which the bucket would see the border
     assert _around(Face((500, 400), (600, 600))).resized == (320, 256)
-    # a picture that is smaller than its bucket must be enlarged, and only as far as it must
+    # an image that is smaller than its bucket must be enlarged, and only as far as it must
     assert _around(Face((50, 40), (10, 10)), size=(100, 80)).resized == (320, 256)
 
 
 def test_the_size_is_drawn_evenly_between_the_limits() -> None:
     face = Face((500, 400), (100, 100))
-    in_faces = [
-        256 / (100 * _around(face, number, crop_range=(3.0, 7.0)).resized[0] / 1000) for number in range(2000)
-    ]
+    in_faces = [256 / (100 * _around(face, number, crop_range=(3.0, 7.0)).resized[0] / 1000) for number in range(2000)]
     assert 3.0 - 0.02 <= min(in_faces) < 3.05 and 6.95 < max(in_faces) <= 7.02
     # the deviation of a uniform distribution of width 4 is 4 / sqrt(12)
     assert abs(np.mean(in_faces) - 5) < 5 * 4 / math.sqrt(12 * 2000)
@@ -141,20 +137,22 @@ SETTINGS
 
 
 @pytest.fixture
-def load(load_toml, make_pictures):
+def load(load_toml, make_images):
     """`load("random_crop = true")` -> training data of a subset with these settings."""
 
     def load(text: str) -> TrainingData:
-        paths = make_pictures("train", 3, size=(160, 96))
+        paths = make_images("train", 3, size=(160, 96))
         paths[0].rename(paths[0].with_name("0_40_50_30_20.png"))
-        paths[1].rename(paths[1].with_name("1_400_50_30_20.png"))  # not in the picture: no face
+        paths[1].rename(paths[1].with_name("1_400_50_30_20.png"))  # not in the image: no face
         return load_toml(TEXT.replace("SETTINGS", text))
 
     return load
 
 
 def _items(data: TrainingData, epoch: int = 0, seed: int = 3) -> list[Item]:
-    return [item for each in data.batches_of_epoch(seed, epoch) for item in draw_items(data.datasets[0], each, seed, CLOCK)]
+    return [
+        item for each in data.batches_of_epoch(seed, epoch) for item in draw_items(data.datasets[0], each, seed, CLOCK)
+    ]
 
 
 def _keys(data: TrainingData, start: str = "") -> list[LatentKey]:
@@ -168,9 +166,9 @@ def test_random_crops_differ_from_use_to_use(load) -> None:
     assert {key.placement.crop for key in _keys(load(""))} == {(21, 0)}
 
 
-def test_only_pictures_with_a_face_in_their_names_are_cut_around_it(load) -> None:
+def test_only_images_with_a_face_in_their_names_are_cut_around_it(load) -> None:
     data = load("face_crop_aug_range = [1.5, 3.0]")
-    # 64 pixels are 1.5 to 3 faces of 30 pixels: the picture is resized to 0.71 to 1
+    # 64 pixels are 1.5 to 3 faces of 30 pixels: the image is resized to 0.71 to 1
     sizes = [key.placement.resized for key in _keys(data, "0_")]
     assert len(set(sizes)) > 3 and min(sizes)[0] >= 113 and max(sizes)[0] <= 160
     for key in _keys(data, "0_"):
@@ -217,13 +215,13 @@ def test_warm_up_and_dropout_follow_the_steps_and_epochs_of_the_run(load) -> Non
     assert empty == [False, True, False, True]
 
 
-def test_pictures_without_a_face_in_their_names_are_said(tmp_path, caplog) -> None:
+def test_images_without_a_face_in_their_names_are_said(tmp_path, caplog) -> None:
     folder = tmp_path / "1_x"
     for name in ("a_30_30_20_20", "b", "c_900_30_20_20"):
-        save_picture(folder / f"{name}.png", (64, 64))
+        save_image(folder / f"{name}.png", (64, 64))
     with caplog.at_level("WARNING"):
         load_training_data(
             DatasetOptions(train_data_dir=str(tmp_path), resolution=(64, 64), face_crop_aug_range=(2.0, 4.0))
         )
     (warning,) = [record.getMessage() for record in caplog.records if "face_crop_aug_range" in record.getMessage()]
-    assert "2 pictures are cropped as usual" in warning and "b.png, c_900_30_20_20.png" in warning
+    assert "2 images are cropped as usual" in warning and "b.png, c_900_30_20_20.png" in warning

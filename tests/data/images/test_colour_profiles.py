@@ -1,4 +1,4 @@
-"""Without these pictures with a colour profile are trained duller, or redder, than their owner sees them."""
+"""Without these images with a colour profile are trained duller, or redder, than their owner sees them."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def test_linear_light_becomes_srgb(tmp_path: Path, ending: str) -> None:
     assert np.abs(decoded - expected).max() <= 1.5
 
 
-def test_profiles_of_grey_pictures(tmp_path: Path) -> None:
+def test_profiles_of_grey_images(tmp_path: Path) -> None:
     ramp = np.arange(256, dtype=np.uint8)[None]
     expected = _value_of_light(ramp / 255)[..., None]
     grey = matrix_profile((), LINEAR)
     assert np.abs(_decoded(tmp_path, Image.fromarray(ramp), grey) - expected).max() <= 1.5
-    colours = matrix_profile(SRGB_PRIMARIES, LINEAR)  # of a picture that was made grey and kept its profile
+    colours = matrix_profile(SRGB_PRIMARIES, LINEAR)  # of an image that was made grey and kept its profile
     assert np.abs(_decoded(tmp_path, Image.fromarray(ramp), colours) - expected).max() <= 1.5
     with_alpha = Image.merge("LA", [Image.fromarray(ramp), Image.new("L", (256, 1), 255)])
     assert np.abs(_decoded(tmp_path, with_alpha, grey) - expected).max() <= 1.5
@@ -57,7 +57,7 @@ def test_profiles_of_grey_pictures(tmp_path: Path) -> None:
     assert np.abs(_decoded(tmp_path, sixteen, grey) - expected).max() <= 1.5
 
 
-def test_profiles_of_cmyk_pictures(tmp_path: Path) -> None:
+def test_profiles_of_cmyk_images(tmp_path: Path) -> None:
     corners = np.full((2, 2, 2, 2, 3), (0, 128, 128))  # black wherever there is more than one ink
     corners[0, 0, 0, 0, 0] = 255  # paper
     corners[1, 0, 0, 0, 0] = 128  # this cyan is a grey of L* 50
@@ -91,12 +91,12 @@ def test_an_srgb_profile_changes_no_pixel(tmp_path: Path) -> None:
     [
         b"no profile",
         matrix_profile(SRGB_PRIMARIES, LINEAR)[:200],
-        matrix_profile((), LINEAR),  # of grey, in a picture with colours
+        matrix_profile((), LINEAR),  # of grey, in an image with colours
         ink_profile(np.zeros((2, 2, 2, 2, 3))),
         ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(),
         ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes(),
     ],
     ids=["broken", "cut", "grey", "cmyk", "lab", "xyz"],
 )
-def test_a_profile_that_says_nothing_of_the_picture_is_ignored(tmp_path: Path, profile: bytes) -> None:
+def test_a_profile_that_says_nothing_of_the_image_is_ignored(tmp_path: Path, profile: bytes) -> None:
     np.testing.assert_array_equal(_decoded(tmp_path, Image.fromarray(RAMP), profile), RAMP)

@@ -1,4 +1,4 @@
-"""Without these a picture is trained turned, cut, mirrored or coloured otherwise than its owner sees it."""
+"""Without these an image is trained turned, cut, mirrored or coloured otherwise than its owner sees it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from library.data.config.options import INTERPOLATIONS
 from library.data.images.decoding import decode_image, load_image, place_image, to_pixels
 from library.data.images.image_files import read_size
 from library.data.records import ColourShift, LatentKey, Placement
-from tests.data.image_files import save_picture
+from tests.data.image_files import save_image
 
 
 def _corners(image: np.ndarray) -> list[tuple[int, ...]]:
@@ -176,7 +176,7 @@ def test_a_mask_is_the_mean_opacity_of_the_pixels_of_each_latent(tmp_path: Path,
     np.testing.assert_allclose(image.pixels, -0.6, atol=1e-6)  # as stored, not over white
 
 
-def test_a_mask_is_resized_with_its_picture(tmp_path: Path) -> None:
+def test_a_mask_is_resized_with_its_image(tmp_path: Path) -> None:
     opacity = np.zeros((64, 64), np.uint8)
     opacity[:32, :32] = 255
     Image.fromarray(np.dstack([np.zeros((64, 64, 3), np.uint8), opacity])).save(tmp_path / "a.png")
@@ -186,7 +186,7 @@ def test_a_mask_is_resized_with_its_picture(tmp_path: Path) -> None:
 
 
 def test_without_transparency_everything_counts_and_without_alpha_mask_there_is_none(tmp_path: Path) -> None:
-    save_picture(tmp_path / "a.png", (16, 8))
+    save_image(tmp_path / "a.png", (16, 8))
     placement = Placement((16, 8), (16, 8), (0, 0))
     mask = load_image(_key(tmp_path / "a.png", (16, 8), placement, alpha_is_mask=True)).mask
     np.testing.assert_array_equal(mask, np.ones((1, 2)))
@@ -196,7 +196,7 @@ def test_without_transparency_everything_counts_and_without_alpha_mask_there_is_
     assert over_white.mask is None and np.all(over_white.pixels == 1)
 
 
-def test_colours_are_shifted_after_the_picture_was_placed(tmp_path: Path) -> None:
+def test_colours_are_shifted_after_the_image_was_placed(tmp_path: Path) -> None:
     Image.new("RGB", (16, 8), (51, 102, 204)).save(tmp_path / "a.png")
     key = _key(tmp_path / "a.png", (16, 8), Placement((8, 8), (16, 8), (4, 0)))
     expected = [2 * round(255 * (value / 255) ** 1.05) / 255 - 1 for value in (51, 102, 204)]
@@ -210,17 +210,17 @@ def test_pixels_are_scaled_to_minus_one_and_one() -> None:
     np.testing.assert_allclose(pixels.ravel(), [-1, -0.6, 1], atol=1e-6)
 
 
-def test_a_truncated_picture_is_named(tmp_path: Path) -> None:
+def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "a.webp", "a.bmp"):
-        path = save_picture(tmp_path / name, (64, 48))
+        path = save_image(tmp_path / name, (64, 48))
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
         with pytest.raises(UserError, match=name):
             decode_image(str(path))
 
 
-def test_a_picture_of_absurd_size_is_named(tmp_path: Path) -> None:
+def test_a_image_of_absurd_size_is_named(tmp_path: Path) -> None:
     # header of a PNG of 60000 x 60000 pixels
-    path = save_picture(tmp_path / "bomb.png", (8, 8))
+    path = save_image(tmp_path / "bomb.png", (8, 8))
     content = bytearray(path.read_bytes())
     content[16:24] = (60000).to_bytes(4, "big") * 2
     import zlib

@@ -1,4 +1,4 @@
-"""Without these a picture of a rarer kind is refused, or trained with other colours than it has."""
+"""Without these an image of a rarer kind is refused, or trained with other colours than it has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, features
 
 from library.cli.errors import UserError
 from library.data.images.decoding import decode_image, decode_layers
-from library.data.images.image_files import IMAGE_ENDINGS, UnreadablePicture, read_size
+from library.data.images.image_files import IMAGE_ENDINGS, UnreadableImage, read_size
 from library.data.images.image_headers import size_from_head
 from tests.data.images.hand_made_files import chunk, write_png
 
@@ -27,7 +27,7 @@ def _sixteen(*values: int) -> bytes:
 HIGH, LOW = 200 * 257, 10 * 257
 
 PNG_KINDS = {
-    # name: (bits, colour type, row of a picture 2 wide, chunks before the data, colours over white, opacity)
+    # name: (bits, colour type, row of an image 2 wide, chunks before the data, colours over white, opacity)
     "16-bit RGB": (16, 2, _sixteen(HIGH, LOW, 0, 0, 65535, HIGH), [], [(200, 10, 0), (0, 255, 200)], None),
     "16-bit RGBA": (
         16, 6, _sixteen(HIGH, LOW, 0, 65535, HIGH, LOW, 0, 0), [], [(200, 10, 0), WHITE], [255, 0],
@@ -61,7 +61,7 @@ PNG_KINDS = {
 
 
 @pytest.mark.parametrize("name", PNG_KINDS)
-def test_png_pictures_of_every_depth(tmp_path: Path, name: str) -> None:
+def test_png_images_of_every_depth(tmp_path: Path, name: str) -> None:
     bits, colour_type, row, chunks, colours, opacity = PNG_KINDS[name]
     path = str(write_png(tmp_path / "a.png", (2, 1), bits, colour_type, [row], *chunks))
     np.testing.assert_allclose(decode_image(path)[0].astype(int), colours, atol=1)
@@ -108,7 +108,7 @@ def test_the_content_decides_and_not_the_ending(tmp_path: Path, kind: str, endin
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
-def test_avif_pictures(tmp_path: Path) -> None:
+def test_avif_images(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (24, 16), RED).save(tmp_path / "a.avif", quality=95, exif=exif.tobytes())
@@ -116,7 +116,7 @@ def test_avif_pictures(tmp_path: Path) -> None:
     assert np.abs(decode_image(str(tmp_path / "a.avif")).astype(int) - RED).max() <= 6
 
 
-def test_jpeg_xl_pictures(tmp_path: Path) -> None:
+def test_jpeg_xl_images(tmp_path: Path) -> None:
     pytest.importorskip("pillow_jxl", reason="the plug-in that reads JPEG XL is not installed")
     Image.new("RGB", (24, 16), RED).save(tmp_path / "a.jxl", lossless=True)
     assert read_size(str(tmp_path / "a.jxl")) == (24, 16)
@@ -133,15 +133,15 @@ def test_a_missing_reader_is_named_with_what_to_install(tmp_path: Path, monkeypa
         with pytest.raises(UserError, match="a.png cannot be read: no reader for JXL") as caught:
             read(str(path))
         assert "pip install pillow-jxl-plugin" in caught.value.hint
-        assert not isinstance(caught.value, UnreadablePicture)  # the picture is good: nothing to go on without
+        assert not isinstance(caught.value, UnreadableImage)  # the image is good: nothing to go on without
 
 
-def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
-    for content, reason in ((b"", "it is empty"), (b"%PDF-1.7 and more", "not a picture of a known kind")):
+def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
+    for content, reason in ((b"", "it is empty"), (b"%PDF-1.7 and more", "not an image of a known kind")):
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(UnreadablePicture, match=reason):
+        with pytest.raises(UnreadableImage, match=reason):
             read_size(str(tmp_path / "a.png"))
-    with pytest.raises(UnreadablePicture, match="No such file"):
+    with pytest.raises(UnreadableImage, match="No such file"):
         decode_image(str(tmp_path / "gone.png"))
 
 
@@ -150,7 +150,7 @@ def test_damage_that_readers_report_in_other_ways_is_named_too(tmp_path: Path) -
     short_header = chunk(b"IHDR", struct.pack(">IIBBBB", 2, 1, 8, 0, 0, 0))
     (tmp_path / "a.png").write_bytes(whole[:8] + short_header + whole[33:])
     for read in (read_size, decode_image):
-        with pytest.raises(UnreadablePicture, match="a.png cannot be read: it is damaged"):
+        with pytest.raises(UnreadableImage, match="a.png cannot be read: it is damaged"):
             read(str(tmp_path / "a.png"))
 
 
@@ -175,7 +175,7 @@ def test_plain_headers_are_read_without_opening(tmp_path: Path, name: str, optio
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
 @pytest.mark.parametrize("how", ["exif", "xmp"])
-def test_turned_pictures_are_not_taken_for_plain_ones(tmp_path: Path, name: str, how: str) -> None:
+def test_turned_images_are_not_taken_for_plain_ones(tmp_path: Path, name: str, how: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="8"/></x:xmpmeta>'

@@ -92,7 +92,7 @@ def _load(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_damaged_pictures_cause_user_errors_or_load(tmp_path: Path, kind: str, capfd) -> None:
+def test_damaged_images_cause_user_errors_or_load(tmp_path: Path, kind: str, capfd) -> None:
     path = tmp_path / "damaged.png"
     outcomes = {"loaded": 0, "refused": 0}
 

@@ -1,4 +1,4 @@
-"""Without these pictures or captions are lost, or a wrong folder is found out only in the middle of training."""
+"""Without these images or captions are lost, or a wrong folder is found out only in the middle of training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from library.data.config.config import SubsetConfig
 from library.data.config.options import DatasetOptions
 from library.data.load_data import load_training_data
 from library.data.scan.folders import find_concept_folders, scan_folder
-from tests.data.image_files import save_picture
+from tests.data.image_files import save_image
 
 
 def _scan(folder: Path, **settings):
@@ -27,9 +27,9 @@ def _problem(folder: Path, **settings) -> str:
     return str(caught.value)
 
 
-def test_pictures_of_all_endings_are_found_in_order_and_caches_are_not(tmp_path: Path) -> None:
+def test_images_of_all_endings_are_found_in_order_and_caches_are_not(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "c.jpeg", "d.WebP", "e.bmp", "猫.png"):
-        save_picture(tmp_path / name, (40, 24))
+        save_image(tmp_path / name, (40, 24))
     for name in ("a_0040x0024_sd.npz", "note.txt", "._a.png", "a.caption"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "folder.png").mkdir()
@@ -46,14 +46,14 @@ def test_the_size_is_the_one_after_exif_orientation(tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = orientation
         for ending in ("jpg", "png", "webp"):
-            save_picture(tmp_path / f"{orientation}.{ending}", (40, 24), exif=exif.tobytes())
+            save_image(tmp_path / f"{orientation}.{ending}", (40, 24), exif=exif.tobytes())
     for record in _scan(tmp_path, class_tokens="x"):
         assert record.size == ((24, 40) if int(record.key[0]) >= 5 else (40, 24)), record.key
 
 
 def test_captions_come_from_the_file_or_else_from_class_tokens(tmp_path: Path, caplog) -> None:
     for name in ("a", "b", "c", "d"):
-        save_picture(tmp_path / f"{name}.png", (8, 8))
+        save_image(tmp_path / f"{name}.png", (8, 8))
     (tmp_path / "a.caption").write_bytes("\ufeff 猫, one \r\ntwo".encode())
     (tmp_path / "b.txt").write_text("other ending")
     (tmp_path / "c.caption").write_text("")
@@ -78,7 +78,7 @@ def test_images_without_caption_and_class_tokens_are_counted_in_one_warning(
     tmp_path: Path, caplog, place: str, extension: str, files: list[str], missing: str, hint: str
 ) -> None:
     for name in "abc":
-        save_picture(tmp_path / f"{name}.png", (8, 8))
+        save_image(tmp_path / f"{name}.png", (8, 8))
     for name in files:
         (tmp_path / name).write_text("a cat")
     with caplog.at_level(logging.WARNING):
@@ -92,7 +92,7 @@ def test_images_without_caption_and_class_tokens_are_counted_in_one_warning(
 
 def test_of_many_images_without_caption_the_first_are_named(tmp_path: Path, caplog) -> None:
     for number in range(9):
-        save_picture(tmp_path / f"{number}.png", (8, 8))
+        save_image(tmp_path / f"{number}.png", (8, 8))
     with caplog.at_level(logging.WARNING):
         _scan(tmp_path)
     (message,) = caplog.messages
@@ -100,12 +100,12 @@ def test_of_many_images_without_caption_the_first_are_named(tmp_path: Path, capl
 
 
 def test_everything_wrong_in_a_folder_is_reported_together(tmp_path: Path) -> None:
-    save_picture(tmp_path / "good.png", (8, 8))
+    save_image(tmp_path / "good.png", (8, 8))
     (tmp_path / "good.caption").write_text("x")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.jpg").write_bytes(b"hello")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:20])
-    save_picture(tmp_path / "latin.png", (8, 8))
+    save_image(tmp_path / "latin.png", (8, 8))
     (tmp_path / "latin.caption").write_bytes(b"caf\xe9")
     os.symlink(tmp_path / "gone.png", tmp_path / "link.png")
     text = _problem(tmp_path)
@@ -116,10 +116,10 @@ def test_everything_wrong_in_a_folder_is_reported_together(tmp_path: Path) -> No
     assert "good.png" not in text
 
 
-def test_a_picture_with_a_face_in_its_name_shares_the_caption_of_its_stem(tmp_path: Path) -> None:
+def test_a_image_with_a_face_in_its_name_shares_the_caption_of_its_stem(tmp_path: Path) -> None:
     names = ["photo_10_20_30_40", "photo_1_2_3_4", "photo_1_2", "photo"]
     for name in names:
-        save_picture(tmp_path / f"{name}.png", (64, 64))
+        save_image(tmp_path / f"{name}.png", (64, 64))
     (tmp_path / "photo.caption").write_text("shared")
     (tmp_path / "photo_1_2_3_4.caption").write_text("own")
     captions = {record.key: record.caption for record in _scan(tmp_path, class_tokens="x")}
@@ -129,15 +129,15 @@ def test_a_picture_with_a_face_in_its_name_shares_the_caption_of_its_stem(tmp_pa
 
 
 def test_with_wildcards_all_lines_of_a_caption_count(tmp_path: Path) -> None:
-    save_picture(tmp_path / "a.png", (8, 8))
+    save_image(tmp_path / "a.png", (8, 8))
     (tmp_path / "a.caption").write_bytes("\ufeff one \r\n\r\n two\n".encode())
     assert _scan(tmp_path, enable_wildcard=True)[0].caption == "one\ntwo"
     assert _scan(tmp_path)[0].caption == "one"
 
 
-def test_bad_pictures_are_left_out_where_that_is_asked_for(tmp_path: Path, caplog) -> None:
+def test_bad_images_are_left_out_where_that_is_asked_for(tmp_path: Path, caplog) -> None:
     for name in ("a", "b"):
-        save_picture(tmp_path / f"{name}.png", (8, 8))
+        save_image(tmp_path / f"{name}.png", (8, 8))
         (tmp_path / f"{name}.caption").write_text(name)
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.jpg").write_bytes(b"hello")
@@ -146,7 +146,7 @@ def test_bad_pictures_are_left_out_where_that_is_asked_for(tmp_path: Path, caplo
     with caplog.at_level(logging.WARNING):
         records = scan_folder(subset, 0, skip_unreadable=True)
     assert [(record.key, record.caption) for record in records] == [("a.png", "a"), ("b.png", "b")]
-    assert "2 pictures cannot be read and are left out: empty.png, text.jpg" in caplog.text
+    assert "2 images cannot be read and are left out: empty.png, text.jpg" in caplog.text
     with pytest.raises(UserError) as caught:
         scan_folder(subset, 0)
     assert "empty.png is empty" in str(caught.value) and "text.caption is not UTF-8" in str(caught.value)
@@ -157,13 +157,13 @@ def test_bad_pictures_are_left_out_where_that_is_asked_for(tmp_path: Path, caplo
     assert "text.caption" not in str(caught.value)
     for name in ("a", "b"):
         (tmp_path / f"{name}.png").write_bytes(b"x")
-    with pytest.raises(UserError, match="none of the 4 pictures .* can be read: a.png, b.png, empty.png, text.jpg"):
+    with pytest.raises(UserError, match="none of the 4 images .* can be read: a.png, b.png, empty.png, text.jpg"):
         scan_folder(subset, 0, skip_unreadable=True)
 
 
-def test_cut_pictures_and_wrong_endings_are_seen_in_the_scan(tmp_path: Path) -> None:
+def test_cut_images_and_wrong_endings_are_seen_in_the_scan(tmp_path: Path) -> None:
     for name, kind in (("png.jpg", "PNG"), ("jpeg.webp", "JPEG"), ("webp.png", "WEBP"), ("gif.bmp", "GIF")):
-        save_picture(tmp_path / name, (200, 100), format=kind)
+        save_image(tmp_path / name, (200, 100), format=kind)
     assert {record.size for record in _scan(tmp_path, class_tokens="x")} == {(200, 100)}
     for name in ("png.jpg", "jpeg.webp", "webp.png"):
         os.truncate(tmp_path / name, (tmp_path / name).stat().st_size * 2 // 3)
@@ -173,11 +173,11 @@ def test_cut_pictures_and_wrong_endings_are_seen_in_the_scan(tmp_path: Path) -> 
 
 def test_wrong_folders_are_told_apart(tmp_path: Path) -> None:
     assert "does not exist" in _problem(tmp_path / "missing")
-    save_picture(tmp_path / "inner" / "a.png", (8, 8))
+    save_image(tmp_path / "inner" / "a.png", (8, 8))
     assert "is a file" in _problem(tmp_path / "inner" / "a.png")
     (tmp_path / "bare").mkdir()
-    assert "holds no pictures" in _problem(tmp_path / "bare")
-    assert "its folder inner holds pictures" in _problem(tmp_path)
+    assert "holds no images" in _problem(tmp_path / "bare")
+    assert "its folder inner holds images" in _problem(tmp_path)
 
 
 def test_concept_folders_are_those_of_the_reference(tmp_path: Path, caplog) -> None:
@@ -207,21 +207,21 @@ def _folder_problem(folder: Path) -> str:
 
 
 def test_a_folder_one_level_off_is_recognised(tmp_path: Path) -> None:
-    save_picture(tmp_path / "project" / "img" / "10_dog" / "a.png", (8, 8))
+    save_image(tmp_path / "project" / "img" / "10_dog" / "a.png", (8, 8))
     (tmp_path / "project" / "log").mkdir()
     assert f"did you mean --train_data_dir {tmp_path / 'project' / 'img'}?" in _folder_problem(tmp_path / "project")
     child = _folder_problem(tmp_path / "project" / "img" / "10_dog")
     assert f"give the folder around it, --train_data_dir {tmp_path / 'project' / 'img'}" in child
-    save_picture(tmp_path / "flat" / "a.png", (8, 8))
-    assert "it holds pictures itself" in _folder_problem(tmp_path / "flat")
+    save_image(tmp_path / "flat" / "a.png", (8, 8))
+    assert "it holds images itself" in _folder_problem(tmp_path / "flat")
     (tmp_path / "other" / "dogs").mkdir(parents=True)
     assert "found dogs; expected folders such as 10_sks dog" in _folder_problem(tmp_path / "other")
     assert "does not exist" in _folder_problem(tmp_path / "nowhere")
     assert "is a file" in _folder_problem(tmp_path / "flat" / "a.png")
 
 
-def test_a_folder_that_is_not_there_is_one_error_beside_regularisation_images(tmp_path, make_pictures) -> None:
-    make_pictures("reg/1_dog", 1)
+def test_a_folder_that_is_not_there_is_one_error_beside_regularisation_images(tmp_path, make_images) -> None:
+    make_images("reg/1_dog", 1)
     folders = {"train_data_dir": str(tmp_path / "gone"), "reg_data_dir": str(tmp_path / "reg")}
     with pytest.raises(UserError) as caught:
         load_training_data(DatasetOptions(**folders, resolution=(64, 64)))
@@ -230,9 +230,9 @@ def test_a_folder_that_is_not_there_is_one_error_beside_regularisation_images(tm
 
 def test_folders_of_concepts_become_one_dataset(tmp_path: Path) -> None:
     for number in range(3):
-        save_picture(tmp_path / "train" / "2_sks dog" / f"{number}.png", (64, 64))
-    save_picture(tmp_path / "train" / "1_cat" / "0.png", (64, 64))
-    save_picture(tmp_path / "reg" / "1_dog" / "0.png", (64, 64))
+        save_image(tmp_path / "train" / "2_sks dog" / f"{number}.png", (64, 64))
+    save_image(tmp_path / "train" / "1_cat" / "0.png", (64, 64))
+    save_image(tmp_path / "reg" / "1_dog" / "0.png", (64, 64))
     data = load_training_data(
         DatasetOptions(
             train_data_dir=str(tmp_path / "train"),
@@ -254,8 +254,8 @@ def test_folders_of_concepts_become_one_dataset(tmp_path: Path) -> None:
     assert all(each.config.flip_aug for each in summaries)
 
 
-def test_mistakes_in_the_file_and_in_the_folders_come_together(load_toml, make_pictures, tmp_path: Path) -> None:
-    make_pictures("good", 1, caption="x")
+def test_mistakes_in_the_file_and_in_the_folders_come_together(load_toml, make_images, tmp_path: Path) -> None:
+    make_images("good", 1, caption="x")
     (tmp_path / "good" / "bad.png").write_bytes(b"")
     with pytest.raises(UserError) as caught:
         load_toml(
@@ -276,14 +276,14 @@ def test_mistakes_in_the_file_and_in_the_folders_come_together(load_toml, make_p
     assert "datasets[0].subsets[1]: image_dir" in text and "missing does not exist" in text
 
 
-def test_data_that_cannot_be_trained_on_is_refused(load_toml, make_pictures, tmp_path: Path) -> None:
-    make_pictures("reg", 1, caption="x")
+def test_data_that_cannot_be_trained_on_is_refused(load_toml, make_images, tmp_path: Path) -> None:
+    make_images("reg", 1, caption="x")
     text = "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/reg'\n"
-    with pytest.raises(UserError, match=r"datasets\[0\] has regularisation pictures only"):
+    with pytest.raises(UserError, match=r"datasets\[0\] has regularisation images only"):
         load_toml(text + "is_reg = true")
     with pytest.raises(UserError, match="has 60000000 items an epoch"):
         load_toml(text + "num_repeats = 60000000")
-    save_picture(tmp_path / "reg" / "thin.png", (65000, 1))
+    save_image(tmp_path / "reg" / "thin.png", (65000, 1))
     with pytest.raises(UserError, match=r"thin.png is too thin to train on: 65000x1"):
         load_toml(text + "class_tokens = 'x'")
 
@@ -301,54 +301,54 @@ FULL = "[[datasets.subsets]]\nimage_dir = '{dir}/full'\nnum_repeats = 3\nvalidat
 REGULARISATION = "[[datasets.subsets]]\nimage_dir = '{dir}/reg'\nis_reg = true\n"
 
 
-def _make_bare_folders(tmp_path: Path, make_pictures) -> None:
+def _make_bare_folders(tmp_path: Path, make_images) -> None:
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "note.md").write_text("")
-    make_pictures("outer/inner", 1)
-    make_pictures("full", 2, caption="x")
-    make_pictures("reg", 1, caption="y")
+    make_images("outer/inner", 1)
+    make_images("full", 2, caption="x")
+    make_images("reg", 1, caption="y")
 
 
 @pytest.mark.parametrize("text", [SUBSETS + FULL, SUBSETS + "[[datasets]]\nresolution = 64\n" + FULL])
-def test_folders_without_images_are_left_out_beside_others(tmp_path, make_pictures, load_toml, caplog, text) -> None:
+def test_folders_without_images_are_left_out_beside_others(tmp_path, make_images, load_toml, caplog, text) -> None:
     """Images of a later folder keep the settings of their own, of 2 images one is held out, the other used 3 times."""
-    _make_bare_folders(tmp_path, make_pictures)
+    _make_bare_folders(tmp_path, make_images)
     with caplog.at_level(logging.WARNING):
         data = load_toml(text)
     (dataset,) = data.datasets
     assert [subset.folder_name for subset in dataset.config.subsets] == ["full"]
     assert (data.num_items, data.validation.num_items) == (3, 1)
     assert caplog.messages == [
-        f"datasets[0].subsets[0]: folder {tmp_path}/bare holds no pictures (1 other files), and is left out: "
-        "put pictures (.png .jpg .jpeg .webp .bmp .avif .jxl) directly into it",
-        f"datasets[0].subsets[1]: folder {tmp_path}/outer holds no pictures (0 other files), and is left out: "
-        "its folder inner holds pictures: name that one, one subset for each folder",
+        f"datasets[0].subsets[0]: folder {tmp_path}/bare holds no images (1 other files), and is left out: "
+        "put images (.png .jpg .jpeg .webp .bmp .avif .jxl) directly into it",
+        f"datasets[0].subsets[1]: folder {tmp_path}/outer holds no images (0 other files), and is left out: "
+        "its folder inner holds images: name that one, one subset for each folder",
     ]
 
 
-def test_without_any_image_all_folders_are_named(tmp_path: Path, make_pictures, load_toml) -> None:
-    _make_bare_folders(tmp_path, make_pictures)
+def test_without_any_image_all_folders_are_named(tmp_path: Path, make_images, load_toml) -> None:
+    _make_bare_folders(tmp_path, make_images)
     with pytest.raises(UserError) as caught:
         load_toml(SUBSETS)
-    assert "bare holds no pictures (1 other files)" in str(caught.value)
-    assert "its folder inner holds pictures: name that one" in str(caught.value)
+    assert "bare holds no images (1 other files)" in str(caught.value)
+    assert "its folder inner holds images: name that one" in str(caught.value)
 
 
-def test_regularisation_images_are_not_trained_alone(tmp_path: Path, make_pictures, load_toml) -> None:
-    _make_bare_folders(tmp_path, make_pictures)
-    with pytest.raises(UserError, match=r"^datasets\[0\] has regularisation pictures only"):
+def test_regularisation_images_are_not_trained_alone(tmp_path: Path, make_images, load_toml) -> None:
+    _make_bare_folders(tmp_path, make_images)
+    with pytest.raises(UserError, match=r"^datasets\[0\] has regularisation images only"):
         load_toml(SUBSETS + REGULARISATION)
 
 
-def test_a_folder_that_is_not_there_stays_an_error_beside_others(tmp_path, make_pictures, load_toml) -> None:
-    _make_bare_folders(tmp_path, make_pictures)
+def test_a_folder_that_is_not_there_stays_an_error_beside_others(tmp_path, make_images, load_toml) -> None:
+    _make_bare_folders(tmp_path, make_images)
     with pytest.raises(UserError, match=r"^datasets\[0\]\.subsets\[1\]: image_dir .*gone does not exist"):
         load_toml(SUBSETS.replace("outer", "gone") + FULL)
 
 
-def test_concept_folders_without_images_are_left_out_beside_others(tmp_path, make_pictures, caplog) -> None:
-    make_pictures("train/1_cat/inner", 1)
-    make_pictures("train/2_dog", 3)
+def test_concept_folders_without_images_are_left_out_beside_others(tmp_path, make_images, caplog) -> None:
+    make_images("train/1_cat/inner", 1)
+    make_images("train/2_dog", 3)
     (tmp_path / "reg" / "1_animal").mkdir(parents=True)
     folders = {"train_data_dir": str(tmp_path / "train"), "reg_data_dir": str(tmp_path / "reg")}
     with caplog.at_level(logging.WARNING):
@@ -356,11 +356,11 @@ def test_concept_folders_without_images_are_left_out_beside_others(tmp_path, mak
     assert [subset.folder_name for subset in data.datasets[0].config.subsets] == ["2_dog"]
     assert data.num_items == 6
     assert ["1_cat" in caplog.messages[0], "1_animal" in caplog.messages[1]] == [True, True]
-    assert "its folder inner holds pictures: move them up into it" in caplog.messages[0]
+    assert "its folder inner holds images: move them up into it" in caplog.messages[0]
 
 
-def test_folders_beside_a_dataset_config_are_ignored_with_a_warning(load_toml, make_pictures, caplog) -> None:
-    make_pictures("a", 1, caption="x")
+def test_folders_beside_a_dataset_config_are_ignored_with_a_warning(load_toml, make_images, caplog) -> None:
+    make_images("a", 1, caption="x")
     with caplog.at_level(logging.WARNING):
         data = load_toml(
             "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'\nalpha_mask = true",

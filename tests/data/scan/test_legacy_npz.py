@@ -1,4 +1,4 @@
-"""Without these, latents that were prepared for hours are ignored unseen, or those of other pictures are trained on."""
+"""Without these, latents that were prepared for hours are ignored unseen, or those of other images are trained on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from library.cli.errors import UserError
 from library.data.batches.plan import TrainingData
 from library.data.scan.legacy_npz import original_size
-from tests.data.image_files import save_picture
+from tests.data.image_files import save_image
 
 TOML = """
 [[datasets]]
@@ -34,11 +34,11 @@ def _save(path: Path, **arrays) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """The folder of a.png (100 x 60) and b.png (60 x 100), each with prepared latents made after it."""
     folder = tmp_path / "img"
     for name, size in (("a", (100, 60)), ("b", (60, 100))):
-        os.utime(save_picture(folder / f"{name}.png", size), (1, 1))
+        os.utime(save_image(folder / f"{name}.png", size), (1, 1))
         latents = np.zeros((4, size[1] // 8, size[0] // 8), np.float32)
         _save(folder / f"{name}.npz", latents=latents, original_size=np.array(size), crop_ltrb=np.array([0, 0, 1, 1]))
     return folder
@@ -46,7 +46,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def load(load_toml, tmp_path: Path) -> Load:
-    """Loads pictures a and b by a metadata file; `extra` lines stand in the subset."""
+    """Loads images a and b by a metadata file; `extra` lines stand in the subset."""
 
     def run(extra: str = "", names: tuple[str, ...] = ("a", "b"), **changes) -> TrainingData:
         sizes = {"a": [96, 56], "b": [56, 96], **changes}
@@ -65,7 +65,7 @@ def _prepared(data: TrainingData) -> list[tuple[str, tuple[int, int]] | None]:
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a.png", "b.png")])
-def test_prepared_latents_are_used_at_the_size_they_were_made_for(load: Load, pictures: Path, names, caplog) -> None:
+def test_prepared_latents_are_used_at_the_size_they_were_made_for(load: Load, images: Path, names, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         data = load(names=names)
     assert _prepared(data) == [("a.npz", (96, 56)), ("b.npz", (56, 96))]
@@ -74,67 +74,67 @@ def test_prepared_latents_are_used_at_the_size_they_were_made_for(load: Load, pi
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a.png", "b.png")])
-def test_pictures_may_be_gone_where_all_latents_are_there(load: Load, pictures: Path, names) -> None:
-    (pictures / "a.png").unlink()
+def test_images_may_be_gone_where_all_latents_are_there(load: Load, images: Path, names) -> None:
+    (images / "a.png").unlink()
     data = load(names=names)
     assert _prepared(data) == [("a.npz", (96, 56)), ("b.npz", (56, 96))]
     assert [record.size for record in data.datasets[0].records] == [(100, 60), (60, 100)]
 
 
-def test_one_picture_without_latents_puts_all_of_them_aside(load: Load, pictures: Path, caplog) -> None:
-    (pictures / "b.npz").unlink()
+def test_one_image_without_latents_puts_all_of_them_aside(load: Load, images: Path, caplog) -> None:
+    (images / "b.npz").unlink()
     with caplog.at_level(logging.WARNING):
         assert _prepared(load()) == [None, None]
-    assert "datasets[0]: no prepared latents are used: 1 of 2 pictures have none (b.png)" in caplog.text
-    (pictures / "a.png").unlink()
-    with pytest.raises(UserError, match=r"1 pictures are gone, and their prepared latents cannot be used alone: a"):
+    assert "datasets[0]: no prepared latents are used: 1 of 2 images have none (b.png)" in caplog.text
+    (images / "a.png").unlink()
+    with pytest.raises(UserError, match=r"1 images are gone, and their prepared latents cannot be used alone: a"):
         load()
 
 
-def test_latents_count_only_where_the_metadata_gives_their_size(load: Load, pictures: Path, caplog) -> None:
+def test_latents_count_only_where_the_metadata_gives_their_size(load: Load, images: Path, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         assert _prepared(load(a=None, b=None)) == [None, None]
         assert not caplog.records
         assert _prepared(load(a=None)) == [None, None]
-    assert "1 of 2 pictures have none (a.png)" in caplog.text
+    assert "1 of 2 images have none (a.png)" in caplog.text
 
 
-def test_mirrored_pictures_need_latents_of_their_own(load: Load, pictures: Path, caplog) -> None:
-    _save(pictures / "a_flip.npz", latents=np.zeros((4, 7, 12), np.float32))
+def test_mirrored_images_need_latents_of_their_own(load: Load, images: Path, caplog) -> None:
+    _save(images / "a_flip.npz", latents=np.zeros((4, 7, 12), np.float32))
     with caplog.at_level(logging.WARNING):
         assert _prepared(load("flip_aug = true")) == [None, None]
-    assert "1 of 2 pictures lack those of the mirrored picture, which flip_aug needs (b.png)" in caplog.text
-    _save(pictures / "b_flip.npz", latents=np.zeros((4, 12, 7), np.float32))
+    assert "1 of 2 images lack those of the mirrored image, which flip_aug needs (b.png)" in caplog.text
+    _save(images / "b_flip.npz", latents=np.zeros((4, 12, 7), np.float32))
     assert None not in _prepared(load("flip_aug = true"))
 
 
-def test_pictures_newer_than_their_latents_are_told(load: Load, pictures: Path, caplog) -> None:
-    later = os.stat(pictures / "b.npz").st_mtime + 10
-    os.utime(pictures / "b.png", (later, later))
+def test_images_newer_than_their_latents_are_told(load: Load, images: Path, caplog) -> None:
+    later = os.stat(images / "b.npz").st_mtime + 10
+    os.utime(images / "b.png", (later, later))
     with caplog.at_level(logging.WARNING):
         assert None not in _prepared(load())
-    assert "1 of 2 pictures are newer than their prepared latents" in caplog.text and "(b.png)" in caplog.text
+    assert "1 of 2 images are newer than their prepared latents" in caplog.text and "(b.png)" in caplog.text
 
 
 @pytest.mark.parametrize(
     "line", ["color_aug = true", "random_crop = true", "face_crop_aug_range = [1, 2]", "alpha_mask = true"]
 )
-def test_what_needs_the_picture_is_refused(load: Load, pictures: Path, line: str) -> None:
+def test_what_needs_the_image_is_refused(load: Load, images: Path, line: str) -> None:
     with pytest.raises(UserError) as caught:
         load(line)
     key = line.split()[0]
     assert "prepared latents" in caught.value.message and f"datasets[0].subsets[0].{key}" in caught.value.message
 
 
-def test_a_size_that_no_latent_has_is_refused(load: Load, pictures: Path) -> None:
-    with pytest.raises(UserError, match="train_resolution of 1 pictures .* not a multiple of 8: b.png"):
+def test_a_size_that_no_latent_has_is_refused(load: Load, images: Path) -> None:
+    with pytest.raises(UserError, match="train_resolution of 1 images .* not a multiple of 8: b.png"):
         load(b=[56, 97])
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut"])
-def test_damaged_latents_of_a_picture_that_is_gone_are_named(load: Load, pictures: Path, content: bytes) -> None:
-    (pictures / "a.png").unlink()
-    (pictures / "a.npz").write_bytes(content)
+def test_damaged_latents_of_a_image_that_is_gone_are_named(load: Load, images: Path, content: bytes) -> None:
+    (images / "a.png").unlink()
+    (images / "a.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"prepared latents .*a\.npz are damaged"):
         load()
 

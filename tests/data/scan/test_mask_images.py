@@ -1,4 +1,4 @@
-"""If these fail, masks weigh the wrong parts of pictures, or none."""
+"""If these fail, masks weigh the wrong parts of images, or none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOML = """
 resolution = [64, 32]
 {dataset}
 [[datasets.subsets]]
-image_dir = '{folder}/pictures'
+image_dir = '{folder}/images'
 conditioning_data_dir = '{folder}/masks'
 class_tokens = "fox"
 {subset}
@@ -43,21 +43,21 @@ def mask_of(folder: Path, flipped: bool = False, **options) -> np.ndarray:
 
 
 def test_the_mean_of_the_red_channel_over_each_latent(tmp_path):
-    """A linear ramp over two pictures of three channels; published reference values are those of its first corner."""
+    """A linear ramp over two images of three channels; published reference values are those of its first corner."""
     ramp = np.linspace(0, 1, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64)[0]
     reference = [[0.0092574, 0.0095829, 0.0099084], [0.0300916, 0.0304171, 0.0307426]]
     exact = ramp[0].reshape(8, 8, 8, 8).mean(axis=(1, 3))
     np.testing.assert_allclose(exact[:2, :3], reference, atol=1e-6)
-    write(tmp_path / "pictures" / "a.png", np.zeros((64, 64, 3)))
+    write(tmp_path / "images" / "a.png", np.zeros((64, 64, 3)))
     write(tmp_path / "masks" / "a.png", np.rint(ramp.transpose(1, 2, 0) * 255))
     found = mask_of(tmp_path, dataset="enable_bucket = false", subset="").squeeze()
     assert found.shape == (4, 8)  # cropped to the middle of 64 x 64
     np.testing.assert_allclose(found, exact[2:6], atol=0.5 / 255)
 
 
-def test_a_mask_is_cropped_and_mirrored_with_its_picture(tmp_path):
+def test_a_mask_is_cropped_and_mirrored_with_its_image(tmp_path):
     """64 x 48 is cropped in the middle to 64 x 32; a quarter of the width counts."""
-    write(tmp_path / "pictures" / "a.jpg", np.zeros((48, 64, 3)))
+    write(tmp_path / "images" / "a.jpg", np.zeros((48, 64, 3)))
     mask = np.zeros((48, 64, 3))
     mask[8:16, :16, 0] = 255  # the first row of latents that is left, its first two columns
     mask[:, :, 1:] = 99  # only red is read
@@ -68,8 +68,8 @@ def test_a_mask_is_cropped_and_mirrored_with_its_picture(tmp_path):
     np.testing.assert_array_equal(mask_of(tmp_path, flipped=True), expected[:, ::-1])
 
 
-def test_a_mask_may_be_smaller_than_its_picture(tmp_path):
-    write(tmp_path / "pictures" / "a.png", np.zeros((128, 256, 3)))
+def test_a_mask_may_be_smaller_than_its_image(tmp_path):
+    write(tmp_path / "images" / "a.png", np.zeros((128, 256, 3)))
     mask = np.zeros((16, 32))
     mask[:, 16:] = 255
     write(tmp_path / "masks" / "a.png", mask)
@@ -78,7 +78,7 @@ def test_a_mask_may_be_smaller_than_its_picture(tmp_path):
 
 
 def test_batches_carry_masks_of_some_subsets(tmp_path):
-    write(tmp_path / "pictures" / "a.png", np.zeros((32, 64, 3)))
+    write(tmp_path / "images" / "a.png", np.zeros((32, 64, 3)))
     write(tmp_path / "masks" / "a.webp", np.full((32, 64), 51))
     write(tmp_path / "others" / "b.png", np.zeros((32, 64, 3)))
     others = f"[[datasets.subsets]]\nimage_dir = '{tmp_path}/others'\nclass_tokens = 'x'"
@@ -91,19 +91,19 @@ def test_batches_carry_masks_of_some_subsets(tmp_path):
 
 
 def test_what_is_wrong_with_masks_is_named(tmp_path):
-    write(tmp_path / "pictures" / "a.png", np.zeros((32, 64, 3)))
-    write(tmp_path / "pictures" / "b.png", np.zeros((32, 64, 3)))
+    write(tmp_path / "images" / "a.png", np.zeros((32, 64, 3)))
+    write(tmp_path / "images" / "b.png", np.zeros((32, 64, 3)))
     with pytest.raises(UserError, match="conditioning_data_dir .*masks does not exist"):
         load(tmp_path)
     write(tmp_path / "masks" / "b.png", np.zeros((64, 64)))
-    with pytest.raises(UserError, match=r"lacks the masks of 1 pictures: a\.png"):
+    with pytest.raises(UserError, match=r"lacks the masks of 1 images: a\.png"):
         load(tmp_path)
     write(tmp_path / "masks" / "a.png", np.zeros((64, 128)))
     with pytest.raises(UserError, match="cannot be used with alpha_mask"):
         load(tmp_path, subset="alpha_mask = true")
     (dataset,) = load(tmp_path).datasets
     load_mask(dataset.latent_key(0, False))
-    with pytest.raises(UserError, match=r"b\.png is 64x64, and its picture 64x32"):
+    with pytest.raises(UserError, match=r"b\.png is 64x64, and its image 64x32"):
         load_mask(dataset.latent_key(1, False))
     metadata = f"[[datasets.subsets]]\nmetadata_file = 'x.json'\nconditioning_data_dir = '{tmp_path}/masks'"
     with pytest.raises(UserError, match="conditioning_data_dir has no meaning beside"):
@@ -145,5 +145,5 @@ def test_what_is_wrong_with_masks_of_concept_folders_is_named_once(concepts):
     (concepts / "masks" / "3_dog").mkdir()
     with pytest.raises(UserError) as caught:
         load_concepts(concepts)
-    lacking = f"--conditioning_data_dir {concepts / 'masks' / '3_dog'} lacks the masks of 1 pictures: a.png"
+    lacking = f"--conditioning_data_dir {concepts / 'masks' / '3_dog'} lacks the masks of 1 images: a.png"
     assert caught.value.message == lacking

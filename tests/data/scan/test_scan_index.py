@@ -1,4 +1,4 @@
-"""Without these the index of a folder tells of captions and pictures that are no longer there, or saves no time."""
+"""Without these the index of a folder tells of captions and images that are no longer there, or saves no time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from library.data.records import ImageRecord
 from library.data.scan.folders import scan_folder
 from library.data.scan.scan_index import INDEX_NAME
 from library.data.scan.scanner import scan_files
-from tests.data.image_files import save_picture
+from tests.data.image_files import save_image
 
 OLD_NS = 1_600_000_000 * 10**9  # a time that files of the tests are given: what was just written is not indexed
 
 
 def _make(folder: Path, name: str, size: tuple[int, int] = (40, 24), caption: str | None = "a cat") -> None:
-    _age(save_picture(folder / f"{name}.png", size))
+    _age(save_image(folder / f"{name}.png", size))
     if caption is not None:
         (folder / f"{name}.caption").write_text(caption, encoding="utf-8")
         _age(folder / f"{name}.caption")
@@ -46,16 +46,16 @@ def _replace_unseen(path: Path, content: bytes) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name in ("a", "b", "猫"):
-        _make(tmp_path / "pictures", name, caption=f"caption of {name}")
-    _make(tmp_path / "pictures", "bare", caption=None)
-    return tmp_path / "pictures"
+        _make(tmp_path / "images", name, caption=f"caption of {name}")
+    _make(tmp_path / "images", "bare", caption=None)
+    return tmp_path / "images"
 
 
 def test_a_second_start_reads_no_file_that_is_unchanged(folder: Path) -> None:
     first = _scan(folder, class_tokens="x")
     for path in folder.iterdir():
         if path.name != INDEX_NAME:
-            _replace_unseen(path, b"no picture")
+            _replace_unseen(path, b"no image")
     assert _scan(folder, class_tokens="x") == first
     # class tokens are not part of what is kept
     assert [record.caption for record in _scan(folder, class_tokens="y")][2] == "y"
@@ -71,11 +71,11 @@ def test_without_the_option_no_index_is_written_or_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("seconds", [1, -1])
-def test_changed_captions_and_pictures_are_read_again(folder: Path, seconds: int) -> None:
+def test_changed_captions_and_images_are_read_again(folder: Path, seconds: int) -> None:
     for change, size in ((0, (40, 24)), (seconds, (24, 40))):
         if change:
             _scan(folder, class_tokens="x")
-        save_picture(folder / "b.png", size)
+        save_image(folder / "b.png", size)
         os.truncate(folder / "b.png", 10_000)  # of the same number of bytes
         _age(folder / "b.png", change)
     (folder / "a.caption").write_text("CAPTION OF A")  # as long as before
@@ -173,14 +173,14 @@ def test_a_folder_that_cannot_be_written_to_gets_a_warning(folder: Path, caplog)
     assert f"{INDEX_NAME} cannot be" in caplog.text
 
 
-def test_bad_pictures_are_found_again_and_the_others_kept(folder: Path, caplog) -> None:
+def test_bad_images_are_found_again_and_the_others_kept(folder: Path, caplog) -> None:
     (folder / "bad.png").write_bytes(b"")
     _age(folder / "bad.png")
     with pytest.raises(UserError, match="bad.png is empty"):
         _scan(folder, class_tokens="x")
     assert not (folder / INDEX_NAME).exists(), "nothing is written where something is wrong"
     good = _scan(folder, class_tokens="x", skip_unreadable=True)
-    _replace_unseen(folder / "a.png", b"no picture")
+    _replace_unseen(folder / "a.png", b"no image")
     assert _scan(folder, class_tokens="x", skip_unreadable=True) == good
     with pytest.raises(UserError, match="bad.png is empty"):
         _scan(folder, class_tokens="x")
@@ -194,7 +194,7 @@ def test_file_names_that_are_not_utf_8_are_kept(folder: Path) -> None:
         pytest.skip("the file system takes UTF-8 names only")
     first = _scan(folder, class_tokens="x")
     assert name in [record.key for record in first]
-    _replace_unseen(folder / name, b"no picture")
+    _replace_unseen(folder / name, b"no image")
     assert _scan(folder, class_tokens="x") == first
 
 

@@ -1,4 +1,4 @@
-"""Without these a picture is placed by a wrong size, a sound one is refused, or a bad one is found only in training."""
+"""Without these an image is placed by a wrong size, a sound one is refused, or a bad one is found only in training."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from library.cli.errors import UserError
 from library.data.images.decoding import decode_image
-from library.data.images.image_files import UnreadablePicture
+from library.data.images.image_files import UnreadableImage
 from library.data.images.image_headers import exif_orientation, size_from_head
 from library.data.scan.header_scan import Header, read_header, read_headers
 from library.data.scan.scan_pool import map_in_chunks
-from tests.data.image_files import save_picture
+from tests.data.image_files import save_image
 
 
 def _encoded(kind: str, size: tuple[int, int] = (40, 24), mode: str = "RGB", **options) -> bytes:
@@ -114,9 +114,9 @@ TURNED_BY_OTHERS = {"jpeg turned by XMP", "jpeg turned the long way", "webp turn
 
 
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
-def test_the_size_found_is_that_of_the_decoded_picture(tmp_path: Path, name: str) -> None:
+def test_the_size_found_is_that_of_the_decoded_image(tmp_path: Path, name: str) -> None:
     content = {**QUICK, **SLOW}[name]
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(content)
     expected = (24, 40) if name in TURNED_BY_OTHERS else (40, 24)
     header = read_header(str(path))
@@ -152,7 +152,7 @@ def test_orientation_counts_however_it_is_written(tmp_path: Path, orientation: i
             assert size_from_head(content) == expected, "read by Pillow, ten times slower"
 
 
-def test_data_behind_a_picture_do_no_harm(tmp_path: Path) -> None:
+def test_data_behind_a_image_do_no_harm(tmp_path: Path) -> None:
     for number, content in enumerate((PNG + b"more", JPEG + bytes(5000), JPEG + b"x" * 200_000, WEBP + b"more")):
         path = tmp_path / f"{number}.png"
         path.write_bytes(content)
@@ -183,7 +183,7 @@ BAD = {
 def test_what_cannot_be_decoded_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(BAD[name])
-    with pytest.raises(UnreadablePicture, match="bad.png") as caught:
+    with pytest.raises(UnreadableImage, match="bad.png") as caught:
         read_header(str(path))
     assert caught.value.hint
     with pytest.raises(UserError):
@@ -191,14 +191,14 @@ def test_what_cannot_be_decoded_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_scan_decodes_no_pixels(tmp_path: Path) -> None:
-    """Damage in the middle is found when the picture is decoded: a scan that looked for it would take hours."""
+    """Damage in the middle is found when the image is decoded: a scan that looked for it would take hours."""
     for name, kind in (("a.png", "PNG"), ("a.webp", "WEBP")):
         content = bytearray(_encoded(kind, (200, 100), **({"lossless": True} if kind == "WEBP" else {})))
         middle = len(content) // 2
         content[middle : middle + 2000] = b"\xff" * 2000
         (tmp_path / name).write_bytes(content)
         assert read_header(str(tmp_path / name)).size == (200, 100)
-        with pytest.raises(UnreadablePicture):
+        with pytest.raises(UnreadableImage):
             decode_image(str(tmp_path / name))
 
 
@@ -207,7 +207,7 @@ def test_missing_files_folders_and_pipes_are_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     found = read_headers([str(tmp_path / name) for name in ("folder.png", "gone.png", "pipe.png", "null\0.png")])
     for error, reason in zip(found, ("is not a file", "No such file", "is not a file", "cannot be read"), strict=True):
-        assert isinstance(error, UnreadablePicture) and reason in error.message
+        assert isinstance(error, UnreadableImage) and reason in error.message
 
 
 # everything but what Pillow finds out only from the pixels
@@ -229,7 +229,7 @@ def test_a_size_found_quickly_is_the_one_that_pillow_finds(tmp_path: Path, conte
     path.write_bytes(changed[:num_kept])
     try:
         size = read_header(str(path)).size
-    except UnreadablePicture:
+    except UnreadableImage:
         return
     try:
         with Image.open(path) as image:
@@ -238,7 +238,7 @@ def test_a_size_found_quickly_is_the_one_that_pillow_finds(tmp_path: Path, conte
     except OSError:
         # a WebP file is one piece for Pillow: what is wrong behind its header shows when it is decoded
         assert bytes(changed[:4]) == b"RIFF"
-        with pytest.raises(UnreadablePicture):
+        with pytest.raises(UnreadableImage):
             decode_image(str(path))
 
 
@@ -254,12 +254,12 @@ def _dies_elsewhere(items: Sequence[int]) -> list[int]:
 
 
 def test_several_processes_find_what_one_finds(tmp_path: Path) -> None:
-    paths = [str(save_picture(tmp_path / f"{number}.png", (20 + number, 30), number)) for number in range(41)]
+    paths = [str(save_image(tmp_path / f"{number}.png", (20 + number, 30), number)) for number in range(41)]
     Path(paths[7]).write_bytes(b"")
     one, several = read_headers(paths), read_headers(paths, pool_from=2)
     assert [str(each) for each in several] == [str(each) for each in one]
     assert [each.size for each in several if isinstance(each, Header)] == [(20 + n, 30) for n in range(41) if n != 7]
-    assert isinstance(several[7], UnreadablePicture) and paths[7] in several[7].message
+    assert isinstance(several[7], UnreadableImage) and paths[7] in several[7].message
 
 
 def test_beside_threads_processes_are_started_anew() -> None:

@@ -11,7 +11,7 @@ import pytest
 from library.cli.errors import UserError
 from library.data.config.options import DatasetOptions
 from library.data.load_data import load_training_data
-from tests.data.image_files import save_picture
+from tests.data.image_files import save_image
 
 # areas 3072, 4096, 4096, 4100 and 8192: 64 x 64 is 4096
 SIZES = {"a": (64, 48), "b": (64, 64), "c": (128, 32), "d": (100, 41), "e": (64, 128)}
@@ -21,7 +21,7 @@ LARGER = ["d.png", "e.png"]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name, size in SIZES.items():
-        save_picture(tmp_path / "img" / f"{name}.png", size)
+        save_image(tmp_path / "img" / f"{name}.png", size)
     return tmp_path
 
 
@@ -95,8 +95,8 @@ def test_the_flag_says_the_same_of_folders_and_metadata(folder, load_toml) -> No
 
 def test_regularisation_images_match_what_is_left(folder, load_toml) -> None:
     """2 training images with 3 repeats; of the 2 regularisation images one is small, the other is used 6 times."""
-    save_picture(folder / "reg" / "large.png", (128, 128))
-    save_picture(folder / "reg" / "small.png", (64, 64))
+    save_image(folder / "reg" / "large.png", (128, 128))
+    save_image(folder / "reg" / "small.png", (64, 64))
     reg = "[[datasets.subsets]]\nimage_dir = '{dir}/reg'\nclass_tokens = 'y'\nis_reg = true\n"
     (dataset,) = load_toml(TOML.format(size=64) + "num_repeats = 3\n" + reg).datasets
     assert _names(dataset) == [*LARGER, "large.png"] and dataset.uses.tolist() == [3, 3, 6]
@@ -112,11 +112,11 @@ def test_images_are_held_out_of_those_that_are_left(folder, load_toml) -> None:
 
 def test_an_image_that_is_left_out_needs_no_mask(folder, load_toml) -> None:
     for name in ("d", "e"):
-        save_picture(folder / "masks" / f"{name}.png", SIZES[name])
+        save_image(folder / "masks" / f"{name}.png", SIZES[name])
     masks = "conditioning_data_dir = '{dir}/masks'\n"
     (dataset,) = load_toml(TOML.format(size=64) + masks).datasets
     assert all(record.mask_path for record in dataset.records)
-    with pytest.raises(UserError, match=r"lacks the masks of 2 pictures: b.png, c.png"):
+    with pytest.raises(UserError, match=r"lacks the masks of 2 images: b.png, c.png"):
         load_toml(TOML.format(size="[64, 48]") + masks)
 
 
@@ -133,7 +133,7 @@ def test_of_prepared_latents_the_original_size_counts(folder, load_toml) -> None
 
 
 def test_a_dataset_with_nothing_left_is_refused(folder, load_toml) -> None:
-    save_picture(folder / "reg" / "0.png", (256, 256))
+    save_image(folder / "reg" / "0.png", (256, 256))
     reg = "[[datasets.subsets]]\nimage_dir = '{dir}/reg'\nclass_tokens = 'y'\nis_reg = true\n"
     for text in (TOML.format(size="[8192, 1]"), TOML.format(size="[8192, 1]") + reg):
         with pytest.raises(UserError) as caught:

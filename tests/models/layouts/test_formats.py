@@ -330,7 +330,7 @@ def test_the_parts_of_a_folder_are_files_that_every_version_of_the_libraries_loo
 
 
 @pytest.mark.parametrize(("prediction_type", "size"), [("epsilon", 512), ("v_prediction", 768)])
-def test_a_folder_made_from_a_file_says_how_large_pictures_are(file_v2, tmp_path, prediction_type, size):
+def test_a_folder_made_from_a_file_says_how_large_images_are(file_v2, tmp_path, prediction_type, size):
     family = load(file_v2, v_parameterization=prediction_type == "v_prediction")
     saved = save(family, tmp_path, "diffusers_safetensors")
     scale = 2  # of the tiny VAE
@@ -344,14 +344,14 @@ def test_a_folder_made_from_a_file_says_how_large_pictures_are(file_v2, tmp_path
 def test_a_noise_model_that_was_turned_into_a_v_model_says_so_once_it_is_saved(
     source, format, folder_v1, tiny_v1, stability_layout, tmp_path
 ):
-    """Else the next program that draws pictures with it takes v for noise."""
+    """Else the next program that draws images with it takes v for noise."""
     path = folder_v1
     if source != "folder_v1":
         path = tmp_path / "epsilon.safetensors"
         save_file(stability_layout(tiny_v1), path, {"modelspec.prediction_type": "epsilon"})
     family = load(path, v_parameterization=True)
     sampler = SAMPLERS["ddim"](family)
-    assert sampler.config.prediction_type == "v_prediction"  # of sample pictures
+    assert sampler.config.prediction_type == "v_prediction"  # of sample images
     model = SpecifiedModel(family.architecture, family.prediction_type, (512, 512))
     saved = save(family, tmp_path, format, metadata=specification_entries(model, MetadataOptions(), title="x"))
     assert load(saved).prediction_type == "v_prediction"  # without the flag

@@ -28,7 +28,7 @@ def test_what_was_kept_is_saved_and_the_model_computes_with_what_was_placed(tmp_
     assert torch.equal(saved["conv_in.weight"], tiny.unet.conv_in.weight + 1)
 
 
-def test_prompts_of_pictures_are_padded_where_captions_are_not(tmp_path):
+def test_prompts_of_images_are_padded_where_captions_are_not(tmp_path):
     model = ModelOptions(str(write_folder(make_tiny(False), tmp_path / "model")))
     family = load_family(model, PromptOptions(no_token_padding=True))
     with torch.no_grad():

@@ -332,27 +332,27 @@ def test_a_config_that_is_nonsense_is_a_user_error(folder_v1, tmp_path):
     assert "no U-Net can be built" in str(caught.value) and "vae/config.json is not valid JSON" in str(caught.value)
 
 
-# ---- pictures, precision, checkpointing
+# ---- images, precision, checkpointing
 
 
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def test_a_latent_depends_on_its_picture_and_seed_alone(family):
-    together = family.encode_images(pictures(), [11, 12])
+def test_a_latent_depends_on_its_image_and_seed_alone(family):
+    together = family.encode_images(images(), [11, 12])
     assert together.shape == (2, 4, 8, 12) and together.dtype == torch.float32
     for index, seed in enumerate([11, 12]):
-        alone = family.encode_images(pictures()[index : index + 1], [seed])
+        alone = family.encode_images(images()[index : index + 1], [seed])
         torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=0)
-    assert torch.equal(family.encode_images(pictures(), [11, 12]), together)
-    assert (family.encode_images(pictures(), [11, 13])[1] - together[1]).abs().max() > 1e-3
+    assert torch.equal(family.encode_images(images(), [11, 12]), together)
+    assert (family.encode_images(images(), [11, 13])[1] - together[1]).abs().max() > 1e-3
 
 
 def test_latents_are_unscaled_samples_of_the_vaes_distribution(folder_v1):
     family = load(folder_v1)
     family.vae.quant_conv.bias[4:] -= 2  # a narrow distribution: the logarithms of its variance are below 0
-    pixels = pictures()[:1]
+    pixels = images()[:1]
     with torch.no_grad():
         posterior = family.vae.encode(pixels).latent_dist
     assert posterior.std.median() < 0.5
@@ -362,9 +362,9 @@ def test_latents_are_unscaled_samples_of_the_vaes_distribution(folder_v1):
     torch.testing.assert_close(family.scale_latents(latents[0]), latents[0] * 0.18215)
 
 
-def test_a_seed_for_each_picture_is_demanded(family):
-    with pytest.raises(ValueError, match="1 seeds for 2 pictures"):
-        family.encode_images(pictures(), [1])
+def test_a_seed_for_each_image_is_demanded(family):
+    with pytest.raises(ValueError, match="1 seeds for 2 images"):
+        family.encode_images(images(), [1])
 
 
 def test_the_folders_own_scaling_factor_is_used(folder_v1, tmp_path):
@@ -381,7 +381,7 @@ def test_parts_may_be_of_different_precision(folder_v1):
     conditioning = family.encode_prompts(["a cat"])
     assert conditioning.hidden_states.dtype == torch.float32
     assert family.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), conditioning).dtype == torch.bfloat16
-    latents = family.encode_images(pictures(), [1, 2])
+    latents = family.encode_images(images(), [1, 2])
     assert latents.dtype == torch.float32
     assert family.decode_latents(latents).dtype == torch.float32
     assert family.vae_fingerprint() != as_loaded

@@ -81,7 +81,7 @@ def test_diffusers_reads_it_and_its_text_encoder_says_the_same(tmp_path, tiny, f
     torch.testing.assert_close(found[:, :length], expected[:, :length])
 
 
-def picture_with(tmp_path, text, key="sd-ti-embedding"):
+def image_with(tmp_path, text, key="sd-ti-embedding"):
     texts = PngImagePlugin.PngInfo()
     texts.add_text(key, text)
     Image.new("RGB", (64, 64)).save(tmp_path / "word.png", pnginfo=texts)
@@ -101,8 +101,8 @@ def test_files_of_other_programs_are_read(tmp_path):
     first = nn.ParameterDict({"*": nn.Parameter(expected[0])})  # as the paper's program wrote them
     torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": first}, tmp_path / "paper.pt")
     save_file({"emb_params": expected[0].half()}, tmp_path / "half.safetensors")
-    picture = picture_with(tmp_path, encoded({"*": {"TORCHTENSOR": expected[0].tolist()}}))
-    for name in ("diffusers.safetensors", "diffusers.bin", "web_ui.pt", "paper.pt", picture.name):
+    image = image_with(tmp_path, encoded({"*": {"TORCHTENSOR": expected[0].tolist()}}))
+    for name in ("diffusers.safetensors", "diffusers.bin", "web_ui.pt", "paper.pt", image.name):
         found = read_word(tmp_path / name)
         assert torch.equal(found.vectors, expected) and found.layers == (), name
     torch.testing.assert_close(read_word(tmp_path / "half.safetensors").vectors, expected, rtol=1e-3, atol=1e-4)
@@ -152,10 +152,10 @@ def _uneven(path):
         (lambda path: _of_numbers(path, torch.full((2, 8), torch.nan)), "numbers that are not finite"),
         (_code, "x.pt is refused: beside tensors it holds code"),
         (_uneven, "its layers have different numbers of vectors"),
-        (lambda path: picture_with(path, "no base64!"), "its text sd-ti-embedding is damaged"),
-        (lambda path: picture_with(path, encoded({"*": [1, 2]})), "its text sd-ti-embedding is damaged"),
-        (lambda path: picture_with(path, encoded({"*": {"TORCHTENSOR": [[1.0], [1.0, 2.0]]}})), "is damaged"),
-        (lambda path: picture_with(path, "a prompt", "parameters"), "without the text sd-ti-embedding"),
+        (lambda path: image_with(path, "no base64!"), "its text sd-ti-embedding is damaged"),
+        (lambda path: image_with(path, encoded({"*": [1, 2]})), "its text sd-ti-embedding is damaged"),
+        (lambda path: image_with(path, encoded({"*": {"TORCHTENSOR": [[1.0], [1.0, 2.0]]}})), "is damaged"),
+        (lambda path: image_with(path, "a prompt", "parameters"), "without the text sd-ti-embedding"),
     ],
 )
 def test_what_is_no_word_is_refused_by_name(tmp_path, make, message):
@@ -164,8 +164,8 @@ def test_what_is_no_word_is_refused_by_name(tmp_path, make, message):
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_a_picture_that_is_cut_off_is_refused(tmp_path):
-    path = picture_with(tmp_path, encoded({"*": {"TORCHTENSOR": vectors()[0].tolist()}}))
+def test_a_image_that_is_cut_off_is_refused(tmp_path):
+    path = image_with(tmp_path, encoded({"*": {"TORCHTENSOR": vectors()[0].tolist()}}))
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="word.png"):
         read_word(path)

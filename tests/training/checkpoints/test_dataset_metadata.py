@@ -36,7 +36,7 @@ RUNS_WITHOUT_FILE = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """cat: three pictures of 64 x 64 with captions; reg: two without."""
+    """cat: three images of 64 x 64 with captions; reg: two without."""
     monkeypatch.chdir(tmp_path)
     for name, count in (("cat", 3), ("reg", 2)):
         (tmp_path / name).mkdir()

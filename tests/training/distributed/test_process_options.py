@@ -20,7 +20,7 @@ from library.training.distributed.plans import (
 )
 from library.training.optimization.options import AverageOptions, OptimizerOptions
 from library.training.options import TrainingOptions
-from tests.end_to_end.runs import ROOT, arguments, copy_pictures, run_command
+from tests.end_to_end.runs import ROOT, arguments, copy_images, run_command
 from tests.end_to_end.whole_models import write_metadata
 
 # the variables that `accelerate launch` of accelerate 1.15 sets
@@ -232,7 +232,7 @@ def test_what_agrees_is_not_said():
     ],
 )
 def test_the_refusal_is_all_that_happens(tmp_path, script, options, variables, refusal):
-    data = copy_pictures(tmp_path / "pictures")
+    data = copy_images(tmp_path / "images")
     options |= write_metadata(data) if script == "fine_tune.py" else {}
     argv = arguments(data, tmp_path / "output", **options)
     env = {**os.environ, **variables}
@@ -244,7 +244,7 @@ def test_the_refusal_is_all_that_happens(tmp_path, script, options, variables, r
 
 
 def test_a_network_is_small_and_trains_as_ever(tmp_path):
-    argv = arguments(copy_pictures(tmp_path / "pictures"), tmp_path / "output", max_train_steps=1, deepspeed=True)
+    argv = arguments(copy_images(tmp_path / "images"), tmp_path / "output", max_train_steps=1, deepspeed=True)
     done = run_command(argv)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "warning: --deepspeed does nothing: what learns is small" in done.stderr

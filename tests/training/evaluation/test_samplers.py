@@ -1,4 +1,4 @@
-"""If these fail, sample pictures of a model whose schedule ends in noise alone are grey, or no pictures at all."""
+"""If these fail, sample images of a model whose schedule ends in noise alone are grey, or no images at all."""
 
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ def sampler(name: str, prediction_type: str, alphas: torch.Tensor, num_steps: in
 
 
 def drawn(scheduler, denoise) -> torch.Tensor:
-    """What a denoiser's picture becomes; `denoise(x_t, t)` is its output."""
+    """What a denoiser's image becomes; `denoise(x_t, t)` is its output."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 4, 16, 16, generator=generator) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
@@ -34,20 +34,20 @@ def drawn(scheduler, denoise) -> torch.Tensor:
 @pytest.mark.parametrize("alphas", [USUAL, ZERO_TERMINAL], ids=["usual", "zero terminal"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("num_steps", [20, 500])
-def test_a_perfect_denoiser_draws_its_picture(name, alphas, prediction_type, num_steps):
-    """A denoiser that knows one picture alone, as derived from x_t = sqrt(a) x + sqrt(1 - a) e."""
-    picture = torch.linspace(-2, 1, 4 * 256).view(1, 4, 16, 16)
+def test_a_perfect_denoiser_draws_its_image(name, alphas, prediction_type, num_steps):
+    """A denoiser that knows one image alone, as derived from x_t = sqrt(a) x + sqrt(1 - a) e."""
+    image = torch.linspace(-2, 1, 4 * 256).view(1, 4, 16, 16)
 
     def denoise(x, t):
         alpha = alphas[int(t)].double()
-        noise = (x - alpha.sqrt() * picture) / (1 - alpha).sqrt()
-        output = noise if prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * picture
+        noise = (x - alpha.sqrt() * image) / (1 - alpha).sqrt()
+        output = noise if prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * image
         return output.float()
 
     found = drawn(sampler(name, prediction_type, alphas, num_steps), denoise)
     assert torch.isfinite(found).all()
     # what is left is the noise of the first timestep, of deviation 0.029, and for predicted noise rounding
-    assert (found - picture).square().mean().sqrt() < 0.06
+    assert (found - image).square().mean().sqrt() < 0.06
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

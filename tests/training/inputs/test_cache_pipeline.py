@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
-from library.data.images.image_files import UnreadablePicture
+from library.data.images.image_files import UnreadableImage
 from library.data.records import CachedLatents, LatentKey, Placement, TrainedImage
 from library.training.inputs.cache_pipeline import MAX_WAITING_CHUNKS, Stages, Throughput, cache_chunks, chunks_of
 
@@ -47,7 +47,7 @@ def no_thread_is_left():
 
 
 @pytest.mark.parametrize(("batch_size", "num_decoders"), [(1, 1), (1, 4), (3, 1), (4, 2), (100, 2)])
-def test_each_picture_is_encoded_once_in_chunks_of_one_size_and_stored_under_its_name(batch_size, num_decoders):
+def test_each_image_is_encoded_once_in_chunks_of_one_size_and_stored_under_its_name(batch_size, num_decoders):
     keys = _keys(7) + _keys(5, (16, 16))
     sizes = []
 
@@ -65,8 +65,8 @@ def test_each_picture_is_encoded_once_in_chunks_of_one_size_and_stored_under_its
         np.testing.assert_array_equal(cached.latents, np.full((3, 1, 2), 1000 + number))
 
 
-def test_pictures_are_decoded_and_latents_stored_while_others_are_encoded():
-    """Each stage waits for the next picture in the stage before it: one after the other, none would get on."""
+def test_images_are_decoded_and_latents_stored_while_others_are_encoded():
+    """Each stage waits for the next image in the stage before it: one after the other, none would get on."""
     decoding = [threading.Event() for _ in range(4)]
     encoding = [threading.Event() for _ in range(4)]
 
@@ -90,7 +90,7 @@ def test_pictures_are_decoded_and_latents_stored_while_others_are_encoded():
     assert len(stored) == 4
 
 
-def test_memory_stays_flat_however_many_pictures_there_are():
+def test_memory_stays_flat_however_many_images_there_are():
     lock = threading.Lock()
     now = {"decoded": 0, "encoded": 0}
     most = dict(now)
@@ -124,25 +124,25 @@ def test_memory_stays_flat_however_many_pictures_there_are():
 
 def _broken(key: LatentKey) -> TrainedImage:
     if key.image_key in ("5.png", "9.png"):
-        raise UnreadablePicture(f"picture {key.path} cannot be read: it is damaged")
+        raise UnreadableImage(f"image {key.path} cannot be read: it is damaged")
     return _decode(key)
 
 
-def test_a_picture_that_cannot_be_read_ends_the_work_with_its_name():
-    with pytest.raises(UnreadablePicture, match="picture 5.png cannot be read"):
+def test_a_image_that_cannot_be_read_ends_the_work_with_its_name():
+    with pytest.raises(UnreadableImage, match="image 5.png cannot be read"):
         _run(_keys(50), decode=_broken)
 
 
-def test_pictures_that_cannot_be_read_are_left_out_where_asked_for():
+def test_images_that_cannot_be_read_are_left_out_where_asked_for():
     stored, bad = _run(_keys(12), decode=_broken, skips_unreadable=True)
     assert sorted(bad) == ["5.png", "9.png"] and "damaged" in bad["5.png"].message
     assert [key.image_key for key in stored] == [f"{index}.png" for index in range(12) if index not in (5, 9)]
     assert _run(_keys(10)[5:6], decode=_broken, skips_unreadable=True)[0] == {}
 
 
-def test_other_mistakes_are_not_taken_for_bad_pictures():
+def test_other_mistakes_are_not_taken_for_bad_images():
     def changed(key: LatentKey) -> TrainedImage:
-        raise UserError("picture has changed")
+        raise UserError("image has changed")
 
     with pytest.raises(UserError, match="has changed"):
         _run(_keys(3), decode=changed, skips_unreadable=True)
@@ -179,6 +179,6 @@ def test_junk_from_the_vae_is_not_cached(value):
         return latents
 
     stored = {}
-    with pytest.raises(UserError, match="infinite or undefined latents for picture 3.png"):
+    with pytest.raises(UserError, match="infinite or undefined latents for image 3.png"):
         _run(_keys(4), encode=encode, store=stored.update)
     assert [key.image_key for key in stored] == ["0.png", "1.png"]

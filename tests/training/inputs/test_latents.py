@@ -53,7 +53,7 @@ def family() -> ModelFamily:
     return load_family(ModelOptions(pretrained_model_name_or_path=str(BASE)))
 
 
-def make_pictures(folder: Path, sizes: list[tuple[int, int]], mode: str = "RGB") -> list[Path]:
+def make_images(folder: Path, sizes: list[tuple[int, int]], mode: str = "RGB") -> list[Path]:
     folder.mkdir(parents=True)
     paths = []
     for number, (width, height) in enumerate(sizes):
@@ -93,7 +93,7 @@ MIXED = [(64, 64), (48, 80), (64, 64), (80, 48), (48, 80), (64, 64), (48, 80)]
 def test_cached_latents_are_bit_for_bit_those_that_are_encoded_one_chunk_after_the_other(
     family, tmp_path, where, batch_size
 ):
-    make_pictures(tmp_path / "data", MIXED)
+    make_images(tmp_path / "data", MIXED)
     data = load_data(tmp_path / "data", flip=True)
     source = source_of(family, vae_batch_size=batch_size, **{where: True})
     assert source.fill_caches(data) == frozenset()
@@ -113,8 +113,8 @@ def test_cached_latents_are_bit_for_bit_those_that_are_encoded_one_chunk_after_t
             assert torch.equal(source.latents_of(batch_of(chunk, **tensors)), family.scale_latents(expected))
 
 
-def test_masks_are_cached_with_the_latents_and_mirrored_with_the_picture(family, tmp_path):
-    make_pictures(tmp_path / "data", [(64, 64), (64, 64)], "RGBA")
+def test_masks_are_cached_with_the_latents_and_mirrored_with_the_image(family, tmp_path):
+    make_images(tmp_path / "data", [(64, 64), (64, 64)], "RGBA")
     data = load_data(tmp_path / "data", flip=True, mask=True)
     keys = data.latent_keys()
     alpha = np.asarray(Image.open(tmp_path / "data" / "00.png").getchannel("A")).astype(np.float64) / 255
@@ -132,9 +132,9 @@ def test_masks_are_cached_with_the_latents_and_mirrored_with_the_picture(family,
     assert torch.equal(on_disk.masks_of(batch_of(keys[:2], masks=given)), given)
 
 
-def test_pictures_without_masks_count_fully_and_batches_of_them_have_none(family, tmp_path):
-    make_pictures(tmp_path / "data", [(64, 64)] * 2)
-    make_pictures(tmp_path / "masked", [(64, 64)], "RGBA")
+def test_images_without_masks_count_fully_and_batches_of_them_have_none(family, tmp_path):
+    make_images(tmp_path / "data", [(64, 64)] * 2)
+    make_images(tmp_path / "masked", [(64, 64)], "RGBA")
     source = source_of(family, cache_latents=True)
     plain, masked = load_data(tmp_path / "data"), load_data(tmp_path / "masked", mask=True)
     source.fill_caches(plain)
@@ -145,8 +145,8 @@ def test_pictures_without_masks_count_fully_and_batches_of_them_have_none(family
     assert (masks[:2] == 1).all() and (masks[2] < 1).any()
 
 
-def test_prepared_latents_are_used_as_they_are_beside_pictures_that_are_encoded(family, tmp_path):
-    make_pictures(tmp_path / "data", [(64, 64)] * 3)
+def test_prepared_latents_are_used_as_they_are_beside_images_that_are_encoded(family, tmp_path):
+    make_images(tmp_path / "data", [(64, 64)] * 3)
     keys = load_data(tmp_path / "data").latent_keys()
     prepared = np.random.default_rng(0).standard_normal((4, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "data" / "01.npz", latents=prepared)
@@ -170,7 +170,7 @@ def test_prepared_latents_are_used_as_they_are_beside_pictures_that_are_encoded(
 
 
 def test_latents_of_another_kind_of_model_are_refused(family, tmp_path):
-    make_pictures(tmp_path / "data", [(64, 64)])
+    make_images(tmp_path / "data", [(64, 64)])
     keys = load_data(tmp_path / "data").latent_keys()
     source = source_of(family, cache_latents_to_disk=True)
     with pytest.raises(UserError, match="00.png have 16 channels, the model takes 4"):
@@ -178,8 +178,8 @@ def test_latents_of_another_kind_of_model_are_refused(family, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["cache_latents", "cache_latents_to_disk"])
-def test_a_bad_picture_is_named_and_skipped_only_where_asked_for(family, tmp_path, where, caplog):
-    paths = make_pictures(tmp_path / "data", [(64, 64)] * 6)
+def test_a_bad_image_is_named_and_skipped_only_where_asked_for(family, tmp_path, where, caplog):
+    paths = make_images(tmp_path / "data", [(64, 64)] * 6)
     for path in (paths[1], paths[4]):
         damage(path)
     data = load_data(tmp_path / "data", flip=True)
@@ -189,7 +189,7 @@ def test_a_bad_picture_is_named_and_skipped_only_where_asked_for(family, tmp_pat
     with caplog.at_level(logging.WARNING):
         assert source.fill_caches(data) == {str(paths[1]), str(paths[4])}
     (record,) = [record for record in caplog.records if "cannot be read" in record.getMessage()]
-    assert "2 pictures" in record.getMessage()
+    assert "2 images" in record.getMessage()
     assert "01.png" in record.getMessage() and "04.png" in record.getMessage()
     good = [key for key in data.latent_keys() if Path(key.path) not in (paths[1], paths[4])]
     assert len(good) == 8
@@ -200,7 +200,7 @@ def test_a_bad_picture_is_named_and_skipped_only_where_asked_for(family, tmp_pat
 
 
 def test_a_full_disk_is_said_and_leaves_whole_files_only(family, tmp_path, monkeypatch):
-    make_pictures(tmp_path / "data", [(64, 64)] * 6)
+    make_images(tmp_path / "data", [(64, 64)] * 6)
     data = load_data(tmp_path / "data")
     save, saved = np.savez, []
 
@@ -219,7 +219,7 @@ def test_a_full_disk_is_said_and_leaves_whole_files_only(family, tmp_path, monke
 
 
 def test_files_of_another_program_are_trusted_or_made_anew_with_one_line(family, tmp_path, caplog):
-    make_pictures(tmp_path / "data", [(64, 64)] * 3)
+    make_images(tmp_path / "data", [(64, 64)] * 3)
     data = load_data(tmp_path / "data")
     for key in data.latent_keys():
         np.savez(Path(key.path).with_name(f"{Path(key.path).stem}_0064x0064_sd.npz"),
@@ -231,14 +231,14 @@ def test_files_of_another_program_are_trusted_or_made_anew_with_one_line(family,
     with caplog.at_level(logging.WARNING):
         checking.fill_caches(data)
     assert [record.getMessage() for record in caplog.records if "made anew" in record.getMessage()] == [
-        "the cached latents of 3 pictures are made anew: 3 of another program, without a note of what they were made "
+        "the cached latents of 3 images are made anew: 3 of another program, without a note of what they were made "
         "from (--skip_cache_check trusts them)"
     ]
     assert not any((read_latents(key, checking.fingerprint).latents == 7).all() for key in data.latent_keys())
 
 
 def test_a_copied_dataset_is_not_encoded_again_and_is_noted_as_checked(family, tmp_path):
-    paths = make_pictures(tmp_path / "data", [(64, 64)] * 3)
+    paths = make_images(tmp_path / "data", [(64, 64)] * 3)
     source_of(family, cache_latents_to_disk=True).fill_caches(load_data(tmp_path / "data"))
     before = [read_latents(key, None).latents for key in load_data(tmp_path / "data").latent_keys()]
     for path in paths:
@@ -270,7 +270,7 @@ source_of(family, cache_latents_to_disk=True).fill_caches(load_data(Path({folder
 
 def test_a_killed_run_goes_on_where_it_stopped(family, tmp_path):
     folder = tmp_path / "data"
-    make_pictures(folder, [(64, 64)] * 40)
+    make_images(folder, [(64, 64)] * 40)
     code = SLOW_RUN.format(root=str(ROOT), here=str(Path(__file__).parent), folder=str(folder))
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -328,7 +328,7 @@ print("process", Accelerator().process_index, "is right", flush=True)
 @pytest.mark.parametrize("where", ["cache_latents", "cache_latents_to_disk"])
 def test_two_processes_share_the_work_and_both_have_all_latents(tmp_path, where):
     folder = tmp_path / "data"
-    paths = make_pictures(folder, [(64, 64)] * 10)
+    paths = make_images(folder, [(64, 64)] * 10)
     damage(paths[3])
     script = tmp_path / "script.py"
     here = str(Path(__file__).parent)

@@ -29,8 +29,8 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures" / "1_x"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images" / "1_x"
     folder.mkdir(parents=True)
     for number, caption in enumerate(CAPTIONS):
         Image.new("RGB", (64, 64), (number * 90, 0, 0)).save(folder / f"{number}.png")
@@ -38,9 +38,9 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def _data(pictures: Path, **options):
+def _data(images: Path, **options):
     return load_training_data(
-        DatasetOptions(train_data_dir=str(pictures.parent), resolution=(64, 64), train_batch_size=3, **options)
+        DatasetOptions(train_data_dir=str(images.parent), resolution=(64, 64), train_batch_size=3, **options)
     )
 
 
@@ -58,8 +58,8 @@ def _batch(data):
 
 @pytest.mark.parametrize("to_disk", [False, True])
 @pytest.mark.parametrize("prompts", [PromptOptions(), PromptOptions(2, 150, weighted_captions=True)])
-def test_cached_captions_are_what_the_encoder_says(model: Path, pictures: Path, to_disk: bool, prompts) -> None:
-    family, data = load_family(ModelOptions(str(model)), prompts), _data(pictures, caption_prefix="photo of")
+def test_cached_captions_are_what_the_encoder_says(model: Path, images: Path, to_disk: bool, prompts) -> None:
+    family, data = load_family(ModelOptions(str(model)), prompts), _data(images, caption_prefix="photo of")
     batch = _batch(data)
     source = _source(family, data, to_disk=to_disk)
     ours = source.conditioning_of(batch).hidden_states
@@ -67,44 +67,44 @@ def test_cached_captions_are_what_the_encoder_says(model: Path, pictures: Path, 
         expected = family.encode_prompts(batch.captions).hidden_states
     assert all(caption.startswith("photo of") for caption in batch.captions)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
-    files = sorted(path.name for path in pictures.glob("*_sd_te.npz"))
+    files = sorted(path.name for path in images.glob("*_sd_te.npz"))
     assert files == ([f"{number}.png_sd_te.npz" for number in range(3)] if to_disk else [])
 
 
-def test_files_are_used_again_until_caption_or_encoder_change(model: Path, pictures: Path) -> None:
-    family, data = load_family(ModelOptions(str(model))), _data(pictures)
+def test_files_are_used_again_until_caption_or_encoder_change(model: Path, images: Path) -> None:
+    family, data = load_family(ModelOptions(str(model))), _data(images)
     _source(family, data, to_disk=True)
-    first = {path: path.stat().st_mtime_ns for path in pictures.glob("*.npz")}
+    first = {path: path.stat().st_mtime_ns for path in images.glob("*.npz")}
     _source(family, data, to_disk=True)
-    assert {path: path.stat().st_mtime_ns for path in pictures.glob("*.npz")} == first
+    assert {path: path.stat().st_mtime_ns for path in images.glob("*.npz")} == first
 
-    (pictures / "1.caption").write_text("a wolf", encoding="utf-8")
-    _source(family, _data(pictures), to_disk=True)
+    (images / "1.caption").write_text("a wolf", encoding="utf-8")
+    _source(family, _data(images), to_disk=True)
     changed = [path.name for path, time in first.items() if path.stat().st_mtime_ns != time]
     assert changed == ["1.png_sd_te.npz"]
 
     other = load_family(ModelOptions(str(model)))
     other.text_encoders[0].text_model.final_layer_norm.weight.data.add_(1)
-    source = _source(other, _data(pictures), to_disk=True)
-    batch = _batch(_data(pictures))
+    source = _source(other, _data(images), to_disk=True)
+    batch = _batch(_data(images))
     with torch.no_grad():
         expected = other.encode_prompts(batch.captions).hidden_states
     torch.testing.assert_close(source.conditioning_of(batch).hidden_states, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\3\4 half a file"])
-def test_a_damaged_file_is_made_anew(model: Path, pictures: Path, damage: bytes) -> None:
-    family, data = load_family(ModelOptions(str(model))), _data(pictures)
+def test_a_damaged_file_is_made_anew(model: Path, images: Path, damage: bytes) -> None:
+    family, data = load_family(ModelOptions(str(model))), _data(images)
     _source(family, data, to_disk=True)
-    (pictures / "0.png_sd_te.npz").write_bytes(damage)
+    (images / "0.png_sd_te.npz").write_bytes(damage)
     _source(family, data, to_disk=True)
-    with np.load(pictures / "0.png_sd_te.npz") as file:
+    with np.load(images / "0.png_sd_te.npz") as file:
         assert file["hidden_states_0"].shape == (77, 64)
 
 
 @pytest.mark.parametrize("to_disk", [False, True])
-def test_a_caption_that_is_left_out_is_encoded_too(model: Path, pictures: Path, to_disk: bool) -> None:
-    family, data = load_family(ModelOptions(str(model))), _data(pictures, caption_dropout_rate=1.0)
+def test_a_caption_that_is_left_out_is_encoded_too(model: Path, images: Path, to_disk: bool) -> None:
+    family, data = load_family(ModelOptions(str(model))), _data(images, caption_dropout_rate=1.0)
     batch = _batch(data)
     assert batch.captions == ["", "", ""]
     ours = _source(family, data, to_disk=to_disk).conditioning_of(batch).hidden_states
@@ -120,8 +120,8 @@ def test_a_caption_that_is_left_out_is_encoded_too(model: Path, pictures: Path, 
         ({"enable_wildcard": True, "token_warmup_step": 5.0}, False, "enable_wildcard and token_warmup_step with"),
     ],
 )
-def test_what_would_change_is_not_cached(pictures: Path, options: dict, trains: bool, words: str) -> None:
-    data = _data(pictures, **options)
+def test_what_would_change_is_not_cached(images: Path, options: dict, trains: bool, words: str) -> None:
+    data = _data(images, **options)
     check_text_caching(CachingOptions(), data, trains)
     with pytest.raises(UserError, match=words):
         check_text_caching(CachingOptions(cache_text_encoder_outputs=True), data, trains)

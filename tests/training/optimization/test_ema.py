@@ -23,9 +23,7 @@ def expected(weights: np.ndarray, decay: float, first: int) -> np.ndarray:
     return sum(share * weights[step] for share, step in zip(shares, steps, strict=True))
 
 
-def averaged(
-    weights: np.ndarray, options: AverageOptions, dtype=torch.float32
-) -> tuple[torch.nn.Parameter, WeightEMA]:
+def averaged(weights: np.ndarray, options: AverageOptions, dtype=torch.float32) -> tuple[torch.nn.Parameter, WeightEMA]:
     param = torch.nn.Parameter(torch.tensor(weights[0], dtype=dtype))
     average = WeightEMA([param], options)
     for step in range(1, len(weights)):

@@ -8,12 +8,12 @@ from safetensors.torch import load_file
 
 import train_network
 from tests.end_to_end.launches import launch
-from tests.end_to_end.runs import arguments, assert_same, copy_pictures, logged, train
+from tests.end_to_end.runs import arguments, assert_same, copy_images, logged, train
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return copy_pictures(tmp_path_factory.mktemp("pictures") / "data")
+    return copy_images(tmp_path_factory.mktemp("images") / "data")
 
 
 def test_a_resumed_run_keeps_the_curve_that_its_log_shows(data, tmp_path):

@@ -1,4 +1,4 @@
-"""Without these transparency does not weigh what is learned, or one damaged picture decides it by where latents lie."""
+"""Without these transparency does not weigh what is learned, or one damaged image decides it by where latents lie."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CACHING = {"on the fly": {}, "in memory": {"cache_latents": True}, "in files": {
 
 def _set_opacity(data_dir: Path, opacity: int) -> None:
     for path in data_dir.glob("*/*.png"):
-        picture = Image.open(path).convert("RGB")
-        picture.putalpha(opacity)
-        picture.save(path)
+        image = Image.open(path).convert("RGB")
+        image.putalpha(opacity)
+        image.save(path)
 
 
 @pytest.mark.parametrize("caching", CACHING)
-def test_the_loss_is_as_large_as_the_pictures_are_opaque(data_dir: Path, tmp_path: Path, caching: str) -> None:
+def test_the_loss_is_as_large_as_the_images_are_opaque(data_dir: Path, tmp_path: Path, caching: str) -> None:
     options = {**CACHING[caching], "alpha_mask": True, "max_train_steps": 1}
     losses = {}
     for opacity in (255, 51, 0):
@@ -39,7 +39,7 @@ def _cut(data_dir: Path) -> Path:
     return path
 
 
-def test_a_run_goes_on_without_a_bad_picture_wherever_latents_lie(data_dir: Path, tmp_path: Path, caplog) -> None:
+def test_a_run_goes_on_without_a_bad_image_wherever_latents_lie(data_dir: Path, tmp_path: Path, caplog) -> None:
     bad = _cut(data_dir)
     weights = {}
     for name, options in CACHING.items():
@@ -51,7 +51,7 @@ def test_a_run_goes_on_without_a_bad_picture_wherever_latents_lie(data_dir: Path
 
 
 @pytest.mark.parametrize("caching", CACHING)
-def test_a_bad_picture_ends_the_run_unless_it_may_go_on(data_dir: Path, tmp_path: Path, caching: str) -> None:
+def test_a_bad_image_ends_the_run_unless_it_may_go_on(data_dir: Path, tmp_path: Path, caching: str) -> None:
     bad = _cut(data_dir)
     with pytest.raises(UserError, match=f"{bad.name} cannot be read"):
         train(data_dir, tmp_path / "out", **CACHING[caching])
@@ -59,7 +59,7 @@ def test_a_bad_picture_ends_the_run_unless_it_may_go_on(data_dir: Path, tmp_path
 
 
 @pytest.mark.parametrize("caching", CACHING)
-def test_mask_pictures_weigh_the_loss_wherever_latents_lie(data_dir: Path, tmp_path: Path, caching: str) -> None:
+def test_mask_images_weigh_the_loss_wherever_latents_lie(data_dir: Path, tmp_path: Path, caching: str) -> None:
     """Also when they change: latents in files are not those of the masks."""
     (folder,) = data_dir.iterdir()
     (tmp_path / "data.toml").write_text(
