@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from library.cli.atomic_files import atomic_path
-from library.cli.errors import UserError
+from library.cli.errors import UserError, first_line
 from library.cli.file_hashes import LEGACY_BLOCK
 from library.cli.pickle_errors import DAMAGED_PICKLE_ERRORS
 
@@ -77,8 +77,7 @@ def load_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         _check_pickle_suffix(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, *DAMAGED_PICKLE_ERRORS) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot read adapter weights from {path}: {reason}", hint=_DAMAGED_HINT) from error
+        raise UserError(f"cannot read adapter weights from {path}: {first_line(error)}", hint=_DAMAGED_HINT) from error
     if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
         raise UserError(f"{path} holds something else than adapter weights", hint="give a LoRA file")
     return content

@@ -65,6 +65,11 @@ def listed(names: Sequence[str], limit: int) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not blank; the name of its class where it has none."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def nearest_name(name: str, valid_names: Iterable[str]) -> str | None:
     """The valid name that `name` is most likely a misspelling of, if any comes close."""
     matches = difflib.get_close_matches(name, list(valid_names), n=1, cutoff=0.6)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, first_line
 from library.models.text.text_encoder import TextEncoder, build_text_encoder, restore_position_ids
 from library.models.weights.module_weights import build_empty
 
@@ -49,5 +49,6 @@ def _build(build: Callable[[], ModuleT], source: str, part: str) -> ModuleT:
         return build_empty(build)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         # what libraries raise for configurations that contradict themselves
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source}: no {part} can be built as configured: {reason}", "check its config.json") from error
+        raise UserError(
+            f"{source}: no {part} can be built as configured: {first_line(error)}", "check its config.json"
+        ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPTokenizer
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, first_line
 from library.models.options import PromptOptions
 from library.models.text.prompt_weights import parse_prompt_weights
 
@@ -105,8 +105,7 @@ def load_tokenizer(folder: Path | None, *, pads_with_end: bool) -> PromptTokeniz
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **settings)
         tokens = tokenizer("a").input_ids
     except Exception as error:  # the library behind it raises bare `Exception` for damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} holds no readable tokenizer: {reason}", _HINT) from error
+        raise UserError(f"{folder} holds no readable tokenizer: {first_line(error)}", _HINT) from error
     if len(tokens) != 3 or tokens[1] == tokenizer.unk_token_id:
         raise UserError(f"{folder} holds no vocabulary of CLIP: it does not know the word 'a'", _HINT)
     pad_id = tokenizer.eos_token_id if pads_with_end else tokenizer.convert_tokens_to_ids(_OPEN_CLIP_PADDING)

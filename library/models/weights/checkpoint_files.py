@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, first_line
 from library.cli.pickle_errors import DAMAGED_PICKLE_ERRORS
 from library.models.weights.lazy_tensors import LazyTensors
 from library.models.weights.path_checks import PICKLE_ENDINGS, SAFETENSORS_ENDING, weight_file_problem
@@ -143,7 +143,7 @@ def _open_pickle(path: Path) -> WeightFile:
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except DAMAGED_PICKLE_ERRORS as error:
-        raise UserError(f"{path} cannot be read: {_first_line(error)}", _DOWNLOAD_AGAIN) from error
+        raise UserError(f"{path} cannot be read: {first_line(error)}", _DOWNLOAD_AGAIN) from error
     tensors: Mapping[str, torch.Tensor] = _tensors_in(path, loaded)
     if is_mappable:
         tensors = LazyTensors({key: partial(_map_placed, path, tensor) for key, tensor in tensors.items()})
@@ -197,7 +197,3 @@ def _metadata_in(loaded: Any) -> dict[str, str]:
     """What this program writes beside the weights of a .ckpt file where they do not show all of a model."""
     found = loaded.get("metadata") if isinstance(loaded, Mapping) else None
     return {str(key): str(value) for key, value in found.items()} if isinstance(found, Mapping) else {}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from library.cli.errors import first_line
+
 HASH_ENTRY = "modelspec.hash_sha256"
 _NO_HASH = "0x" + "0" * 64
 _TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
@@ -90,7 +92,7 @@ def write_pickle(path: Path, contents: Mapping[str, Any]) -> None:
     try:
         torch.save({key: _made(value) for key, value in contents.items()}, path)
     except RuntimeError as error:  # what PyTorch makes of a full disk
-        raise OSError(str(error).splitlines()[0]) from error
+        raise OSError(first_line(error)) from error
 
 
 def _made(value: Any) -> Any:

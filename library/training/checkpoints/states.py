@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.cli.atomic_files import atomic_folder, restore_folder
-from library.cli.errors import UserError
+from library.cli.errors import UserError, first_line
 from library.cli.file_hashes import file_sha256
 from library.cli.pickle_errors import DAMAGED_PICKLE_ERRORS
 
@@ -177,7 +177,7 @@ def _write_files(folder: Path, weights: dict[str, torch.Tensor], training: dict[
         save_file(on_cpu, folder / WEIGHTS)
         torch.save(training, folder / TRAINING)
     except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
-        raise OSError(str(error).splitlines()[0]) from error
+        raise OSError(first_line(error)) from error
 
 
 def read_state(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -194,6 +194,5 @@ def read_state(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
     try:
         training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
     except DAMAGED_PICKLE_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path / TRAINING} is damaged: {reason}", hint=ANOTHER) from None
+        raise UserError(f"{path / TRAINING} is damaged: {first_line(error)}", hint=ANOTHER) from None
     return weights, training

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.cli.errors import UserError, nearest_name, raise_together
+from library.cli.errors import UserError, first_line, nearest_name, raise_together
 from library.training.optimization.key_value_args import read_pairs, unfit_values
 from library.training.optimization.lr_curves import FLAG
 
@@ -101,7 +101,7 @@ def check_length(name: str, arguments: Sequence[str], num_steps: int) -> None:
                 schedule.step()
             except (ValueError, ArithmeticError, LookupError) as error:
                 raise UserError(
-                    f"--lr_scheduler_type {name} ends with step {step} of {num_steps}: {_first_line(error)}",
+                    f"--lr_scheduler_type {name} ends with step {step} of {num_steps}: {first_line(error)}",
                     hint=f"let {FLAG} give it as many steps as the run has",
                 ) from None
 
@@ -114,7 +114,7 @@ def make_schedule_of_class(optimizer: torch.optim.Optimizer, name: str, argument
         schedule = found(optimizer, **values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(
-            f"--lr_scheduler_type {name} cannot be made: {_first_line(error)}", hint=f"look at its arguments: {FLAG}"
+            f"--lr_scheduler_type {name} cannot be made: {first_line(error)}", hint=f"look at its arguments: {FLAG}"
         ) from None
     _check_state(name, schedule.state_dict())
     return schedule
@@ -131,10 +131,6 @@ def _check_state(name: str, state: dict[str, Any]) -> None:
         torch.load(kept, weights_only=True)
     except (pickle.PickleError, AttributeError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"--lr_scheduler_type {name} has a state that cannot be saved and read again: {_first_line(error)}",
+            f"--lr_scheduler_type {name} has a state that cannot be saved and read again: {first_line(error)}",
             hint="give the class a state_dict() of numbers, texts, lists, dicts and tensors",
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

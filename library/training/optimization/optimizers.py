@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from library.cli.errors import UserError, raise_together
+from library.cli.errors import UserError, first_line, raise_together
 from library.training.optimization.key_value_args import read_pairs, unfit_values, unknown_arguments
 from library.training.optimization.optimizer_table import LRSupport, OptimizerRow, find_optimizer
 from library.training.optimization.options import OptimizerOptions
@@ -166,9 +166,8 @@ def _refusals(options: OptimizerOptions) -> Iterator[None]:
         with contextlib.redirect_stdout(printed):
             yield
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--optimizer_type {name} cannot be used so: {reason or type(error).__name__}",
+            f"--optimizer_type {name} cannot be used so: {first_line(error)}",
             hint="check --optimizer_args and the learning rates, or choose another optimizer",
         ) from None
     if printed.getvalue().strip():

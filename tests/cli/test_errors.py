@@ -1,0 +1,22 @@
+"""If these fail, an error message is empty, or is a page of a library's output where one line would do."""
+
+import pytest
+
+from library.cli.errors import first_line, listed
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("no such key\n  at line 3"), "no such key"),
+        (RuntimeError("\n\nfile is truncated"), "file is truncated"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_the_first_line_of_an_error_names_what_is_wrong(error, expected):
+    assert first_line(error) == expected
+
+
+def test_a_long_list_of_names_is_cut_and_says_how_many_are_left_out():
+    assert listed(["a", "b"], 2) == "a, b"
+    assert listed(["a", "b", "c", "d"], 2) == "a, b and 2 more"
