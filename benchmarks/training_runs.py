@@ -77,10 +77,10 @@ def _measure(script: str, argv: list[str]) -> dict[str, float]:
 
     import library.methods.adapter  # noqa: F401
     import library.methods.whole_model  # noqa: F401
-    from library.training.trainer import Trainer
+    from library.training.loop.trainer import Trainer
 
     found: dict[str, float] = {}
-    train, finish = Trainer.run, Trainer._finish
+    train, finish = Trainer.run, Outputs.end
 
     def measured(trainer: Trainer) -> None:
         found["loading_peak"] = peak() - before
@@ -94,7 +94,7 @@ def _measure(script: str, argv: list[str]) -> dict[str, float]:
         found["steps_peak"] = peak() - before
         finish(trainer)
 
-    Trainer.run, Trainer._finish = measured, finished  # the loop begins when all is loaded
+    Trainer.run, Outputs.end = measured, finished  # the loop begins when all is loaded
     before = resident()
     forget_peak()
     importlib.import_module(script).train(argv)

@@ -2,18 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from accelerate import Accelerator
 
+from library.cli.parser import Options
+from library.data.batches.loader import BatchDataset, BatchLoader
+from library.data.batches.plan import TrainingData
+from library.data.config.options import CachingOptions, DatasetOptions
 from library.data.randomness import derive_seed
-from library.data.records import Batch
+from library.data.records import Batch, StepCounter
 from library.diffusion.loss import weighted_loss
 from library.diffusion.noise import Noise, make_noise, sample_timesteps, timestep_range
 from library.diffusion.noise_schedule import NoiseSchedule, target_of
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.models.family import ModelFamily
+from library.models.options import MemoryOptions
 from library.training.inputs.latents import LatentProvider
 from library.training.inputs.text_outputs import TextSource
+from library.training.method import TrainingMethod
+
+LoaderOf = Callable[[TrainingData, int, StepCounter], BatchLoader]  # data, seed of its items, counter of its steps
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The way from a batch to its loss, and what makes the loader of some data."""
+
+    objective: Objective
+    loader_of: LoaderOf
+
+
+def make_inputs(
+    options: Options, data: TrainingData, method: TrainingMethod, family: ModelFamily, accelerator: Accelerator
+) -> Inputs:
+    """Fills the caches of latents and text encoder outputs, and makes the inputs of training and validation."""
+    caching, loss, skips_unreadable = (
+        options[CachingOptions],
+        options[LossOptions],
+        options[DatasetOptions].skip_bad_images,
+    )
+    latents = LatentProvider(family, caching, accelerator, skips_unreadable)
+    unreadable = latents.fill_caches(data)
+    if caching.caches_latents and not options[MemoryOptions].highvram and accelerator.device.type != "cpu":
+        family.offload_vae()
+    texts = TextSource(family, caching, accelerator, method.trains_text_encoders)
+    texts.fill_cache(data)
+
+    def loader_of(data: TrainingData, seed: int, counter: StepCounter) -> BatchLoader:
+        dataset = BatchDataset(
+            data,
+            seed=seed,
+            clock=counter,
+            latent_source=latents.kind,
+            fingerprint=latents.fingerprint if caching.cache_latents_to_disk else "",
+            prior_loss_weight=loss.prior_loss_weight,
+            skip_bad_images=skips_unreadable,
+            unreadable=unreadable,
+        )
+        return BatchLoader(dataset, caching.max_data_loader_n_workers, caching.persistent_data_loader_workers)
+
+    objective = Objective(family, latents, texts, accelerator, options[NoiseOptions], loss)
+    return Inputs(objective, loader_of)
 
 
 class Objective:

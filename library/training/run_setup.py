@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -13,14 +13,24 @@ from accelerate import Accelerator
 from library.cli.errors import UserError
 from library.cli.parser import Options
 from library.data.batches.plan import TrainingData
-from library.training.checkpoints.options import OutputOptions
+from library.data.config.options import CachingOptions
+from library.models.options import MemoryOptions
+from library.training.checkpoints.options import HubOptions, OutputOptions
 from library.training.checkpoints.resuming import FoundState, differences, option_values
 from library.training.checkpoints.states import RunIdentity
+from library.training.checkpoints.uploads import Uploads, make_uploads
+from library.training.devices import check_memory_options, make_accelerator
+from library.training.distributed.options import ProcessOptions
+from library.training.distributed.processes import check_same_run
+from library.training.inputs.text_outputs import check_text_caching
+from library.training.method import TrainingMethod
 from library.training.optimization.ema import check_average
+from library.training.optimization.fused_backward import check_fused_backward
 from library.training.optimization.lr_schedules import check_lr_schedule, schedule_kind
-from library.training.optimization.optimizers import optimizer_class_path
+from library.training.optimization.optimizers import check_optimizer, optimizer_class_path
 from library.training.optimization.options import AverageOptions, OptimizerOptions
 from library.training.options import TrainingOptions
+from library.training.preflight import PreflightResult
 from library.training.step_plan import Position, StepPlan
 
 logger = logging.getLogger(__name__)
@@ -28,14 +38,42 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunSetup:
-    """The steps of a run, the place where it begins, and what its states belong to."""
+    """Device and processes, the steps of a run and the position where it begins, and what its states belong to.
 
+    `uploads`: to the Hub, of the first process, where saves are uploaded.
+    """
+
+    accelerator: Accelerator
     plan: StepPlan
     start: Position
-    facts: RunIdentity
+    state: FoundState | None
+    identity: RunIdentity
+    uploads: Uploads | None = None
 
 
-def set_up_run(options: Options, data: TrainingData, state: FoundState | None, accelerator: Accelerator) -> RunSetup:
+def start_run(options: Options, preflight: PreflightResult, method: TrainingMethod) -> RunSetup:
+    """Starts the processes, checks what needs a device, and plans the run; no model is loaded yet.
+
+    Raises `UserError` for what the device, the optimizer or the resumed state does not allow.
+    """
+    training, memory = options[TrainingOptions], options[MemoryOptions]
+    accelerator = make_accelerator(
+        training.mixed_precision, full=training.full_fp16, timeout_minutes=options[ProcessOptions].ddp_timeout
+    )
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.WARNING)
+    state = preflight.state
+    check_same_run(accelerator, options, preflight.data, 0 if state is None else state.position.global_step)
+    check_memory_options(memory, accelerator)
+    check_fused_backward(training, accelerator.num_processes)
+    check_optimizer(options[OptimizerOptions], accelerator.device)
+    run = _plan_run(options, preflight.data, state, accelerator)
+    check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
+    uploads = make_uploads(options[HubOptions], accelerator.num_processes) if accelerator.is_main_process else None
+    return replace(run, uploads=uploads)
+
+
+def _plan_run(options: Options, data: TrainingData, state: FoundState | None, accelerator: Accelerator) -> RunSetup:
     """Plans the run and says so, with what differs from that of `state`. Raises `UserError` for what does not fit."""
     for line in data.bucket_table():
         logger.info("%s", line)
@@ -51,13 +89,13 @@ def set_up_run(options: Options, data: TrainingData, state: FoundState | None, a
     logger.info("%s", _arithmetic(data, plan))
     if start.global_step:
         logger.info("going on after step %d, in epoch %d", start.global_step, start.epoch + 1)
-    facts = _identity_of(options, data, plan)
+    identity = _identity_of(options, data, plan)
     if state is not None:
-        for line in differences(state.header, options, facts.versions, facts.data):
+        for line in differences(state.header, options, identity.versions, identity.data):
             logger.warning("--resume: %s", line)
     check_lr_schedule(options[OptimizerOptions], plan.num_steps)
     check_average(options[AverageOptions], plan.num_steps)
-    return RunSetup(plan, start, facts)
+    return RunSetup(accelerator, plan, start, state, identity)
 
 
 def _identity_of(options: Options, data: TrainingData, plan: StepPlan) -> RunIdentity:

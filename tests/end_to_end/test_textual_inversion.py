@@ -15,9 +15,9 @@ from library.data.load_data import load_training_data
 from library.diffusion.noise_schedule import NoiseSchedule
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
-from library.models.text.embedding_files import read_word
+from library.models.text.embedding_files import read_embedding
 from library.models.text.token_embedding import TokenEmbedding
-from library.training import run
+from library.training import model_setup
 from library.training.checkpoints.states import read_state
 from tests.end_to_end.launches import launch
 from tests.end_to_end.runs import BASE, logged
@@ -79,7 +79,7 @@ def test_a_word_learns_what_the_images_show(tmp_path, xti):
 def test_everything_else_is_the_same_afterwards(images, tmp_path, monkeypatch, xti):
     """All parts of the model, every row of the text encoder's table among them."""
     seen = []
-    monkeypatch.setattr(run, "load_family", lambda *args: seen.append(load_family(*args)) or seen[-1])
+    monkeypatch.setattr(model_setup, "load_family", lambda *args: seen.append(load_family(*args)) or seen[-1])
     trained = train_word(images, tmp_path, xti=xti, init_word="dog", num_vectors_per_token=2)
     (family,), fresh = seen, load_base()
     for name in ("unet", "vae"):
@@ -235,5 +235,5 @@ def test_two_processes_learn_what_one_does_with_twice_the_accumulation(images, t
         "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
         "--dynamo_backend", "no", script="train_textual_inversion.py",
     )  # fmt: skip
-    two = read_word(tmp_path / "two" / "run.safetensors")
+    two = read_embedding(tmp_path / "two" / "run.safetensors")
     torch.testing.assert_close(two.vectors, one.vectors, rtol=1e-4, atol=1e-6)

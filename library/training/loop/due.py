@@ -1,0 +1,60 @@
+"""What is due when: validation, sample images and saves, after a step or an epoch. No model is needed to tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from library.training.checkpoints.options import OutputOptions
+from library.training.evaluation.options import SampleOptions, ValidationOptions
+from library.training.step_plan import StepPlan
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done now."""
+
+    validate: bool = False
+    sample: bool = False
+    save: bool = False
+
+
+@dataclass(frozen=True)
+class OutputSchedule:
+    """When a run validates, draws samples and saves, beside the end, when it validates and saves."""
+
+    output: OutputOptions
+    samples: SampleOptions
+    validation: ValidationOptions
+    plan: StepPlan
+
+    def at_start(self) -> Due:
+        """Before the first step: the point that the validation curve starts from."""
+        return Due(validate=True, sample=self.samples.sample_at_first)
+
+    def after_step(self, step: int) -> Due:
+        """After step `step`, counted from 1. Samples every so many epochs replace those every so many steps."""
+        return Due(
+            validate=_is_due(step, self.validation.validate_every_n_steps),
+            sample=not self.samples.sample_every_n_epochs and _is_due(step, self.samples.sample_every_n_steps),
+            save=_is_due(step, self.output.save_every_n_steps),
+        )
+
+    def after_epoch(self, epoch: int) -> Due:
+        """After epoch `epoch`, counted from 1. The last epoch's save is that of the end."""
+        return Due(
+            validate=_is_due(epoch, self.validation.epochs_between),
+            sample=_is_due(epoch, self.samples.sample_every_n_epochs),
+            save=_is_due(epoch, self.plan.epochs_between_saves) and epoch < self.plan.num_epochs,
+        )
+
+    @property
+    def saves_state_at_end(self) -> bool:
+        return self.output.save_state or self.output.save_state_on_train_end
+
+    @property
+    def saves_state_on_signal(self) -> bool:
+        return self.output.save_state or self.output.save_state_on_signal
+
+
+def _is_due(number: int, every: int | None) -> bool:
+    return bool(every) and number % every == 0

@@ -1,0 +1,280 @@
+"""What a run writes and shows while it trains: curves, validation, sample images, checkpoints and their uploads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from library.cli.parser import Options
+from library.cli.progress import progress_bar
+from library.data.records import StepCounter
+from library.models.family import ModelFamily
+from library.training.checkpoints.metadata import Metadata
+from library.training.checkpoints.options import OutputOptions
+from library.training.checkpoints.saved_names import epoch_suffix, step_suffix
+from library.training.checkpoints.saves import Saver
+from library.training.checkpoints.states import RunIdentity, write_state
+from library.training.evaluation.modes import ema_scope
+from library.training.evaluation.options import SampleOptions, ValidationOptions
+from library.training.evaluation.samples import Sampler
+from library.training.evaluation.validation import VALIDATION_SEED, Validator
+from library.training.loop.due import Due, OutputSchedule
+from library.training.loop.step import Step
+from library.training.method import TrainingMethod
+from library.training.monitoring.options import LoggingOptions
+from library.training.monitoring.trackers import Tracker, make_tracker
+from library.training.objective import Inputs
+from library.training.preflight import PreflightResult
+from library.training.run_setup import RunSetup
+from library.training.step_plan import Position, StepPlan
+
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL = 10  # steps between two waits for the device, to fetch losses
+
+
+@dataclass(frozen=True)
+class OutputParts:
+    """What an `Outputs` works with; `make_outputs` puts it together. Only the first process has a tracker."""
+
+    accelerator: Accelerator
+    method: TrainingMethod
+    step: Step
+    plan: StepPlan
+    identity: RunIdentity
+    schedule: OutputSchedule
+    saver: Saver
+    metadata: Metadata
+    validator: Validator | None
+    sampler: Sampler | None
+    tracker: Tracker | None
+    sample_folder: Path
+    log_folder: Path | None
+    logging_dir: str | None
+
+
+class Outputs:
+    """Validates, draws samples and saves whenever that is due. All processes call every method together."""
+
+    def __init__(self, parts: OutputParts):
+        self._parts = parts
+        self._is_main = parts.accelerator.is_main_process
+        self._validated_at: int | None = None
+
+    @contextmanager
+    def shown(self, start: Position) -> Iterator[None]:
+        """Within it the progress bar counts steps. At the end curves are closed, and uploads waited for."""
+        is_quiet = not self._parts.accelerator.is_local_main_process
+        bar = progress_bar(self._parts.plan.num_steps, "steps", initial=start.global_step, is_quiet=is_quiet)
+        if self._is_main:
+            self._parts.saver.remove_unfinished()
+        try:
+            with logging_redirect_tqdm(), bar as self._progress:
+                yield
+        finally:  # the curve of a run that ends early is wanted most
+            if self._parts.tracker is not None:
+                self._parts.tracker.close()
+            self._parts.saver.finish_uploads()
+
+    def begin(self, position: Position) -> None:
+        """Before the first step of a new run."""
+        self._do(self._parts.schedule.at_start(), position, sample_name="000000")
+
+    def count_step(self, position: Position) -> None:
+        """Shows a step in the progress bar and, every few steps, in the curves."""
+        self._progress.update(1)
+        if position.global_step % LOG_INTERVAL == 0:
+            self._log()
+
+    def after_step(self, position: Position) -> None:
+        step = position.global_step
+        due = self._parts.schedule.after_step(step)
+        self._do(due, position, sample_name=f"{step:06d}")
+        if due.save:
+            self._save_and_prune("step", step, step_suffix(step), position)
+
+    def after_epoch(self, epoch: int, position: Position) -> None:
+        """`epoch` counts from 1."""
+        self._log()
+        due = self._parts.schedule.after_epoch(epoch)
+        self._do(due, position, sample_name=f"e{epoch:06d}")
+        if due.save:
+            self._save_and_prune("epoch", epoch, epoch_suffix(epoch), position)
+
+    def end(self, position: Position) -> None:
+        """The result."""
+        self._log()
+        self._validate(position)
+        self._save("", position, with_state=self._parts.schedule.saves_state_at_end)
+
+    def save_on_signal(self, position: Position) -> str | None:
+        """Saves what a run has that stops before its end; the folder of its state, if one was saved."""
+        suffix = step_suffix(position.global_step)
+        _, has_state = self._save(suffix, position, with_state=self._parts.schedule.saves_state_on_signal)
+        return str(self._parts.saver.state_folder(suffix)) if has_state else None
+
+    def save_state_alone(self, position: Position) -> str | None:
+        """Saves a state without weights for use, which are doubtful; its folder, if it could be written."""
+        suffix = step_suffix(position.global_step)
+        is_saved = self._save_state(suffix, position)
+        if self._is_main:
+            self._parts.saver.upload()
+        self._parts.accelerator.wait_for_everyone()
+        return str(self._parts.saver.state_folder(suffix)) if is_saved else None
+
+    def report(self) -> None:
+        """Says what was written. Raises `UserError` when something could not be."""
+        if not self._is_main:
+            return
+        saver, method, log_folder = self._parts.saver, self._parts.method, self._parts.log_folder
+        lines = ["", "Written:", *(f"  {path}" for path in saver.written)]
+        if self._parts.sampler is not None:
+            lines.append(f"  {self._parts.sample_folder} (sample images)")
+        if log_folder is not None:
+            lines.append(f"  {log_folder} (curves; tensorboard --logdir {self._parts.logging_dir} shows them)")
+        if saver.last_result is not None:
+            lines += ["Next:", f"  {method.usage_hint(saver.last_result)}"]
+        state = saver.state_folder("")
+        if state in saver.written:
+            lines.append(f"  or resume: the same command with --resume {state} and more --max_train_steps")
+        for line in lines:
+            logger.info("%s", line)
+        saver.raise_failures()
+
+    def _do(self, due: Due, position: Position, *, sample_name: str) -> None:
+        if due.validate:
+            self._validate(position)
+        if due.sample:
+            self._draw_samples(sample_name, position)
+
+    def _log(self) -> None:
+        """Hands the losses and learning rates since the last call to the tracker and the progress bar."""
+        for logged in self._parts.step.logged():
+            self._progress.set_postfix(avr_loss=f"{logged.average:.4f}", refresh=False)
+            if self._parts.tracker is not None:
+                curves = {"loss/current": logged.loss, "loss/average": logged.average, **logged.rates}
+                self._parts.tracker.scalars(curves, logged.step)
+
+    def _draw_samples(self, name: str, position: Position) -> None:
+        sampler, strategy, accelerator = self._parts.sampler, self._parts.step.strategy, self._parts.accelerator
+        if sampler is not None and (self._is_main or strategy.shares_weights):
+            self._log()
+            with self._ema_scope(), torch.no_grad(), accelerator.autocast():
+                images = strategy.run(lambda: sampler.draw(name))
+            if self._parts.tracker is not None:
+                for tag, image in images:
+                    self._parts.tracker.image(tag, image, position.global_step)
+        accelerator.wait_for_everyone()
+
+    def _validate(self, position: Position) -> None:
+        """Measures the validation loss, where images are held out and this step has not been measured yet."""
+        step = position.global_step
+        if self._parts.validator is None or self._validated_at == step:
+            return
+        self._validated_at = step
+        self._log()
+        with self._ema_scope():
+            losses = self._parts.validator.losses(self._parts.step.strategy.run)
+        logger.info("validation loss %.4f at step %d", losses["loss/validation"], step)
+        if self._parts.tracker is not None:
+            self._parts.tracker.scalars(losses, step)
+
+    def _save_and_prune(self, when: str, number: int, suffix: str, position: Position) -> None:
+        """Saves, and removes what `--save_last_n_*` does not keep: each where the new one is in place."""
+        is_saved, has_state = self._save(suffix, position, with_state=self._parts.schedule.output.save_state)
+        if self._is_main and is_saved:
+            self._parts.saver.prune(when, number, states=False)
+        if self._is_main and has_state:
+            self._parts.saver.prune(when, number, states=True)
+
+    def _save(self, suffix: str, position: Position, *, with_state: bool) -> tuple[bool, bool]:
+        """Whether weights and state are saved; the first process knows."""
+        is_saved = False
+        self._log()
+        with self._ema_scope(), self._parts.step.strategy.gathered_weights():
+            if self._is_main:
+                is_saved = self._parts.saver.save(suffix, self._parts.metadata.at(position), position)
+        has_state = with_state and self._save_state(suffix, position)
+        if self._is_main:
+            self._parts.saver.upload()
+        self._parts.accelerator.wait_for_everyone()
+        return is_saved, has_state
+
+    def _save_state(self, suffix: str, position: Position) -> bool:
+        training = self._parts.step.state()
+        with self._parts.step.strategy.gathered_weights():
+            if not self._is_main:
+                return False
+            weights, identity = self._parts.method.state_dict(), self._parts.identity
+            return self._parts.saver.save_state(
+                suffix, lambda folder: write_state(folder, position, identity, weights, training)
+            )
+
+    def _ema_scope(self) -> AbstractContextManager[None]:
+        return ema_scope(self._parts.step.strategy.optimizer, self._parts.step.average)
+
+
+def make_outputs(
+    options: Options,
+    preflight: PreflightResult,
+    *,
+    method: TrainingMethod,
+    family: ModelFamily,
+    step: Step,
+    inputs: Inputs,
+    run: RunSetup,
+) -> Outputs:
+    """The outputs that the options ask for."""
+    accelerator = run.accelerator
+    output, samples, logs = options[OutputOptions], options[SampleOptions], options[LoggingOptions]
+    sample_folder = Path(output.output_dir or ".") / "sample"
+    modules = [family.unet, *family.text_encoders, family.vae, *method.trainable_modules()]
+    is_main, tracker, sampler, validator = accelerator.is_main_process, None, None, None
+    if is_main:
+        tracker = make_tracker(logs.tracker, logs.logging_dir, logs.log_prefix)
+    if preflight.prompts:
+        sampler = Sampler(
+            family,
+            modules,
+            preflight.prompts,
+            folder=sample_folder,
+            name=output.output_name,
+            sampler=samples.sampler,
+            seed=run.plan.seed,
+            writes=is_main,
+        )
+    held_out = preflight.data.validation
+    if held_out is not None:
+        validator = Validator(
+            inputs.objective,
+            inputs.loader_of(held_out, VALIDATION_SEED, StepCounter(1, held_out.num_micro_batches, num_steps=1)),
+            held_out,
+            accelerator,
+            modules=modules,
+            max_batches=options[ValidationOptions].max_validation_steps,
+        )
+    return Outputs(
+        OutputParts(
+            accelerator=accelerator,
+            method=method,
+            step=step,
+            plan=run.plan,
+            identity=run.identity,
+            schedule=OutputSchedule(output, samples, options[ValidationOptions], run.plan),
+            saver=Saver(output, method, run.plan.epochs_between_saves, run.uploads),
+            metadata=Metadata(options, preflight.data, family, method, run.plan, step.strategy.optimizer),
+            validator=validator,
+            sampler=sampler,
+            tracker=None if tracker is None else tracker[0],
+            sample_folder=sample_folder,
+            log_folder=None if tracker is None else tracker[1],
+            logging_dir=logs.logging_dir,
+        )
+    )

@@ -1,0 +1,197 @@
+"""One optimizer step: losses, gradients, and whether it is applied. The processes agree on that, and on stopping."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from library.cli.parser import Options
+from library.data.records import Batch
+from library.training.checkpoints.training_state import StatefulParts
+from library.training.distributed.plans import ShardingConfig
+from library.training.distributed.strategy import ParallelStrategy, all_params, make_strategy
+from library.training.loop.nonfinite import NonfiniteSteps
+from library.training.method import TrainingMethod
+from library.training.monitoring.losses import LossHistory
+from library.training.objective import Objective
+from library.training.optimization.ema import WeightEMA
+from library.training.optimization.fused_backward import SkippedUpdates, step_in_backward
+from library.training.optimization.learning_rates import RateHistory
+from library.training.optimization.lr_schedules import make_lr_schedule
+from library.training.optimization.optimizers import make_optimizer
+from library.training.optimization.options import AverageOptions, OptimizerOptions
+from library.training.options import TrainingOptions
+from library.training.run_setup import RunSetup
+from library.training.signals import StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoggedStep:
+    """What the curves show of a step: its loss, the average over the last epoch's steps, the learning rates."""
+
+    step: int
+    loss: float
+    average: float
+    rates: dict[str, float]
+
+
+class Step:
+    """Makes one optimizer step on the mean loss of its micro-batches, those of all processes together.
+
+    A step whose loss or gradients are not finite is skipped: it changes nothing but the position in plan and schedule.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        method: TrainingMethod,
+        objective: Objective,
+        stateful: StatefulParts,
+        options: TrainingOptions,
+        *,
+        seed: int,
+        steps_per_epoch: int,
+        skipped_updates: SkippedUpdates | None = None,
+    ):
+        """`skipped_updates`: those of a backward pass that steps (`--fused_backward_pass`)."""
+        self._accelerator = accelerator
+        self._method = method
+        self._objective = objective
+        self._stateful = stateful
+        self._options = options
+        self._seed = seed
+        self._skipped_updates = skipped_updates
+        self._steps_per_epoch = steps_per_epoch
+        self._losses = LossHistory(steps_per_epoch)
+        self._rates = RateHistory([group.name for group in self.strategy.groups], self.strategy.optimizer)
+        self.nonfinite = NonfiniteSteps(accelerator, options.max_nonfinite_steps)
+        self.stop_request = StopRequest()
+        self._agreed_signal = 0
+
+    @property
+    def strategy(self) -> ParallelStrategy:
+        return self._stateful.strategy
+
+    @property
+    def average(self) -> WeightEMA | None:
+        return self._stateful.average
+
+    @property
+    def stop_signal(self) -> int:
+        """The number of the signal that asks the run to stop, the same in all processes; 0 without one."""
+        is_alone = self._accelerator.num_processes == 1
+        return self.stop_request.signal_number if is_alone else self._agreed_signal
+
+    def __call__(self, batches: list[Batch], num_in_step: int, step: int) -> None:
+        """Step `step`, counted from 1, on this process's `batches` of the step's `num_in_step` micro-batches."""
+        self._method.on_step_start(step - 1)
+        losses = self._backward(batches, num_in_step)
+        # no limit is an infinite one: the norm is what tells whether the step can be applied
+        norm = self.strategy.reduce_and_clip(self._options.max_grad_norm or math.inf)
+        total = sum(losses, torch.zeros((), device=self._accelerator.device))
+        total, is_finite = self._agree(total, norm)
+        num_skipped = 0 if self._skipped_updates is None else self._skipped_updates.take()
+        self._rates.before_step()
+        if is_finite and not num_skipped:
+            self._apply(step, total)
+        else:
+            self._skip(step, batches, losses, num_skipped)
+        self._rates.after_step(step)
+        self.strategy.zero_grad()
+
+    def _backward(self, batches: list[Batch], num_in_step: int) -> list[torch.Tensor]:
+        """Accumulates the gradients of the micro-batches; gives their shares of the step's loss."""
+        shares = []
+        num_mine = len(range(self._accelerator.process_index, num_in_step, self._accelerator.num_processes))
+        for index, batch in enumerate(batches):
+            loss = self.strategy.run(lambda batch=batch: self._objective.training_loss(batch, self._seed))
+            loss = (loss if index < num_mine else loss * 0) / num_in_step
+            # with --fused_backward_pass the backward pass is the step already
+            if not self._options.fused_backward_pass or torch.isfinite(loss):
+                self.strategy.backward(loss, is_last=index == len(batches) - 1)
+            shares.append(loss.detach())
+        return shares
+
+    def _agree(self, loss: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """The sum of the processes' losses, and whether it and the gradients' `norm` are finite.
+
+        All processes get to know whether one of them was asked to stop. It is the one wait for the device in a step,
+        which is applied or skipped by what it says.
+        """
+        self._agreed_signal = self.stop_request.signal_number
+        stops = torch.full_like(loss, bool(self._agreed_signal))
+        if self._accelerator.num_processes > 1:
+            loss, stops = self._accelerator.reduce(torch.stack([loss, stops]), reduction="sum")
+        is_finite, is_stopped = torch.stack([torch.isfinite(loss) & torch.isfinite(norm), stops > 0]).tolist()
+        if is_stopped and not self._agreed_signal:
+            self._agreed_signal = signal.SIGTERM
+        return loss, is_finite
+
+    def _apply(self, step: int, loss: torch.Tensor) -> None:
+        self.strategy.step()
+        self._stateful.lr_schedule.step()
+        if self.average is not None:
+            self.average.update(step)
+        self._losses.add(step, loss)
+        self.nonfinite.end_row()
+
+    def _skip(self, step: int, batches: list[Batch], losses: list[torch.Tensor], num_params: int) -> None:
+        """`num_params`: those that a backward pass that steps has left as they were; the others are updated by now."""
+        self.nonfinite.add(step, batches, losses, num_params)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self._stateful.lr_schedule.step()
+        self.strategy.skip_step()
+
+    def logged(self) -> Iterator[LoggedStep]:
+        """What there is to log of the applied steps since the last call; waits for the device once."""
+        for step, loss, average in self._losses.fetch():
+            yield LoggedStep(step, loss, average, self._rates.fetch(step))
+
+    def state(self) -> dict[str, Any]:
+        """What a state holds beside the weights, for the first process; all call it together, after `logged`."""
+        return {**self._stateful.state(), "losses": self._losses.state()}
+
+    def load(self, state: Mapping[str, Any], folder: str) -> None:
+        """Resumes from a `state`, which is from `folder`. Raises `UserError` where it does not fit."""
+        self._stateful.load(state, folder)
+        self._losses = LossHistory(self._steps_per_epoch, state["losses"])
+        logger.info("weights and optimizer are those of %s", folder)
+
+
+def make_step(
+    options: Options,
+    sharding: ShardingConfig | None,
+    method: TrainingMethod,
+    objective: Objective,
+    run: RunSetup,
+) -> Step:
+    """Optimizer, learning-rate schedule and EMA of the trained parameters, which the strategy shards from here on."""
+    training, optimizing, averaging = options[TrainingOptions], options[OptimizerOptions], options[AverageOptions]
+    accelerator = run.accelerator
+    strategy = make_strategy(sharding, accelerator, method, lambda groups: make_optimizer(optimizing, groups), training)
+    skipped_updates = None
+    if training.fused_backward_pass:
+        skipped_updates = step_in_backward(strategy.optimizer, training.max_grad_norm)
+    average = WeightEMA(all_params(strategy.groups), averaging) if averaging.ema else None
+    lr_schedule = make_lr_schedule(strategy.optimizer, optimizing, run.plan.num_steps)
+    return Step(
+        accelerator,
+        method,
+        objective,
+        StatefulParts(strategy, lr_schedule, accelerator.scaler, average),
+        training,
+        seed=run.plan.seed,
+        steps_per_epoch=run.plan.steps_per_epoch,
+        skipped_updates=skipped_updates,
+    )

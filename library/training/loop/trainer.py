@@ -1,0 +1,109 @@
+"""The loop: epochs of optimizer steps, from a position to the end of the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from accelerate import Accelerator
+
+from library.cli.errors import Stopped
+from library.data.batches.loader import BatchLoader
+from library.data.batches.plan import TrainingData
+from library.data.records import Batch
+from library.models.family import ModelFamily
+from library.training.loop.outputs import Outputs
+from library.training.loop.step import Step
+from library.training.method import TrainingMethod
+from library.training.optimization.optimizer_state import start_training
+from library.training.step_plan import Position, StepPlan
+
+
+class Trainer:
+    """Trains: gives each step its batches, and tells the outputs where the run is."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        data: TrainingData,
+        *,
+        loader: BatchLoader,
+        plan: StepPlan,
+        family: ModelFamily,
+        method: TrainingMethod,
+        step: Step,
+        outputs: Outputs,
+    ):
+        self._accelerator = accelerator
+        self._data = data
+        self._family = family
+        self._loader = loader
+        self._plan = plan
+        self._method = method
+        self._step = step
+        self._outputs = outputs
+
+    def run(self, position: Position) -> None:
+        """Trains from the position to the end of the plan, and saves."""
+        self._set_training_mode()
+        start_training(self._step.strategy.optimizer)
+        with self._outputs.shown(position):
+            if position.global_step == 0:
+                self._outputs.begin(position)
+            with self._step.stop_request.listening():
+                while position.global_step < self._plan.num_steps:
+                    position = self._run_epoch(position)
+                self._outputs.end(position)
+
+    def _run_epoch(self, position: Position) -> Position:
+        """Trains to the end of the epoch, or of the plan; gives the position there."""
+        epoch = position.epoch
+        self._method.on_epoch_start(epoch)
+        for batches, num_in_step in self._steps_of_epoch(position):
+            self._step(batches, num_in_step, position.global_step + 1)
+            position = self._plan.after_step(position)
+            self._end_if_stopped(position)
+            self._outputs.count_step(position)
+            self._end_if_nonfinite(position)
+            self._outputs.after_step(position)
+            self._end_if_stopped(position)
+        if position.epoch > epoch:
+            self._outputs.after_epoch(epoch + 1, position)
+        return position
+
+    def _steps_of_epoch(self, position: Position) -> Iterator[tuple[list[Batch], int]]:
+        """For each step left in the epoch, this process's batches, and the number of the step's micro-batches.
+
+        Those are of all processes together: where they do not suffice, some processes take the last once more, with
+        weight zero.
+        """
+        micro_batches = self._data.batches_of_epoch(self._plan.seed, position.epoch)
+        groups = list(self._plan.groups(position.step_in_epoch))[: self._plan.num_steps - position.global_step]
+        rank, num_processes = self._accelerator.process_index, self._accelerator.num_processes
+        mine = [_share(group, rank, num_processes) for group in groups]
+        batches = self._loader.batches([micro_batches[index] for indices in mine for index in indices])
+        for group, indices in zip(groups, mine, strict=True):
+            yield [next(batches) for _ in indices], len(group)
+
+    def _set_training_mode(self) -> None:
+        for module in [self._family.unet, *self._method.trainable_modules()]:
+            module.train()
+        for encoder in self._family.text_encoders:
+            encoder.train(self._method.trains_text_encoders)
+
+    def _end_if_stopped(self, position: Position) -> None:
+        """Saves and raises `Stopped` when a signal has asked the run to end before its last step."""
+        number = self._step.stop_signal
+        if number and position.global_step < self._plan.num_steps:
+            raise Stopped(number, self._outputs.save_on_signal(position))
+
+    def _end_if_nonfinite(self, position: Position) -> None:
+        """Saves a state and raises `UserError` after too many steps in a row whose loss or gradients are not finite."""
+        if self._step.nonfinite.are_too_many:
+            state = self._outputs.save_state_alone(position)
+            raise self._step.nonfinite.error(state, self._step.strategy.are_weights_finite())
+
+
+def _share(group: range, rank: int, num_processes: int) -> list[int]:
+    """The micro-batches of a step that a process computes: all processes equally many."""
+    padding = -len(group) % num_processes
+    return [*group, *[group[-1]] * padding][rank::num_processes]
