@@ -77,22 +77,24 @@ def _measure(script: str, argv: list[str]) -> dict[str, float]:
 
     import library.methods.adapter  # noqa: F401
     import library.methods.whole_model  # noqa: F401
+    from library.training.loop.outputs import Outputs
     from library.training.loop.trainer import Trainer
+    from library.training.step_plan import Position
 
     found: dict[str, float] = {}
     train, finish = Trainer.run, Outputs.end
 
-    def measured(trainer: Trainer) -> None:
+    def measured(trainer: Trainer, start_at: Position) -> None:
         found["loading_peak"] = peak() - before
         forget_peak()
         start = time.perf_counter()
-        train(trainer)
+        train(trainer, start_at)
         found["seconds"] = time.perf_counter() - start
         found["loop_peak"] = peak() - before
 
-    def finished(trainer: Trainer) -> None:
+    def finished(outputs: Outputs, position: Position) -> None:
         found["steps_peak"] = peak() - before
-        finish(trainer)
+        finish(outputs, position)
 
     Trainer.run, Outputs.end = measured, finished  # the loop begins when all is loaded
     before = resident()

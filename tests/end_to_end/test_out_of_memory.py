@@ -11,13 +11,13 @@ from tests.end_to_end.runs import ROOT, arguments
 # the address space is limited once the model is there, so that a large batch does not fit
 LIMITED = """
 import resource, sys
-import library.training.run as run
-real = run.make_optimizer
+import library.training.loop.step as step
+real = step.make_optimizer
 def limited(*args):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, resource.RLIM_INFINITY))
     return real(*args)
-run.make_optimizer = limited
+step.make_optimizer = limited
 import {script}
 from library.cli.entry import run_entry
 sys.exit(run_entry(lambda: {script}.train(sys.argv[1:])))
