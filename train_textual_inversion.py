@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from library.cli.entry import run_entry
 from library.cli.parser import Options
 from library.methods.options import TextualInversionOptions
-from library.methods.token_captions import captions_with_word, text_caching_problems
+from library.methods.token_captions import captions_with_token, text_caching_problems
 from library.training.script import TrainingScript, option_groups, run_script
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def train(argv: Sequence[str]) -> None:
         make_method,
         checks=[text_caching_problems],
         ending_of=lambda options: f".{options[TextualInversionOptions].save_model_as}",
-        adapt_data=captions_with_word,
+        adapt_data=captions_with_token,
     )
     run_script(script, argv)
 

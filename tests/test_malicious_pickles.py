@@ -20,7 +20,7 @@ from library.data.caches.latent_arrays import opened_arrays
 from library.models.layouts.vae_loading import load_vae
 from library.models.options import ModelOptions
 from library.models.registry import load_family
-from library.models.text.embedding_files import read_word
+from library.models.text.embedding_files import read_embedding
 from library.training.checkpoints.resuming import read_whole_state
 from library.training.checkpoints.states import RunIdentity, read_state, write_state
 from library.training.step_plan import Position
@@ -105,7 +105,7 @@ def read_lora(path):
 
 
 def read_new_word(path):
-    read_word(path)
+    read_embedding(path)
 
 
 READERS = {

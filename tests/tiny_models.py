@@ -84,8 +84,8 @@ def _open_ai(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _open_clip(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     thirds: dict[str, dict[int, torch.Tensor]] = {}
-    for name, place in ldm_text.places_v2(text).items():
-        thirds.setdefault(place.key, {})[place.third or 0] = text[name]
+    for name, tensor_slice in ldm_text.tensor_slices_v2(text).items():
+        thirds.setdefault(tensor_slice.key, {})[tensor_slice.third or 0] = text[name]
     tensors = {key: torch.cat([parts[index] for index in sorted(parts)]) for key, parts in thirds.items()}
     for key in [key for key in tensors if ".resblocks.1." in key]:  # the last layer, which SD 2.x does not use
         tensors[key.replace(".resblocks.1.", ".resblocks.2.")] = torch.randn_like(tensors[key])

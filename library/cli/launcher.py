@@ -76,7 +76,7 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK") or 0) == 0
 
 
-def local_place() -> tuple[int, int]:
+def local_rank_and_count() -> tuple[int, int]:
     """Process i of the n of this machine."""
     if not is_launched():
         return 0, 1

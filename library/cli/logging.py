@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_ROOM = "library.data"
+_PACKAGE = "library.data"
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Message:
     details: tuple[str, ...] = ()
 
 
-class _Keeper(logging.Handler):
+class _WarningCollector(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.messages: list[Message] = []
@@ -30,10 +30,10 @@ class _Keeper(logging.Handler):
 @contextmanager
 def kept_warnings() -> Iterator[list[Message]]:
     """Gives a list that fills with the warnings of this room while the block runs; they are logged as well."""
-    keeper = _Keeper()
-    logger = logging.getLogger(_ROOM)
-    logger.addHandler(keeper)
+    collector = _WarningCollector()
+    logger = logging.getLogger(_PACKAGE)
+    logger.addHandler(collector)
     try:
-        yield keeper.messages
+        yield collector.messages
     finally:
-        logger.removeHandler(keeper)
+        logger.removeHandler(collector)

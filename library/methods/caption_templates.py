@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_WORD = "{}"
+_PLACEHOLDER = "{}"
 _NUM_EXAMPLES = 3
 _EXAMPLE_LENGTH = 60
 
@@ -81,7 +81,7 @@ def with_templates(data: TrainingData, templates: Sequence[str], word: str) -> T
 
     Held-out images have the first template each time.
     """
-    captions = tuple(template.replace(_WORD, word) for template in templates)
+    captions = tuple(template.replace(_PLACEHOLDER, word) for template in templates)
     held_out = data.validation
     if held_out is not None:
         held_out = replace(held_out, datasets=tuple(_with_captions(each, captions[:1]) for each in held_out.datasets))
@@ -95,7 +95,7 @@ def _with_captions(dataset: PlannedDataset, captions: tuple[str, ...]) -> Planne
     return changed
 
 
-def check_word_in_captions(data: TrainingData, word: str, flag: str) -> None:
+def check_token_in_captions(data: TrainingData, word: str, flag: str) -> None:
     """Raises `UserError` when no caption of a training image holds the word; warns when some do not."""
     captions = [pair for dataset in data.datasets for pair in _captions(dataset)]
     without = [(key, caption) for key, caption in captions if word.lower() not in caption.lower()]

@@ -227,8 +227,8 @@ class FineTuningOptions(WholeModelOptions):
         return self.train_text_encoder
 
 
-_WORD_FILE_ENDINGS = (".safetensors", ".pt", ".ckpt", ".bin", ".png")
-_SIGNS_OF_CAPTIONS = "()[]{}|\\,"  # which weigh, choose and divide there
+_EMBEDDING_FILE_ENDINGS = (".safetensors", ".pt", ".ckpt", ".bin", ".png")
+_CAPTION_SYNTAX = "()[]{}|\\,"  # which weigh, choose and divide there
 
 
 @dataclass(frozen=True)
@@ -279,18 +279,18 @@ class TextualInversionOptions:
             )
         if self.init_word is not None and not self.init_word.strip():
             yield UserError("--init_word is empty", hint="give a word that comes close, or leave it out")
-        yield from self._word_problems()
+        yield from self._token_problems()
         yield from self._file_problems()
 
-    def _word_problems(self) -> Iterator[UserError]:
+    def _token_problems(self) -> Iterator[UserError]:
         word = self.token_string
         if word is None:
             return
         if not word or word != "".join(word.split()):
             yield UserError(f"--token_string {word!r} is not one word", hint="give a word without spaces: <my-dog>")
-        elif any(sign in word for sign in _SIGNS_OF_CAPTIONS):
+        elif any(sign in word for sign in _CAPTION_SYNTAX):
             yield UserError(
-                f"--token_string {word} holds signs that mean something else in captions: {_SIGNS_OF_CAPTIONS}",
+                f"--token_string {word} holds signs that mean something else in captions: {_CAPTION_SYNTAX}",
                 hint="give a word of letters, digits, <, >, - and _: <my-dog>",
             )
         elif is_one_token(word):
@@ -305,10 +305,10 @@ class TextualInversionOptions:
         path = Path(self.weights)
         if not path.is_file():
             yield UserError(f"--weights {path} does not exist", hint="give the path of a file of a learned word")
-        elif path.suffix.lower() not in _WORD_FILE_ENDINGS:
+        elif path.suffix.lower() not in _EMBEDDING_FILE_ENDINGS:
             yield UserError(
                 f"--weights {path}: unknown kind of file {path.suffix or '(no ending)'!r}",
-                hint=f"known endings: {', '.join(_WORD_FILE_ENDINGS)}",
+                hint=f"known endings: {', '.join(_EMBEDDING_FILE_ENDINGS)}",
             )
 
     @property

@@ -19,7 +19,7 @@ from library.cli.errors import UserError
 from library.data.randomness import derive_seed
 from library.methods.options import TextualInversionOptions
 from library.models.family import ModelFamily
-from library.models.text.embedding_files import EmbeddingVectors, read_word, write_word
+from library.models.text.embedding_files import EmbeddingVectors, read_embedding, write_embedding
 from library.models.text.token_embedding import TokenEmbedding
 from library.training.method import ParamGroup
 from library.training.step_plan import Position
@@ -42,9 +42,9 @@ class TextualInversion:
         self._options = options
         self._text = options.token_string
         self.ending = f".{options.save_model_as}"
-        self._earlier = None if options.weights is None else _read_earlier(options)
+        self._initial = None if options.weights is None else _read_initial(options)
         self._layers: tuple[str, ...] = ()
-        self._word: TokenEmbedding
+        self._embedding: TokenEmbedding
         self._learning_rate = 0.0
 
     def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
@@ -54,38 +54,38 @@ class TextualInversion:
             self._layers = family.cross_attention_layers()
             logger.info("vectors for each of %d cross-attention layers: %s", len(self._layers), ", ".join(self._layers))
         num_layers = len(self._layers) or 1
-        if self._earlier is not None:
-            vectors = _checked_earlier(self._earlier, family, self._layers, f"--weights {self._options.weights}")
+        if self._initial is not None:
+            vectors = _checked_initial(self._initial, family, self._layers, f"--weights {self._options.weights}")
         else:
             vectors = _first_vectors(self._options, family, seed)
-        self._word = TokenEmbedding(self._text, vectors.expand(num_layers, -1, -1))
-        family.add_token(self._word)
-        if self._word.num_vectors > 1:
-            logger.info("%s stands for %d vectors, and takes as many tokens", self._text, self._word.num_vectors)
+        self._embedding = TokenEmbedding(self._text, vectors.expand(num_layers, -1, -1))
+        family.add_token(self._embedding)
+        if self._embedding.num_vectors > 1:
+            logger.info("%s stands for %d vectors, and takes as many tokens", self._text, self._embedding.num_vectors)
 
     def param_groups(self) -> list[ParamGroup]:
-        return [ParamGroup("word", [self._word.vectors], self._learning_rate)]
+        return [ParamGroup("word", [self._embedding.vectors], self._learning_rate)]
 
     def trainable_modules(self) -> list[nn.Module]:
-        return [self._word]
+        return [self._embedding]
 
     def on_epoch_start(self, epoch: int) -> None: ...
 
     def on_step_start(self, step: int) -> None: ...
 
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
-        word = EmbeddingVectors(self._word.vectors.detach(), self._layers)
+        word = EmbeddingVectors(self._embedding.vectors.detach(), self._layers)
         with atomic_path(path) as temporary:
-            write_word(temporary, word, name=self._text, dtype=dtype, metadata=metadata, step=position.global_step)
+            write_embedding(temporary, word, name=self._text, dtype=dtype, metadata=metadata, step=position.global_step)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return {self._text: self._word.vectors.detach()}
+        return {self._text: self._embedding.vectors.detach()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Raises `UserError` when the state is that of another word, or of another number of vectors."""
         if set(state) != {self._text}:
             raise UserError(f"the state to resume from is not of {self._text} but of {', '.join(state)}", _ANOTHER_RUN)
-        saved, own = state[self._text], self._word.vectors
+        saved, own = state[self._text], self._embedding.vectors
         if saved.shape != own.shape:
             raise UserError(
                 f"the state to resume from has vectors of shape {tuple(saved.shape)}, not {tuple(own.shape)}"
@@ -99,7 +99,7 @@ class TextualInversion:
         options = self._options
         return {
             "ss_token_string": self._text,
-            "ss_num_vectors_per_token": str(self._word.num_vectors),
+            "ss_num_vectors_per_token": str(self._embedding.num_vectors),
             "ss_init_word": str(options.init_word),
             "ss_use_object_template": str(options.use_object_template),
             "ss_use_style_template": str(options.use_style_template),
@@ -115,10 +115,10 @@ class TextualInversion:
         )
 
 
-def _read_earlier(options: TextualInversionOptions) -> EmbeddingVectors:
+def _read_initial(options: TextualInversionOptions) -> EmbeddingVectors:
     assert options.weights is not None
     try:
-        word = read_word(Path(options.weights))
+        word = read_embedding(Path(options.weights))
     except UserError as error:
         raise UserError(f"--weights {error.message}", error.hint) from error
     num_vectors, wanted = word.vectors.shape[1], options.num_vectors_per_token
@@ -136,25 +136,25 @@ def _read_earlier(options: TextualInversionOptions) -> EmbeddingVectors:
     return word
 
 
-def _checked_earlier(
-    earlier: EmbeddingVectors, family: ModelFamily, layers: tuple[str, ...], place: str
+def _checked_initial(
+    initial: EmbeddingVectors, family: ModelFamily, layers: tuple[str, ...], source: str
 ) -> torch.Tensor:
     """Vectors of `--weights` in the order of the model's layers, if they fit it: (layers or 1, vectors, width)."""
-    width, expected = earlier.vectors.shape[-1], family.token_vectors("a").shape[-1]
+    width, expected = initial.vectors.shape[-1], family.token_vectors("a").shape[-1]
     if width != expected:
         raise UserError(
-            f"{place} has vectors of width {width}, the model's text encoder has {expected}",
+            f"{source} has vectors of width {width}, the model's text encoder has {expected}",
             "give a file made for this kind of model: SD 1.x has width 768, SD 2.x has 1024",
         )
-    if not earlier.layers:
-        return earlier.vectors  # all layers begin alike
-    if set(earlier.layers) != set(layers):
+    if not initial.layers:
+        return initial.vectors  # all layers begin alike
+    if set(initial.layers) != set(layers):
         raise UserError(
-            f"{place} has vectors for {len(earlier.layers)} layers, the model's U-Net has {len(layers)}:"
+            f"{source} has vectors for {len(initial.layers)} layers, the model's U-Net has {len(layers)}:"
             f" {', '.join(layers)}",
             "give a file made for this kind of model",
         )
-    return earlier.vectors[[earlier.layers.index(name) for name in layers]]
+    return initial.vectors[[initial.layers.index(name) for name in layers]]
 
 
 def _first_vectors(options: TextualInversionOptions, family: ModelFamily, seed: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from library.cli.options import Problems
 from library.cli.parser import Options
 from library.data.config.options import CachingOptions
 from library.dataset_report.options import ReportOptions
-from library.methods.caption_templates import check_word_in_captions, with_templates
+from library.methods.caption_templates import check_token_in_captions, with_templates
 from library.methods.options import TextualInversionOptions
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def captions_with_word(options: Options, data: TrainingData) -> TrainingData:
+def captions_with_token(options: Options, data: TrainingData) -> TrainingData:
     """The data with templates for captions where they are asked for.
 
     Raises `UserError` when no caption holds the word. With `--debug_dataset` it says so, and the page is made.
@@ -30,7 +30,7 @@ def captions_with_word(options: Options, data: TrainingData) -> TrainingData:
     if word.templates:
         return with_templates(data, word.templates, word.token_string)
     try:
-        check_word_in_captions(data, word.token_string, "--token_string")
+        check_token_in_captions(data, word.token_string, "--token_string")
     except UserError as error:
         if not options[ReportOptions].replaces_training:
             raise

@@ -1,4 +1,4 @@
-"""How attention is computed: PyTorch's own way, that of xformers, or in pieces with little memory."""
+"""How attention is computed: PyTorch's own way, that of xformers, or in chunks with little memory."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from library.models.options import MemoryOptions
 
 logger = logging.getLogger(__name__)
 
-_PIECE_ELEMENTS = 2**24  # of the matrix of attention that exist at once: 64 MiB in float32
+_CHUNK_ELEMENTS = 2**24  # of the matrix of attention that exist at once: 64 MiB in float32
 
 
 def chunked_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, piece_elements: int = _PIECE_ELEMENTS
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, chunk_elements: int = _CHUNK_ELEMENTS
 ) -> torch.Tensor:
     """Attention (B, heads, N, d) of queries (B, heads, N, d) to M keys and values, some queries at a time.
 
     The matrix of attention, N x M, is never there as a whole, in the backward pass neither: each piece is computed
-    again there. After "Self-attention Does Not Need O(n^2) Memory" (Rabe and Staats, 2112.05682), whose pieces of the
+    again there. After "Self-attention Does Not Need O(n^2) Memory" (Rabe and Staats, 2112.05682), whose chunks of the
     keys are not needed at the lengths of images.
     """
     batch_size, heads, num_keys = key.shape[:3]
-    length = max(1, piece_elements // (batch_size * heads * num_keys))
-    pieces = query.split(length, dim=2)
-    if torch.is_grad_enabled() and len(pieces) > 1:
-        return torch.cat([checkpoint(_attend, each, key, value, use_reentrant=False) for each in pieces], dim=2)
-    return torch.cat([_attend(each, key, value) for each in pieces], dim=2)
+    length = max(1, chunk_elements // (batch_size * heads * num_keys))
+    chunks = query.split(length, dim=2)
+    if torch.is_grad_enabled() and len(chunks) > 1:
+        return torch.cat([checkpoint(_attend, each, key, value, use_reentrant=False) for each in chunks], dim=2)
+    return torch.cat([_attend(each, key, value) for each in chunks], dim=2)
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ class ChunkedAttention:
 
 
 def set_attention(modules: tuple[nn.Module, ...], options: MemoryOptions, device: torch.device) -> None:
-    """Chooses how the modules (U-Net, VAE) compute attention: in pieces, else by xformers, else as PyTorch chooses.
+    """Chooses how the modules (U-Net, VAE) compute attention: in chunks, else by xformers, else as PyTorch chooses.
 
     `--xformers` where it cannot work is left aside with a warning.
     """

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from library.models.text.embedding_files import read_word
+from library.models.text.embedding_files import read_embedding
 from tests.end_to_end.launches import TWO_PROCESSES, ended, launch, start
 from tests.end_to_end.runs import arguments, assert_same, logged, run_command, train
 from tests.end_to_end.whole_models import assert_alike, train_whole, write_metadata
@@ -55,7 +55,7 @@ def test_two_processes_teach_a_word_as_one_does_with_twice_the_accumulation(tmp_
     one = train_word(data, tmp_path / "one", gradient_accumulation_steps=2, **options)
     argv = word_arguments(data, tmp_path / "two", **options)
     launch(argv, *TWO_PROCESSES, script="train_textual_inversion.py")
-    two = read_word(tmp_path / "two" / "run.safetensors")
+    two = read_embedding(tmp_path / "two" / "run.safetensors")
     torch.testing.assert_close(two.vectors, one.vectors, rtol=1e-4, atol=1e-6)
     assert two.layers == one.layers and len(set(two.vectors[:, 0, 0].tolist())) == len(two.layers)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 import train_textual_inversion
-from library.models.text.embedding_files import EmbeddingVectors, read_word
+from library.models.text.embedding_files import EmbeddingVectors, read_embedding
 from tests.end_to_end.runs import arguments, copy_images
 
 WORD = "<fox>"
@@ -29,4 +29,4 @@ def train_word(data: Path | None, output: Path, **overrides) -> EmbeddingVectors
     """Runs in this process, as if in one of its own; gives the word of the last save."""
     AcceleratorState._reset_state(reset_partial_state=True)
     train_textual_inversion.train(word_arguments(data, output, **overrides))
-    return read_word(output / f"run.{overrides.get('save_model_as', 'safetensors')}")
+    return read_embedding(output / f"run.{overrides.get('save_model_as', 'safetensors')}")

@@ -16,7 +16,7 @@ from library.data.config.options import DatasetOptions
 from library.data.load_data import load_training_data
 from library.data.randomness import keyed_random
 from library.data.records import StepCounter
-from library.methods.caption_templates import OBJECT_TEMPLATES, STYLE_TEMPLATES, check_word_in_captions, with_templates
+from library.methods.caption_templates import OBJECT_TEMPLATES, STYLE_TEMPLATES, check_token_in_captions, with_templates
 
 
 def drawn(subset, count=3000, caption="x"):
@@ -89,7 +89,7 @@ def test_held_out_images_have_one_template(tmp_path):
 def test_a_word_in_no_caption_is_an_error_with_count_and_examples(tmp_path):
     data = make_data(tmp_path, {"train/1_x/0.png": "a cat", "train/1_x/1.png": "a dog", "train/1_x/2.png": ""})
     with pytest.raises(UserError) as raised:
-        check_word_in_captions(data, "<fox>", "--token_string")
+        check_token_in_captions(data, "<fox>", "--token_string")
     assert raised.value.message.startswith(
         "--token_string <fox> stands in none of the 3 captions, such as 0.png: 'a cat'; 1.png: 'a dog'; 2.png: ''"
     )
@@ -97,9 +97,9 @@ def test_a_word_in_no_caption_is_an_error_with_count_and_examples(tmp_path):
 
 
 def test_a_word_in_some_captions_is_warned_of_and_in_any_case_of_letters_found(tmp_path, caplog):
-    check_word_in_captions(make_data(tmp_path / "all", CAPTIONS), "<fox>", "--token_string")
+    check_token_in_captions(make_data(tmp_path / "all", CAPTIONS), "<fox>", "--token_string")
     assert caplog.text == ""
-    check_word_in_captions(
+    check_token_in_captions(
         make_data(tmp_path / "some", {**CAPTIONS, "train/1_x/9.png": "a cat"}), "<fox>", "--token_string"
     )
     assert "1 of 5 captions do not hold <fox>; such images teach it nothing: 9.png: 'a cat'" in caplog.text
@@ -108,6 +108,6 @@ def test_a_word_in_some_captions_is_warned_of_and_in_any_case_of_letters_found(t
 def test_the_word_can_come_from_caption_prefix_and_not_from_regularisation_images(tmp_path):
     captions = {"train/1_x/0.png": "sits", "reg/1_x/r.png": "<fox>"}
     options = {"reg_data_dir": str(tmp_path / "reg")}
-    check_word_in_captions(make_data(tmp_path, captions, caption_prefix="<fox>", **options), "<fox>", "--token_string")
+    check_token_in_captions(make_data(tmp_path, captions, caption_prefix="<fox>", **options), "<fox>", "--token_string")
     with pytest.raises(UserError, match="in none of the 1 captions"):
-        check_word_in_captions(make_data(tmp_path, captions, **options), "<fox>", "--token_string")
+        check_token_in_captions(make_data(tmp_path, captions, **options), "<fox>", "--token_string")

@@ -13,12 +13,12 @@ from library.models.compute import ChunkedAttention, chunked_attention, set_atte
 from library.models.options import MemoryOptions
 
 
-@pytest.mark.parametrize("piece_elements", [1, 2 * 3 * 11 * 4, 10**9])
-def test_pieces_give_the_attention_of_the_formula_and_its_gradients(piece_elements: int) -> None:
+@pytest.mark.parametrize("chunk_elements", [1, 2 * 3 * 11 * 4, 10**9])
+def test_pieces_give_the_attention_of_the_formula_and_its_gradients(chunk_elements: int) -> None:
     generator = torch.Generator().manual_seed(3)
     inputs = [torch.randn(2, 3, length, 8, dtype=torch.float64, generator=generator) for length in (13, 11, 11)]
     ours, plain = ([tensor.clone().requires_grad_() for tensor in inputs] for _ in range(2))
-    output = chunked_attention(*ours, piece_elements=piece_elements)
+    output = chunked_attention(*ours, chunk_elements=chunk_elements)
     expected = torch.softmax(plain[0] @ plain[1].transpose(-1, -2) / 8**0.5, dim=-1) @ plain[2]
     torch.testing.assert_close(output, expected, atol=1e-6, rtol=0)
     weights = torch.randn(output.shape, dtype=torch.float64, generator=generator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,9 @@ import transformers
 from library.models.layouts.ldm_writing import text_state
 from library.models.layouts.parts import ModelParts
 from library.models.text.text_encoder import config_entries
-from library.models.text.tokenizer import PIECE_LENGTH, PromptTokenizer
+from library.models.text.tokenizer import CHUNK_LENGTH, PromptTokenizer
 from library.models.weights.weight_writing import StoredTensor, stored, write_pickle, write_safetensors
 
-WeightWriter = Callable[[Path, Mapping[str, StoredTensor], Mapping[str, str]], None]
-
-# of the part's own library: the text encoder is one of transformers'
 _DIFFUSERS_NAME, _TRANSFORMERS_NAME = "diffusion_pytorch_model", "model"
 # the level that files of the field have, whatever the version of transformers
 _TEXT_LEVEL = "text_model."
@@ -140,5 +137,5 @@ def _write_tokenizer(folder: Path, tokenizer: PromptTokenizer) -> None:
         "pad_token": inner.convert_ids_to_tokens(tokenizer.pad_id),
     }
     _write_json(folder / "special_tokens_map.json", texts)
-    more = {"tokenizer_class": "CLIPTokenizer", "model_max_length": PIECE_LENGTH + 2, "do_lower_case": True}
+    more = {"tokenizer_class": "CLIPTokenizer", "model_max_length": CHUNK_LENGTH + 2, "do_lower_case": True}
     _write_json(folder / "tokenizer_config.json", {**texts, **more, "add_prefix_space": False, "errors": "replace"})

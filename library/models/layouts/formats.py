@@ -51,8 +51,8 @@ def _write_ckpt(path: Path, model: SavedModel) -> None:
 
     tensors = single_file_tensors(model.parts, is_v2=model.is_v2, dtype=model.dtype)
     contents = {"state_dict": tensors, "epoch": model.epoch, "global_step": model.global_step}
-    unshown = overrides_entry(model.parts, model.scheduler, tensors, is_v2=model.is_v2)
-    write_pickle(path, {**contents, "metadata": unshown} if unshown else contents)
+    overrides = overrides_entry(model.parts, model.scheduler, tensors, is_v2=model.is_v2)
+    write_pickle(path, {**contents, "metadata": overrides} if overrides else contents)
 
 
 def _write_safetensors(path: Path, model: SavedModel) -> None:
@@ -61,8 +61,8 @@ def _write_safetensors(path: Path, model: SavedModel) -> None:
     from library.models.weights.weight_writing import write_safetensors
 
     tensors = single_file_tensors(model.parts, is_v2=model.is_v2, dtype=model.dtype)
-    unshown = overrides_entry(model.parts, model.scheduler, tensors, is_v2=model.is_v2)
-    write_safetensors(path, tensors, {**model.metadata, **unshown})
+    overrides = overrides_entry(model.parts, model.scheduler, tensors, is_v2=model.is_v2)
+    write_safetensors(path, tensors, {**model.metadata, **overrides})
 
 
 def _write_diffusers(folder: Path, model: SavedModel) -> None:

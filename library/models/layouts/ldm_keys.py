@@ -52,7 +52,7 @@ def section_of(
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorSlice:
     """Where a tensor is in a file: the whole of `key`, or the part number `third` (0, 1, 2) of it, along side 0."""
 
     key: str

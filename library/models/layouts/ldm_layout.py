@@ -14,7 +14,7 @@ from torch import nn
 from library.cli.errors import UserError, raise_together
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
 from library.models.layouts.config_metadata import config_overrides
-from library.models.layouts.ldm_keys import Place, Section, rename_key, section_of
+from library.models.layouts.ldm_keys import Section, TensorSlice, rename_key, section_of
 from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
 from library.models.weights.checkpoint_files import WeightFile
 from library.models.weights.lazy_tensors import LazyTensors, renamed
@@ -44,7 +44,7 @@ def load_single_file(file: WeightFile) -> ModelParts:
         except UserError as error:
             errors.append(error)
     raise_together(errors)
-    return ModelParts(*parts, unused_tensors=_unread_v2(file, parts[-1]) if is_v2(file.tensors) else {})
+    return ModelParts(*parts, unused_tensors=_unused_tensors_v2(file, parts[-1]) if is_v2(file.tensors) else {})
 
 
 def _load_unet(file: WeightFile) -> nn.Module:
@@ -53,7 +53,7 @@ def _load_unet(file: WeightFile) -> nn.Module:
     config |= config_overrides(file.metadata, "unet", section.source)
     unet = empty_unet(config, section.source)
     modules = ldm_unet.module_names(config)
-    return _fill(unet, section, {name: Place(rename_key(name, modules)) for name in unet.state_dict()})
+    return _fill(unet, section, {name: TensorSlice(rename_key(name, modules)) for name in unet.state_dict()})
 
 
 def _load_vae(file: WeightFile) -> AutoencoderKL:
@@ -63,18 +63,18 @@ def _load_vae(file: WeightFile) -> AutoencoderKL:
     return load_vae(section, config_overrides(file.metadata, "vae", section.source))
 
 
-def load_vae(section: Section, unshown: Mapping[str, Any] | None = None) -> AutoencoderKL:
+def load_vae(section: Section, overrides: Mapping[str, Any] | None = None) -> AutoencoderKL:
     """Builds a VAE from its section of a file, as above, with what weights do not show. Raises `UserError`."""
-    config = {**ldm_vae.infer_config(section), **(unshown or {})}
+    config = {**ldm_vae.infer_config(section), **(overrides or {})}
     vae = empty_vae(config, section.source)
     modules = ldm_vae.module_names(config)
-    return _fill(vae, section, {name: Place(rename_key(name, modules)) for name in vae.state_dict()})
+    return _fill(vae, section, {name: TensorSlice(rename_key(name, modules)) for name in vae.state_dict()})
 
 
 def load_diffusers_vae(section: Section) -> AutoencoderKL:
     """Builds a VAE from a file that has Diffusers' names, but no configuration beside it. Raises `UserError`."""
     vae = empty_vae(ldm_vae.infer_diffusers_config(section), section.source)
-    return _fill(vae, section, {name: Place(name) for name in vae.state_dict()})
+    return _fill(vae, section, {name: TensorSlice(name) for name in vae.state_dict()})
 
 
 def _load_text_encoder_v1(file: WeightFile) -> nn.Module:
@@ -83,7 +83,7 @@ def _load_text_encoder_v1(file: WeightFile) -> nn.Module:
     section = section_of(file.tensors, prefix, source=str(file.path), part=ldm_text.PART, ignored=ldm_text.NOT_USED_V1)
     config = ldm_text.infer_config_v1(section) | config_overrides(file.metadata, "text_encoder", section.source)
     encoder = empty_text_encoder(config, section.source)
-    _fill(encoder.text_model, section, ldm_text.places_v1(encoder.text_model.state_dict()))
+    _fill(encoder.text_model, section, ldm_text.tensor_slices_v1(encoder.text_model.state_dict()))
     return encoder
 
 
@@ -92,37 +92,41 @@ def _load_text_encoder_v2(file: WeightFile) -> nn.Module:
         file.tensors, ldm_text.PREFIX_V2, source=str(file.path), part=ldm_text.PART, ignored=ldm_text.NOT_USED_V2
     )
     config = ldm_text.infer_config_v2(section) | config_overrides(file.metadata, "text_encoder", section.source)
-    unread = f"{ldm_text.BLOCKS}{config['num_hidden_layers']}."
-    kept = renamed(section.tensors, {key: key for key in section.tensors if not key.startswith(unread)})
+    unused_layer = f"{ldm_text.BLOCKS}{config['num_hidden_layers']}."
+    kept = renamed(section.tensors, {key: key for key in section.tensors if not key.startswith(unused_layer)})
     encoder = empty_text_encoder(config, section.source)
-    _fill(encoder.text_model, replace(section, tensors=kept), ldm_text.places_v2(encoder.text_model.state_dict()))
+    _fill(
+        encoder.text_model, replace(section, tensors=kept), ldm_text.tensor_slices_v2(encoder.text_model.state_dict())
+    )
     return encoder
 
 
-def _unread_v2(file: WeightFile, encoder: nn.Module) -> dict[str, torch.Tensor]:
+def _unused_tensors_v2(file: WeightFile, encoder: nn.Module) -> dict[str, torch.Tensor]:
     """Copies of what an SD 2.x file holds and this program does not use, so that saving can write it again."""
     unused = (f"{ldm_text.BLOCKS}{encoder.config.num_hidden_layers}.", "text_projection", "logit_scale")
     names = [key.removeprefix(ldm_text.PREFIX_V2) for key in file.tensors if key.startswith(ldm_text.PREFIX_V2)]
     return {name: file.tensors[ldm_text.PREFIX_V2 + name].clone() for name in names if name.startswith(unused)}
 
 
-def _fill(module: ModuleT, section: Section, places: Mapping[str, Place]) -> ModuleT:
-    """Fills `module` with the tensors of a section, which are at `places` (module's name -> where)."""
-    lacking = [section.prefix + place.key for place in places.values() if place.key not in section.tensors]
+def _fill(module: ModuleT, section: Section, slices: Mapping[str, TensorSlice]) -> ModuleT:
+    """Fills `module` with the tensors of a section, which are at `slices` (module's name -> where)."""
+    lacking = [
+        section.prefix + tensor_slice.key for tensor_slice in slices.values() if tensor_slice.key not in section.tensors
+    ]
     if lacking:
-        raise lacking_keys_error(section.source, section.part, list(dict.fromkeys(lacking)), len(places))
-    used = {place.key for place in places.values()}
+        raise lacking_keys_error(section.source, section.part, list(dict.fromkeys(lacking)), len(slices))
+    used = {tensor_slice.key for tensor_slice in slices.values()}
     surplus = [section.prefix + key for key in section.tensors if key not in used]
     if surplus:
         raise surplus_keys_error(section.source, section.part, surplus)
     expected = module.state_dict()
-    readers = {name: partial(_take, section, place, expected[name]) for name, place in places.items()}
+    readers = {name: partial(_take, section, tensor_slice, expected[name]) for name, tensor_slice in slices.items()}
     fill_module(module, LazyTensors(readers), source=section.source, part=section.part)
     return module
 
 
-def _take(section: Section, place: Place, expected: torch.Tensor) -> torch.Tensor:
-    return _as_linear(place.take(section.tensors), expected)
+def _take(section: Section, tensor_slice: TensorSlice, expected: torch.Tensor) -> torch.Tensor:
+    return _as_linear(tensor_slice.take(section.tensors), expected)
 
 
 def _as_linear(tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

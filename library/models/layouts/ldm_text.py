@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from library.models.layouts.ldm_keys import Place, Section, rename_key
+from library.models.layouts.ldm_keys import Section, TensorSlice, rename_key
 from library.models.weights.model_kinds import TEXT_PREFIX_V1, TEXT_PREFIX_V2
 
 PREFIX_V1 = TEXT_PREFIX_V1
@@ -68,24 +68,24 @@ def infer_config_v2(section: Section) -> dict[str, Any]:
     )
 
 
-def places_v1(names: Iterable[str]) -> dict[str, Place]:
+def tensor_slices_v1(names: Iterable[str]) -> dict[str, TensorSlice]:
     """Where each of our tensors is in an SD 1.x file."""
-    return {name: Place(name) for name in names}
+    return {name: TensorSlice(name) for name in names}
 
 
-def places_v2(names: Iterable[str]) -> dict[str, Place]:
+def tensor_slices_v2(names: Iterable[str]) -> dict[str, TensorSlice]:
     """Where each of our tensors is in an SD 2.x file; queries, keys and values share one tensor there."""
-    return {name: _place_v2(name) for name in names}
+    return {name: _tensor_slice_v2(name) for name in names}
 
 
-def _place_v2(name: str) -> Place:
+def _tensor_slice_v2(name: str) -> TensorSlice:
     if name in _OPEN_CLIP_ENDS:
-        return Place(_OPEN_CLIP_ENDS[name])
+        return TensorSlice(_OPEN_CLIP_ENDS[name])
     _encoder, _layers, index, rest = name.split(".", 3)
     *_, module, kind = rest.split(".")
     if module in _STACKED:
-        return Place(f"{BLOCKS}{index}.attn.in_proj_{kind}", _STACKED.index(module))
-    return Place(f"{BLOCKS}{index}.{rename_key(rest, _LAYER)}")
+        return TensorSlice(f"{BLOCKS}{index}.attn.in_proj_{kind}", _STACKED.index(module))
+    return TensorSlice(f"{BLOCKS}{index}.{rename_key(rest, _LAYER)}")
 
 
 def _config(

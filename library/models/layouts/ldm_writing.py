@@ -59,7 +59,10 @@ def text_tensors_v1(parts: ModelParts, dtype: torch.dtype) -> dict[str, StoredTe
     """The tensors of an SD 1.x text encoder."""
     prefix = ldm_text.PREFIX_V1 + ldm_text.OPTIONAL_LEVEL
     text = text_state(parts.text_encoder)
-    return {prefix + place.key: stored(text[name], dtype) for name, place in ldm_text.places_v1(text).items()}
+    return {
+        prefix + tensor_slice.key: stored(text[name], dtype)
+        for name, tensor_slice in ldm_text.tensor_slices_v1(text).items()
+    }
 
 
 def text_tensors_v2(parts: ModelParts, dtype: torch.dtype) -> dict[str, StoredTensor]:
@@ -70,17 +73,17 @@ def text_tensors_v2(parts: ModelParts, dtype: torch.dtype) -> dict[str, StoredTe
     """
     text = text_state(parts.text_encoder)
     stacks: dict[str, dict[int, torch.Tensor]] = {}
-    for name, place in ldm_text.places_v2(text).items():
-        stacks.setdefault(place.key, {})[place.third or 0] = text[name]
+    for name, tensor_slice in ldm_text.tensor_slices_v2(text).items():
+        stacks.setdefault(tensor_slice.key, {})[tensor_slice.third or 0] = text[name]
     tensors = {}
     for key, thirds in stacks.items():
         pieces = tuple(thirds[index] for index in sorted(thirds))
         shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
         tensors[key] = StoredTensor(pieces, shape, dtype)
     num_layers = parts.text_encoder.config.num_hidden_layers
-    last, unread = f"{ldm_text.BLOCKS}{num_layers - 1}.", f"{ldm_text.BLOCKS}{num_layers}."
+    last, unused_layer = f"{ldm_text.BLOCKS}{num_layers - 1}.", f"{ldm_text.BLOCKS}{num_layers}."
     for key in [key for key in tensors if key.startswith(last)]:
-        tensors[unread + key.removeprefix(last)] = tensors[key]
+        tensors[unused_layer + key.removeprefix(last)] = tensors[key]
     width = parts.text_encoder.config.hidden_size
     device = next(iter(text.values())).device  # "meta" where only names and shapes are asked for
     tensors["text_projection"] = stored(torch.eye(width, device=device), dtype)

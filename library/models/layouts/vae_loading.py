@@ -54,8 +54,8 @@ def _is_vae_config(path: Path) -> bool:
 def _of_file(file: WeightFile) -> AutoencoderKL:
     section = partial(section_of, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY)
     if any(key.startswith(ldm_vae.PREFIX) for key in file.tensors):
-        unshown = config_overrides(file.metadata, "vae", str(file.path))
-        return ldm_layout.load_vae(section(file.tensors, ldm_vae.PREFIX), unshown)
+        overrides = config_overrides(file.metadata, "vae", str(file.path))
+        return ldm_layout.load_vae(section(file.tensors, ldm_vae.PREFIX), overrides)
     if any(key.startswith(DIFFUSERS_VAE_MARK) for key in file.tensors):
         return ldm_layout.load_diffusers_vae(section(renamed(file.tensors, vae_names(file.tensors)), ""))
     if any(key.startswith(PLAIN_VAE_MARK) for key in file.tensors):

@@ -46,50 +46,50 @@ def detect_folder(folder: DiffusersFolder) -> DetectedModel:
         or isinstance(unet.get("attention_head_dim"), list)
     )
     scheduler = folder.read_json(_SCHEDULER_CONFIG) if folder.has(_SCHEDULER_CONFIG) else {}
-    shown = scheduler.get("prediction_type")
-    if shown is not None and shown not in _PREDICTION_NAMES:
+    declared = scheduler.get("prediction_type")
+    if declared is not None and declared not in _PREDICTION_NAMES:
         raise UserError(
-            f"{folder.path / _SCHEDULER_CONFIG}: prediction_type is {shown!r}", "known are epsilon and v_prediction"
+            f"{folder.path / _SCHEDULER_CONFIG}: prediction_type is {declared!r}", "known are epsilon and v_prediction"
         )
-    return DetectedModel(str(folder.path), is_v2, _PREDICTION_NAMES.get(shown), scheduler)
+    return DetectedModel(str(folder.path), is_v2, _PREDICTION_NAMES.get(declared), scheduler)
 
 
 def detect_file(file: WeightFile) -> DetectedModel:
     """What the keys and the metadata of a single file say."""
-    shown = V_PREDICTION if "v_pred" in file.tensors else None
+    declared = V_PREDICTION if "v_pred" in file.tensors else None
     scheduler = config_overrides(file.metadata, "scheduler", str(file.path))
-    for told in (scheduler.get("prediction_type"), file.metadata.get("modelspec.prediction_type")):
-        shown = _PREDICTION_NAMES.get(str(told), shown)
-    return DetectedModel(str(file.path), is_v2(file.tensors), shown, scheduler)
+    for value in (scheduler.get("prediction_type"), file.metadata.get("modelspec.prediction_type")):
+        declared = _PREDICTION_NAMES.get(str(value), declared)
+    return DetectedModel(str(file.path), is_v2(file.tensors), declared, scheduler)
 
 
-def check_flags(facts: DetectedModel, options: ModelOptions) -> None:
+def check_flags(detected: DetectedModel, options: ModelOptions) -> None:
     """Raises `UserError` for --v2 where the model shows that it is Stable Diffusion 1.x."""
-    if options.v2 and not facts.is_v2:
-        raise UserError(f"--v2 was given, but {facts.source} is Stable Diffusion 1.x", "leave out --v2")
+    if options.v2 and not detected.is_v2:
+        raise UserError(f"--v2 was given, but {detected.source} is Stable Diffusion 1.x", "leave out --v2")
 
 
-def choose_prediction_type(facts: DetectedModel, options: ModelOptions) -> str:
+def choose_prediction_type(detected: DetectedModel, options: ModelOptions) -> str:
     """What the model is taken to predict, from here to what is saved; logs where that could surprise.
 
     v where the flag or the model says so, else noise. (A model that predicts noise can be trained to predict v.)
     """
     if options.v_parameterization:
-        if facts.prediction_type == EPSILON:
+        if detected.prediction_type == EPSILON:
             logger.warning(
                 "%s says that it predicts noise (epsilon): with --v_parameterization it is taken to predict v, and what"
                 " is saved says so; leave the flag out where you do not want to turn it into such a model",
-                facts.source,
+                detected.source,
             )
         return V_PREDICTION
-    if facts.prediction_type == V_PREDICTION:
-        logger.info("%s says that it predicts v: trained so, as with --v_parameterization", facts.source)
-    if facts.prediction_type is None and facts.is_v2:
+    if detected.prediction_type == V_PREDICTION:
+        logger.info("%s says that it predicts v: trained so, as with --v_parameterization", detected.source)
+    if detected.prediction_type is None and detected.is_v2:
         logger.warning(
             "%s does not say what it predicts, noise is assumed; SD 2.x for 768 pixels needs --v_parameterization",
-            facts.source,
+            detected.source,
         )
-    return facts.prediction_type or EPSILON
+    return detected.prediction_type or EPSILON
 
 
 def make_alphas_cumprod(scheduler: Mapping[str, Any], source: str) -> torch.Tensor:

@@ -37,7 +37,7 @@ def inspect(source: DiffusersFolder | WeightFile) -> Inspection:
 
 
 def _inspect_file(file: WeightFile) -> Inspection:
-    facts = detect_file(file)
+    detected = detect_file(file)
     left = dict.fromkeys(file.tensors)
     parts = []
     for part, prefix in _SINGLE_FILE_PARTS:
@@ -45,11 +45,11 @@ def _inspect_file(file: WeightFile) -> Inspection:
         for key in keys:
             del left[key]
         if keys:
-            parts.append(_count(part, file.tensors, keys, _dimensions_in_file(part, file, facts.is_v2)))
+            parts.append(_count(part, file.tensors, keys, _dimensions_in_file(part, file, detected.is_v2)))
     if left:
         names = ", ".join(list(left)[:3]) + (", ..." if len(left) > 3 else "")
         parts.append(_count("other keys, which are not read", file.tensors, list(left), names))
-    return _inspection(facts, tuple(parts), file.metadata)
+    return _inspection(detected, tuple(parts), file.metadata)
 
 
 def _count(part: str, tensors: Mapping[str, torch.Tensor], keys: list[str], dimensions: str) -> PartContents:
@@ -104,10 +104,10 @@ def _inspect_folder(folder: DiffusersFolder) -> Inspection:
     return _inspection(detect_folder(folder), tuple(parts), metadata)
 
 
-def _inspection(facts: DetectedModel, parts: tuple[PartContents, ...], metadata: Mapping[str, str]) -> Inspection:
-    prediction = {V_PREDICTION: "v", None: "noise or v: the file does not say"}.get(facts.prediction_type, "noise")
-    kind = f"Stable Diffusion {'2.x' if facts.is_v2 else '1.x'}"
-    return Inspection(facts.source, kind, parts, metadata, prediction)
+def _inspection(detected: DetectedModel, parts: tuple[PartContents, ...], metadata: Mapping[str, str]) -> Inspection:
+    prediction = {V_PREDICTION: "v", None: "noise or v: the file does not say"}.get(detected.prediction_type, "noise")
+    kind = f"Stable Diffusion {'2.x' if detected.is_v2 else '1.x'}"
+    return Inspection(detected.source, kind, parts, metadata, prediction)
 
 
 def _unet_dimensions(config: Mapping[str, Any]) -> str:

@@ -44,22 +44,22 @@ ModelSource = DiffusersFolder | WeightFile
 
 
 @dataclass(frozen=True)
-class _Generation:
+class _Version:
     """How a generation is called, by what it predicts, and how it pads prompts."""
 
-    versions: Mapping[str, str]
+    names: Mapping[str, str]
     architectures: Mapping[str, str]
     pads_with_end: bool
 
 
-_GENERATIONS = {
-    False: _Generation(
-        versions={"epsilon": "sd_v1", V_PREDICTION: "sd_v1_v"},
+_VERSIONS = {
+    False: _Version(
+        names={"epsilon": "sd_v1", V_PREDICTION: "sd_v1_v"},
         architectures={"epsilon": "stable-diffusion-v1", V_PREDICTION: "stable-diffusion-v1"},
         pads_with_end=True,
     ),
-    True: _Generation(
-        versions={"epsilon": "sd_v2", V_PREDICTION: "sd_v2_v"},
+    True: _Version(
+        names={"epsilon": "sd_v2", V_PREDICTION: "sd_v2_v"},
         architectures={"epsilon": "stable-diffusion-v2-512", V_PREDICTION: "stable-diffusion-v2-768-v"},
         pads_with_end=False,
     ),
@@ -73,31 +73,31 @@ class StableDiffusion:
         self,
         parts: ModelParts,
         tokenizer: PromptTokenizer,
-        facts: DetectedModel,
+        detected: DetectedModel,
         prediction_type: str,
         prompt_options: PromptOptions,
     ):
-        generation = _GENERATIONS[facts.is_v2]
-        self.version = generation.versions[prediction_type]
-        self.architecture = generation.architectures[prediction_type]
+        version = _VERSIONS[detected.is_v2]
+        self.version = version.names[prediction_type]
+        self.architecture = version.architectures[prediction_type]
         self.prediction_type = prediction_type
-        self.is_v2 = facts.is_v2
+        self.is_v2 = detected.is_v2
         self.unet = parts.unet
         self.vae = parts.vae
         self.text_encoders: tuple[nn.Module, ...] = (parts.text_encoder,)
         self.tokenizer = tokenizer
         self._prompt_options = prompt_options
-        self._scheduler = {**facts.scheduler, "prediction_type": prediction_type}
+        self._scheduler = {**detected.scheduler, "prediction_type": prediction_type}
         self._unused_tensors = parts.unused_tensors
         self.latent_channels: int = parts.vae.config.latent_channels
         self.vae_scale: int = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         self._scaling_factor: float = parts.vae.config.scaling_factor
-        self._alphas_cumprod = make_alphas_cumprod(facts.scheduler, facts.source)
+        self._alphas_cumprod = make_alphas_cumprod(detected.scheduler, detected.source)
         self._fingerprints: dict[tuple[int, torch.dtype], str] = {}
         self._vae_in_float32: AutoencoderKL | None = None  # made when the VAE's own precision turns out too low
         self._unet_dtype = torch.float32
-        self._kept: dict[str, nn.Module] = {}
-        self._word: TokenEmbedding | None = None
+        self._snapshots: dict[str, nn.Module] = {}
+        self._embedding: TokenEmbedding | None = None
         self._layer_conditioning: LayerConditioning | None = None  # where layers are told different things
 
     def alphas_cumprod(self) -> torch.Tensor:
@@ -117,7 +117,7 @@ class StableDiffusion:
         """Keeps copies of parts ("text_encoder", "vae") as they are now, on the CPU; `save` writes those."""
         (encoder,) = self.text_encoders
         modules = {"text_encoder": encoder, "vae": self.vae}
-        self._kept = {name: nn.Module.to(copy.deepcopy(modules[name]), "cpu") for name in parts}
+        self._snapshots = {name: nn.Module.to(copy.deepcopy(modules[name]), "cpu") for name in parts}
 
     def to_device(
         self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype
@@ -169,10 +169,10 @@ class StableDiffusion:
             tokens = self.tokenizer.encode(prompts, options, options.weighted_captions)
         else:
             tokens = self.tokenizer.encode(prompts, replace(options, no_token_padding=False), weighted)
-        if self._word is None or self._word.num_layers == 1:
+        if self._embedding is None or self._embedding.num_layers == 1:
             return Conditioning(self._encode(tokens))
         (encoder,) = self.text_encoders
-        ids = self._word.ids_of_layers(tokens.ids, encoder.token_embedding.num_embeddings)
+        ids = self._embedding.ids_of_layers(tokens.ids, encoder.token_embedding.num_embeddings)
         weights = None if tokens.weights is None else tokens.weights.expand(ids.shape).flatten(0, 1)
         states = self._encode(PromptTokens(ids.flatten(0, 1), weights))
         return Conditioning(states.unflatten(0, ids.shape[:2]))
@@ -209,8 +209,8 @@ class StableDiffusion:
         (encoder,) = self.text_encoders
         if self.tokenizer.knows(word.text):
             raise UserError(f"{word.text} is in the model's vocabulary already", "choose a word that it does not know")
-        self.tokenizer = self.tokenizer.with_word(word.text, word.attach(encoder.token_embedding))
-        self._word = word
+        self.tokenizer = self.tokenizer.with_token(word.text, word.attach(encoder.token_embedding))
+        self._embedding = word
         if word.num_layers > 1 and self._layer_conditioning is None:
             self._layer_conditioning = LayerConditioning(self.unet)
 
@@ -301,9 +301,9 @@ class StableDiffusion:
         `epoch` and `global_step` stand in .ckpt files.
         """
         (encoder,) = self.text_encoders
-        kept = self._kept
+        snapshots = self._snapshots
         parts = ModelParts(
-            self.unet, kept.get("vae", self.vae), kept.get("text_encoder", encoder), self._unused_tensors
+            self.unet, snapshots.get("vae", self.vae), snapshots.get("text_encoder", encoder), self._unused_tensors
         )
         model = SavedModel(
             parts, self.tokenizer, self.is_v2, self._scheduler, dtype, metadata, epoch=epoch, global_step=global_step
@@ -344,39 +344,39 @@ def load(
     Raises `UserError` for flags that contradict the model, and for files that are incomplete or do not fit together.
     """
     is_file = isinstance(source, WeightFile)
-    facts = detect_file(source) if is_file else detect_folder(source)
-    check_flags(facts, options)
-    prediction_type = choose_prediction_type(facts, options)
+    detected = detect_file(source) if is_file else detect_folder(source)
+    check_flags(detected, options)
+    prediction_type = choose_prediction_type(detected, options)
     with device:
         parts = ldm_layout.load_single_file(source) if is_file else load_folder(source)
         if options.vae is not None:
             parts = replace(parts, vae=load_vae(options.vae, is_mapped=not options.disable_mmap_load_safetensors))
-    _check_fit(parts, facts.source)
+    _check_fit(parts, detected.source)
     tokenizer_folder = None if is_file or not source.has("tokenizer") else source.path / "tokenizer"
-    tokenizer = load_tokenizer(tokenizer_folder, pads_with_end=_GENERATIONS[facts.is_v2].pads_with_end)
+    tokenizer = load_tokenizer(tokenizer_folder, pads_with_end=_VERSIONS[detected.is_v2].pads_with_end)
     num_tokens, vocab_size = len(tokenizer.tokenizer), parts.text_encoder.config.vocab_size
     if num_tokens > vocab_size:
-        message = f"{facts.source}: the tokenizer has {num_tokens} tokens, the text encoder knows {vocab_size}"
+        message = f"{detected.source}: the tokenizer has {num_tokens} tokens, the text encoder knows {vocab_size}"
         raise UserError(message, "tokenizer and text_encoder are of different models")
-    _check_clip_skip(parts, facts, prompt_options)
-    family = StableDiffusion(parts, tokenizer, facts, prediction_type, prompt_options)
+    _check_clip_skip(parts, detected, prompt_options)
+    family = StableDiffusion(parts, tokenizer, detected, prediction_type, prompt_options)
     logger.info(
         "loaded %s: Stable Diffusion %s, predicts %s",
-        Path(facts.source).name,
-        "2.x" if facts.is_v2 else "1.x",
+        Path(detected.source).name,
+        "2.x" if detected.is_v2 else "1.x",
         "v" if prediction_type == V_PREDICTION else "noise",
     )
     return family
 
 
-def _check_clip_skip(parts: ModelParts, facts: DetectedModel, options: PromptOptions) -> None:
+def _check_clip_skip(parts: ModelParts, detected: DetectedModel, options: PromptOptions) -> None:
     num_layers = parts.text_encoder.config.num_hidden_layers
     if options.clip_skip is not None and options.clip_skip > num_layers:
         raise UserError(
-            f"--clip_skip {options.clip_skip}: the text encoder of {facts.source} has {num_layers} layers",
+            f"--clip_skip {options.clip_skip}: the text encoder of {detected.source} has {num_layers} layers",
             f"give {num_layers} or less",
         )
-    if facts.is_v2 and options.clip_skip is not None and options.clip_skip > 1:
+    if detected.is_v2 and options.clip_skip is not None and options.clip_skip > 1:
         logger.warning(
             "--clip_skip %d is counted from the layer that SD 2.x takes anyway, the last but one; such models are "
             "used without it",

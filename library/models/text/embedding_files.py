@@ -28,8 +28,8 @@ from library.models.weights.weight_writing import StoredTensor, stored, write_pi
 PNG_ENDING = ".png"
 _KEY = "emb_params"
 _PARAMETERS = "string_to_param"
-_ANY_WORD = "*"  # under which the web UI keeps the vectors, whatever the word is
-_ANY_WORD_ID = 265  # of "*" in the vocabulary, which the web UI notes beside it
+_ANY_TOKEN = "*"  # under which the web UI keeps the vectors, whatever the word is
+_ANY_TOKEN_ID = 265  # of "*" in the vocabulary, which the web UI notes beside it
 _PNG_CHUNK = "sd-ti-embedding"
 _PNG_TENSOR = "TORCHTENSOR"
 _LAYER = re.compile(r"(IN\d\d|MID|OUT\d\d)")
@@ -44,7 +44,7 @@ class EmbeddingVectors:
     layers: tuple[str, ...] = ()  # names of the layers; none where all are told the same
 
 
-def read_word(path: Path) -> EmbeddingVectors:
+def read_embedding(path: Path) -> EmbeddingVectors:
     """The one word that a file holds.
 
     Raises `UserError` for a file that is damaged, holds several words, or none.
@@ -99,17 +99,25 @@ def _from_png(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: its text {_PNG_CHUNK} is damaged: {error}", "copy or download it again") from None
 
 
-def write_word(
-    path: Path, word: EmbeddingVectors, *, name: str, dtype: torch.dtype, metadata: Mapping[str, str], step: int = 0
+def write_embedding(
+    path: Path,
+    embedding: EmbeddingVectors,
+    *,
+    name: str,
+    dtype: torch.dtype,
+    metadata: Mapping[str, str],
+    step: int = 0,
 ) -> None:
     """Writes the file; its ending says in which form. Raises `OSError` when it cannot be written.
 
     name: the word, and step: how long it was trained, stand in pickles, `metadata` in .safetensors files.
     """
-    tensors = {layer: stored(each, dtype) for layer, each in zip(word.layers or (_KEY,), word.vectors, strict=True)}
+    tensors = {
+        layer: stored(each, dtype) for layer, each in zip(embedding.layers or (_KEY,), embedding.vectors, strict=True)
+    }
     if path.suffix == ".safetensors":
         write_safetensors(path, tensors, metadata)
-    elif word.layers:
+    elif embedding.layers:
         write_pickle(path, tensors)
     else:
         write_pickle(path, _web_ui_form(tensors[_KEY], name, step))
@@ -117,8 +125,8 @@ def write_word(
 
 def _web_ui_form(vectors: StoredTensor, name: str, step: int) -> dict[str, object]:
     return {
-        "string_to_token": {_ANY_WORD: _ANY_WORD_ID},
-        _PARAMETERS: {_ANY_WORD: vectors},
+        "string_to_token": {_ANY_TOKEN: _ANY_TOKEN_ID},
+        _PARAMETERS: {_ANY_TOKEN: vectors},
         "name": name,
         "step": step,
         "sd_checkpoint": None,

@@ -14,7 +14,7 @@ from library.cli.errors import UserError, first_line
 from library.models.options import PromptOptions
 from library.models.text.prompt_weights import parse_prompt_weights
 
-PIECE_LENGTH = 75  # of the 77 positions of CLIP's text encoders; start and end token take the others
+CHUNK_LENGTH = 75  # of the 77 positions of CLIP's text encoders; start and end token take the others
 SHIPPED_VOCABULARY = Path(__file__).parent / "clip_vocabulary"
 _VOCABULARY_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 _HINT = "copy or download it again, or remove the folder: the usual vocabulary is then taken"
@@ -25,7 +25,7 @@ _OPEN_CLIP_PADDING = "!"  # token 0 of the vocabulary
 class PromptTokens:
     """Token ids of B prompts in n pieces of 77: start, 75 tokens, end. Weights are None where all are 1."""
 
-    ids: torch.Tensor  # (B, n, 77) int64; one piece can be shorter
+    ids: torch.Tensor  # (B, n, 77) int64; one chunk can be shorter
     weights: torch.Tensor | None = None  # (B, n, 77) float32, 1 at start, end and padding
 
 
@@ -35,19 +35,21 @@ class PromptTokenizer:
 
     tokenizer: CLIPTokenizer
     pad_id: int
-    new_words: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # id of a new word -> ids read in its place
+    added_tokens: Mapping[int, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # id of a new word -> ids read in its place
 
     def knows(self, word: str) -> bool:
         """Whether the vocabulary has the word as one token already, at the end of a word or within one."""
         vocabulary = self.tokenizer.get_vocab()
         return word in vocabulary or len(self.token_ids(word)) < 2
 
-    def with_word(self, word: str, ids: Sequence[int]) -> PromptTokenizer:
+    def with_token(self, word: str, ids: Sequence[int]) -> PromptTokenizer:
         """A tokenizer that reads a new word, in any case of letters and wherever it stands in a text, as these ids."""
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.add_tokens(word)
         number = tokenizer.convert_tokens_to_ids(word)
-        return replace(self, tokenizer=tokenizer, new_words={**self.new_words, number: tuple(ids)})
+        return replace(self, tokenizer=tokenizer, added_tokens={**self.added_tokens, number: tuple(ids)})
 
     def encode(
         self, prompts: Sequence[str], options: PromptOptions | None = None, weighted: bool = False
@@ -58,18 +60,18 @@ class PromptTokenizer:
         """
         options = options or PromptOptions()
         parsed = [self._tokens(prompt, weighted) for prompt in prompts]
-        num_pieces = options.max_token_length // PIECE_LENGTH
-        length = PIECE_LENGTH
-        if options.no_token_padding and num_pieces == 1:
-            length = min(PIECE_LENGTH, max(len(ids) for ids, _ in parsed))
-        ids = torch.full((len(prompts), num_pieces, length + 2), self.pad_id, dtype=torch.int64)
+        num_chunks = options.max_token_length // CHUNK_LENGTH
+        length = CHUNK_LENGTH
+        if options.no_token_padding and num_chunks == 1:
+            length = min(CHUNK_LENGTH, max(len(ids) for ids, _ in parsed))
+        ids = torch.full((len(prompts), num_chunks, length + 2), self.pad_id, dtype=torch.int64)
         weights = torch.ones(ids.shape)
         for row, (tokens, factors) in enumerate(parsed):
-            for piece in range(num_pieces):
-                part = slice(piece * PIECE_LENGTH, (piece + 1) * PIECE_LENGTH)
+            for chunk in range(num_chunks):
+                part = slice(chunk * CHUNK_LENGTH, (chunk + 1) * CHUNK_LENGTH)
                 here = [self.tokenizer.bos_token_id, *tokens[part], self.tokenizer.eos_token_id]
-                ids[row, piece, : len(here)] = torch.tensor(here)
-                weights[row, piece, 1 : len(here) - 1] = torch.tensor(factors[part])
+                ids[row, chunk, : len(here)] = torch.tensor(here)
+                weights[row, chunk, 1 : len(here) - 1] = torch.tensor(factors[part])
         return PromptTokens(ids, weights if weighted else None)
 
     def token_ids(self, text: str) -> list[int]:
@@ -84,7 +86,7 @@ class PromptTokenizer:
         ids, factors = [], []
         for text, weight in parse_prompt_weights(prompt) if weighted else [(prompt, 1.0)]:
             found = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-            part = [number for each in found for number in self.new_words.get(each, (each,))]
+            part = [number for each in found for number in self.added_tokens.get(each, (each,))]
             ids += part
             factors += [weight] * len(part)
         return ids, factors

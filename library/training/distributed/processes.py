@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from library.cli.errors import LostProcess, UserError, listed
-from library.cli.launcher import is_launched, local_place
+from library.cli.launcher import is_launched, local_rank_and_count
 from library.cli.options import option_fields
 from library.cli.parser import Options
 from library.data.batches.plan import TrainingData
@@ -86,6 +86,6 @@ def file_shares(accelerator: Accelerator) -> Iterator[tuple[int, int]]:
     what the others have written.
     """
     yield accelerator.process_index, accelerator.num_processes
-    local_rank, num_local = local_place()
+    local_rank, num_local = local_rank_and_count()
     if num_local < accelerator.num_processes:
         yield local_rank, num_local

@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.cli.errors import UserError
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
-from library.models.layouts.ldm_keys import Place, Section, norm_groups, rename_key
+from library.models.layouts.ldm_keys import Section, TensorSlice, norm_groups, rename_key
 from library.models.layouts.ldm_layout import load_single_file
 from library.models.weights.checkpoint_files import open_weights
 
@@ -122,21 +122,21 @@ def test_every_kind_of_layer_of_the_vae_has_its_name_in_the_layout():
 
 def test_every_kind_of_layer_of_open_clip_has_its_place():
     expected = {
-        "embeddings.token_embedding.weight": Place("token_embedding.weight"),
-        "embeddings.position_embedding.weight": Place("positional_embedding"),
-        "final_layer_norm.bias": Place("ln_final.bias"),
-        "encoder.layers.5.layer_norm1.weight": Place("transformer.resblocks.5.ln_1.weight"),
-        "encoder.layers.5.layer_norm2.bias": Place("transformer.resblocks.5.ln_2.bias"),
-        "encoder.layers.5.mlp.fc1.weight": Place("transformer.resblocks.5.mlp.c_fc.weight"),
-        "encoder.layers.5.mlp.fc2.bias": Place("transformer.resblocks.5.mlp.c_proj.bias"),
-        "encoder.layers.5.self_attn.q_proj.weight": Place("transformer.resblocks.5.attn.in_proj_weight", 0),
-        "encoder.layers.5.self_attn.k_proj.bias": Place("transformer.resblocks.5.attn.in_proj_bias", 1),
-        "encoder.layers.5.self_attn.v_proj.weight": Place("transformer.resblocks.5.attn.in_proj_weight", 2),
-        "encoder.layers.5.self_attn.out_proj.bias": Place("transformer.resblocks.5.attn.out_proj.bias"),
+        "embeddings.token_embedding.weight": TensorSlice("token_embedding.weight"),
+        "embeddings.position_embedding.weight": TensorSlice("positional_embedding"),
+        "final_layer_norm.bias": TensorSlice("ln_final.bias"),
+        "encoder.layers.5.layer_norm1.weight": TensorSlice("transformer.resblocks.5.ln_1.weight"),
+        "encoder.layers.5.layer_norm2.bias": TensorSlice("transformer.resblocks.5.ln_2.bias"),
+        "encoder.layers.5.mlp.fc1.weight": TensorSlice("transformer.resblocks.5.mlp.c_fc.weight"),
+        "encoder.layers.5.mlp.fc2.bias": TensorSlice("transformer.resblocks.5.mlp.c_proj.bias"),
+        "encoder.layers.5.self_attn.q_proj.weight": TensorSlice("transformer.resblocks.5.attn.in_proj_weight", 0),
+        "encoder.layers.5.self_attn.k_proj.bias": TensorSlice("transformer.resblocks.5.attn.in_proj_bias", 1),
+        "encoder.layers.5.self_attn.v_proj.weight": TensorSlice("transformer.resblocks.5.attn.in_proj_weight", 2),
+        "encoder.layers.5.self_attn.out_proj.bias": TensorSlice("transformer.resblocks.5.attn.out_proj.bias"),
     }
-    assert ldm_text.places_v2(expected) == expected
+    assert ldm_text.tensor_slices_v2(expected) == expected
     stacked = {"x": torch.arange(12.0).reshape(6, 2)}
-    assert Place("x", 1).take(stacked).tolist() == [[4, 5], [6, 7]]
+    assert TensorSlice("x", 1).take(stacked).tolist() == [[4, 5], [6, 7]]
 
 
 def test_the_full_size_vae_is_told_from_its_shapes():
@@ -161,7 +161,7 @@ def test_the_full_size_text_encoder_of_sd1_is_told_from_its_shapes():
 @pytest.mark.parametrize("num_blocks", [24, 23])
 def test_the_full_size_text_encoder_of_sd2_has_23_layers_whether_the_unused_one_is_there_or_not(num_blocks):
     full = text_tensors({**TEXT_V2, "num_hidden_layers": num_blocks})
-    tensors = {place.key: full[name] for name, place in ldm_text.places_v2(full).items()}
+    tensors = {place.key: full[name] for name, place in ldm_text.tensor_slices_v2(full).items()}
     assert ldm_text.infer_config_v2(section(tensors)) == TEXT_V2
 
 

@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 from library.cli.errors import UserError
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
-from library.models.text.embedding_files import EmbeddingVectors, read_word, write_word
+from library.models.text.embedding_files import EmbeddingVectors, read_embedding, write_embedding
 from library.models.text.token_embedding import TokenEmbedding
 
 LAYERS = ("IN01", "MID", "OUT02", "OUT03")
@@ -28,8 +28,10 @@ def vectors(layers=1, count=2, width=64):
     return torch.randn((layers, count, width), generator=generator) * 0.05
 
 
-def write(path, word, **options):
-    write_word(path, word, **{"name": "<fox>", "dtype": torch.float32, "metadata": {"a": "b"}, "step": 7, **options})
+def write(path, embedding, **options):
+    write_embedding(
+        path, embedding, **{"name": "<fox>", "dtype": torch.float32, "metadata": {"a": "b"}, "step": 7, **options}
+    )
     return path
 
 
@@ -37,7 +39,7 @@ def write(path, word, **options):
 @pytest.mark.parametrize("layers", [(), LAYERS])
 def test_what_is_written_is_read_back(tmp_path, ending, layers):
     word = EmbeddingVectors(vectors(len(layers) or 1), layers)
-    found = read_word(write(tmp_path / f"word.{ending}", word))
+    found = read_embedding(write(tmp_path / f"word.{ending}", word))
     assert found.layers == layers and torch.equal(found.vectors, word.vectors)
 
 
@@ -71,7 +73,7 @@ def test_diffusers_reads_it_and_its_text_encoder_says_the_same(tmp_path, tiny, f
     pipe.load_textual_inversion(str(path), token="<fox>")
     options = ModelOptions(pretrained_model_name_or_path=str(folder))
     family = load_family(options, PromptOptions(), torch.device("cpu"))
-    family.add_token(TokenEmbedding("<fox>", read_word(path).vectors))
+    family.add_token(TokenEmbedding("<fox>", read_embedding(path).vectors))
     prompt = "a photo of <fox> on a hill"
     with torch.no_grad():
         expected, _ = pipe.encode_prompt(prompt, "cpu", 1, False)
@@ -103,14 +105,14 @@ def test_files_of_other_programs_are_read(tmp_path):
     save_file({"emb_params": expected[0].half()}, tmp_path / "half.safetensors")
     image = image_with(tmp_path, encoded({"*": {"TORCHTENSOR": expected[0].tolist()}}))
     for name in ("diffusers.safetensors", "diffusers.bin", "web_ui.pt", "paper.pt", image.name):
-        found = read_word(tmp_path / name)
+        found = read_embedding(tmp_path / name)
         assert torch.equal(found.vectors, expected) and found.layers == (), name
-    torch.testing.assert_close(read_word(tmp_path / "half.safetensors").vectors, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(read_embedding(tmp_path / "half.safetensors").vectors, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_single_vector_without_a_row_of_its_own_is_one(tmp_path):
     torch.save({"<cat-toy>": vectors()[0, 0]}, tmp_path / "one.bin")
-    assert torch.equal(read_word(tmp_path / "one.bin").vectors, vectors()[:, :1])
+    assert torch.equal(read_embedding(tmp_path / "one.bin").vectors, vectors()[:, :1])
 
 
 def _two_words(path):
@@ -160,7 +162,7 @@ def _uneven(path):
 )
 def test_what_is_no_word_is_refused_by_name(tmp_path, make, message):
     with pytest.raises(UserError, match=message):
-        read_word(make(tmp_path))
+        read_embedding(make(tmp_path))
     assert not (tmp_path / "it-ran").exists()
 
 
@@ -168,4 +170,4 @@ def test_a_image_that_is_cut_off_is_refused(tmp_path):
     path = image_with(tmp_path, encoded({"*": {"TORCHTENSOR": vectors()[0].tolist()}}))
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="word.png"):
-        read_word(path)
+        read_embedding(path)

@@ -18,7 +18,7 @@ WORD_IDS = [60001, 60002]
 
 @pytest.fixture
 def tokenizer():
-    return load_tokenizer(None, pads_with_end=True).with_word("<Fox>", WORD_IDS)
+    return load_tokenizer(None, pads_with_end=True).with_token("<Fox>", WORD_IDS)
 
 
 def test_the_word_becomes_the_tokens_of_its_vectors_wherever_it_stands(tokenizer):
