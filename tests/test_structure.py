@@ -1,5 +1,6 @@
 """The house rules that a reader relies on, checked."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -19,8 +20,28 @@ def test_files_stay_readable():
         str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in source_files()
     }
     assert len(lengths) > 30
-    assert {name: count for name, count in lengths.items() if count > 500} == {}
+    assert {name: count for name, count in lengths.items() if count > 450} == {}
     assert {path.name for path in ENTRY_SCRIPTS if lengths[path.name] > 100} == set()
+
+
+def test_functions_fit_on_a_screen():
+    long = {}
+    for path in source_files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > 60:
+                    long[f"{path.relative_to(ROOT)}:{node.name}"] = length
+    assert long == {}
+
+
+def test_folders_hold_few_modules_and_say_what_lives_there():
+    """Entry files that users call by name apart: those lie at the top and directly in networks/ and finetune/."""
+    for folder in {path.parent for path in (ROOT / "library").rglob("*.py")}:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= 14, folder.relative_to(ROOT)
+        face = (folder / "__init__.py").read_text(encoding="utf-8") if modules else ""
+        assert folder.name == "library" or (face.startswith('"""') and len(face.splitlines()) == 1), folder
 
 
 def test_imports_follow_the_contract():
