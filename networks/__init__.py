@@ -1,0 +1,1 @@
+"""Adapter networks for --network_module: LoRA."""

@@ -1,4 +1,4 @@
-"""The loss of a micro-batch: how large errors are, and the mean of what they count."""
+"""The loss of a micro-batch: L2, L1 or pseudo-Huber, weighted by timestep, image and mask."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from library.diffusion.options import LossOptions
 
 
 def huber_delta(timesteps: torch.Tensor, schedule: NoiseSchedule, options: LossOptions) -> torch.Tensor:
-    """Below which size errors are squared, and above which they are not, at each of the timesteps (B,).
+    """The delta of the pseudo-Huber loss at each timestep, (B,): errors count squared below it, linearly above.
 
     "Improving Diffusion Models's Data-Corruption Resistance using Scheduled Pseudo-Huber Loss" (Khrapov et al.,
-    2403.16728): the border c falls from 1 where there is little noise to `huber_c` where there is most. `snr` goes
-    with the noise per signal, sigma = 1 / sqrt(SNR), and knows no `huber_scale`.
+    2403.16728): delta falls from 1 where there is little noise to `huber_c` where there is most. The schedule
+    `snr` depends on sigma = 1 / sqrt(SNR) and does not use `huber_scale`.
     """
     lowest = options.huber_c
     if options.huber_schedule == "snr":
@@ -38,8 +38,8 @@ def _huber(difference: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     return c * _smooth_l1(difference, c)
 
 
-# each takes differences (B, C, h, w) and borders (B, 1, 1, 1)
-_MEASURES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+# each takes differences (B, C, h, w) and Huber deltas (B, 1, 1, 1)
+_LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "l2": lambda difference, _: difference.square(),
     "l1": lambda difference, _: difference.abs(),
     "huber": _huber,
@@ -58,15 +58,15 @@ def weighted_loss(
     options: LossOptions,
     masks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean error per image, in float32 or better, weighted, then the mean over the B images; a scalar.
+    """The mean loss per image, in float32 or better, weighted, then the mean over the B images; a scalar.
 
     prediction, target: (B, C, h, w). loss_weights: (B,), `prior_loss_weight` for regularisation images. masks:
-    (B, 1, h, w), what each error counts; the mean is over all of them, so that an image of which little counts
-    has a small loss.
+    (B, 1, h, w), the weight of each element; the mean is over all elements, so that an image that is mostly
+    masked out has a small loss.
     """
     dtype = torch.promote_types(prediction.dtype, torch.float32)
-    borders = huber_delta(timesteps, schedule, options).view(-1, 1, 1, 1)
-    errors = _MEASURES[options.loss_type](prediction.to(dtype) - target.to(dtype), borders)
+    deltas = huber_delta(timesteps, schedule, options).view(-1, 1, 1, 1)
+    errors = _LOSSES[options.loss_type](prediction.to(dtype) - target.to(dtype), deltas)
     if masks is not None:
         errors = errors * masks
     weights = loss_weights * timestep_weights(schedule.snr(timesteps), prediction_type, options)

@@ -1,4 +1,4 @@
-"""How much each timestep counts in the loss: weights that follow the schedule's signal-to-noise ratio (SNR)."""
+"""Loss weights of timesteps, computed from the noise schedule's signal-to-noise ratio (SNR)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from library.diffusion.options import LossOptions
 
-# at the first timesteps the SNR goes towards infinity; the weights below have no use for more than this
+# the SNR goes towards infinity at the first timesteps: the weights below clip it here
 _MAX_SNR = 1000.0
 
 
@@ -30,7 +30,7 @@ def noise_like_weights(snr: torch.Tensor) -> torch.Tensor:
 def v_like_weights(snr: torch.Tensor, share: float) -> torch.Tensor:
     """1 + share (SNR + 1) / SNR, (B,): the squared error of the noise, and a share of that of the v it implies.
 
-    Without bound where the SNR is 0.
+    Infinite where the SNR is 0.
     """
     return 1 + share / noise_like_weights(snr)
 
@@ -38,14 +38,14 @@ def v_like_weights(snr: torch.Tensor, share: float) -> torch.Tensor:
 def debiased_weights(snr: torch.Tensor, prediction_type: str) -> torch.Tensor:
     """Weights (B,) of "Debias the Training of Diffusion Models" (Yu et al., 2310.08442).
 
-    1 / sqrt(SNR) where noise is predicted, without bound where the SNR is 0; 1 / (SNR + 1) where velocity is.
+    1 / sqrt(SNR) where noise is predicted, infinite where the SNR is 0; 1 / (SNR + 1) where velocity is.
     """
     capped = snr.clamp(max=_MAX_SNR)
     return 1 / (capped + 1) if prediction_type == "v_prediction" else capped.rsqrt()
 
 
 def timestep_weights(snr: torch.Tensor, prediction_type: str, options: LossOptions) -> torch.Tensor:
-    """What the options make of each image's SNR (B,): the product of all weights asked for, (B,)."""
+    """The loss weight of each image, (B,), by its SNR (B,): the product of all weights that the options enable."""
     weights = torch.ones_like(snr)
     if options.min_snr_gamma is not None:
         weights = weights * min_snr_weights(snr, options.min_snr_gamma, prediction_type)

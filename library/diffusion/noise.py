@@ -1,4 +1,4 @@
-"""Noise and timesteps of a micro-batch, drawn from the generator given and from nothing else."""
+"""Noise and timesteps of a micro-batch: offset noise, multi-resolution noise, input perturbation."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from library.diffusion.options import NoiseOptions
 class Noise:
     """The noise of a micro-batch, each (B, C, h, w) float32; the two differ by the input perturbation."""
 
-    target: torch.Tensor  # what the denoiser is to find
-    added: torch.Tensor  # what the latents are mixed with
+    target: torch.Tensor  # what the model is trained to predict
+    added: torch.Tensor  # what is added to the latents
 
 
 def make_noise(latents: torch.Tensor, options: NoiseOptions, generator: torch.Generator) -> Noise:
-    """Noise shaped like `latents` (B, C, h, w), on their device.
+    """Noise shaped like `latents` (B, C, h, w), on their device, drawn from `generator` alone.
 
-    Plain noise is drawn first, so that it is the same whatever is added to it. In that order: the noise offset
+    Plain Gaussian noise is drawn first, so that it is the same whatever is added to it. In that order: the noise offset
     ("Diffusion with Offset Noise", Guttenberg, 2023) shifts each channel of each image by a constant; pyramid noise
     adds coarser noise; the input perturbation ("Input Perturbation Reduces Exposure Bias in Diffusion Models", Ning et
-    al., 2301.11706) is added to what the denoiser sees, and not to what it is to find.
+    al., 2301.11706) is added to the model's input, and not to its target.
     """
     device = latents.device
     noise = torch.randn(latents.shape, generator=generator, device=device)
@@ -45,14 +45,14 @@ def make_noise(latents: torch.Tensor, options: NoiseOptions, generator: torch.Ge
 def _strength(
     largest: float, is_random: bool, batch_size: int, generator: torch.Generator, device: torch.device
 ) -> torch.Tensor:
-    """(B, 1, 1, 1): `largest`, or of each image a number drawn between 0 and `largest`."""
+    """(B, 1, 1, 1): `largest`, or for each image a number drawn uniformly between 0 and `largest`."""
     if not is_random:
         return torch.full((batch_size, 1, 1, 1), largest, device=device)
     return largest * torch.rand((batch_size, 1, 1, 1), generator=generator, device=device)
 
 
 def _offset_strengths(latents: torch.Tensor, options: NoiseOptions, generator: torch.Generator) -> torch.Tensor:
-    """The deviation (B, C, 1, 1) of each channel's constant: noise_offset + adaptive_noise_scale |mean|, never below 0.
+    """Standard deviation (B, C, 1, 1) of the noise offset: noise_offset + adaptive_noise_scale |mean|, at least 0.
 
     Without `noise_offset`, the adaptive scale starts from 0.
     """
@@ -63,11 +63,11 @@ def _offset_strengths(latents: torch.Tensor, options: NoiseOptions, generator: t
 
 
 def add_pyramid(noise: torch.Tensor, num_levels: int, discount: float, generator: torch.Generator) -> torch.Tensor:
-    """Adds `num_levels` levels of noise to `noise` (B, C, h, w), each coarser one weaker; deviation 1 over the batch.
+    """Adds `num_levels` levels of noise to `noise` (B, C, h, w), coarser ones weaker; normalised to unit variance.
 
     "Multi-Resolution Noise for Diffusion Model Training" (Whitaker, 2023). Level i has sides of 1/r^i, r drawn between
-    2 and 4 at each level, is interpolated linearly to the full size, and counts discount^i; the level that is down to
-    one row or column is the last. Level 0 is of full size: it counts as much as the noise given.
+    2 and 4 at each level, is interpolated linearly to the full size, and has the weight discount^i; the level that is
+    down to one row or column is the last. Level 0 has full size and the weight of the noise given.
     """
     height, width = noise.shape[2:]
     ratios = 2 + 2 * torch.rand(num_levels, generator=generator, device=noise.device)

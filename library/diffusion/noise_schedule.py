@@ -1,4 +1,4 @@
-"""The noise schedule: how much of an image is left at each timestep."""
+"""The noise schedule: alphas_cumprod, SNR, zero terminal SNR, and the training target."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """`alphas_cumprod` (T,) float32: the share of the signal's variance that is left at timestep t.
+    """`alphas_cumprod` (T,) float32: the fraction of the signal's variance that is left at timestep t.
 
     Notation of "Denoising Diffusion Probabilistic Models" (Ho et al., 2006.11239).
     """
@@ -22,7 +22,7 @@ class NoiseSchedule:
 
     @property
     def ends_in_noise(self) -> bool:
-        """Whether nothing is left of an image at the last timestep."""
+        """Whether the schedule has zero terminal SNR: pure noise at the last timestep."""
         return float(self.alphas_cumprod[-1]) == 0
 
     def to(self, device: torch.device) -> NoiseSchedule:
@@ -50,10 +50,10 @@ class NoiseSchedule:
 
 
 def rescale_to_zero_terminal_snr(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """The schedule (T,) stretched so that nothing is left of an image at the last timestep; the first stays.
+    """The schedule (T,) rescaled to zero terminal SNR; its first value is unchanged.
 
     Algorithm 1 of "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al., 2305.08891). A schedule
-    that ends so already stays as it is.
+    that has it already is unchanged.
     """
     signal = alphas_cumprod.double().sqrt()
     stretched = (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
@@ -67,7 +67,7 @@ def target_of(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
 ) -> torch.Tensor:
-    """What the denoiser should say: the noise ("epsilon") or the velocity ("v_prediction")."""
+    """The training target: the noise ("epsilon") or the velocity ("v_prediction")."""
     if prediction_type == "v_prediction":
         return schedule.velocity(latents, noise, timesteps)
     return noise

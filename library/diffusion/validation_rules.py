@@ -1,4 +1,4 @@
-"""What the options of noise and loss ask for and a model, once it is known, does not allow."""
+"""Checks of the noise and loss options against the loaded model: its prediction type and noise schedule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_objective(noise: NoiseOptions, loss: LossOptions, prediction_type: str, schedule: NoiseSchedule) -> None:
-    """Raises `UserError` for options that are not for a model of this kind; logs a warning for a questionable one.
+    """Raises `UserError` for options that do not fit the prediction type; warns of zero terminal SNR with epsilon.
 
     `schedule`: the one that is trained on, rescaled where `--zero_terminal_snr` asks for it.
     """
@@ -24,8 +24,8 @@ def check_objective(noise: NoiseOptions, loss: LossOptions, prediction_type: str
     ])  # fmt: skip
     if schedule.ends_in_noise and prediction_type != "v_prediction":
         logger.warning(
-            "%s: the noise schedule ends in noise alone, where a model that predicts noise, as this one does, learns"
-            " nothing of images; zero terminal SNR is for models that predict v",
+            "%s: zero terminal SNR is for v-prediction models; this one predicts noise (epsilon) and gets no training"
+            " signal at the last timestep",
             _cause(noise),
         )
 
@@ -38,12 +38,12 @@ def _kind_problems(loss: LossOptions, prediction_type: str) -> Iterator[UserErro
     predicts_v = prediction_type == "v_prediction"
     if loss.scale_v_pred_loss_like_noise_pred and not predicts_v:
         yield UserError(
-            "--scale_v_pred_loss_like_noise_pred is for models that predict v, and this one predicts noise",
-            hint="leave it out; or give --v_parameterization where the model predicts v unsaid, or is to learn it",
+            "--scale_v_pred_loss_like_noise_pred is for v-prediction models; this one predicts noise (epsilon)",
+            hint="leave it out, or give --v_parameterization if the model predicts v or is to be trained to",
         )
     if loss.v_pred_like_loss and predicts_v:
         yield UserError(
-            "--v_pred_like_loss is for models that predict noise, and this one predicts v",
+            "--v_pred_like_loss is for models that predict noise (epsilon); this one predicts v",
             hint="leave it out; --scale_v_pred_loss_like_noise_pred is its counterpart",
         )
 
@@ -66,7 +66,7 @@ def _schedule_problems(
         ):
             if is_given:
                 yield UserError(
-                    f"{flag} has no bound on a schedule that ends in noise alone ({_cause(noise)}), as this model"
-                    " predicts noise",
-                    hint=f"leave out {flag}, or train without zero terminal SNR, which is for models that predict v",
+                    f"{flag}: the weight is infinite at zero terminal SNR ({_cause(noise)}) of a model that predicts"
+                    " noise (epsilon)",
+                    hint=f"leave out {flag}, or train without zero terminal SNR, which is for v-prediction models",
                 )

@@ -1,0 +1,1 @@
+"""Training methods: LoRA and other adapters, full fine-tuning, textual inversion."""

@@ -89,8 +89,8 @@ ZERO = {"zero_terminal_snr": True}
 REFUSED = {
     "scaled like noise, noise": ({}, {"scale_v_pred_loss_like_noise_pred": True}, "epsilon", "--scale_v_pred_loss"),
     "like v, v": ({}, {"v_pred_like_loss": 0.1}, "v_prediction", "--v_pred_like_loss"),
-    "debiased without bound": (ZERO, {"debiased_estimation_loss": True}, "epsilon", "--debiased_estimation_loss"),
-    "like v without bound": (ZERO, {"v_pred_like_loss": 0.1}, "epsilon", "--v_pred_like_loss"),
+    "debiased at zero SNR": (ZERO, {"debiased_estimation_loss": True}, "epsilon", "--debiased_estimation_loss"),
+    "like v at zero SNR": (ZERO, {"v_pred_like_loss": 0.1}, "epsilon", "--v_pred_like_loss"),
     "too late a start": ({"min_timestep": 1000}, {}, "epsilon", "--min_timestep 1000"),
     "too late an end": ({"max_timestep": 1001}, {}, "epsilon", "--max_timestep 1001"),
 }
@@ -105,7 +105,7 @@ def test_what_a_model_does_not_allow_is_refused(name):
     assert caught.value.hint
 
 
-def test_zero_terminal_snr_is_for_models_that_predict_v(caplog):
+def test_zero_terminal_snr_is_for_v_prediction_models(caplog):
     caplog.set_level(logging.WARNING)
     every_weight = LossOptions(
         min_snr_gamma=5.0, scale_v_pred_loss_like_noise_pred=True, debiased_estimation_loss=True, loss_type="huber"
@@ -114,7 +114,7 @@ def test_zero_terminal_snr_is_for_models_that_predict_v(caplog):
     check_objective(NoiseOptions(), LossOptions(v_pred_like_loss=0.1), "epsilon", schedule())
     assert caplog.text == ""
     check_objective(NoiseOptions(**ZERO), LossOptions(min_snr_gamma=5.0), "epsilon", RESCALED)
-    assert "--zero_terminal_snr" in caplog.text and "predict v" in caplog.text
+    assert "--zero_terminal_snr" in caplog.text and "v-prediction" in caplog.text
     caplog.clear()
     check_objective(NoiseOptions(), LossOptions(), "epsilon", RESCALED)  # as the model's own scheduler says
     assert "rescale_betas_zero_snr" in caplog.text

@@ -183,8 +183,8 @@ def test_a_model_of_v_trains_with_everything_at_once(data, base_of_v, tmp_path):
 
 
 REFUSED = {
-    "--scale_v_pred_loss_like_noise_pred is for models that predict v": {"scale_v_pred_loss_like_noise_pred": True},
-    "--debiased_estimation_loss has no bound": {"debiased_estimation_loss": True, "zero_terminal_snr": True},
+    "--scale_v_pred_loss_like_noise_pred is for v-prediction models": {"scale_v_pred_loss_like_noise_pred": True},
+    "--debiased_estimation_loss: the weight is infinite": {"debiased_estimation_loss": True, "zero_terminal_snr": True},
     "--max_timestep 1200": {"max_timestep": 1200},
     "--v_pred_like_loss is for models that predict noise": {"v_pred_like_loss": 0.1, "v_parameterization": True},
 }
