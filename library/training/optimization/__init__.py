@@ -1,1 +1,1 @@
-"""Optimizers, learning rates and their schedules, and the EMA of the weights."""
+"""Optimizers, learning rates, learning-rate schedules, and the EMA of the trained weights."""

@@ -1,4 +1,4 @@
-"""The moving average of what is trained (`--ema`)."""
+"""EMA: the exponential moving average of the trained weights (`--ema`)."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ logger = logging.getLogger(__name__)
 
 
 def check_average(options: AverageOptions, num_steps: int) -> None:
-    """Warns of an average that never begins in a run of `num_steps`."""
+    """Warns of an EMA that would not start within a run of `num_steps`."""
     if options.ema and options.ema_start_step > num_steps:
         logger.warning(
-            "--ema does nothing: it begins with step %d (--ema_start_step), and the run has %d",
+            "--ema does nothing: it starts at step %d (--ema_start_step), and the run has only %d steps",
             options.ema_start_step,
             num_steps,
         )
 
 
 class WeightEMA:
-    """An exponential moving average of parameters, in float32, beside them on their device.
+    """An exponential moving average (EMA) of parameters, in float32, on the device of each parameter.
 
-    It begins as the weights after step `start_step` (at the earliest the first). With the n-th step from then on,
-    average = d * average + (1 - d) * weights, d = min(decay, (1 + n) / (10 + n)): the memory is short at first and
-    grows to `decay`, so that what the weights were early on is forgotten in short runs too.
+    It starts as a copy of the weights after step `ema_start_step` (at the earliest the first). At the n-th step after
+    that, average = d * average + (1 - d) * weights with d = min(decay, (1 + n) / (10 + n)): the decay warms up to
+    `decay`, so that short runs forget their early weights too.
     """
 
     def __init__(self, params: Sequence[torch.nn.Parameter], options: AverageOptions):
         self._params = list(params)
         self._options = options
-        self._averages: list[torch.Tensor] = []  # empty until it begins
+        self._averages: list[torch.Tensor] = []  # empty until it starts
         self._num_updates = 0
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Call when optimizer step `step`, counted from 1, is made."""
+        """Call after optimizer step `step`, counted from 1."""
         if step < self._options.ema_start_step:
             return
         if not self._averages:
@@ -55,7 +55,7 @@ class WeightEMA:
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Within it the parameters have the average's values; afterwards their own, bit for bit."""
+        """Inside the context the parameters hold the averaged values; afterwards their own again, bit for bit."""
         if not self._averages:
             yield
             return
@@ -70,12 +70,12 @@ class WeightEMA:
         return {"averages": self._averages, "num_updates": self._num_updates}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a `state`. Raises `UserError` when it is of other parameters."""
+        """Restores a `state`. Raises `UserError` when it belongs to other parameters."""
         averages = state["averages"]
         if averages and [each.shape for each in averages] != [param.shape for param in self._params]:
             raise UserError(
-                "--resume: the state's moving average is of other weights than those that are trained",
-                hint="give the options of the run that saved it, or leave --ema out",
+                "--resume: the state's moving average (EMA) has other shapes than the trained weights",
+                hint="use the options of the run that saved it, or leave --ema out",
             )
         self._averages = [
             average.to(param.device, copy=True) for average, param in zip(averages, self._params, strict=False)

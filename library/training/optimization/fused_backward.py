@@ -1,9 +1,9 @@
-"""The optimizer's steps inside the backward pass: each parameter learns as soon as its gradient is there.
+"""Fused backward pass: the optimizer updates each parameter as soon as its gradient is computed.
 
-Gradients of all parameters are then never in memory together ("Full Parameter Fine-tuning for Large Language Models
-with Limited Resources", Lv et al., 2306.09782). What is learned is the same, bit for bit, but for the limit of the
-gradient's norm: the norm of the whole is not known when the first parameter learns, so that each parameter's own is
-limited.
+The gradients of all parameters are then never in memory together ("Full Parameter Fine-tuning for Large Language
+Models with Limited Resources", Lv et al., 2306.09782). The trained weights are the same, bit for bit, except for
+gradient clipping: the norm of all gradients is not known when the first parameter is updated, so each parameter's
+gradient is clipped by its own norm.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FLAG = "--fused_backward_pass"
-OPTIMIZERS = ("AdamW", "AdaFactor")  # what they do to one parameter depends on no other
+OPTIMIZERS = ("AdamW", "AdaFactor")  # each parameter's update depends on no other parameter
 
 
 def fused_backward_problems(training: TrainingOptions, optimizer: OptimizerOptions) -> Iterator[UserError]:
-    """What can be said without a device. Imports no torch."""
+    """What can be checked without a device. Imports no torch."""
     if not training.fused_backward_pass:
         return
     name = optimizer.optimizer
     if find_optimizer(name) not in [find_optimizer(known) for known in OPTIMIZERS]:
         yield UserError(
-            f"{_FLAG} with --optimizer_type {name}: it cannot step for one parameter at a time",
+            f"{_FLAG} with --optimizer_type {name}: this optimizer cannot update one parameter at a time",
             hint=f"use {' or '.join(OPTIMIZERS)}, or leave {_FLAG} out",
         )
 
 
 def check_fused_backward(training: TrainingOptions, num_processes: int) -> None:
-    """Raises `UserError` where several processes would each go their own way."""
+    """Raises `UserError` with several processes: each would update its weights before the gradient all-reduce."""
     if training.fused_backward_pass and num_processes > 1:
         raise UserError(
-            f"{_FLAG} with {num_processes} processes: gradients are summed when all are there",
+            f"{_FLAG} with {num_processes} processes: gradients are summed (all-reduced) after the backward pass",
             hint="leave it out, or train with one process",
         )
 
 
 class SkippedUpdates:
-    """The weights that backward passes left as they were, as their gradients were not finite."""
+    """Counts parameters that were not updated because their gradients were non-finite (NaN or inf)."""
 
     def __init__(self) -> None:
         self._num_params = 0
@@ -65,12 +65,12 @@ class SkippedUpdates:
 
 
 def step_in_backward(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> SkippedUpdates:
-    """From now on, a backward pass steps; afterwards no parameter has a gradient, and `step` finds nothing to do.
+    """Registers hooks that step in each backward pass; no parameter has a gradient after it, and `step` does nothing.
 
-    A parameter whose gradient is not finite is left as it is, and counted in what is given back.
+    A parameter whose gradient is non-finite is not updated, and is counted in the result.
     """
     if max_grad_norm:
-        logger.info("%s: --max_grad_norm %g limits the gradient of each parameter by itself", _FLAG, max_grad_norm)
+        logger.info("%s: --max_grad_norm %g clips each parameter's gradient separately", _FLAG, max_grad_norm)
     skipped_updates = SkippedUpdates()
     for index, group in enumerate(optimizer.param_groups):
         for param in group["params"]:
@@ -93,7 +93,7 @@ def _step_for_one(
         skipped_updates.add()
         param.grad = None
         return
-    groups = optimizer.param_groups  # looked up each time: a resume makes new ones
+    groups = optimizer.param_groups  # looked up each time: a resume replaces them
     group = groups[index]
     params = group["params"]
     group["params"], optimizer.param_groups = [param], [group]

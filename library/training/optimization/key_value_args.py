@@ -1,4 +1,4 @@
-"""`key=value` arguments of optimizers and schedules: what they say, and what is wrong with them. Imports no torch."""
+"""Parses and checks the `key=value` arguments of optimizers and schedules. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from library.cli.errors import UserError, nearest_name
 
 _NEXT_PAIR = re.compile(r"\s+(?=[A-Za-z_]\w*\s*=)")
 _WORD = re.compile(r"[A-Za-z_][\w.:/-]*")
-# words that are meant as a value which Python spells otherwise
+# words for values that Python spells differently
 _MEANT = {"true": "True", "false": "False", "none": "None", "null": "None", "nan": "a number"}
 
 
 def read_pairs(
     flag: str, arguments: Sequence[str], texts: Collection[str] = ()
 ) -> tuple[dict[str, Any], list[UserError]]:
-    """The values of `key=value` arguments of the option `flag`, by key, and what is wrong with the others.
+    """The parsed values of the `key=value` arguments of option `flag`, by key, and the errors in the others.
 
-    Values are Python literals (`.9,.999` is a tuple, `'a b'` a text), `inf`, or a single word, which is a text. Those
-    of the keys `texts` are taken as they stand. One argument may hold several pairs: "a=1 b=2".
+    Values are Python literals (`.9,.999` is a tuple, `'a b'` a string), `inf`, or a single word, which is a string.
+    Values of the keys in `texts` stay strings. One argument may hold several pairs: "a=1 b=2".
     """
     values: dict[str, Any] = {}
     problems = []
@@ -37,14 +37,14 @@ def read_pairs(
         try:
             values[key] = text if key in texts and not _is_quoted(text) else _value(text)
         except ValueError as error:
-            problems.append(UserError(f"{flag} {pair}: {text!r} is no value", hint=f"write {key}={error}"))
+            problems.append(UserError(f"{flag} {pair}: {text!r} is not a valid value", hint=f"write {key}={error}"))
     return values, problems
 
 
 def pairs_in(argument: str) -> list[str]:
-    """The `key=value` pairs of one argument: `a=1 b=2`, as some files hold it, is two, but a text in quotes is one.
+    """The `key=value` pairs of one argument: `a=1 b=2`, as some files have it, is two, but a quoted string is one.
 
-    An empty text is none.
+    An empty string has none.
     """
     text = argument.partition("=")[2].strip()
     return [argument] if _is_quoted(text) else [piece for piece in _NEXT_PAIR.split(argument.strip()) if piece]
@@ -58,7 +58,7 @@ def _is_quoted(text: str) -> bool:
 
 
 def _value(text: str) -> Any:
-    """Raises `ValueError` that says what to write instead."""
+    """The parsed value. Raises `ValueError` whose text is what to write instead."""
     try:
         return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -86,13 +86,13 @@ def unknown_arguments(flag: str, given: Mapping[str, Any], valid: Sequence[str],
 
 
 def unfit_values(flag: str, given: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> list[UserError]:
-    """An error for each value of another kind than the parameter's default: one number for two, a text for a number."""
+    """An error for each value of another type than the parameter's default: one number for two, text for a number."""
     problems = []
     for key, value in given.items():
         default = parameters[key].default if key in parameters else None
         if value is not None and not _is_like(value, default):
             shown = f"give {key}={','.join(map(str, default)) if isinstance(default, tuple) else default} or the like"
-            problems.append(UserError(f"{flag} {key}={value} is not the kind of value that it takes", hint=shown))
+            problems.append(UserError(f"{flag} {key}={value} has the wrong type", hint=shown))
     return problems
 
 

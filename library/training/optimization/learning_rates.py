@@ -1,4 +1,4 @@
-"""Learning rates of a run: what each step really used, kept until it is wanted."""
+"""The learning rates that each step actually used, kept until they are logged."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ Rate = float | torch.Tensor
 
 
 class RateHistory:
-    """The rates of the steps done, under the names they have in logs.
+    """The learning rates of past steps, under their names in the logs.
 
-    `lr/<group>` is the rate; where the optimizer estimates a factor `d` (D-Adaptation, Prodigy), `lr/d*lr-<group>` is
-    the rate that it really used.
+    `lr/<group>` is the learning rate; where the optimizer estimates a factor `d` (D-Adaptation, Prodigy),
+    `lr/d*lr-<group>` is the effective rate.
     """
 
     def __init__(self, names: Sequence[str], optimizer: torch.optim.Optimizer):
-        """names: of the optimizer's groups, in their order; one that several groups have is numbered from 1."""
+        """names: of the optimizer's parameter groups, in order; a name that several groups have is numbered from 1."""
         self._names = _distinct(names)
         self._optimizer = optimizer
         self._before: dict[str, Rate] = {}
         self._waiting: dict[int, dict[str, Rate]] = {}
 
     def before_step(self) -> None:
-        """Call before the optimizer's step: the schedule then sets the rates of the next one."""
+        """Call before the optimizer's step: the schedule sets the rates of the next step after it."""
         self._before = self._now()
 
     def after_step(self, step: int) -> None:
-        """Call when optimizer and schedule have made step `step`."""
-        # AdaFactor's relative step is known only when the step is made
+        """Call after the optimizer and the schedule have made step `step`."""
+        # AdaFactor's relative step size is known only after the step
         makes_own = any(group.get("relative_step") for group in self._optimizer.param_groups)
         self._waiting[step] = self._now() if makes_own else self._before
 
@@ -44,7 +44,7 @@ class RateHistory:
         return rates
 
     def fetch(self, step: int) -> dict[str, float]:
-        """The rates of a step, once; waits for the device where a rate is a tensor there."""
+        """The rates of a step, returned once; waits for the device where a rate is a tensor on it."""
         return {name: float(rate) for name, rate in self._waiting.pop(step, {}).items()}
 
 
@@ -63,14 +63,14 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 class AdafactorRates(LambdaLR):
-    """Shows, as a schedule does, the rate at which each group's first parameter took its last step.
+    """Reports, as a learning-rate schedule does, the rate that AdaFactor set itself in the last step of each group.
 
-    That of `transformers` looks for gradients to tell which groups stepped: it loses count when a part of the model
-    stops learning, and when gradients are gone by then.
+    It is the rate of the group's first parameter. The class in `transformers` looks at gradients to see which groups
+    stepped: it miscounts when part of the model is no longer trained, and when gradients are already freed.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, initial_rate: float):
-        """`initial_rate`: shown before the first step."""
+        """`initial_rate`: reported before the first step."""
         for group in optimizer.param_groups:
             group["initial_lr"] = initial_rate
         super().__init__(optimizer, lambda step: 1.0)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules of `--lr_scheduler_type`: any class, made with `--lr_scheduler_args`."""
+"""Learning-rate schedules of `--lr_scheduler_type`: any scheduler class, built with `--lr_scheduler_args`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     import torch
     from torch.optim.lr_scheduler import LRScheduler
 
-HOME = "torch.optim.lr_scheduler"  # of the classes that are named without a module
+HOME = "torch.optim.lr_scheduler"  # module of classes that are named without one
 
 
 def is_schedule_class(name: str) -> bool:
-    """Whether a name is that of a class: one of `torch.optim.lr_scheduler`, or any `module.Class`.
+    """Whether a name is a scheduler class of `torch.optim.lr_scheduler`, or has the form `module.Class`.
 
-    Read from torch's source, since importing it takes seconds; whether another module has the class is not looked at.
+    Read from torch's source, since importing it takes seconds; whether another module has the class is not checked.
     """
     if "." in name:
         return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name) is not None
@@ -41,7 +41,7 @@ def is_schedule_class(name: str) -> bool:
 
 
 def find_schedule_class(name: str) -> type[LRScheduler]:
-    """The class `module.Class`, or that of torch's schedules. Raises `UserError` when there is none."""
+    """The class `module.Class`, or the one of `torch.optim.lr_scheduler`. Raises `UserError` when there is none."""
     from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
     module_name, _, class_name = name.rpartition(".")
@@ -49,7 +49,7 @@ def find_schedule_class(name: str) -> type[LRScheduler]:
         module = importlib.import_module(module_name or HOME)
     except ImportError as error:
         raise UserError(
-            f"--lr_scheduler_type {name} cannot be imported: {error}", hint="install what it needs, or mend the name"
+            f"--lr_scheduler_type {name} cannot be imported: {error}", hint="install its package, or check the name"
         ) from None
     found = getattr(module, class_name, None)
     if not (inspect.isclass(found) and issubclass(found, LRScheduler)):
@@ -58,19 +58,19 @@ def find_schedule_class(name: str) -> type[LRScheduler]:
         ]
         nearest = nearest_name(class_name, known)
         raise UserError(
-            f"--lr_scheduler_type {name} is no learning-rate schedule",
+            f"--lr_scheduler_type {name} is not a learning-rate scheduler class",
             hint=f"did you mean {nearest}?" if nearest else f"give a class of {HOME}, or module.Class",
         )
     if issubclass(found, ReduceLROnPlateau):
         raise UserError(
-            f"--lr_scheduler_type {name} follows a measured value, not the steps",
+            f"--lr_scheduler_type {name} depends on a measured value, not on the step",
             hint="choose a schedule that is a function of the step",
         )
     return found
 
 
 def check_schedule_class(name: str, arguments: Sequence[str]) -> type[LRScheduler]:
-    """The class, whose constructor takes the arguments. Raises `UserError` for what it does not take, or lacks."""
+    """The class, after a check of its arguments. Raises `UserError` for unknown, missing or unfit arguments."""
     found = find_schedule_class(name)
     values, problems = read_pairs(FLAG, arguments)
     raise_together(problems)
@@ -84,44 +84,44 @@ def check_schedule_class(name: str, arguments: Sequence[str]) -> type[LRSchedule
 
 
 def check_length(name: str, arguments: Sequence[str], num_steps: int) -> None:
-    """Steps through the whole run. Raises `UserError` for a schedule that ends before it, as OneCycleLR can."""
+    """Steps through the whole run. Raises `UserError` for a schedule that ends before the run, as OneCycleLR can."""
     import torch
 
     values, _ = read_pairs(FLAG, arguments)
-    # with a momentum, since some let it go up and down with the rate
+    # with momentum, since some schedules cycle it with the learning rate
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
     try:
         schedule = find_schedule_class(name)(optimizer, **values)
     except (TypeError, ValueError, KeyError, AttributeError):
-        return  # it may need the optimizer of the run, which it is made for later
+        return  # it may need the real optimizer, with which it is built later
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # this optimizer never steps
+        warnings.simplefilter("ignore")  # that the optimizer never steps
         for step in range(1, num_steps + 1):
             try:
                 schedule.step()
             except (ValueError, ArithmeticError, LookupError) as error:
                 raise UserError(
                     f"--lr_scheduler_type {name} ends with step {step} of {num_steps}: {first_line(error)}",
-                    hint=f"let {FLAG} give it as many steps as the run has",
+                    hint=f"give it as many steps as the run has, in {FLAG}",
                 ) from None
 
 
 def make_schedule_of_class(optimizer: torch.optim.Optimizer, name: str, arguments: Sequence[str]) -> LRScheduler:
-    """A schedule of the class. Raises `UserError` when it refuses, or has a state that a later run could not read."""
+    """An instance of the class. Raises `UserError` when its constructor fails, or its state cannot be reloaded."""
     found = check_schedule_class(name, arguments)
     values, _ = read_pairs(FLAG, arguments)
     try:
         schedule = found(optimizer, **values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(
-            f"--lr_scheduler_type {name} cannot be made: {first_line(error)}", hint=f"look at its arguments: {FLAG}"
+            f"--lr_scheduler_type {name} cannot be created: {first_line(error)}", hint=f"check its arguments: {FLAG}"
         ) from None
     _check_state(name, schedule.state_dict())
     return schedule
 
 
 def _check_state(name: str, state: dict[str, Any]) -> None:
-    """A state that cannot be read again would be found out on the day of need."""
+    """Saves and loads the state once: otherwise an unreadable one would show only at `--resume`."""
     import torch
 
     kept = io.BytesIO()
@@ -131,6 +131,6 @@ def _check_state(name: str, state: dict[str, Any]) -> None:
         torch.load(kept, weights_only=True)
     except (pickle.PickleError, AttributeError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"--lr_scheduler_type {name} has a state that cannot be saved and read again: {first_line(error)}",
-            hint="give the class a state_dict() of numbers, texts, lists, dicts and tensors",
+            f"--lr_scheduler_type {name} has a state that cannot be saved and loaded: {first_line(error)}",
+            hint="its state_dict() may hold numbers, strings, lists, dicts and tensors only",
         ) from None

@@ -1,4 +1,4 @@
-"""The curves of learning rates: a factor for each optimizer step. A new one is a row of `SCHEDULES`.
+"""Learning-rate schedules: a factor of the learning rate for each optimizer step. A new one is a row of `SCHEDULES`.
 
 Imports no torch: the options take their choices from the table.
 """
@@ -16,7 +16,7 @@ from library.training.optimization.key_value_args import read_pairs, unknown_arg
 
 @dataclass(frozen=True)
 class LRCurve:
-    """What the course of a rate depends on. Steps are optimizer steps, counted from 0."""
+    """The parameters of a learning-rate schedule. Steps are optimizer steps, counted from 0."""
 
     num_steps: int
     warmup: int = 0
@@ -25,11 +25,11 @@ class LRCurve:
     power: float = 1.0
     timescale: int | None = None
     min_ratio: float = 0.0
-    end_ratio: float = 0.0  # the rate at the end of `polynomial` as a share of the first
+    end_ratio: float = 0.0  # final learning rate of `polynomial` as a fraction of the initial one
     step_rules: StepRules | None = None
 
     def progress(self, step: int) -> float:
-        """How much of the steps after the warm-up is done: 0 to 1, and above when the run is longer."""
+        """The fraction of the steps after the warm-up that is done: 0 to 1, above 1 when the run is longer."""
         return (step - self.warmup) / max(1, self.num_steps - self.warmup)
 
 
@@ -42,12 +42,12 @@ def _linear(step: int, curve: LRCurve) -> float:
 
 
 def _cosine(step: int, curve: LRCurve) -> float:
-    """`num_cycles` half waves: one leads from 1 to 0. SGDR, arXiv:1608.03983, equation 5, without a restart."""
+    """`num_cycles` half periods: one falls from 1 to 0. SGDR, arXiv:1608.03983, equation 5, without a restart."""
     return max(0.0, 0.5 * (1 + math.cos(math.pi * curve.num_cycles * curve.progress(step))))
 
 
 def _cosine_with_restarts(step: int, curve: LRCurve) -> float:
-    """`num_cycles` times from 1 to 0, with a jump back to 1 between. SGDR, arXiv:1608.03983, equation 5."""
+    """`num_cycles` cycles from 1 to 0, each restarting at 1. SGDR, arXiv:1608.03983, equation 5."""
     progress = curve.progress(step)
     return 0.0 if progress >= 1 else 0.5 * (1 + math.cos(math.pi * (curve.num_cycles * progress % 1)))
 
@@ -68,7 +68,7 @@ def _cosine_with_min_lr(step: int, curve: LRCurve) -> float:
 
 
 def _warmup_stable_decay(step: int, curve: LRCurve) -> float:
-    """1 up to the last `decay` steps, then half waves of a cosine down to `min_ratio`. arXiv:2404.06395, section 4."""
+    """1 up to the last `decay` steps, then cosine half periods down to `min_ratio`. arXiv:2404.06395, section 4."""
     start = curve.num_steps - curve.decay
     if step < start:
         return 1.0
@@ -85,12 +85,12 @@ def _piecewise_constant(step: int, curve: LRCurve) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A row of the table."""
+    """A named schedule: a row of the table."""
 
-    factor: Callable[[int, LRCurve], float]  # of a step after the warm-up
+    factor: Callable[[int, LRCurve], float]  # at a step after the warm-up
     has_warmup: bool = True
     warmup_from_min_ratio: bool = False  # the warm-up rises from `min_ratio`, not from 0
-    reads: tuple[str, ...] = ()  # the options that it depends on, beside the warm-up
+    reads: tuple[str, ...] = ()  # the options that it uses, besides the warm-up
 
 
 SCHEDULES: dict[str, Schedule] = {
@@ -108,7 +108,7 @@ SCHEDULES: dict[str, Schedule] = {
         reads=("lr_decay_steps", "lr_scheduler_num_cycles", "lr_scheduler_min_lr_ratio"),
     ),
     "piecewise_constant": Schedule(_piecewise_constant, has_warmup=False),
-    "adafactor": Schedule(_constant, has_warmup=False),  # AdaFactor's relative_step makes the rate
+    "adafactor": Schedule(_constant, has_warmup=False),  # AdaFactor's relative_step sets the learning rate
 }
 
 
@@ -118,9 +118,9 @@ RULES_HINT = f'for instance {FLAG} "step_rules=1:100,0.1:200,0.01" (factor:up to
 
 @dataclass(frozen=True)
 class StepRules:
-    """Factors that hold up to a step each, and the one that holds from then on."""
+    """Piecewise constant factors: each holds up to a step, `last` from the last of these on."""
 
-    bounds: tuple[tuple[int, float], ...]  # (step before which it holds, factor), by step
+    bounds: tuple[tuple[int, float], ...]  # (end step, exclusive; factor), in order
     last: float
 
 
@@ -154,7 +154,7 @@ def _step_rules(value: str) -> StepRules:
     return StepRules(tuple(bounds), last_factor)
 
 
-# which arguments a named schedule takes, each with what reads its value; a class takes those of its constructor
+# arguments of named schedules, each with its parser; a class takes those of its constructor
 ARGUMENTS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "cosine": {"num_cycles": _positive},
     "polynomial": {"lr_end": _not_negative},
@@ -162,11 +162,11 @@ ARGUMENTS: dict[str, dict[str, Callable[[Any], Any]]] = {
 }
 
 
-TEXTS = ("step_rules",)  # values that are no Python literals
+TEXTS = ("step_rules",)  # values that are not Python literals
 
 
 def read_schedule_args(schedule: str, arguments: Sequence[str]) -> tuple[dict[str, Any], list[UserError]]:
-    """What `--lr_scheduler_args` give to the named schedule, and everything that is wrong with them."""
+    """The parsed `--lr_scheduler_args` of a named schedule, and all errors in them."""
     given, problems = read_pairs(FLAG, arguments, TEXTS)
     known = ARGUMENTS.get(schedule, {})
     problems += unknown_arguments(FLAG, given, list(known), schedule)
@@ -176,7 +176,7 @@ def read_schedule_args(schedule: str, arguments: Sequence[str]) -> tuple[dict[st
             if key in known:
                 values[key] = known[key](value)
         except ValueError as error:
-            problems.append(UserError(f"{FLAG} {key}={value} is not right", hint=f"give {error}"))
+            problems.append(UserError(f"{FLAG} {key}={value} is not valid", hint=f"give {error}"))
     if schedule == "piecewise_constant" and "step_rules" not in given:
         problems.append(UserError("--lr_scheduler piecewise_constant needs the argument step_rules", hint=RULES_HINT))
     return values, problems

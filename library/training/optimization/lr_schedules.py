@@ -1,4 +1,4 @@
-"""Makes the learning-rate schedule that the options name, and fits it into the run. The curves: `schedule_curves`."""
+"""Builds the learning-rate schedule that the options name, and checks it against the run. Curves: `lr_curves`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# options that only some schedules read, and their defaults
-_SHAPING = {
+# options that only some schedules use, and their defaults
+_CURVE_OPTIONS = {
     "lr_decay_steps": 0,
     "lr_scheduler_num_cycles": 1,
     "lr_scheduler_power": 1.0,
@@ -30,7 +30,7 @@ _DEFAULT_LR_END = 1e-7  # of `polynomial`
 
 
 def steps_of(share: int | float, num_steps: int) -> int:
-    """A whole number stands for itself, a fraction (a value below 1, or one given in percent) for a share of steps."""
+    """A number of steps: an int as it is, a float (a value below 1, or a percentage) as a fraction of all steps."""
     return int(share * num_steps) if isinstance(share, float) else share
 
 
@@ -40,32 +40,32 @@ def warmup_steps(options: OptimizerOptions, num_steps: int) -> int:
 
 
 def schedule_name(options: OptimizerOptions) -> str:
-    """The schedule that is used: an optimizer that makes its own rate has no other than `adafactor`."""
+    """The schedule in use: `adafactor` for an optimizer that sets its own learning rate."""
     return "adafactor" if needs_adafactor_schedule(options) else options.schedule_class or options.lr_scheduler
 
 
 def schedule_kind(options: OptimizerOptions) -> str:
-    """What the state of a schedule belongs to: the named schedules share one form, classes have their own."""
+    """The kind of schedule that a state can be loaded into: all named schedules are one kind, each class its own."""
     name = schedule_name(options)
     return name if name == "adafactor" or options.schedule_class else "a named schedule"
 
 
 def check_lr_schedule(options: OptimizerOptions, num_steps: int) -> None:
-    """Warns of options that the schedule does not read. Raises `UserError` where it does not fit into the run."""
+    """Warns of options that the schedule does not use. Raises `UserError` where it does not fit the run."""
     name = schedule_name(options)
     reads = SCHEDULES[name].reads if name in SCHEDULES else ()
-    for option, default in _SHAPING.items():
+    for option, default in _CURVE_OPTIONS.items():
         if getattr(options, option) != default and option not in reads:
-            logger.warning("--%s is without effect: the schedule %s does not read it", option, name)
+            logger.warning("--%s has no effect: --lr_scheduler %s does not use it", option, name)
     if name == "adafactor" and not needs_adafactor_schedule(options):
         raise UserError(
-            "--lr_scheduler adafactor is the course of relative_step=True, which the optimizer has not",
-            hint="give another --lr_scheduler, constant for instance",
+            "--lr_scheduler adafactor needs --optimizer_type AdaFactor with relative_step=True",
+            hint="choose another --lr_scheduler, constant for instance",
         )
     if name != options.lr_scheduler and name == "adafactor":
-        logger.info("the optimizer makes its own rates: --lr_scheduler adafactor is used")
+        logger.info("the optimizer sets its own learning rate: --lr_scheduler adafactor is used")
         if options.lr_warmup_steps:
-            logger.warning("--lr_warmup_steps is without effect: the optimizer makes its own rates")
+            logger.warning("--lr_warmup_steps has no effect: the optimizer sets its own learning rate")
     if options.schedule_class:
         from library.training.optimization.lr_classes import check_length, check_schedule_class
 
@@ -73,29 +73,27 @@ def check_lr_schedule(options: OptimizerOptions, num_steps: int) -> None:
         check_length(options.schedule_class, options.lr_scheduler_args, num_steps)
     warmup, decay = warmup_steps(options, num_steps), steps_of(options.lr_decay_steps, num_steps)
     if name in SCHEDULES and SCHEDULES[name].has_warmup and warmup >= num_steps:
-        logger.warning(
-            "--lr_warmup_steps %d: the run ends after %d steps, before the learning rate is reached", warmup, num_steps
-        )
+        logger.warning("--lr_warmup_steps %d: the run ends after %d steps, before the warm-up does", warmup, num_steps)
     if "lr_decay_steps" in reads and warmup + decay > num_steps:
         raise UserError(
             f"--lr_warmup_steps {warmup} and --lr_decay_steps {decay} are more than the {num_steps} steps of the run",
-            hint="lower one of them, or give shares of all steps, such as 0.1",
+            hint="lower one of them, or give fractions of all steps, such as 0.1",
         )
 
 
 def lr_factor(options: OptimizerOptions, num_steps: int, base_rate: float = 1.0) -> Callable[[int], float]:
-    """The factor of the learning rate `base_rate` as a function of the optimizer step, counted from 0."""
+    """The factor of the learning rate `base_rate`, as a function of the optimizer step, counted from 0."""
     arguments, problems = read_schedule_args(options.lr_scheduler, options.lr_scheduler_args)
     assert not problems, "the options were checked"
     schedule = SCHEDULES[options.lr_scheduler]
     lr_end = arguments.get("lr_end", _DEFAULT_LR_END)
-    # 0.5 is the half wave of one course from 1 to 0: arguments count whole waves, the option half ones
-    waves = 2 * arguments.get("num_cycles", 0.5)
+    # the argument num_cycles counts whole periods (0.5 falls from 1 to 0), the option half periods
+    half_periods = 2 * arguments.get("num_cycles", 0.5)
     curve = LRCurve(
         num_steps=num_steps,
         warmup=warmup_steps(options, num_steps) if schedule.has_warmup else 0,
         decay=steps_of(options.lr_decay_steps, num_steps),
-        num_cycles=options.lr_scheduler_num_cycles if "lr_scheduler_num_cycles" in schedule.reads else waves,
+        num_cycles=options.lr_scheduler_num_cycles if "lr_scheduler_num_cycles" in schedule.reads else half_periods,
         power=options.lr_scheduler_power,
         timescale=options.lr_scheduler_timescale,
         min_ratio=options.lr_scheduler_min_lr_ratio or 0.0,
@@ -113,9 +111,9 @@ def lr_factor(options: OptimizerOptions, num_steps: int, base_rate: float = 1.0)
 
 
 def make_lr_schedule(optimizer: torch.optim.Optimizer, options: OptimizerOptions, num_steps: int) -> LRScheduler:
-    """A schedule that is stepped once per optimizer step, whatever the accumulation or number of processes.
+    """A schedule to be stepped once per optimizer step, whatever the gradient accumulation or number of processes.
 
-    Raises `UserError` when the class that `--lr_scheduler_type` names cannot be made.
+    Raises `UserError` when the class that `--lr_scheduler_type` names cannot be created.
     """
     from torch.optim.lr_scheduler import LambdaLR
 

@@ -1,4 +1,4 @@
-"""What is inside an optimizer: the weights it shows and those it trains, and its exact state."""
+"""Schedule-free train and eval modes of an optimizer, and loading its state exactly."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 
 def start_training(optimizer: torch.optim.Optimizer) -> None:
-    """To be called before the first step: a schedule-free optimizer does not step otherwise."""
+    """Call before the first step: a schedule-free optimizer has to be put in train mode."""
     if hasattr(optimizer, "train"):
         optimizer.train()
 
 
 @contextlib.contextmanager
 def schedulefree_eval(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Within it the parameters are those to sample from and to save.
+    """Inside the context the parameters are those to sample from, validate and save.
 
     A schedule-free optimizer ("The Road Less Scheduled", Defazio et al., 2405.15682) takes gradients at points y, while
-    its result is an average x of the steps; for others nothing is done. Afterwards every parameter is what it was,
-    bit for bit: going back from x to y by the optimizer's own formula would round.
+    its result is an average x of the steps; for other optimizers nothing is done. Afterwards every parameter is
+    restored bit for bit: going back from x to y by the optimizer's own formula would round.
     """
     if not hasattr(optimizer, "eval") or not hasattr(optimizer, "train"):
         yield
@@ -39,10 +39,10 @@ def schedulefree_eval(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def load_exactly(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Loads a `state_dict`, every tensor in the data type it was saved in.
+    """Loads a `state_dict`, every tensor in the dtype it was saved in.
 
-    PyTorch turns what belongs to a parameter into the parameter's type, and so rounds what an optimizer keeps more
-    exactly than a half-precision parameter. Raises `ValueError` for the state of other parameters.
+    PyTorch casts optimizer states to the dtype of their parameter, which rounds states that an optimizer keeps in a
+    higher precision than a half-precision parameter. Raises `ValueError` for the state of other parameters.
     """
     optimizer.load_state_dict(dict(state))
     params = [param for group in optimizer.param_groups for param in group["params"]]

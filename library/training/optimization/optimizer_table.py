@@ -1,4 +1,4 @@
-"""The optimizers that have a name, and how any other is named. A new one is a row of `OPTIMIZERS`.
+"""The table of optimizers, and how to find one by name. A new one is a row of `OPTIMIZERS`.
 
 Imports no torch: options are checked with this table.
 """
@@ -18,32 +18,32 @@ from library.cli.errors import UserError, nearest_name
 
 DEFAULT = "AdamW"
 
-# flags that are older than --optimizer_type, and the optimizer each stands for
+# older flags, and the --optimizer_type that each is an alias of
 ALIASES = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
 
 
 class LRSupport(Enum):
-    """Which learning rates of several groups an optimizer can honour."""
+    """Which learning rates of several parameter groups an optimizer supports."""
 
     ANY = auto()
-    SAME_OR_ZERO = auto()  # it finds one step size for all, and leaves groups of rate 0 alone
-    SAME = auto()  # it applies one rate to every group
+    SAME_OR_ZERO = auto()  # it finds one step size for all groups, and does not update those of learning rate 0
+    SAME = auto()  # it applies one learning rate to every group
 
 
 @dataclass(frozen=True)
 class OptimizerRow:
-    """Where an optimizer comes from, and what is special about it."""
+    """An optimizer: its class, its package, and its special properties."""
 
     path: str  # module.Class
-    package: str | None  # what pip installs; None when it is not known
-    added: Mapping[str, Any] = field(default_factory=dict)  # arguments it needs, unless --optimizer_args has them
+    package: str | None  # to install with pip; None when it is not known
+    added: Mapping[str, Any] = field(default_factory=dict)  # default arguments, unless --optimizer_args sets them
     rates: LRSupport = LRSupport.ANY
-    own_rate: str | None = None  # the argument that makes it set its rate itself
-    starts_at_zero: bool = True  # can take a first step of rate 0, as a warm-up gives
+    own_rate: str | None = None  # the argument with which it sets its own learning rate
+    starts_at_zero: bool = True  # supports a first step with learning rate 0, as in a warm-up
 
     @property
     def adapts(self) -> bool:
-        """It finds the step size itself; the learning rate is a factor near 1 of what it finds."""
+        """It estimates the step size itself; the learning rate is a factor of it, usually about 1."""
         return self.rates is not LRSupport.ANY
 
 
@@ -91,17 +91,17 @@ OPTIMIZERS: Mapping[str, OptimizerRow] = {
 
 # classes of torch.optim that this training cannot use
 UNFIT = {
-    "LBFGS": "computes the loss several times a step, which this training does not do",
-    "SparseAdam": "takes sparse gradients only, which nothing here has",
+    "LBFGS": "computes the loss several times per step, which is not supported here",
+    "SparseAdam": "needs sparse gradients, which no model here has",
 }
 
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def find_optimizer(name: str) -> OptimizerRow | None:
-    """The row of a name: of the table or a class of `torch.optim`, in any case of letters, or `module.Class`.
+    """The row of a name: one of the table or a class of `torch.optim` (both case-insensitive), or `module.Class`.
 
-    None for a name that is none of these. Whether the class of another package's path exists is not looked at.
+    None for any other name. Whether the class of another package exists is not checked.
     """
     rows = {known.lower(): row for known, row in OPTIMIZERS.items()}
     if name.lower() in rows:
@@ -114,7 +114,7 @@ def find_optimizer(name: str) -> OptimizerRow | None:
 
 
 def name_problems(name: str) -> Iterator[UserError]:
-    """What can be said against `--optimizer_type` without importing the optimizer."""
+    """Errors in `--optimizer_type` that show without importing the optimizer."""
     row = find_optimizer(name)
     last = "" if row is None else row.path.rpartition(".")[2]
     if row is None:
@@ -124,7 +124,7 @@ def name_problems(name: str) -> Iterator[UserError]:
         hint = f"did you mean {known[nearest]}?" if nearest else names
         yield UserError(f"--optimizer_type {name} is not known", hint=hint)
     elif not is_installed(row) and row.package is None:
-        # no pip install of what may be a slip: a stranger's package could bear that name
+        # no pip install of what may be a typo: a stranger's package could have that name
         yield UserError(
             f"--optimizer_type {name}: there is no module {row.path.split('.')[0]}",
             hint="check the name, or install the package that it comes from",
@@ -139,7 +139,7 @@ def name_problems(name: str) -> Iterator[UserError]:
 
 
 def _row_of_path(path: str) -> OptimizerRow:
-    """A class keeps what the table knows of it when it is given by its path."""
+    """The row of a class given by its path, with the special properties that the table has for it."""
     top, last = path.split(".")[0], path.split(".")[-1]
     for row in OPTIMIZERS.values():
         is_known = (row.path.split(".")[0], row.path.split(".")[-1]) == (top, last)
@@ -150,7 +150,7 @@ def _row_of_path(path: str) -> OptimizerRow:
 
 
 def averages_itself(name: str) -> bool:
-    """Whether the optimizer of that name is a schedule-free one: its result is an average of its steps."""
+    """Whether it is a schedule-free optimizer, whose result is already an average of its steps."""
     row = find_optimizer(name)
     return row is not None and row.path.split(".")[0] == "schedulefree"
 
@@ -171,7 +171,7 @@ def torch_names() -> tuple[str, ...]:
 
 
 def is_installed(row: OptimizerRow) -> bool:
-    """Whether the package of an optimizer is there; only looks, imports nothing."""
+    """Whether the package of an optimizer is installed; imports nothing."""
     try:
         return importlib.util.find_spec(row.path.split(".")[0]) is not None
     except (ValueError, ImportError):

@@ -1,6 +1,6 @@
-"""Makes the optimizer that the options name. Its names are the rows of `optimizer_table.OPTIMIZERS`.
+"""Builds the optimizer that the options name. Names are the rows of `optimizer_table.OPTIMIZERS`.
 
-Imports no torch before an optimizer is made or checked.
+Imports no torch before an optimizer is built or checked.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ logger = logging.getLogger(__name__)
 
 Groups = list[dict[str, Any]]
 
-# rates between these are no surprise to an optimizer that multiplies them with a step size of its own
+# usual learning rates of an optimizer that multiplies them with a step size of its own
 FACTOR_RANGE = (0.1, 10.0)
 
 
 def needs_adafactor_schedule(options: OptimizerOptions) -> bool:
-    """Whether the optimizer sets its rate itself, so that a schedule can only report it."""
+    """Whether the optimizer sets its own learning rate, so that a schedule can only report it."""
     row = _row(options)
     return row.own_rate is not None and bool(_all_arguments(options).get(row.own_rate))
 
 
 def check_optimizer(options: OptimizerOptions, device: torch.device | str = "cpu") -> None:
-    """Makes the optimizer for a parameter of no importance and lets it take a step, before anything is loaded.
+    """Builds the optimizer for a dummy parameter and takes one step, before a model is loaded.
 
-    Raises `UserError` for a class that is not there or needs another kind of training, and for bad arguments.
+    Raises `UserError` for a class that does not exist or is not supported, and for invalid arguments.
     """
     import torch
 
@@ -48,14 +48,14 @@ def check_optimizer(options: OptimizerOptions, device: torch.device | str = "cpu
     rate = None if needs_adafactor_schedule(options) else options.learning_rate or 1.0
     optimizer = _build(options, [{"params": [probe], "lr": rate}])
     probe.grad = torch.ones_like(probe)
-    with _refusals(options):
+    with _optimizer_errors(options):
         if hasattr(optimizer, "train"):
             optimizer.train()
         optimizer.step()
 
 
 def check_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> None:
-    """Warns of learning rates that the optimizer does not follow, and of unlikely ones. Raises `UserError` for 0."""
+    """Warns of learning rates that the optimizer does not use, and of unusual ones. Raises as `used_rates` does."""
     row, name = _row(options), options.optimizer
     if not row.adapts:
         return
@@ -65,11 +65,14 @@ def check_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> None
         raise UserError(f"--optimizer_type {name} cannot learn with rate 0", hint="give --learning_rate 1.0")
     if used != [group.learning_rate for group in groups]:
         logger.warning(
-            "--optimizer_type %s has one learning rate for all parts: %g, the first of %s", name, max(used), shown
+            "--optimizer_type %s uses one learning rate for all parameter groups: %g, the first of %s",
+            name,
+            max(used),
+            shown,
         )
     if not FACTOR_RANGE[0] <= max(used) <= FACTOR_RANGE[1]:
         logger.warning(
-            "--optimizer_type %s finds its step size itself and multiplies it with the learning rate: about 1.0"
+            "--optimizer_type %s estimates its step size and multiplies it with the learning rate: about 1.0"
             " is usual, not %s (--learning_rate)",
             name,
             shown,
@@ -77,10 +80,10 @@ def check_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> None
 
 
 def used_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> list[float]:
-    """The learning rate that each group is trained with.
+    """The learning rate that each parameter group is trained with.
 
-    An optimizer that finds one step size for all takes the first rate for every group; a group of rate 0 stays out
-    where the optimizer can leave one out. Raises `UserError` where it cannot.
+    An optimizer that estimates one step size for all groups takes the first nonzero rate for every group; a group of
+    rate 0 stays untrained. Raises `UserError` where the optimizer does not support that.
     """
     row, rates = _row(options), [group.learning_rate for group in groups]
     if not row.adapts:
@@ -88,16 +91,16 @@ def used_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> list[
     first = next((rate for rate in rates if rate), 0.0)
     if row.rates is LRSupport.SAME and first and 0 in rates:
         raise UserError(
-            f"--optimizer_type {options.optimizer} trains every part, and the learning rate of one is 0",
-            hint="choose another optimizer, or give all parts the same rate",
+            f"--optimizer_type {options.optimizer} does not support a learning rate of 0 for one parameter group",
+            hint="choose another optimizer, or give all groups the same learning rate",
         )
     return [first if rate else 0.0 for rate in rates]
 
 
 def make_optimizer(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
-    """The optimizer that the options name, each group at its own learning rate; says which arguments were added.
+    """The optimizer that the options name, each group at its own learning rate; logs which default arguments it adds.
 
-    Raises `UserError` when it refuses the arguments or the parameters; the rates are those that `check_rates` passed.
+    Raises `UserError` when the optimizer rejects its arguments or parameters. Call `check_rates` first.
     """
     row, name = _row(options), options.optimizer
     given = _given_arguments(options)
@@ -107,7 +110,7 @@ def make_optimizer(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> t
     is_own_rate = needs_adafactor_schedule(options)
     if is_own_rate:
         logger.info(
-            "%s sets its rate itself (%s=True): the learning rates given are not used",
+            "%s sets its own learning rate (%s=True): --learning_rate is not used",
             name,
             row.own_rate,
         )
@@ -116,14 +119,14 @@ def make_optimizer(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> t
 
 
 def optimizer_label(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> str:
-    """The class and its arguments as other programs show them: `torch.optim.sgd.SGD(momentum=0.9,nesterov=True)`."""
+    """The class and its arguments, as other programs show them: `torch.optim.sgd.SGD(momentum=0.9,nesterov=True)`."""
     kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
     arguments = ",".join(f"{key}={value}" for key, value in _all_arguments(options).items())
     return f"{kind}({arguments})" if arguments else kind
 
 
 def optimizer_class_path(options: OptimizerOptions) -> str:
-    """The class asked for, `module.Class`, whichever of its names was given."""
+    """The class of the optimizer, `module.Class`, by whichever name it was given."""
     return _row(options).path
 
 
@@ -151,23 +154,23 @@ def _build(options: OptimizerOptions, groups: Groups) -> torch.optim.Optimizer:
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         raise_together(unknown_arguments("--optimizer_args", arguments, valid, options.optimizer))
     raise_together(unfit_values("--optimizer_args", arguments, parameters))
-    if "lr" in parameters:  # some keep the constructor's rate beside those of the groups
+    if "lr" in parameters:  # some keep the constructor's learning rate besides those of the groups
         rates = [group["lr"] for group in groups if group["lr"] is not None]
         arguments["lr"] = max(rates, default=None)
-    with _refusals(options):
+    with _optimizer_errors(options):
         return kind(groups, **arguments)
 
 
 @contextlib.contextmanager
-def _refusals(options: OptimizerOptions) -> Iterator[None]:
-    """What an optimizer says against its arguments becomes a `UserError`; what it prints, a line of the log."""
+def _optimizer_errors(options: OptimizerOptions) -> Iterator[None]:
+    """Turns an optimizer's error into a `UserError`, and what it prints into a log line."""
     name, printed = options.optimizer, io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
             yield
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, ImportError) as error:
         raise UserError(
-            f"--optimizer_type {name} cannot be used so: {first_line(error)}",
+            f"--optimizer_type {name} failed with these arguments: {first_line(error)}",
             hint="check --optimizer_args and the learning rates, or choose another optimizer",
         ) from None
     if printed.getvalue().strip():
@@ -186,12 +189,13 @@ def _load_class(options: OptimizerOptions) -> type[torch.optim.Optimizer]:
         raise UserError(f"--optimizer_type {name} cannot be imported: {error}", hint=hint) from None
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise UserError(
-            f"--optimizer_type {name}: {module} has no optimizer class {last}", hint="check the name and its letters"
+            f"--optimizer_type {name}: {module} has no optimizer class {last}",
+            hint="check the name, upper and lower case too",
         )
     closure = inspect.signature(kind.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(
-            f"--optimizer_type {name} computes the loss several times a step, which this training does not do",
+            f"--optimizer_type {name} computes the loss several times per step, which is not supported here",
             hint="choose another optimizer",
         )
     return kind

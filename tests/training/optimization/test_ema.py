@@ -73,5 +73,5 @@ def test_the_weights_come_back_when_a_save_fails():
 def test_a_state_of_other_weights_is_refused():
     _, average = averaged(walk(3), AverageOptions(ema=True))
     other = WeightEMA([torch.nn.Parameter(torch.zeros(4))], AverageOptions(ema=True))
-    with pytest.raises(UserError, match="moving average is of other weights"):
+    with pytest.raises(UserError, match="has other shapes than the trained weights"):
         other.load(average.state())

@@ -86,10 +86,10 @@ def test_the_class_wins_over_the_named_schedule():
     [
         ("StepRL", [], "did you mean StepLR"),
         ("no_such_package.Class", [], "cannot be imported"),
-        ("torch.optim.lr_scheduler.NoSuchLR", [], "no learning-rate schedule"),
-        ("{own}.Other", [], "no learning-rate schedule"),
-        ("torch.optim.AdamW", [], "no learning-rate schedule"),
-        ("ReduceLROnPlateau", [], "not the steps"),
+        ("torch.optim.lr_scheduler.NoSuchLR", [], "is not a learning-rate scheduler class"),
+        ("{own}.Other", [], "is not a learning-rate scheduler class"),
+        ("torch.optim.AdamW", [], "is not a learning-rate scheduler class"),
+        ("ReduceLROnPlateau", [], "not on the step"),
         ("StepLR", [], "step_size"),
         ("StepLR", ["step_size=5", "gama=0.1"], "gama"),
         ("StepLR", ["step_size=5", "gamma=low"], "gamma=low"),
@@ -105,8 +105,8 @@ def test_mistakes_are_found_before_the_model_is_loaded(own_module, name, argumen
     ("name", "arguments", "message"),
     [
         ("{own}.Refusing", ["steps=4"], "steps must be a prime number"),
-        ("OneCycleLR", ["max_lr=1"], "cannot be made"),  # neither total_steps nor epochs
-        ("{own}.Forgetful", ["steps=4"], "cannot be saved and read again"),
+        ("OneCycleLR", ["max_lr=1"], "cannot be created"),  # neither total_steps nor epochs
+        ("{own}.Forgetful", ["steps=4"], "cannot be saved and loaded"),
     ],
 )
 def test_a_class_that_refuses_is_named(own_module, name, arguments, message):

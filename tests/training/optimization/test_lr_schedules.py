@@ -203,7 +203,9 @@ def test_adafactor_is_known_by_its_class_too():
 def test_adafactor_schedule_without_relative_step_is_refused():
     """It would leave the rate wherever it was."""
     argv = ["--optimizer_type", "AdaFactor", "--optimizer_args", "relative_step=False"]
-    with pytest.raises(UserError, match="--lr_scheduler adafactor is the course of relative_step=True"):
+    with pytest.raises(
+        UserError, match="--lr_scheduler adafactor needs --optimizer_type AdaFactor with relative_step=True"
+    ):
         check_lr_schedule(options_of("--lr_scheduler", "adafactor", *argv), 100)
     check_lr_schedule(options_of("--lr_scheduler", "cosine", *argv), 100)
 
@@ -221,7 +223,7 @@ def test_options_without_effect_are_warned_of(caplog):
     """Somebody who sets cycles for `cosine` would wait for restarts that never come."""
     with caplog.at_level(logging.WARNING):
         check_lr_schedule(options_of("--lr_scheduler", "cosine", "--lr_scheduler_num_cycles", "3"), 100)
-        assert "--lr_scheduler_num_cycles is without effect" in caplog.text
+        assert "--lr_scheduler_num_cycles has no effect" in caplog.text
         caplog.clear()
         check_lr_schedule(options_of("--lr_scheduler", "cosine_with_restarts", "--lr_scheduler_num_cycles", "3"), 100)
     assert caplog.text == ""
@@ -256,5 +258,5 @@ def test_a_polynomial_of_power_0_is_constant():
 def test_warm_up_steps_are_read_as_programs_write_them(given, steps):
     (field,) = (field for field in option_fields(OptimizerOptions) if field.name == "lr_warmup_steps")
     assert convert(field, given) == steps
-    with pytest.raises(ValueError, match="whole number of steps, or a share"):
+    with pytest.raises(ValueError, match="whole number of steps, or a fraction"):
         convert(field, 1.0)  # one step, or all of them

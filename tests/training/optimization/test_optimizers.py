@@ -248,13 +248,14 @@ def test_an_adaptive_optimizer_has_the_first_rate_for_all_parts_and_leaves_out_t
     groups = [ParamGroup("textencoder", [], 1.0), ParamGroup("unet", [], other)]
     if other == 0 and OPTIMIZERS[name].rates is LRSupport.SAME:
         for refused in (check_rates, make_optimizer):
-            with pytest.raises(UserError, match="trains every part, and the learning rate of one is 0"):
+            with pytest.raises(UserError, match="does not support a learning rate of 0"):
                 refused(options, groups)
         return
     check_rates(options, groups)
     moved = movement(options, {"textencoder": 1.0, "unet": other})
     assert moved[0] > 0 and moved[1] == (moved[0] if other else 0)
-    said = f"--optimizer_type {name} has one learning rate for all parts: 1, the first of textencoder 1, unet {other:g}"
+    shown = f"1, the first of textencoder 1, unet {other:g}"
+    said = f"--optimizer_type {name} uses one learning rate for all parameter groups: {shown}"
     assert caplog.messages == ([said] if other else [])
 
 
