@@ -1,4 +1,4 @@
-"""Devices, processes and data types: what `accelerate` is asked for."""
+"""The accelerator, mixed precision, and moving models to the device in their data types."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ DTYPES = {"float": torch.float32, "no": torch.float32, "fp16": torch.float16, "b
 
 
 def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minutes: int | None = None) -> Accelerator:
-    """The accelerator of this process. Raises `UserError` when the device has no such precision.
+    """The accelerator of this process. Raises `UserError` when the device does not support the precision.
 
-    `full`: what learns is in that precision too. `timeout_minutes`: how long processes wait for each other. What the
-    environment asks accelerate to share out is taken away from it (`sharding.plans` has read it).
+    `full`: trained parameters have that precision too. `timeout_minutes`: how long processes wait for each other.
+    Removes the environment variables with which accelerate would shard models (`distributed.plans` has read them).
     """
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16 needs a GPU, and none was found", hint="use bf16 or no")
     if mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise UserError("--mixed_precision bf16 is more than this GPU can do", hint="use fp16 or no")
-    for variable in SHARDING_VARIABLES:  # accelerate would share out what it prepares: learners do that
+        raise UserError("--mixed_precision bf16 is not supported by this GPU", hint="use fp16 or no")
+    for variable in SHARDING_VARIABLES:  # accelerate would shard what it prepares: parallel strategies do that
         os.environ.pop(variable, None)
     waiting = [] if timeout_minutes is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))]
     accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=waiting)
@@ -40,27 +40,27 @@ def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minute
 
 
 def check_memory_options(options: MemoryOptions, accelerator: Accelerator) -> None:
-    """Raises `UserError` for what the device, or the version of PyTorch, cannot do; before a model is loaded."""
+    """Raises `UserError` for options that the device or the PyTorch version does not support; before loading."""
     if options.keeps_fp8_unet and accelerator.device.type == "mps":
         flag = "--fp8_base" if options.fp8_base else "--fp8_base_unet"
-        raise UserError(f"{flag}: this device has no numbers of 8 bits", hint="leave it out")
+        raise UserError(f"{flag}: this device does not support fp8", hint="leave it out")
     known = torch._dynamo.list_backends(exclude_tags=()) if options.compiles else []
     if options.compiles and options.dynamo_backend not in known:
         raise UserError(
-            f"--dynamo_backend {options.dynamo_backend} is not there: this PyTorch has {', '.join(known)}",
+            f"--dynamo_backend {options.dynamo_backend} is not available: this PyTorch has {', '.join(known)}",
             hint="choose one of these",
         )
 
 
 class HalfGradScaler(torch.amp.GradScaler):
-    """A scaler of the loss that takes gradients in fp16, which PyTorch's own refuses."""
+    """A gradient scaler (loss scaling) that accepts fp16 gradients, which PyTorch's own rejects."""
 
     def _unscale_grads_(self, optimizer, inv_scale, found_inf, allow_fp16):
         return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
 
 
 def trained_dtype(training: TrainingOptions) -> torch.dtype:
-    """What learns stays in float32, unless `--full_fp16` or `--full_bf16` is given."""
+    """The dtype of trained parameters: float32, unless `--full_fp16` or `--full_bf16` is given."""
     is_half = training.full_fp16 or training.full_bf16
     return DTYPES[training.mixed_precision] if is_half else torch.float32
 
@@ -72,9 +72,9 @@ def place_model(
     memory: MemoryOptions,
     device: torch.device,
 ) -> None:
-    """Moves a model to the device: frozen parts in the precision of the computation, those that learn in theirs.
+    """Moves a model to the device: frozen parts in compute precision (`--mixed_precision`), trained ones in their own.
 
-    A method that trains parts of the model saves all of it: of frozen parts that are rounded now, exact copies are
+    A method that trains parts of the model saves all of it: exact copies of the frozen parts that get rounded here are
     kept for that.
     """
     frozen = DTYPES[training.mixed_precision]
@@ -89,7 +89,7 @@ def place_model(
 
 
 def place_method(method: TrainingMethod, device: torch.device, training: TrainingOptions) -> None:
-    """Moves what learns to the device."""
+    """Moves the modules that a method trains to the device."""
     for module in method.trainable_modules():
-        # Diffusers' own `to` warns of parts to be kept in float32 even where there are none
+        # Diffusers' own `to` warns about modules to be kept in float32 even where there are none
         nn.Module.to(module, device, trained_dtype(training))

@@ -1,25 +1,25 @@
-"""Options of other programs of the field, which users' configuration files hold: data for `library.cli`.
+"""Options of other training programs that users' configuration files contain: data for `library.cli`.
 
-A name that a script declares itself is that option; what stands here counts for the scripts that do not.
+An option that a script declares itself is that option; these tables apply to the scripts that do not declare it.
 """
 
 from __future__ import annotations
 
 from library.cli.foreign_options import ForeignOptions
 
-# keys that front ends and notebooks write for themselves
+# keys that front ends and notebooks write for their own use
 _FRONT_ENDS = (
-    "epoch",  # graphical front end: from which it has computed max_train_steps or max_train_epochs
-    "noise_offset_type",  # graphical front end: which of its panels is shown; it writes the values of that one alone
+    "epoch",  # graphical front end: it computes max_train_steps or max_train_epochs from this
+    "noise_offset_type",  # graphical front end: which of its panels is shown; it writes only that panel's values
     "lowvram",  # graphical front end: a check box without a flag
     "sdxl",  # graphical front end: which script it starts
     "model_train_type",  # graphical front end: which script it starts
-    "gpu_ids",  # graphical front end: what it gives to the launcher
+    "gpu_ids",  # graphical front end: what it passes to the launcher
     "config_file",  # a dump of all arguments
     "output_config",  # a dump of all arguments
 )  # fmt: skip
 
-# options of the scripts of this family: each declares its own, and files are passed from one to another
+# options of the other scripts of this project: configuration files are shared between scripts
 _TRAIN_NETWORK = (
     "base_weights", "base_weights_multiplier", "cpu_offload_checkpointing", "dim_from_weights", "network_alpha",
     "network_args", "network_dim", "network_dropout", "network_module", "network_train_text_encoder_only",
@@ -48,7 +48,7 @@ _STABLE_DIFFUSION_3 = (
 )  # fmt: skip
 _LUMINA = ("gemma2_max_token_length", "sample_batch_size", "system_prompt", "use_flash_attn", "use_sage_attn")
 
-# files of the parts that models of other families are put together from
+# files of the components of models of other families
 _PARTS = {
     "ae": ("FLUX", "Lumina"),
     "clip_l": ("FLUX", "Stable Diffusion 3"),
@@ -57,16 +57,16 @@ _PARTS = {
     "gemma2": ("Lumina",),
 }
 
-# the front end's and notebooks' names of options
+# options under other names in front ends and notebooks
 _RENAMED = {"lr_restart_cycles": "lr_scheduler_num_cycles"}
 
-# arguments of the network that the front end writes beside its options
+# arguments of the network that the front end writes as options
 _NETWORK_ARGUMENTS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 
 _MODEL, _DATA = ("pretrained_model_name_or_path",), ("train_data_dir",)
 _TEXT_ENCODER_RATE = ("learning_rate_te", "text_encoder_lr")
 
-# what is often meant by other names: those of Diffusers' and PEFT's examples, and short ones
+# other common names: those in Diffusers' and PEFT's examples, and short ones
 _MEANINGS = {
     "alpha": ("network_alpha",),
     "base_model": _MODEL,

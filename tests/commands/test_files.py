@@ -57,7 +57,7 @@ WARNINGS = {
     "sdpa_and_xformers": ["of --xformers and --sdpa only --xformers is used", NO_XFORMERS],
     "sections_twice": [
         "lr_restart_cycles = 1 is read as lr_scheduler_num_cycles",
-        "no samples are drawn: --sample_prompts is missing",
+        "no sample images are generated: --sample_prompts is missing",
         NO_XFORMERS,
     ],
     "text_encoder_lr_list": [],

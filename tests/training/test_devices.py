@@ -20,7 +20,7 @@ def test_fp16_without_a_gpu_is_refused() -> None:
 
 def test_a_backend_that_is_not_there_is_refused_with_those_that_are() -> None:
     check_memory_options(MemoryOptions(torch_compile=True, dynamo_backend="aot_eager"), Accelerator())
-    with pytest.raises(UserError, match="--dynamo_backend fx2trt is not there: this PyTorch has .*inductor"):
+    with pytest.raises(UserError, match="--dynamo_backend fx2trt is not available: this PyTorch has .*inductor"):
         check_memory_options(MemoryOptions(torch_compile=True, dynamo_backend="fx2trt"), Accelerator())
 
 

@@ -1,1 +1,1 @@
-"""What is looked at while training: sample images and the validation loss."""
+"""Evaluation during training: sample images and the validation loss."""

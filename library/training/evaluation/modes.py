@@ -1,4 +1,4 @@
-"""The model as its user will have it: nothing dropped out, weights as they are saved."""
+"""Context managers for evaluation: modules in eval mode (no dropout), and the weights that would be saved (EMA)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from library.training.optimization.optimizer_state import schedulefree_eval
 
 @contextlib.contextmanager
 def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within it nothing is dropped out of the modules; afterwards each is in the mode that it was in."""
+    """Inside the context the modules are in eval mode (no dropout); afterwards each is in its earlier mode."""
     was_training = [module.training for module in modules]
     for module in modules:
         module.eval()
@@ -27,7 +27,7 @@ def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ema_scope(optimizer: torch.optim.Optimizer, average: WeightEMA | None) -> Iterator[None]:
-    """Within it the parameters are those to sample from, to validate and to save; afterwards what they were."""
+    """Inside the context the parameters are those to sample from, validate and save: EMA or schedule-free averages."""
     weights = schedulefree_eval(optimizer) if average is None else average.swapped_in()
     with weights:
         yield

@@ -1,4 +1,4 @@
-"""Prompt files: one prompt a line, with options after ` --`."""
+"""Prompt files: one prompt per line, with options after ` --`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One image to draw. `seed` None: keyed by the run's seed and the prompt's place in the file."""
+    """One sample image. `seed` None: derived from the run's seed and the prompt's position in the file."""
 
     prompt: str
     negative_prompt: str = ""
@@ -57,32 +57,32 @@ PROMPT_OPTIONS: dict[str, tuple[str, Callable[[str], object], str]] = {
 }
 
 
-def parse_prompt_line(line: str, place: str) -> SamplePrompt:
-    """Reads one line. Raises `UserError` naming `place` for a value that cannot be read."""
+def parse_prompt_line(line: str, where: str) -> SamplePrompt:
+    """Parses one line. Raises `UserError` naming `where`, the file and line, for an invalid value."""
     prompt, *parts = line.split(" --")
     values: dict[str, object] = {}
     for part in parts:
         letter, _, text = part.strip().partition(" ")
         known = PROMPT_OPTIONS.get(letter.lower())
         if known is None:
-            logger.warning("%s: --%s is not a prompt option and is left out", place, letter)
+            logger.warning("%s: --%s is not a prompt option and is ignored", where, letter)
             continue
         name, parse, expected = known
         try:
             values[name] = parse(text.strip())
         except ValueError:
-            raise UserError(f"{place}: --{letter} {text.strip()} is not valid", hint=f"give {expected}") from None
+            raise UserError(f"{where}: --{letter} {text.strip()} is not valid", hint=f"give {expected}") from None
     return SamplePrompt(prompt.strip(), **values)
 
 
 def read_prompt_file(path: str) -> list[SamplePrompt]:
-    """The prompts of a UTF-8 text file; empty lines and lines that start with # are left out.
+    """The prompts of a UTF-8 text file; empty lines and lines that start with # are ignored.
 
     Raises `UserError` for a missing, empty or unreadable file and, together, for every line that is wrong.
     """
     file = Path(path)
     if file.suffix.lower() != ".txt":
-        raise UserError(f"--sample_prompts {path} is not a .txt file", hint="write one prompt a line in a .txt file")
+        raise UserError(f"--sample_prompts {path} is not a .txt file", hint="write one prompt per line in a .txt file")
     if not file.is_file():
         raise UserError(f"--sample_prompts {path} does not exist", hint="give the path of a text file of prompts")
     try:
@@ -100,5 +100,5 @@ def read_prompt_file(path: str) -> list[SamplePrompt]:
             problems.append(error)
     raise_together(problems)
     if not prompts:
-        raise UserError(f"--sample_prompts {path} holds no prompt", hint="write one prompt a line")
+        raise UserError(f"--sample_prompts {path} holds no prompt", hint="write one prompt per line")
     return prompts

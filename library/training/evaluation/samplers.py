@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from library.models.family import ModelFamily
 
 
-_LEAST_ALPHA = 2.0**-24  # where an image is computed from predicted noise, by a division by its root
+_LEAST_ALPHA = 2.0**-24  # the image computed from predicted noise is divided by the root of this
 
 
 def _betas(family: ModelFamily, least_alpha: float = 0.0) -> np.ndarray:
@@ -26,10 +26,10 @@ def _betas(family: ModelFamily, least_alpha: float = 0.0) -> np.ndarray:
 
 
 def _spacing(family: ModelFamily, usual: str) -> str:
-    """Where the schedule ends in noise alone drawing has to start from its last step, as training did.
+    """Timestep spacing: with zero terminal SNR, sampling has to start from the last timestep, as training did.
 
-    "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al., 2305.08891). Predicted noise says
-    nothing of the image there, and drawing with it starts a little later.
+    "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al., 2305.08891). For an epsilon model the
+    predicted noise says nothing about the image there, and sampling starts a little earlier in the schedule.
     """
     if not _ends_in_noise(family):
         return usual
@@ -58,7 +58,7 @@ def _euler_a(family: ModelFamily) -> SchedulerMixin:
 
     return EulerAncestralDiscreteScheduler(
         trained_betas=_betas(family),
-        rescale_betas_zero_snr=_ends_in_noise(family),  # which keeps the last sigma finite
+        rescale_betas_zero_snr=_ends_in_noise(family),  # keeps the last sigma finite
         timestep_spacing=_spacing(family, "linspace"),
         prediction_type=family.prediction_type,
         steps_offset=1,
@@ -68,7 +68,7 @@ def _euler_a(family: ModelFamily) -> SchedulerMixin:
 SAMPLERS: dict[str, Callable[[ModelFamily], SchedulerMixin]] = {"ddim": _ddim, "euler_a": _euler_a}
 DEFAULT_SAMPLER = "ddim"
 
-# every name that options and prompt files may hold; those that are no rows yet are drawn with the default one
+# every name that options and prompt files may hold; those without a row yet use the default sampler
 SAMPLER_NAMES = (
     "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
     "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a",
@@ -76,6 +76,6 @@ SAMPLER_NAMES = (
 
 
 def sampler_row(name: str) -> str:
-    """The row of `SAMPLERS` that draws for a name of `SAMPLER_NAMES`: k_euler_a is euler_a under its older name."""
+    """The row of `SAMPLERS` for a name of `SAMPLER_NAMES`: k_euler_a is an older name of euler_a."""
     row = name.removeprefix("k_")
     return row if row in SAMPLERS else DEFAULT_SAMPLER

@@ -1,4 +1,4 @@
-"""Sample images: drawn from the model as it is now, without a trace in the run's randomness."""
+"""Sample images of the model being trained; generating them does not touch the run's random numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def draw_sample(family: ModelFamily, prompt: SamplePrompt, *, sampler: str, seed: int) -> Image.Image:
-    """Draws one image with classifier-free guidance ("Classifier-Free Diffusion Guidance", Ho, 2207.12598).
+    """Generates one image with classifier-free guidance ("Classifier-Free Diffusion Guidance", Ho, 2207.12598).
 
     All randomness comes from a generator of its own, seeded with `seed`.
     """
@@ -63,7 +63,7 @@ def _advance(
 
 
 class Sampler:
-    """Draws the prompts of a run into `<output_dir>/sample`."""
+    """Generates the sample images of a run into `<output_dir>/sample`."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Sampler:
         seed: int,
         writes: bool = True,
     ):
-        """writes: not where several processes draw the same images together."""
+        """writes: False where several processes generate the same images together and another one writes them."""
         self._family = family
         self._modules = modules
         self._prompts = prompts
@@ -88,9 +88,9 @@ class Sampler:
         self._writes = writes
 
     def draw(self, when: str) -> list[tuple[str, Image.Image]]:
-        """Draws and writes every prompt; `when` is the step or epoch in the file names.
+        """Generates and writes the image of every prompt; `when` is the step or epoch in the file names.
 
-        Returns (name, image) for the trackers. Nothing is dropped out of the model; afterwards it trains on.
+        Returns (name, image) for the trackers. Runs in eval mode (no dropout) and restores the mode afterwards.
         """
         stamp = time.strftime("%Y%m%d%H%M%S")
         drawn = []
@@ -107,7 +107,7 @@ class Sampler:
         return drawn
 
     def _write(self, image: Image.Image, path: Path) -> None:
-        """What cannot be written is said: an image is no reason to end a run."""
+        """Logs an image that cannot be written: it is no reason to end a run."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:

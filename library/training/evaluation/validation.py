@@ -1,7 +1,7 @@
-"""The validation loss: what training makes small, on images that it never sees.
+"""The validation loss: the training objective on held-out images, which rises when the model overfits.
 
-Images, crops, captions, noise and timesteps are the same each time, in every run on the same data, so that only the
-weights make a difference between two values of the curve.
+Images, crops, captions, noise and timesteps are the same each time, in every run on the same data, so that two values
+of the curve differ only by the weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from library.training.objective import Objective
 logger = logging.getLogger(__name__)
 
 NUM_TIMESTEPS = 5
-VALIDATION_SEED = 0  # of the order of the batches and of what captions draw, whatever the run's seed is
+VALIDATION_SEED = 0  # for batch order and random captions, whatever the run's seed is
 
 
 def timestep_grid(timesteps: range, count: int = NUM_TIMESTEPS) -> list[int]:
@@ -32,7 +32,7 @@ def timestep_grid(timesteps: range, count: int = NUM_TIMESTEPS) -> list[int]:
 
 
 class Validator:
-    """Measures the loss on held-out images."""
+    """Computes the validation loss on held-out images."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Validator:
         modules: Sequence[nn.Module],
         max_batches: int | None,
     ):
-        """data: of the held-out images, which `loader` loads. modules: what has an evaluation mode."""
+        """data: the held-out images, which `loader` loads. modules: to put into eval mode."""
         self._objective = objective
         self._loader = loader
         self._micro_batches = data.batches_of_epoch(VALIDATION_SEED, 0)[:max_batches]
@@ -55,8 +55,8 @@ class Validator:
     def losses(self, run: Callable[[Callable[[], torch.Tensor]], torch.Tensor]) -> dict[str, float]:
         """`loss/validation`, the mean over images and timesteps, and `loss/validation_t<timestep>` of each timestep.
 
-        The processes share the batches, equally many; some take the last once more, and do not count it. Draws nothing
-        from the run's generators. `run` runs what computes with the weights.
+        The batches are split evenly over the processes; some compute the last one again without counting it. Does not
+        touch the run's random generators. `run` runs whatever computes with the weights (see `ParallelStrategy.run`).
         """
         rank, num_processes = self._accelerator.process_index, self._accelerator.num_processes
         sums = torch.zeros(len(self._timesteps) + 1, device=self._accelerator.device)

@@ -1,1 +1,1 @@
-"""Watching a run: trackers of its curves and images, and their options."""
+"""Monitoring a run: loss history, trackers (TensorBoard), and advice when memory runs out."""

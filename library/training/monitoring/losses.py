@@ -1,4 +1,4 @@
-"""Losses of a run: kept on the device until they are wanted, so that no step waits for one."""
+"""Losses of a run, kept on the device until they are logged, so that no step waits for one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class LossHistory:
-    """The losses of the steps done, and their average over the last epoch's worth of steps."""
+    """The losses of past steps, and their moving average over as many steps as an epoch has."""
 
     def __init__(self, steps_per_epoch: int, past: torch.Tensor | None = None):
         """`past`: the `state` of the run that is resumed."""
@@ -37,5 +37,5 @@ class LossHistory:
         return rows
 
     def state(self) -> torch.Tensor:
-        """The running total and the losses it is of, float64; call `fetch` before."""
+        """The running total, and the losses that it sums, in float64; call `fetch` before."""
         return torch.tensor([self._total, *self._window], dtype=torch.float64)

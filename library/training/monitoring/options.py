@@ -1,4 +1,4 @@
-"""Options of logging: curves, and what the console shows."""
+"""Options of logging: trackers and the console."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 @dataclass(frozen=True)
 class LoggingOptions:
-    """Curves, and the console. None of it changes what is trained."""
+    """Trackers and the console. None of it changes the trained weights."""
 
     GROUP: ClassVar[str] = "Logging"
 
-    logging_dir: str | None = option(help="folder for logs; switches them on", metavar="FOLDER")
+    logging_dir: str | None = option(help="folder for logs; turns logging on", metavar="FOLDER")
     log_with: str = option("tensorboard", help="tracker", choices=_ALL_TRACKERS, off=(False, "none"))
-    log_prefix: str = option("", help="start of the name of the log's sub-folder", metavar=FREE_TEXT)
+    log_prefix: str = option("", help="prefix of the log's sub-folder name", metavar=FREE_TEXT)
     log_tracker_name: str | None = option(
         help="name of the tracker's project", metavar=FREE_TEXT, inert=NOT_YET, on_resume="unimportant"
     )
@@ -38,7 +38,7 @@ class LoggingOptions:
         help="access key of wandb", metavar="KEY", inert=NOT_YET, secret=True, on_resume="unimportant"
     )
     console_log_level: str | None = option(
-        help="least severity of the lines that the console shows", choices=_LEVELS, inert=NOT_YET,
+        help="minimum log level of the lines that the console shows", choices=_LEVELS, inert=NOT_YET,
         on_resume="unimportant",
     )  # fmt: skip
     console_log_file: str | None = option(
@@ -52,6 +52,6 @@ class LoggingOptions:
         return self.log_with if self.log_with in TRACKERS else "tensorboard"
 
     def without_effect(self) -> Iterator[str]:
-        """What was asked for and is done otherwise."""
+        """Options that do something else than they say."""
         if self.log_with != self.tracker and self.logging_dir is not None:
             yield f"--log_with {self.log_with}: wandb is not implemented yet; curves go to {self.tracker}"

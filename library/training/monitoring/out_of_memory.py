@@ -1,4 +1,4 @@
-"""What to say when memory runs out: the flags that would help this run and are not in use yet."""
+"""Out of memory: the error, with the flags that would save memory in this run and that it does not use yet."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from library.training.distributed.plans import ShardingConfig, ZeroConfig
 from library.training.optimization.options import OptimizerOptions
 from library.training.options import TrainingOptions
 
-# what PyTorch says when the system gives it no memory; a GPU's has a class of its own
+# in PyTorch's errors when the CPU is out of memory; for the GPU's there is an exception class
 _CPU_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "could not create a primitive")
 
 
 @contextmanager
 def memory_errors(options: Options, sharding: ShardingConfig | None = None) -> Iterator[None]:
-    """Turns running out of memory into a `UserError`. `sharding`: how what learns is shared out."""
+    """Turns an out-of-memory error into a `UserError` with remedies. `sharding`: ZeRO or FSDP, where in use."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -29,19 +29,20 @@ def memory_errors(options: Options, sharding: ShardingConfig | None = None) -> I
         if not is_memory and not any(message in str(error) for message in _CPU_MESSAGES):
             raise
         where = "the GPU has" if isinstance(error, torch.OutOfMemoryError) else "there is"
-        helps = [*_remedies(options, sharding is not None), *_more_sharing(sharding)]
+        helps = [*_remedies(options, sharding is not None), *_sharding_remedies(sharding)]
         raise UserError(
-            f"{where} not enough memory for this run", hint=f"what helps, the cheapest first: {', '.join(helps)}"
+            f"{where} not enough memory for this run",
+            hint=f"options that save memory, the cheapest first: {', '.join(helps)}",
         ) from None
 
 
-def _remedies(options: Options, is_shared_out: bool) -> Iterator[str]:
+def _remedies(options: Options, is_sharded: bool) -> Iterator[str]:
     training, memory, caching = options[TrainingOptions], options[MemoryOptions], options[CachingOptions]
     if not caching.caches_latents:
         yield "--cache_latents"
     if training.mixed_precision == "no":
         yield "--mixed_precision bf16"
-    if not is_shared_out and "8bit" not in options[OptimizerOptions].optimizer.lower():
+    if not is_sharded and "8bit" not in options[OptimizerOptions].optimizer.lower():
         yield "--optimizer_type AdamW8bit"
     if not training.gradient_checkpointing:
         yield "--gradient_checkpointing"
@@ -52,8 +53,8 @@ def _remedies(options: Options, is_shared_out: bool) -> Iterator[str]:
     yield "a smaller resolution"
 
 
-def _more_sharing(plan: ShardingConfig | None) -> Iterator[str]:
-    """Where several processes share out what learns, what they could share or put elsewhere beside."""
+def _sharding_remedies(plan: ShardingConfig | None) -> Iterator[str]:
+    """With ZeRO or FSDP, what more could be sharded or offloaded."""
     if isinstance(plan, ZeroConfig):
         if not plan.offloads_optimizer:
             yield "--offload_optimizer_device cpu"

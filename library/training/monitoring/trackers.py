@@ -1,4 +1,4 @@
-"""Curves. A new tracker is a row of `TRACKERS`.
+"""Trackers of curves and images. A new one is a row of `TRACKERS`.
 
 Imports nothing heavy: the options take their choices from the table.
 """
@@ -52,14 +52,14 @@ class TensorBoardTracker:
         self._write(lambda writer: writer.close())
 
     def _write(self, write: Callable[[SummaryWriter], None]) -> None:
-        """What cannot be written is said once: curves are no reason to end a run."""
+        """Logs a write error once and stops writing: curves are no reason to end a run."""
         if self._writer is None:
             return
         try:
             write(self._writer)
         except OSError as error:
             self._writer = None
-            logger.error("the curves in %s end here: %s", self._folder, error.strerror or error)
+            logger.error("no more curves are written to %s: %s", self._folder, error.strerror or error)
 
 
 TRACKERS: dict[str, Callable[[Path], Tracker]] = {"tensorboard": TensorBoardTracker}
