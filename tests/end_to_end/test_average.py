@@ -72,10 +72,10 @@ def test_a_resumed_run_goes_on_with_the_average(images, runs, tmp_path, step):
 def test_going_on_without_it_or_with_it_for_the_first_time_is_said(images, runs, tmp_path, caplog):
     plain, average = runs
     without = train(images, tmp_path / "a", **EVERY_STEP, resume=average / "run-step00000004-state")
-    assert "the moving average of the state is left behind" in caplog.text
+    assert "the moving average (EMA) in the state is dropped" in caplog.text
     assert_same(without, load_file(plain / "run.safetensors"))
     train(images, tmp_path / "b", **EVERY_STEP, **EMA, resume=plain / "run-step00000004-state")
-    assert "the state has no moving average; one begins here" in caplog.text
+    assert "the state has no moving average (EMA); a new one starts here" in caplog.text
     assert_same(saved(tmp_path / "b", 5), saved(plain, 5))
 
 
@@ -83,7 +83,7 @@ def test_going_on_without_it_or_with_it_for_the_first_time_is_said(images, runs,
     ("options", "message"),
     [
         ({"optimizer_type": "AdamWScheduleFree"}, "--ema with --optimizer_type AdamWScheduleFree"),
-        ({"ema_decay": 1.0}, "--ema_decay 1.0 never takes in a step"),
+        ({"ema_decay": 1.0}, "--ema_decay 1.0 must be below 1"),
     ],
 )
 def test_what_makes_no_average_is_refused(images, tmp_path, options, message):
@@ -96,7 +96,7 @@ def test_what_makes_no_average_is_refused(images, tmp_path, options, message):
     [
         ({"ema_decay": 0.9}, "--ema_decay does nothing without --ema"),
         ({"ema_start_step": 3}, "--ema_start_step does nothing without --ema"),
-        ({"ema": True, "ema_start_step": 2}, "--ema does nothing: it begins with step 2"),
+        ({"ema": True, "ema_start_step": 2}, "--ema does nothing: it starts at step 2"),
         ({"validation_seed": 3}, "--validation_seed does nothing: no images are held out"),
         ({"ema": True, "ema_start_step": 1, "ema_decay": 0.9}, None),
     ],

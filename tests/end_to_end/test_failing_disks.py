@@ -56,7 +56,7 @@ def test_earlier_files_stay_and_training_goes_on(data_dir, tmp_path, event, reas
     lines = done.stderr.splitlines()
     assert any("cannot be written: " in line and reason in line for line in lines) and "Traceback" not in done.stderr
     assert "90/90" in done.stderr  # it was trained to the end
-    assert "of the run's files are missing" in lines[-2] and "make room or mend --output_dir" in lines[-1]
+    assert "of the run's files are missing" in lines[-2] and "free disk space or check --output_dir" in lines[-1]
     saved = sorted(kept.glob("*.safetensors"))
     # none of them went while no newer one could be written
     assert saved and "run.safetensors" not in [path.name for path in saved]

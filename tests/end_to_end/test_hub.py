@@ -72,7 +72,7 @@ def test_saves_and_states_are_uploaded_and_a_run_goes_on_from_them(images, whole
     done = run(hub, tmp_path / "other_home", argv)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(load_file(tmp_path / "there" / "run.safetensors"), whole)
-    assert "going on after step 4" in done.stderr and f"is that of commit {repository.commits[-1][0]}" in done.stderr
+    assert "going on after step 4" in done.stderr and f"at main, commit {repository.commits[-1][0]}" in done.stderr
     # what was downloaded once is there without a Hub; the weights of others were left alone
     assert set(hub.downloads()) == {f"fox/run-step00000004-state/{part}" for part in PARTS}
     shutil.rmtree(tmp_path / "there")
@@ -88,7 +88,7 @@ def test_a_hub_that_fails_changes_nothing_in_what_is_learned(images, whole, hub,
     done = run(hub, tmp_path / "home", argv)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(load_file(tmp_path / "out" / "run.safetensors"), whole)
-    assert "error: 10 of the run's files are not on the Hub: run-step00000002.safetensors, " in done.stderr
+    assert "error: 10 files of the run were not uploaded to the Hub: run-step00000002.safetensors, " in done.stderr
     assert "Traceback" not in done.stderr and WRITE_TOKEN not in done.stderr
     assert hub.repositories["model", NAME].files == {}
 

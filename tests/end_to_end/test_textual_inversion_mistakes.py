@@ -38,9 +38,9 @@ def test_help_and_mistakes_load_no_heavy_library():
         ({"token_string": "fox"}, "fox is in the model's vocabulary already", "such as <fox>"),
         ({"token_string": "shs"}, "shs is in the model's vocabulary already", "such as <shs>"),
         ({"token_string": "*"}, "is in the model's vocabulary already", "does not know"),
-        ({"token_string": "my fox"}, "--token_string 'my fox' is not one word", "without spaces"),
+        ({"token_string": "my fox"}, "--token_string 'my fox' is empty or has spaces", "without spaces"),
         ({"token_string": "(fox)"}, "signs that mean something else in captions", "<my-dog>"),
-        ({"token_string": "<cow>"}, "stands in none of the 2 captions, such as fox_01.png", "--use_object_template"),
+        ({"token_string": "<cow>"}, "is in none of the 2 captions, such as fox_01.png", "--use_object_template"),
         ({"use_object_template": True, "use_style_template": True}, "different captions", "give one of them"),
         ({"init_word": " "}, "--init_word is empty", "leave it out"),
         ({"weights": "nowhere.pt"}, "--weights nowhere.pt does not exist", "path of a file"),
@@ -81,10 +81,10 @@ SD15 = ["IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "MID", *(f"OUT{number:02
     [
         (lambda path: _of_width(path, 768), "has vectors of width 768, the model's text encoder has 64"),
         (lambda path: {**_of_width(path, 64), "num_vectors_per_token": 3}, "--num_vectors_per_token 3, and --weights"),
-        (lambda path: _of_layers(path, SD15), "has vectors for each of 16 layers"),
+        (lambda path: _of_layers(path, SD15), "has separate vectors for 16 cross-attention layers"),
         (lambda path: {**_of_layers(path, SD15), "xti": True}, "vectors for 16 layers, the model's U-Net has 7: IN01"),
         (lambda path: {"weights": IMAGES / "fox_01.png"}, "--weights .*fox_01.png is an image without the text"),
-        (lambda path: {"weights": BASE / "vae" / "diffusion_pytorch_model.safetensors"}, "tensors .* not one word"),
+        (lambda path: {"weights": BASE / "vae" / "diffusion_pytorch_model.safetensors"}, "tensors .* not one embedding"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(images, tmp_path, make, message):
@@ -96,7 +96,7 @@ def test_files_that_do_not_fit_are_refused(images, tmp_path, make, message):
     ("options", "message"),
     [
         ({"token_string": "<cow>", "use_object_template": True}, f"--token_string {WORD}, this one <cow>"),
-        ({"num_vectors_per_token": 2}, "--num_vectors_per_token left out, this one 2"),
+        ({"num_vectors_per_token": 2}, "--num_vectors_per_token not given, this one 2"),
         ({"xti": True}, "--xti off, this one on"),
     ],
 )

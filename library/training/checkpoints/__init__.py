@@ -1,1 +1,1 @@
-"""Saved weights and states: names, retention, metadata, resume, uploads to the Hugging Face Hub."""
+"""Checkpoints: saved weights and states, their names, retention, metadata, resuming, and uploads to the Hub."""

@@ -1,4 +1,4 @@
-"""What the metadata of saved files says of the data: keys and forms that other programs know."""
+"""Metadata entries about the dataset in saved files, in the keys and formats that other programs read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from library.data.batches.plan import PlannedDataset, SubsetSummary, TrainingData
 from library.data.config.options import DatasetOptions
 
-# what `ss_datasets` says of each subset, beside its images
+# keys of each subset in `ss_datasets`, besides its number of images
 _SUBSET_KEYS = (
     "num_repeats",
     "color_aug",
@@ -32,7 +32,7 @@ _SUBSET_KEYS = (
     "alpha_mask",
 )
 
-# flags that stand in metadata of all runs, and those that a dataset file can overrule
+# options in the metadata of all runs, and those that a dataset file can override
 _FLAGS = (
     "caption_dropout_rate",
     "caption_dropout_every_n_epochs",
@@ -44,10 +44,10 @@ _FLAGS_WITHOUT_FILE = ("shuffle_caption", "keep_tokens", "flip_aug", "color_aug"
 
 
 def dataset_entries(data: TrainingData, flags: DatasetOptions, accumulation: int) -> dict[str, Any]:
-    """The `ss_*` entries of the data, tables not yet as text.
+    """The `ss_*` entries of the dataset; tables are not yet JSON text.
 
-    Of folders or one metadata file on the command line, one value each; of a dataset file, `ss_datasets` with all.
-    `accumulation`: micro-batches in a step.
+    With a dataset file, everything is in `ss_datasets`; with folders or a metadata file on the command line, each value
+    has an entry. `accumulation`: gradient accumulation steps.
     """
     entries = {**_folders(data), **{f"ss_{name}": getattr(flags, name) for name in _FLAGS}}
     if flags.dataset_config is not None:
@@ -69,7 +69,7 @@ def dataset_entries(data: TrainingData, flags: DatasetOptions, accumulation: int
 
 
 def _folders(data: TrainingData) -> dict[str, Any]:
-    """Images, repeats and tags by the name of their folder or metadata file."""
+    """Images, repeats and tags by name of the folder or metadata file."""
     dirs: dict[str, Any] = {}
     reg_dirs: dict[str, Any] = {}
     tags: dict[str, dict[str, int]] = {}
@@ -86,7 +86,7 @@ def _folders(data: TrainingData) -> dict[str, Any]:
 
 
 def _tag_frequency(summaries: Iterable[SubsetSummary]) -> dict[str, dict[str, int]]:
-    """Tags by folder name; those of folders that share a name are added up."""
+    """Tag counts by folder name; those of folders with the same name are summed."""
     counts: dict[str, Counter[str]] = {}
     for summary in summaries:
         counts.setdefault(summary.config.folder_name, Counter()).update(summary.tag_frequency)
@@ -113,7 +113,7 @@ def _dataset_entry(dataset: PlannedDataset) -> dict[str, Any]:
 
 
 def _shared(values: list[Any]) -> Any:
-    """The value, where all are the same."""
+    """The value that all have in common, or None."""
     return values[0] if all(value == values[0] for value in values) else None
 
 

@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: the repository that saves are uploaded to, and states that a run is resumed from.
+"""The Hugging Face Hub: the repository that checkpoints are uploaded to, and states that a run resumes from.
 
-What goes wrong there is told in one line, without the token. The Hub's own library (`huggingface_hub`) is imported
+Errors are reported in one line, without the token. The Hub's own library (`huggingface_hub`) is imported
 only when an option asks for the Hub.
 """
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WAITS = (2.0, 10.0)  # seconds before the second and the third try
-_TIMEOUT_SECONDS = 60  # without an answer, or without any byte going through
-_RETRIED_STATUSES = (408, 409, 412, 425, 429)  # of 4xx: the others say that the request itself is wrong
+WAITS = (2.0, 10.0)  # seconds before the second and the third attempt
+_TIMEOUT_SECONDS = 60  # without an answer, or without any data transferred
+_RETRIED_STATUSES = (408, 409, 412, 425, 429)  # of 4xx: the others mean that the request itself is wrong
 _REASON_LENGTH = 300
 _LOG_IN = "give --huggingface_token, set HF_TOKEN, or log in with: hf auth login"
 _FORM = "give --resume OWNER/NAME/PATH, or OWNER/NAME/PATH:REVISION:KIND with KIND model, dataset or space"
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 def hub_problems(hub: HubOptions, output: OutputOptions) -> Problems:
-    """Uploads that cannot be made, found without a network. Warns of what does nothing."""
+    """Errors in the upload options that show without a network. Warns of options without effect."""
     saves_states = output.save_state or output.save_state_on_train_end
     if hub.huggingface_repo_id is not None and hub.save_state_to_huggingface and not saves_states:
         logger.warning("--save_state_to_huggingface does nothing without --save_state or --save_state_on_train_end")
@@ -69,11 +69,11 @@ class HubRepository:
         return _PREFIXES[self.repo_type] + self.repo_id
 
     def path_of(self, path: Path) -> str:
-        """Where a file or folder of the run is in the repository."""
+        """The path in the repository of a file or folder of the run."""
         return f"{self._folder}/{path.name}" if self._folder else path.name
 
     def check_access(self, waits: Sequence[float] = WAITS) -> None:
-        """Creates the repository if need be, and sees that it can be written to. Raises `UserError`."""
+        """Creates the repository if necessary, and checks write access. Raises `UserError`."""
         if hub_token(self._token) is None:
             raise UserError(f"--huggingface_repo_id {self.repo_id}: no access token", hint=_LOG_IN)
         try:
@@ -97,10 +97,10 @@ class HubRepository:
         else:
             if is_private != self._is_private:
                 logger.warning(
-                    "%s is there already and stays %s: --huggingface_repo_visibility is for a new repository",
+                    "%s already exists and stays %s: --huggingface_repo_visibility applies to a new repository",
                     self, "private" if is_private else "public",
                 )  # fmt: skip
-        # the first request of an upload, which needs the right to write; of an empty file nothing else is sent
+        # the first request of an upload, which needs write access; for an empty file nothing else is sent
         nothing = CommitOperationAdd(path_in_repo=self.path_of(Path("empty")), path_or_fileobj=b"")
         api.preupload_lfs_files(self.repo_id, additions=[nothing], repo_type=self.repo_type)
 
@@ -109,20 +109,20 @@ class HubRepository:
         if status == 401:
             what, hint = "the Hub does not accept the access token", _LOG_IN
         elif status in (403, 404):
-            what = "the access token may not create it, or write to it"
-            hint = f"take a token with write access to {self.repo_id.split('/')[0]}, and check the spelling"
+            what = "the access token has no permission to create it, or to write to it"
+            hint = f"use a token with write access to {self.repo_id.split('/')[0]}, and check the spelling"
         elif status is None:
             what, hint = "the Hub cannot be reached", "check the network (and HF_ENDPOINT), or upload after the run"
         else:
-            what, hint = "the Hub refuses it", "mend what it says, or leave --huggingface_repo_id out"
+            what, hint = "the Hub rejects it", "fix the reason given, or leave --huggingface_repo_id out"
         return UserError(f"--huggingface_repo_id {self.repo_id}: {what}: {reason}", hint=hint)
 
     def upload(self, path: Path) -> None:
-        """Uploads a file or a folder in one commit: of a folder all is there, or nothing."""
+        """Uploads a file or folder in one commit, so that a folder is uploaded completely or not at all."""
         from huggingface_hub import CommitOperationAdd
         from huggingface_hub.utils import disable_progress_bars
 
-        disable_progress_bars()  # they would write over the bar of the training
+        disable_progress_bars()  # they would overwrite the training progress bar
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
         if not files:
             raise FileNotFoundError(f"{path} is gone")
@@ -140,17 +140,17 @@ class HubRepository:
         return reason_of(error, self._token)
 
     def upload_command(self, path: Path) -> str:
-        """What uploads `path` by hand."""
+        """The command that uploads `path` by hand."""
         kind = "" if self.repo_type == "model" else f" --repo-type {self.repo_type}"
         return f"hf upload {self.repo_id} {path} {self.path_of(path)}{kind}"
 
     def try_again(self, path: Path, waits: Sequence[float]) -> None:
-        """Uploads `path`, again and again while that can help. Raises what went wrong the last time."""
+        """Uploads `path`, with retries after `waits` seconds. Raises the error of the last attempt."""
         retried(lambda: self.upload(path), waits, f"{path} is not uploaded yet", self._token)
 
 
 def _api(token: str | None) -> HfApi:
-    """The Hub's interface, which would wait for ever for a server that does not answer."""
+    """The Hub client, with a timeout: without one it would wait forever for a server that does not answer."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import get_session
 
@@ -159,26 +159,26 @@ def _api(token: str | None) -> HfApi:
 
 
 def hub_token(given: str | None) -> str | None:
-    """The token that requests are made with: the one given, HF_TOKEN or that of `hf auth login`."""
+    """The access token in use: the one given, HF_TOKEN, or that of `hf auth login`."""
     from huggingface_hub import get_token
 
     return given or get_token()
 
 
 def retried(work: Callable[[], T], waits: Sequence[float], what: str, token: str | None) -> T:
-    """`work()`, tried once more after each wait, in seconds, where that can help. Raises what its last try raised."""
+    """`work()`, retried after each wait (seconds) on transient errors. Raises the error of the last attempt."""
     for wait in waits:
         try:
             return work()
         except Exception as error:
-            if not _can_pass(error):
+            if not _is_transient(error):
                 raise
-            logger.warning("%s, trying again in %g s: %s", what, wait, reason_of(error, token))
+            logger.warning("%s, retrying in %g s: %s", what, wait, reason_of(error, token))
         time.sleep(wait)
     return work()
 
 
-def _can_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     status = _status(error)
@@ -187,19 +187,19 @@ def _can_pass(error: Exception) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What the Hub's library has wrapped in a `RuntimeError` that says less."""
+    """The original error, where the Hub's library has wrapped it in a `RuntimeError` that says less."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status that the Hub answered with, if it answered."""
+    """The HTTP status of the Hub's answer, if there was one."""
     return getattr(getattr(_cause(error), "response", None), "status_code", None)
 
 
 def reason_of(error: Exception, token: str | None) -> str:
-    """What went wrong, in one line; without the token, and without queries of addresses, which can hold signatures."""
+    """The error in one line, without the token and without query strings of URLs, which can contain signatures."""
     cause = _cause(error)
     text = " ".join(str(cause).split("For more information")[0].split()) or type(cause).__name__
     text = re.sub(r"\?[^\s'\"]+", "", text)
@@ -222,29 +222,29 @@ class HubPath:
         return f"{self.path} in {_PREFIXES[self.repo_type]}{self.repo_id} at {self.revision}"
 
 
-def read_place(text: str) -> HubPath:
+def parse_hub_path(text: str) -> HubPath:
     """`owner/name/path`, `owner/name/path:revision` or `owner/name/path:revision:kind`. Raises `UserError`."""
     where, _, rest = text.partition(":")
     revision, _, repo_type = rest.partition(":")
     match = re.fullmatch(rf"({REPO_ID})/(.+)", where.rstrip("/"), re.ASCII)
     if match is None or {".", "..", ""} & set(match[2].split("/")) or repo_type not in ("", *_PREFIXES):
-        raise UserError(
-            f"--resume {text} is no place on the Hub, which --resume_from_huggingface says it is", hint=_FORM
-        )
+        raise UserError(f"--resume {text} is not a path on the Hub, as --resume_from_huggingface needs", hint=_FORM)
     return HubPath(match[1], match[2], revision or "main", repo_type or "model")
 
 
 def read_hub_state(text: str, token: str | None) -> FoundState:
     """The state that `--resume` names, from the Hub or its cache. Raises `UserError`.
 
-    A state folder of that name here comes first: it is what a run that was stopped says to go on with.
+    A local state folder of that name comes first: a stopped run prints such a folder in its command to resume.
     """
     if text == AUTO:
-        raise UserError("--resume auto looks in --output_dir, --resume_from_huggingface on the Hub", hint=_FORM)
+        raise UserError(
+            "--resume auto with --resume_from_huggingface: auto searches --output_dir, not the Hub", hint=_FORM
+        )
     if (Path(text) / HEADER).is_file():
-        logger.warning("--resume %s is a folder here, which is taken; the Hub is not asked", text)
+        logger.warning("--resume %s is a local folder, which is used; --resume_from_huggingface has no effect", text)
         return read_whole_state(text)
-    place = read_place(text)
+    place = parse_hub_path(text)
     folder = _download(place, token)
     try:
         return read_whole_state(str(folder))
@@ -253,7 +253,7 @@ def read_hub_state(text: str, token: str | None) -> FoundState:
 
 
 def _download(place: HubPath, token: str | None) -> Path:
-    """The state's files in the cache of the Hub's library, which locks what several processes download."""
+    """Downloads the state into the cache of the Hub's library, which locks files that several processes download."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
@@ -261,27 +261,27 @@ def _download(place: HubPath, token: str | None) -> Path:
     except LocalEntryNotFoundError as error:
         raise UserError(
             f"--resume {place}: the Hub cannot be reached, and its cache has no such state",
-            hint="check the network (and HF_ENDPOINT, HF_HUB_OFFLINE), or give a state folder of this machine",
+            hint="check the network (and HF_ENDPOINT, HF_HUB_OFFLINE), or give a local state folder",
         ) from error
     except Exception as error:  # the library raises all kinds
         raise _not_found(place, error, token) from error
     found = folder / place.path
     if not found.is_dir():
         raise UserError(
-            f"--resume {place}: there is no such folder", hint="check the path, or name another revision behind a colon"
+            f"--resume {place}: there is no such folder", hint="check the path, or add another revision after a colon"
         )
-    logger.info("--resume: %s is that of commit %s", place, folder.name)
+    logger.info("--resume: %s, commit %s", place, folder.name)
     return found
 
 
 def _fetch(place: HubPath, token: str | None) -> Path:
-    """The folder of the repository at its newest commit; at the last one known where the Hub does not answer."""
+    """The local copy of the repository at the newest commit; at the last cached one where the Hub does not answer."""
     from huggingface_hub import snapshot_download
 
-    # an exact list: whatever else stands there is neither fetched nor read
+    # an exact list: other files of the repository are neither downloaded nor read
     names = [re.sub(r"([*?[])", r"[\1]", f"{place.path}/{name}") for name in (HEADER, WEIGHTS, TRAINING)]
     repository = {"repo_id": place.repo_id, "repo_type": place.repo_type, "revision": place.revision}
-    waiting = f"--resume {place} is not there yet"
+    waiting = f"--resume {place} is not downloaded yet"
     try:
         retried(lambda: _api(token).repo_info(**repository), WAITS[:1], waiting, token)
     except Exception as error:
@@ -302,8 +302,8 @@ def _not_found(place: HubPath, error: Exception, token: str | None) -> UserError
         )
     if isinstance(error, RepositoryNotFoundError):
         return UserError(
-            f"--resume {place}: no such {place.repo_type} repository, or the access token may not read it",
+            f"--resume {place}: no such {place.repo_type} repository, or the access token has no permission to read it",
             hint=f"check the spelling; where it is private, {_LOG_IN}",
         )
-    hint = _LOG_IN if _status(error) in (401, 403) else "try again, or give a state folder of this machine"
+    hint = _LOG_IN if _status(error) in (401, 403) else "try again, or give a local state folder"
     return UserError(f"--resume {place}: {reason_of(error, token)}", hint=hint)

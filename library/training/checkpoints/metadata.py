@@ -1,7 +1,7 @@
-"""The metadata of saved files: what other programs show of how a file was trained.
+"""The metadata of saved files, which other programs show: how a file was trained.
 
-Keys and the form of their values are those that image programs know: all values are texts, `ss_*` the training,
-`modelspec.*` the Stability AI model specification 1.0.0.
+Keys and formats are those that image programs read: all values are strings, `ss_*` describes the training,
+`modelspec.*` follows the Stability AI model specification 1.0.0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from library.training.optimization.options import AverageOptions, OptimizerOptio
 from library.training.options import TrainingOptions
 from library.training.step_plan import Position, StepPlan
 
-# what image programs need to load a file; all that is left with --no_metadata
+# what image programs need to load a file; the only entries with --no_metadata
 MINIMUM = (
     "ss_v2",
     "ss_base_model_version",
@@ -46,7 +46,7 @@ MINIMUM = (
 
 
 class Metadata:
-    """The entries of one run; `at` adds those that change as it goes."""
+    """The metadata entries of one run; `at` adds those that change from save to save."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Metadata:
 
     @cached_property
     def _fixed(self) -> dict[str, str]:
-        # made when the first file is saved: it hashes the whole model
+        # computed at the first save: it hashes the whole model file
         options = self._options
         return {
             **_model_entries(options, self._family),
@@ -110,7 +110,7 @@ def _model_entries(options: Options, family: ModelFamily) -> dict[str, str]:
 
 
 def _name_and_hashes(given: str | None, what: str, has_hashes: bool) -> dict[str, str]:
-    """Name and hashes of a file of weights; of a folder or a name on the Hub the name alone."""
+    """Name and hashes of a model file; only the name for a folder or a name on the Hub."""
     if given is None:
         return {}
     path = Path(given)
@@ -172,7 +172,7 @@ def _objective_entries(noise: NoiseOptions, loss: LossOptions) -> dict[str, Any]
 
 
 def _timestep_range(noise: NoiseOptions, family: ModelFamily) -> tuple[int, int] | None:
-    """The first and last timestep that are trained; None where all are."""
+    """The first and last trained timestep; None where all timesteps are trained."""
     num_timesteps = len(family.alphas_cumprod())
     trained = timestep_range(noise, num_timesteps)
     return None if len(trained) == num_timesteps else (trained[0], trained[-1])

@@ -1,4 +1,4 @@
-"""Options of saved weights and states, and of their uploads."""
+"""Options of checkpoints (saved weights and states), resuming, and uploads to the Hub."""
 
 from __future__ import annotations
 
@@ -16,95 +16,93 @@ REPO_ID = r"\w[\w.-]*/\w[\w.-]*"  # of the Hugging Face Hub: owner/name
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What is written, and when."""
+    """Which checkpoints are saved and when, which are pruned, and where a run resumes."""
 
     GROUP: ClassVar[str] = "Output and saving"
 
-    output_dir: str | None = option(help="folder for everything that is written", required=True, metavar="FOLDER")
+    output_dir: str | None = option(help="output folder", required=True, metavar="FOLDER")
     output_name: str | None = option(
-        help="name of the files, without ending (default: last, epoch-000001, at-step00000100)", metavar="NAME"
+        help="file name without extension (default: last, epoch-000001, at-step00000100)", metavar="NAME"
     )
     save_precision: str = option(
         "float", help="data type of saved weights", choices=("float", "fp16", "bf16"), off=(False, "none")
     )
     overwrite: bool = option(
-        False, help="write over what an earlier run of this name has left", on_resume="unimportant"
+        False, help="overwrite files of an earlier run with this --output_name", on_resume="unimportant"
     )
-    save_every_n_epochs: int | None = option(help="save every so many epochs", minimum=1)
-    save_every_n_steps: int | None = option(help="save every so many steps", minimum=1)
-    save_n_epoch_ratio: int | None = option(help="save so often that there are at least so many saves", minimum=1)
-    save_last_n_epochs: int | None = option(help="of the saves of epochs, keep the last so many", minimum=1)
-    save_last_n_steps: int | None = option(
-        help="of the saves of steps, keep those of the last so many steps", minimum=1
-    )
-    save_state: bool = option(False, help="with every save, and at the end, save what --resume needs")
-    save_state_on_train_end: bool = option(False, help="save what --resume needs at the end")
+    save_every_n_epochs: int | None = option(help="save a checkpoint every N epochs", minimum=1)
+    save_every_n_steps: int | None = option(help="save a checkpoint every N steps", minimum=1)
+    save_n_epoch_ratio: int | None = option(help="save at least N checkpoints, at regular epochs", minimum=1)
+    save_last_n_epochs: int | None = option(help="keep only the last N epoch checkpoints", minimum=1)
+    save_last_n_steps: int | None = option(help="keep only the step checkpoints of the last N steps", minimum=1)
+    save_state: bool = option(False, help="save a state for --resume with every checkpoint and at the end")
+    save_state_on_train_end: bool = option(False, help="save a state for --resume at the end")
     save_last_n_epochs_state: int | None = option(
-        help="of the states of epochs, keep the last so many (default: as of the saves)", minimum=1
+        help="keep only the last N epoch states (default: --save_last_n_epochs)", minimum=1
     )
     save_last_n_steps_state: int | None = option(
-        help="of the states of steps, keep those of the last so many steps (default: as of the saves)", minimum=1
+        help="keep only the step states of the last N steps (default: --save_last_n_steps)", minimum=1
     )
-    save_state_on_signal: bool = option(True, help="when Ctrl-C or SIGTERM ends the run, save what --resume needs")
+    save_state_on_signal: bool = option(True, help="save a state for --resume when Ctrl-C or SIGTERM ends the run")
     resume: str | None = option(
-        help="continue from this state folder; auto: from the newest in --output_dir, if there is one",
+        help="resume from this state folder; auto: from the newest state in --output_dir, if there is one",
         metavar="FOLDER",
         on_resume="unimportant",
     )
-    initial_epoch: int | None = option(help="begin with this epoch, counted from 1", minimum=1, on_resume="unimportant")
+    initial_epoch: int | None = option(help="start at this epoch, counted from 1", minimum=1, on_resume="unimportant")
     initial_step: int | None = option(
-        help="begin behind so many steps; wins over --initial_epoch", minimum=0, on_resume="unimportant"
+        help="start after this many steps; overrides --initial_epoch", minimum=0, on_resume="unimportant"
     )
     skip_until_initial_step: bool = option(
         False,
-        help="with --initial_step, begin at that very step, not with its epoch",
+        help="with --initial_step, start at exactly that step, not at the beginning of its epoch",
         on_resume="unimportant",
     )
-    training_comment: str | None = option(help="a comment for the metadata", metavar="TEXT")
-    no_metadata: bool = option(False, help="write only the metadata that other programs need to load the file")
+    training_comment: str | None = option(help="comment in the metadata of saved files", metavar="TEXT")
+    no_metadata: bool = option(False, help="write only the metadata that other programs need to load a saved file")
 
     def problems(self) -> Iterator[UserError]:
         if "/" in self.name or "\\" in self.name or self.name in (".", ".."):
             yield UserError(
-                f"--output_name {self.output_name!r} is not a file name", hint="put the folder into --output_dir"
+                f"--output_name {self.output_name!r} is not a file name", hint="give the folder as --output_dir"
             )
 
     @property
     def name(self) -> str:
-        """What the run is called where a name is shown."""
+        """The name of the run in logs and metadata."""
         return self.output_name or DEFAULT_NAME
 
     def without_effect(self) -> Iterator[str]:
-        """What was asked for and changes nothing beside the other options."""
+        """Options that have no effect together with the others."""
         if self.skip_until_initial_step and self.initial_step is None and self.initial_epoch is None:
-            yield "--skip_until_initial_step does nothing without --initial_step; a resumed run skips what it has done"
+            yield "--skip_until_initial_step does nothing without --initial_step; --resume starts at the saved step"
 
 
 @dataclass(frozen=True)
 class HubOptions:
-    """Saves on the Hugging Face Hub. None of it changes what is learned."""
+    """Uploads to the Hugging Face Hub, and resuming from it. None of it changes the trained weights."""
 
     GROUP: ClassVar[str] = "Hugging Face Hub"
 
     huggingface_repo_id: str | None = option(
-        help="repository that every save is uploaded to; it is created if need be", metavar="OWNER/NAME",
+        help="repository to upload every checkpoint to; created if it does not exist", metavar="OWNER/NAME",
         on_resume="unimportant",
     )  # fmt: skip
     huggingface_repo_type: str = option(
-        "model", help="kind of the repository", choices=("model", "dataset", "space"), on_resume="unimportant"
+        "model", help="type of the repository", choices=("model", "dataset", "space"), on_resume="unimportant"
     )
     huggingface_path_in_repo: str | None = option(
         help="folder of the repository to upload to (default: its root)", metavar="FOLDER", on_resume="unimportant"
     )
     huggingface_token: str | None = option(
-        help="access token; without it HF_TOKEN or the login of hf auth login is used. It is written nowhere",
+        help="access token (default: HF_TOKEN, or the login of hf auth login); never written to a file",
         metavar="TOKEN",
         secret=True,
         on_resume="unimportant",
     )
     huggingface_repo_visibility: str = option(
         "private",
-        help="who sees a repository that is created: public, or anything else for private",
+        help="visibility of a repository that is created: public, or anything else for private",
         parse=lambda value: "public" if value == "public" else "private",
         metavar="public|private",
         on_resume="unimportant",
@@ -112,7 +110,7 @@ class HubOptions:
     save_state_to_huggingface: bool = option(False, help="upload states too", on_resume="unimportant")
     resume_from_huggingface: bool = option(
         False,
-        help="--resume names a state on the Hub: OWNER/NAME/PATH, or OWNER/NAME/PATH:REVISION:KIND",
+        help="resume from a state on the Hub: --resume OWNER/NAME/PATH, or OWNER/NAME/PATH:REVISION:KIND",
         on_resume="unimportant",
     )
     async_upload: bool = option(False, help="upload in the background while training goes on", on_resume="unimportant")
@@ -134,13 +132,13 @@ class HubOptions:
                 hint="separate its parts with /, without . and ..",
             )
         if self.huggingface_token is not None and re.fullmatch(r"[!-~]+", self.huggingface_token) is None:
-            yield UserError(  # the Hub's library would show it in its error
-                "--huggingface_token holds characters that no token has",
+            yield UserError(  # the Hub's library would show the token in its error
+                "--huggingface_token has characters that no token has",
                 hint="copy it again, or leave it out and log in with: hf auth login",
             )
 
     def without_effect(self) -> Iterator[str]:
-        """What was asked for and changes nothing beside the other options."""
+        """Options that have no effect together with the others."""
         if self.huggingface_repo_id is None:
             for name in ("save_state_to_huggingface", "async_upload", "huggingface_path_in_repo"):
                 if getattr(self, name):

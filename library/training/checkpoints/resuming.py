@@ -1,4 +1,4 @@
-"""Where a run begins: a state that is given or found, and whether the run can go on from it. Imports no torch."""
+"""Resuming: finding the state to resume from, and checking that the run can resume from it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class FoundState:
-    """A state that is whole."""
+    """A state that is complete and undamaged."""
 
     folder: str
     header: StateHeader
@@ -38,14 +38,14 @@ class FoundState:
 
 
 def read_whole_state(folder: str) -> FoundState:
-    """Raises `UserError` for a folder that is no state, or is damaged."""
+    """The state in a folder. Raises `UserError` when the folder is not a state, or is damaged."""
     header = read_state_header(folder)
     check_files(folder, header)
     return FoundState(folder, header)
 
 
 def newest_state(output_dir: str, name: str) -> FoundState | None:
-    """The whole state under the output name that is furthest in its run; damaged ones are named and passed over."""
+    """The undamaged state of this output name with the most steps; damaged ones are logged and skipped."""
     folder = Path(output_dir)
     for target in set_aside_targets(folder):
         restore_folder(target)
@@ -55,21 +55,21 @@ def newest_state(output_dir: str, name: str) -> FoundState | None:
             try:
                 header = read_state_header(saved.path)
             except UserError as error:
-                logger.warning("%s; it is passed over", error.message)
+                logger.warning("%s; skipped", error.message)
                 continue
             found.append((header.global_step, saved.path.stat().st_mtime_ns, saved.path, header))
     for _, _, path, header in sorted(found, key=lambda each: each[:2], reverse=True):
         try:
             check_files(path, header)
         except UserError as error:
-            logger.warning("%s; the state before is taken", error.message)
+            logger.warning("%s; the previous state is used", error.message)
             continue
         return FoundState(str(path), header)
     return None
 
 
 def option_values(options: Options) -> dict[str, Any]:
-    """All options of a run but secrets, by name, as JSON keeps them."""
+    """All options of a run by name, without secrets, as JSON values."""
     values = {
         field.name: getattr(group, field.name)
         for group in options
@@ -80,38 +80,38 @@ def option_values(options: Options) -> dict[str, Any]:
 
 
 def continuing_problems(header: StateHeader, options: Options) -> Iterator[UserError]:
-    """What makes it another run, which cannot go on from the state."""
+    """Errors where the options make it a different run, which cannot resume from the state."""
     optimizer = options[OptimizerOptions]
     for flag, then, now in (
         ("--optimizer_type", header.optimizer, optimizer_class_path(optimizer)),
         ("--lr_scheduler", header.lr_schedule, schedule_kind(optimizer)),
     ):
         if then != now:
-            yield _another(flag, then, now)
+            yield _different_run(flag, then, now)
     for group in options:
         for field in option_fields(type(group)):
             now = json.loads(json.dumps(getattr(group, field.name), default=str))
             then = header.options.get(field.name, now)
             if field.spec.on_resume == "same" and then != now:
-                yield _another(field.flag, then, now)
+                yield _different_run(field.flag, then, now)
 
 
-def _another(flag: str, then: Any, now: Any) -> UserError:
+def _different_run(flag: str, then: Any, now: Any) -> UserError:
     before = f"give {flag}" if then is True else f"give {flag} {_shown(then)}" if then else f"leave {flag} out"
     return UserError(
         f"--resume: the saved run has {flag} {_shown(then)}, this one {_shown(now)}",
-        hint=f"{before} to go on, or start a new run without --resume",
+        hint=f"{before} to resume, or start a new run without --resume",
     )
 
 
 def _shown(value: Any) -> str:
     if value in (None, [], False):
-        return "off" if value is False else "left out"
+        return "off" if value is False else "not given"
     return "on" if value is True else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def differences(header: StateHeader, options: Options, versions: Mapping[str, str], data: str) -> Iterator[str]:
-    """What is not as it was in the saved run, a line each."""
+    """What differs from the saved run, one line each."""
     for group in options:
         for field in option_fields(type(group)):
             if field.spec.secret or field.spec.on_resume == "unimportant":
@@ -119,10 +119,10 @@ def differences(header: StateHeader, options: Options, versions: Mapping[str, st
             now = json.loads(json.dumps(getattr(group, field.name), default=str))
             then = header.options.get(field.name, now)
             if then != now:
-                kept = "; the saved one stays in force" if field.spec.on_resume == "kept" else ""
+                kept = "; the saved value is kept" if field.spec.on_resume == "kept" else ""
                 yield f"{field.flag} was {_shown(then)} in the saved run and is {_shown(now)} now{kept}"
     if header.data != data:
-        yield "images, captions or dataset settings are not those of the saved run"
+        yield "images, captions or dataset settings differ from those of the saved run"
     for package, version in versions.items():
         then = header.versions.get(package, "absent")
         if then != version:

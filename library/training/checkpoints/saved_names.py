@@ -1,4 +1,4 @@
-"""Names of what a run writes, and which earlier files are let go. Imports no torch."""
+"""File names of checkpoints and states, and which of them retention removes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Literal
 
 STATE_ENDING = "-state"
 DEFAULT_NAME = "last"
-# in front of a suffix, where the run has no name
+# before the suffix, where the run has no name
 _UNNAMED = {"epoch": "epoch", "step": "at", "end": DEFAULT_NAME}
-# of files of weights; a whole model can be a folder too
+# of weight files; a full model can be a folder too
 WEIGHT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin", "")
 
 
@@ -33,12 +33,12 @@ def file_stem(name: str | None, suffix: str) -> str:
 
 @dataclass(frozen=True)
 class Saved:
-    """A file or folder that a run has written."""
+    """A checkpoint or state that a run has written: a file or folder."""
 
     path: Path
     when: Literal["epoch", "step", "end"]
     number: int  # the epoch, counted from 1, or the step; 0 at the end
-    ending: str  # "-state", or that of a file of weights; empty for a folder
+    ending: str  # "-state", or the extension of a weight file; empty for a folder
 
     @property
     def is_state(self) -> bool:
@@ -46,7 +46,7 @@ class Saved:
 
 
 def saved_under(folder: Path, name: str | None) -> Iterator[Saved]:
-    """What stands in `folder` under the output name `name`, or of runs without one: weights, models and states."""
+    """The checkpoints and states in `folder` with the output name `name`, or those of runs without a name."""
     endings = "|".join(re.escape(ending) for ending in (STATE_ENDING, *WEIGHT_ENDINGS))
     epoch, step, end = (re.escape(name or _UNNAMED[when]) for when in ("epoch", "step", "end"))
     pattern = re.compile(rf"(?:{epoch}-(\d{{6,}})|{step}-step(\d{{8,}})|{end})({endings})")
@@ -63,13 +63,13 @@ def saved_under(folder: Path, name: str | None) -> Iterator[Saved]:
 
 @dataclass(frozen=True)
 class Retention:
-    """How many earlier saves stay, of weights or of states; None keeps all."""
+    """Retention of earlier checkpoints, or of states: how many are kept; None keeps all."""
 
-    last_epochs: int | None = None  # in epochs' saves
+    last_epochs: int | None = None  # number of epoch checkpoints
     last_steps: int | None = None  # in steps
 
     def expires(self, saved: Saved, when: str, number: int, every: int) -> bool:
-        """Whether an earlier save is let go when the one of epoch or step `number` is there, and saves are `every`."""
+        """Whether to prune an earlier checkpoint once epoch or step `number` is saved; `every`: save interval."""
         if saved.when != when:
             return False
         if when == "epoch":

@@ -1,4 +1,4 @@
-"""Saved weights and states: the one place that writes them, hands them to the Hub, and lets earlier ones go."""
+"""Writes checkpoints and states, uploads them to the Hub, and prunes old ones: the only place that does."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from library.training.step_plan import Position
 
 logger = logging.getLogger(__name__)
 
-_LEFT_BEHIND_SECONDS = 3600  # unfinished files that are older belong to a run that was killed
+_LEFT_BEHIND_SECONDS = 3600  # older unfinished files belong to a run that was killed
 
 
 class Saver:
-    """Writes weights and states, and remembers what it wrote and what it could not write."""
+    """Saves and prunes the checkpoints and states of a run, and records failed writes."""
 
     def __init__(
         self,
@@ -33,30 +33,30 @@ class Saver:
         epochs_between: int | None,
         uploads: Uploads | None = None,
     ):
-        """epochs_between: from one save of an epoch to the next; None without such saves."""
+        """epochs_between: epochs from one epoch checkpoint to the next; None without epoch checkpoints."""
         self._options = options
         self._method = method
         self._folder = Path(options.output_dir or ".")
         self._every = {"epoch": epochs_between or 1, "step": options.save_every_n_steps or 1}
         self.written: list[Path] = []
-        self.last_result: Path | None = None  # of what was written, the last that is no state
+        self.last_result: Path | None = None  # the last checkpoint written
         self._failures: list[str] = []
         self._uploads = uploads
         self._to_upload: list[Path] = []
-        self._pending_removal: list[Path] = []  # too old, and not uploaded yet
+        self._pending_removal: list[Path] = []  # to be pruned, but not uploaded yet
 
     def remove_unfinished(self) -> None:
-        """Removes what a kill in the middle of a save has left in the folder."""
+        """Removes temporary files of a run that was killed while saving."""
         patterns = (".tmp-*", f".{self._options.output_name or ''}*.tmp")
         for path in (path for pattern in patterns for path in self._folder.glob(pattern)):
             try:
                 if time.time() - path.stat().st_mtime > _LEFT_BEHIND_SECONDS:
                     remove_whole(path)
-            except OSError:  # it is in nobody's way
+            except OSError:  # it does no harm
                 continue
 
     def save(self, suffix: str, metadata: dict[str, str], position: Position) -> bool:
-        """Writes `<name><suffix>` with the method's ending; whether that went well. What did not is logged."""
+        """Writes the checkpoint `<name><suffix>`; returns whether that succeeded. A failure is logged."""
         path = self._folder / f"{file_stem(self._options.output_name, suffix)}{self._method.ending}"
         dtype = DTYPES[self._options.save_precision]
         is_saved = self._write(path, lambda target: self._method.save(target, dtype, metadata, position))
@@ -65,14 +65,14 @@ class Saver:
         return is_saved
 
     def save_state(self, suffix: str, state: Callable[[Path], None]) -> bool:
-        """Lets `state` write `<name><suffix>-state`; whether that went well. What did not is logged."""
+        """Calls `state` to write `<name><suffix>-state`; returns whether that succeeded. A failure is logged."""
         return self._write(self.state_folder(suffix), state)
 
     def state_folder(self, suffix: str) -> Path:
         return self._folder / f"{file_stem(self._options.output_name, suffix)}{STATE_ENDING}"
 
     def prune(self, when: str, number: int, *, states: bool) -> None:
-        """Removes the saves, or the states, that are too old now that the one of epoch or step `number` is there."""
+        """Prunes old checkpoints, or states, after the one of epoch or step `number` was saved."""
         options = self._options
         retention = Retention(options.save_last_n_epochs, options.save_last_n_steps)
         if states:
@@ -95,14 +95,14 @@ class Saver:
             logger.warning("%s cannot be removed: %s", path, error.strerror)
 
     def upload(self) -> None:
-        """Sends what was written since the last call to the Hub, where the run uploads its saves."""
+        """Uploads what was saved since the last call, where the run uploads to the Hub."""
         paths, self._to_upload = self._to_upload, []
         for path in paths:
             if self._uploads is not None and (self._uploads.with_states or not path.name.endswith(STATE_ENDING)):
                 self._uploads.add(path)
 
     def finish_uploads(self) -> None:
-        """Waits for uploads, says what is not on the Hub, and removes what only they have kept."""
+        """Waits for the uploads, logs which failed, and prunes what was kept for them."""
         if self._uploads is not None:
             self._uploads.finish()
         for path in self._pending_removal:
@@ -116,7 +116,7 @@ class Saver:
         except (OSError, SafetensorError) as error:
             reason = f"{path} cannot be written: {getattr(error, 'strerror', None) or error}"
             self._failures.append(reason)
-            logger.error("%s; check --output_dir and the space left", reason)
+            logger.error("%s; check --output_dir and the free disk space", reason)
             return False
         self.written.append(path)
         self._to_upload.append(path)
@@ -124,10 +124,10 @@ class Saver:
         return True
 
     def raise_failures(self) -> None:
-        """Raises `UserError` when something could not be written."""
+        """Raises `UserError` when a checkpoint or state could not be written."""
         if self._failures:
             raise UserError(
                 f"{len(self._failures)} of the run's files are missing: {listed(self._failures, 3)}",
-                hint="make room or mend --output_dir"
-                + (", then go on from the last state with --resume auto" if self._options.save_state else ""),
+                hint="free disk space or check --output_dir"
+                + (", then resume from the last state with --resume auto" if self._options.save_state else ""),
             )

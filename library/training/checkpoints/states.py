@@ -1,12 +1,12 @@
-"""States: everything a run needs to go on, bit for bit, in a folder that is complete or absent.
+"""States: everything that resuming bit for bit needs, in a folder that is complete or absent.
 
     <name>-state/
-      weights.safetensors   what learns, exactly
-      training.pt           optimizer, LR schedule, gradient scaler, moving average, losses; read with weights_only=True
-      state.json            format, position, seed, what the state belongs to, and the size and SHA-256 of the other
+      weights.safetensors   the trained weights, exactly
+      training.pt           optimizer, LR schedule, gradient scaler, EMA, losses; read with weights_only=True
+      state.json            format, position, seed, identity of the run, and the size and SHA-256 of the other
                             files; written last
 
-No generator is stored: randomness is keyed by position (see library/data/randomness.py).
+No generator state is stored: random numbers are keyed by position (see library/data/randomness.py).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a state belongs to: the same in all states of a run."""
+    """Which run a state belongs to: the same in all states of a run."""
 
     seed: int
     num_micro_batches: int  # per epoch
-    group_size: int  # micro-batches in a step
+    group_size: int  # micro-batches per optimizer step
     optimizer: str = ""  # class
     lr_schedule: str = ""  # kind
     data: str = ""  # digest of images and captions
@@ -49,7 +49,7 @@ class RunIdentity:
 
     @property
     def versions(self) -> dict[str, str]:
-        """The versions of what computes."""
+        """Versions of Python and of the packages that compute."""
         return {"python": platform.python_version(), **dict(_installed())}
 
 
@@ -63,7 +63,7 @@ def _installed() -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class StateHeader:
-    """`state.json`: where the run was, and what must be the same to go on."""
+    """`state.json`: the position in the run, and what must be the same to resume."""
 
     format: int
     epoch: int
@@ -81,7 +81,7 @@ class StateHeader:
 
 
 def read_state_header(folder: str | Path) -> StateHeader:
-    """Reads `state.json`. Raises `UserError` for a folder that is no complete state. Imports no torch."""
+    """Reads `state.json`. Raises `UserError` for a folder that is not a complete state. Imports no torch."""
     path = Path(folder)
     restore_folder(path)
     if not path.is_dir():
@@ -123,7 +123,7 @@ def _is_file_entry(entry: Any) -> bool:
 
 
 def check_files(folder: str | Path, header: StateHeader) -> None:
-    """Raises `UserError` naming a file that is missing, or is not what was written."""
+    """Raises `UserError` naming a file that is missing or damaged."""
     for name, entry in header.files.items():
         path = Path(folder) / name
         try:
@@ -134,16 +134,16 @@ def check_files(folder: str | Path, header: StateHeader) -> None:
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}", hint=ANOTHER) from None
         if not is_whole:
-            what = f"{size} bytes instead of {entry['size']}" if size != entry["size"] else "its checksum is another"
+            what = f"{size} bytes instead of {entry['size']}" if size != entry["size"] else "its checksum differs"
             raise UserError(f"{path} is damaged: {what}", hint=ANOTHER)
 
 
 def write_state(
     folder: Path, position: Position, facts: RunIdentity, weights: dict[str, torch.Tensor], training: dict[str, Any]
 ) -> None:
-    """Writes a state under a temporary name and renames it whole; an older one of the same name is replaced.
+    """Writes a state under a temporary name and renames it when complete; replaces an older one of the same name.
 
-    Raises `OSError` when it cannot be written, and leaves nothing of it then.
+    Raises `OSError` when it cannot be written, and leaves no partial state.
     """
     with atomic_folder(folder) as temporary:
         _write_files(temporary, weights, training)
@@ -176,12 +176,12 @@ def _write_files(folder: Path, weights: dict[str, torch.Tensor], training: dict[
     try:
         save_file(on_cpu, folder / WEIGHTS)
         torch.save(training, folder / TRAINING)
-    except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
+    except (SafetensorError, RuntimeError) as error:  # raised for a full disk, among others
         raise OSError(first_line(error)) from error
 
 
 def read_state(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights and training state of a state folder. Raises `UserError` naming the damaged file."""
+    """The weights and the training state in a state folder. Raises `UserError` naming a damaged file."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""What a state holds beside the weights: taken from the parts of a run, and given back to them."""
+"""The training state besides the weights: optimizer, learning-rate schedule, gradient scaler, EMA; save and load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StatefulParts:
-    """The parts of a run that change as it goes, beside what learns and the losses."""
+    """The objects of a run that have state, besides the trained weights and the losses."""
 
     strategy: ParallelStrategy
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
@@ -26,7 +26,7 @@ class StatefulParts:
     average: WeightEMA | None
 
     def state(self) -> dict[str, Any]:
-        """For the first process; all call it together, as what lies in parts is gathered."""
+        """For the first process to save; all processes call it together, since sharded state is gathered."""
         return {
             "optimizer": self.strategy.optimizer_state(),
             "lr_schedule": self.lr_schedule.state_dict(),
@@ -39,13 +39,13 @@ class StatefulParts:
         return {**state, "averages": self.strategy.gather(state["averages"])}
 
     def load(self, state: Mapping[str, Any], folder: str) -> None:
-        """Takes up a `state`. Raises `UserError` for that of other parts of the model; `folder`: where it is from."""
+        """Restores a `state` read from `folder`. Raises `UserError` when it belongs to other parameters."""
         try:
             self.strategy.load_optimizer_state(state["optimizer"])
         except (ValueError, KeyError) as error:
             raise UserError(
-                f"--resume {folder}: the optimizer's state is of other parts of the model: {error}",
-                hint="give the options of the run that saved it, learning rates of 0 among them",
+                f"--resume {folder}: the optimizer state belongs to other parameters: {error}",
+                hint="use the options of the run that saved it, learning rates of 0 too",
             ) from None
         self.lr_schedule.load_state_dict(state["lr_schedule"])
         if self.scaler is not None and state["scaler"] is not None:
@@ -56,6 +56,6 @@ class StatefulParts:
         if self.average is not None and state is not None:
             self.average.load({**state, "averages": self.strategy.shard(state["averages"])})
         elif self.average is not None:
-            logger.warning("--ema: the state has no moving average; one begins here")
+            logger.warning("--ema: the state has no moving average (EMA); a new one starts here")
         elif state is not None:
-            logger.warning("the moving average of the state is left behind: --ema is not given")
+            logger.warning("the moving average (EMA) in the state is dropped: --ema is not given")

@@ -1,4 +1,4 @@
-"""Uploads of a run's saves: in the order of the saves, tried again, and never a reason to stop training."""
+"""Uploads of checkpoints and states: in order, with retries; a failed upload never stops training."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from library.training.signals import signals_end_at_once
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_WAIT_SECONDS = 60  # for the upload of a save that is to be removed; other processes wait meanwhile
+_LONGEST_WAIT_SECONDS = 60  # for the upload of a checkpoint to be pruned; other processes wait meanwhile
 
 
 class Uploads:
-    """Uploads what it is given, at once or in one background thread."""
+    """Uploads files and folders, synchronously or in one background thread."""
 
     def __init__(
         self, repository: HubRepository, *, in_background: bool, with_states: bool, waits: Sequence[float] = WAITS
     ):
-        """waits: seconds before the second try of an upload, before the third, and so on."""
+        """waits: seconds before the second attempt at an upload, before the third, and so on."""
         self.with_states = with_states
         self._repository = repository
         self._in_background = in_background
@@ -34,33 +34,33 @@ class Uploads:
         self._failed: list[Path] = []
 
     def add(self, path: Path) -> None:
-        """Uploads a file or folder, or lets it be uploaded when those before it are."""
+        """Uploads a file or folder, or queues it for the background thread."""
         if not self._in_background:
             self._upload(path)
             return
         with self._changed:
             self._pending.append(path)
             self._changed.notify_all()
-        if self._thread is None:  # a daemon: a program that is to end at once does not wait for it
+        if self._thread is None:  # a daemon: a program that is stopped does not wait for it
             self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
             self._thread.start()
 
     def is_done_with(self, path: Path, seconds: float = _LONGEST_WAIT_SECONDS) -> bool:
-        """Waits for the upload of `path`, where one is pending; whether it has ended by then."""
+        """Waits for a pending upload of `path`; returns whether it has finished or failed by then."""
         with self._changed:
             return self._changed.wait_for(lambda: path not in self._pending, seconds)
 
     def finish(self) -> None:
-        """Waits for all uploads, and says which files are not on the Hub."""
+        """Waits for all uploads, and logs which failed."""
         with self._changed:
             num_pending = len(self._pending)
         if num_pending:
-            logger.info("waiting for %d uploads to %s; Ctrl-C ends at once", num_pending, self._repository)
+            logger.info("waiting for %d uploads to %s; Ctrl-C exits immediately", num_pending, self._repository)
         with signals_end_at_once(), self._changed:
             self._changed.wait_for(lambda: not self._pending)
         if self._failed:
             names = [path.name for path in self._failed]
-            logger.error("%d of the run's files are not on the Hub: %s", len(names), listed(names, 3))
+            logger.error("%d files of the run were not uploaded to the Hub: %s", len(names), listed(names, 3))
 
     def _work(self) -> None:
         while True:
@@ -76,11 +76,11 @@ class Uploads:
         repository = self._repository
         try:
             repository.try_again(path, self._waits)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is said, and training goes on
+        except Exception as error:  # noqa: BLE001 - any error is logged, and training continues
             if path not in self._failed:
                 self._failed.append(path)
             logger.error(
-                "%s is not on the Hub: %s; the file itself is whole, upload it with: %s",
+                "%s was not uploaded to the Hub: %s; the local file is complete, upload it with: %s",
                 path, repository.reason(error), repository.upload_command(path),
             )  # fmt: skip
             return
@@ -90,9 +90,10 @@ class Uploads:
 
 
 def make_uploads(options: HubOptions, num_processes: int) -> Uploads | None:
-    """Prepares the repository that the options name; None where they name none. Raises `UserError`.
+    """The uploads to the repository that the options name, after a check of write access; None without one.
 
-    In several processes uploads are always in the background: the others would wait for a slow one, and give up.
+    Raises `UserError`. With several processes uploads always run in the background: a slow one would make the other
+    processes wait and time out.
     """
     if options.huggingface_repo_id is None:
         return None

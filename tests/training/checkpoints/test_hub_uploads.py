@@ -14,7 +14,7 @@ from huggingface_hub import constants
 import library.training.checkpoints.hub_upload
 from library.cli.errors import UserError
 from library.cli.parser import parse_options
-from library.training.checkpoints.hub_upload import HubRepository, hub_problems, read_hub_state, read_place
+from library.training.checkpoints.hub_upload import HubRepository, hub_problems, parse_hub_path, read_hub_state
 from library.training.checkpoints.options import HubOptions, OutputOptions
 from library.training.checkpoints.saves import Saver
 from library.training.checkpoints.uploads import Uploads
@@ -86,7 +86,7 @@ def test_kinds_folders_and_public_repositories(hub, tmp_path, kind):
 def test_a_public_repository_that_is_there_is_pointed_out(hub, said):
     hub.add(NAME, {}, is_private=False)
     HubRepository(options()).check_access()
-    assert f"{NAME} is there already and stays public" in said.text
+    assert f"{NAME} already exists and stays public" in said.text
 
 
 def test_small_and_large_files_and_folders_arrive_whole(hub, tmp_path, said):
@@ -130,9 +130,9 @@ def test_what_does_not_pass_is_said_once_and_the_next_save_is_uploaded(hub, tmp_
     assert hub.repositories["model", NAME].files == {"next.safetensors": SMALL}
     assert len(hub.asked_for("POST .*/commit/")) == 4
     errors = [record.getMessage() for record in said.records if record.levelno == logging.ERROR]
-    assert len(errors) == 2 and "\n" not in errors[0] and errors[0].startswith(f"{path} is not on the Hub: ")
+    assert len(errors) == 2 and "\n" not in errors[0] and errors[0].startswith(f"{path} was not uploaded to the Hub: ")
     assert errors[0].endswith(f"upload it with: hf upload {NAME} {path} run.safetensors")
-    assert errors[1] == "1 of the run's files are not on the Hub: run.safetensors"
+    assert errors[1] == "1 files of the run were not uploaded to the Hub: run.safetensors"
 
 
 def test_a_refusal_is_not_tried_again(hub, tmp_path, said):
@@ -140,7 +140,7 @@ def test_a_refusal_is_not_tried_again(hub, tmp_path, said):
     hub.faults.append(Fault("POST .*/commit/", 403, times=9))
     uploads.add(write(tmp_path))
     assert len(hub.asked_for("POST .*/commit/")) == 1
-    assert "run.safetensors is not on the Hub: 403 Forbidden" in said.text
+    assert "run.safetensors was not uploaded to the Hub: 403 Forbidden" in said.text
 
 
 def test_a_file_that_is_gone_does_not_stop_anything(hub, tmp_path, said):
@@ -149,7 +149,7 @@ def test_a_file_that_is_gone_does_not_stop_anything(hub, tmp_path, said):
     uploads.add(write(tmp_path))
     uploads.finish()
     assert hub.repositories["model", NAME].files == {"run.safetensors": LARGE}
-    assert "gone.safetensors is not on the Hub" in said.text
+    assert "gone.safetensors was not uploaded to the Hub" in said.text
 
 
 def test_uploads_in_the_background_keep_their_order_and_are_waited_for(hub, tmp_path, said):
@@ -173,7 +173,7 @@ def test_a_hub_that_does_not_answer_is_given_up(hub, tmp_path, said, monkeypatch
     monkeypatch.setattr(library.training.checkpoints.hub_upload, "_TIMEOUT_SECONDS", 0.2)
     hub.faults.append(Fault("POST .*/commit/", gate, times=3))
     uploads.add(write(tmp_path))
-    assert "run.safetensors is not on the Hub: timed out" in said.text
+    assert "run.safetensors was not uploaded to the Hub: timed out" in said.text
     gate.set()
 
 
@@ -209,7 +209,11 @@ def test_a_save_is_uploaded_before_it_is_let_go(hub, tmp_path, in_background):
     [
         ({"huggingface_token": None}, "no access token", "hf auth login"),
         ({"huggingface_token": "hf_wrong"}, "does not accept the access token", "hf auth login"),
-        ({"huggingface_token": READ_TOKEN}, "may not create it, or write to it", "write access to someone"),
+        (
+            {"huggingface_token": READ_TOKEN},
+            "has no permission to create it, or to write to it",
+            "write access to someone",
+        ),
     ],
 )
 @pytest.mark.parametrize("is_there", [False, True])
@@ -260,7 +264,7 @@ def test_contradictions_are_found_before_anything_is_done():
     assert "../x is not a folder of a repository" in problems(*repo, "--huggingface_path_in_repo", "../x")
     assert "give one of model, dataset, space" in problems(*repo, "--huggingface_repo_type", "bucket")
     said = problems(*repo, "--huggingface_token", "hf_abc\n")
-    assert "--huggingface_token holds characters" in said and "hf_abc" not in said
+    assert "--huggingface_token has characters" in said and "hf_abc" not in said
 
 
 @pytest.mark.parametrize(
@@ -294,13 +298,13 @@ def test_uploads_are_refused_where_the_hub_is_switched_off(monkeypatch):
 
 
 def test_places_on_the_hub_are_read():
-    assert str(read_place("a/b/c/run-state")) == "c/run-state in a/b at main"
-    assert str(read_place("a/b/run-state:v1")) == "run-state in a/b at v1"
-    assert str(read_place("a/b/run-state::dataset")) == "run-state in datasets/a/b at main"
+    assert str(parse_hub_path("a/b/c/run-state")) == "c/run-state in a/b at main"
+    assert str(parse_hub_path("a/b/run-state:v1")) == "run-state in a/b at v1"
+    assert str(parse_hub_path("a/b/run-state::dataset")) == "run-state in datasets/a/b at main"
     for text in ("a/b", "run-state", "a/b/c:main:bucket", "a/b/../c", "/a/b/c", "a/b//c", ""):
-        with pytest.raises(UserError, match="is no place on the Hub"):
-            read_place(text)
-    with pytest.raises(UserError, match="--resume auto looks in --output_dir"):
+        with pytest.raises(UserError, match="is not a path on the Hub"):
+            parse_hub_path(text)
+    with pytest.raises(UserError, match="--resume auto with --resume_from_huggingface"):
         read_hub_state("auto", None)
 
 
