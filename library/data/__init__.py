@@ -1,0 +1,1 @@
+"""Training data: configuration, scanning, captions, aspect-ratio buckets, augmentation, caches, batches."""

@@ -1,4 +1,4 @@
-"""Buckets: at which size an image is trained. Pure functions of sizes, all (width, height) in pixels."""
+"""Aspect-ratio bucketing: the size that each image is trained at. Pure functions of (width, height) in pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from library.cli.errors import UserError
-from library.data.records import Placement, Size
+from library.data.records import Placement, Size, size_text
 
 PIXELS_PER_LATENT = 8  # the VAE's scale: sides of training images are multiples of this
 LONGEST_SIDE = 2**15  # of a bucket: no model is trained near it, and tables of buckets stay short
@@ -39,69 +39,67 @@ class BucketSettings:
         steps = self.bucket_reso_steps
         return self.min_bucket_reso // steps * steps, math.ceil(self.max_bucket_reso / steps) * steps
 
-    def problems(self, place: str) -> Iterator[UserError]:
-        """What is wrong with the settings; `place` is the key path, such as "datasets[0].", or the flags' "--"."""
+    def problems(self, prefix: str) -> Iterator[UserError]:
+        """Invalid settings; `prefix`: what stands before their names, such as "datasets[0]." or "--" for flags."""
         limit = f"give {LONGEST_SIDE} or less"
         if max(self.resolution) > LONGEST_SIDE:
-            yield UserError(f"{place}resolution {_text(self.resolution)} is too large", hint=limit)
+            yield UserError(f"{prefix}resolution {size_text(self.resolution)} is too large", hint=limit)
         if not self.enable_bucket:
             if any(side % PIXELS_PER_LATENT for side in self.resolution):
                 yield UserError(
-                    f"{place}resolution {_text(self.resolution)} is not a multiple of {PIXELS_PER_LATENT}",
+                    f"{prefix}resolution {size_text(self.resolution)} is not a multiple of {PIXELS_PER_LATENT}",
                     hint=f"without enable_bucket both sides must be multiples of {PIXELS_PER_LATENT}",
                 )
             return
         if self.max_bucket_reso > LONGEST_SIDE:
-            yield UserError(f"{place}max_bucket_reso {self.max_bucket_reso} is too large", hint=limit)
+            yield UserError(f"{prefix}max_bucket_reso {self.max_bucket_reso} is too large", hint=limit)
         steps = self.bucket_reso_steps
         if steps % PIXELS_PER_LATENT:
             yield UserError(
-                f"{place}bucket_reso_steps {steps} is not a multiple of {PIXELS_PER_LATENT}",
+                f"{prefix}bucket_reso_steps {steps} is not a multiple of {PIXELS_PER_LATENT}",
                 hint="give 64, 32, 16 or 8",
             )
         if self.min_bucket_reso > self.max_bucket_reso:
             yield UserError(
-                f"{place}min_bucket_reso {self.min_bucket_reso} is larger than max_bucket_reso {self.max_bucket_reso}",
-                hint="exchange the two, or lower min_bucket_reso",
+                f"{prefix}min_bucket_reso {self.min_bucket_reso} is larger than max_bucket_reso {self.max_bucket_reso}",
+                hint="swap the two, or lower min_bucket_reso",
             )
             return
-        yield from self._limits_against_resolution(place)
+        yield from self._limits_against_resolution(prefix)
 
-    def _limits_against_resolution(self, place: str) -> Iterator[UserError]:
+    def _limits_against_resolution(self, prefix: str) -> Iterator[UserError]:
         shortest, longest = self.side_limits
-        resolution, steps = _text(self.resolution), self.bucket_reso_steps
+        resolution, steps = size_text(self.resolution), self.bucket_reso_steps
         if shortest == 0:
             yield UserError(
-                f"{place}min_bucket_reso {self.min_bucket_reso} is smaller than bucket_reso_steps {steps}",
+                f"{prefix}min_bucket_reso {self.min_bucket_reso} is smaller than bucket_reso_steps {steps}",
                 hint="raise min_bucket_reso or lower bucket_reso_steps",
             )
         if shortest > min(self.resolution):
             yield UserError(
-                f"{place}min_bucket_reso {self.min_bucket_reso} is larger than resolution {resolution}",
+                f"{prefix}min_bucket_reso {self.min_bucket_reso} is larger than resolution {resolution}",
                 hint=f"set min_bucket_reso to {min(self.resolution)} or less, or raise the resolution",
             )
         elif max(self.resolution) > longest:
             yield UserError(
-                f"{place}max_bucket_reso {self.max_bucket_reso} is smaller than resolution {resolution}",
+                f"{prefix}max_bucket_reso {self.max_bucket_reso} is smaller than resolution {resolution}",
                 hint=f"set max_bucket_reso to {max(self.resolution)} or more, or lower the resolution",
             )
         elif shortest and min(self.resolution) < steps:
             yield UserError(
-                f"{place}resolution {resolution} is smaller than bucket_reso_steps {steps}",
+                f"{prefix}resolution {resolution} is smaller than bucket_reso_steps {steps}",
                 hint="raise the resolution or lower bucket_reso_steps",
             )
 
 
 def usable_steps(steps: int, named: str) -> int:
-    """`bucket_reso_steps` that a VAE can work with; `named`: where the user gave them, for the warning."""
+    """`bucket_reso_steps`, raised to the VAE's 8 where it is smaller; `named`: its flag or key, for the warning."""
     if steps >= PIXELS_PER_LATENT:
         return steps
-    logger.warning("%s %d: %d is used, sides of training images are multiples of it", named, steps, PIXELS_PER_LATENT)
+    logger.warning(
+        "%s %d: using %d, the sides of training images must be multiples of it", named, steps, PIXELS_PER_LATENT
+    )
     return PIXELS_PER_LATENT
-
-
-def _text(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def bucket_resolutions(settings: BucketSettings) -> list[Size]:
@@ -125,12 +123,12 @@ def bucket_resolutions(settings: BucketSettings) -> list[Size]:
 
 
 class BucketChooser:
-    """Chooses the bucket of an image. Holds the table of buckets, so that it is made once per dataset."""
+    """Assigns images to buckets. Holds the table of buckets, so that it is built once per dataset."""
 
     def __init__(self, settings: BucketSettings):
         self._settings = settings
         self._resolutions = bucket_resolutions(settings)
-        self._known = frozenset(self._resolutions)
+        self._in_table = frozenset(self._resolutions)
         # sizes of the same aspect ratio: the first in the table counts
         self._by_ratio: dict[float, Size] = {}
         for size in self._resolutions:
@@ -142,19 +140,19 @@ class BucketChooser:
         """Bucket, resized size and centre crop of an image of this size."""
         found = self._placements.get(image_size)
         if found is None:
-            found = self._placements[image_size] = self._place(image_size)
+            found = self._placements[image_size] = self._new_placement(image_size)
         return found
 
-    def _place(self, image_size: Size) -> Placement:
+    def _new_placement(self, image_size: Size) -> Placement:
         if self._settings.enable_bucket and self._settings.bucket_no_upscale:
             bucket, resized = _own_size_bucket(image_size, self._settings)
         else:
             bucket = self._nearest(image_size)
-            return place_in(image_size, bucket)
+            return fit_to_bucket(image_size, bucket)
         return Placement(bucket, resized, centre_crop(resized, bucket))
 
     def _nearest(self, image_size: Size) -> Size:
-        if image_size in self._known:
+        if image_size in self._in_table:
             return image_size
         ratio = image_size[0] / image_size[1]
         after = bisect.bisect_left(self._ratios, ratio)
@@ -163,23 +161,23 @@ class BucketChooser:
 
 
 def _own_size_bucket(image_size: Size, settings: BucketSettings) -> tuple[Size, Size]:
-    """Bucket and resized size where no image is enlarged: its own size, shrunk to the area, cut to steps."""
+    """`bucket_no_upscale`: (bucket, resized size) from the image's own size, downscaled to the area, cut to steps."""
     steps, max_area = settings.bucket_reso_steps, settings.max_area
     width, height = image_size
     resized = image_size
     if width * height > max_area:
-        shrunk = _shrunk_to_steps(width / height, max_area, steps)
-        if shrunk is None:
+        downscaled = _downscaled_to_steps(width / height, max_area, steps)
+        if downscaled is None:
             return _smallest_bucket(image_size, settings)
-        resized = shrunk
+        resized = downscaled
     bucket = (_cut(resized[0], steps), _cut(resized[1], steps))
     if 0 in bucket:
         return _smallest_bucket(image_size, settings)
     return bucket, resized
 
 
-def _shrunk_to_steps(ratio: float, max_area: int, steps: int) -> Size | None:
-    """The size of the given ratio and area with one side, whichever distorts less, on a multiple of `steps`.
+def _downscaled_to_steps(ratio: float, max_area: int, steps: int) -> Size | None:
+    """The size of this aspect ratio and area with one side a multiple of `steps`, the side that distorts less.
 
     None where a side would be shorter than one step.
     """
@@ -196,7 +194,7 @@ def _shrunk_to_steps(ratio: float, max_area: int, steps: int) -> Size | None:
 
 
 def _smallest_bucket(image_size: Size, settings: BucketSettings) -> tuple[Size, Size]:
-    """For images that are thinner than a step: one step by the multiple that is nearest to their aspect ratio."""
+    """For images thinner than one step: one step by the multiple of it that is nearest to their aspect ratio."""
     steps = settings.bucket_reso_steps
     width, height = image_size
     ratio = max(width, height) / min(width, height)
@@ -221,24 +219,24 @@ def covering_size(image_size: Size, bucket: Size) -> Size:
     return _rounded(width * scale), _rounded(height * scale)
 
 
-def place_in(image_size: Size, bucket: Size) -> Placement:
-    """The placement of an image in a bucket that is given, cut as little as can be."""
+def fit_to_bucket(image_size: Size, bucket: Size) -> Placement:
+    """Resize and centre crop of an image for a given bucket, cropping as little as possible."""
     resized = covering_size(image_size, bucket)
     return Placement(bucket, resized, centre_crop(resized, bucket))
 
 
 def centre_crop(resized: Size, bucket: Size) -> tuple[int, int]:
-    """Left and top of the window of bucket size in the middle of the resized image."""
+    """Left and top of the centre crop of bucket size in the resized image."""
     return (resized[0] - bucket[0]) // 2, (resized[1] - bucket[1]) // 2
 
 
 def aspect_error(image_size: Size, bucket: Size) -> float:
-    """Aspect ratio of the bucket less that of the image."""
+    """Aspect ratio of the bucket minus that of the image."""
     return bucket[0] / bucket[1] - image_size[0] / image_size[1]
 
 
 def crop_ltrb(bucket: Size, image_size: Size) -> CropLTRB:
-    """Left, top, right and bottom of the whole image when it is fitted into the bucket, as cache files hold it."""
+    """`crop_ltrb` of cache files: left, top, right and bottom of the whole image when it is fitted into the bucket."""
     bucket_ratio, ratio = bucket[0] / bucket[1], image_size[0] / image_size[1]
     width = bucket[1] * ratio if bucket_ratio > ratio else float(bucket[0])
     height = float(bucket[1]) if bucket_ratio > ratio else bucket[0] / ratio

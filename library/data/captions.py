@@ -1,4 +1,4 @@
-"""Captions: from a caption file to what the text encoder reads."""
+"""Captions: caption files, shuffling, dropout, wildcards, token warm-up; up to the text that is tokenized."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ from dataclasses import replace
 
 from library.cli.errors import UserError
 from library.data.config.config import SubsetConfig
-from library.data.randomness import keyed_random
 
-_JOINER = ", "  # whatever the separator was, prompts are written with commas
+_JOINER = ", "  # whatever the separator is: prompts are written with commas
 
 _WILDCARD = re.compile(r"\{([^}]+)\}")
-# {{ and }} stand for braces while wildcards are drawn: code points that no text may hold
+# {{ and }} escape braces: replaced by code points that no text may hold while wildcards are drawn
 _ESCAPES = (("{{", "\ufdd0", "{"), ("}}", "\ufdd1", "}"))
 
-_AFTER_WARMUP = 2**40  # a step at which captions have all their tags, whatever `token_warmup_step` is
-_DRAWS_PER_VARIANT = 8
-_NO_STEPS = 1e-12  # a share of all steps that is none: tags are taken apart and joined, and none is missing
+_NO_STEPS = 1e-12  # a token warm-up of no steps: the caption is split into tags and joined again, none is missing
 
 
 def read_caption_file(path: str, all_lines: bool = False) -> str:
-    """The first line of a caption file, without white space around it. UTF-8, with or without a byte order mark.
+    """The first line of a caption file, stripped. UTF-8, with or without a byte order mark.
 
-    `all_lines`: every line that is not blank, without white space around it, joined by line feeds. Raises `UserError`
-    naming the file if it cannot be read or decoded.
+    `all_lines`: every line that is not blank, stripped, joined by line feeds. Raises `UserError` naming the file if it
+    cannot be read or decoded.
     """
     try:
         with open(path, "rb") as file:
@@ -40,7 +37,7 @@ def read_caption_file(path: str, all_lines: bool = False) -> str:
 
 
 def caption_from_bytes(content: bytes, path: str, all_lines: bool = False) -> str:
-    """The caption in what `read_caption_file` read from `path`. Raises `UserError` if it cannot be decoded."""
+    """The caption in the bytes of the caption file `path`. Raises `UserError` if they are not UTF-8."""
     try:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -63,14 +60,14 @@ def first_line(text: str) -> str:
 def final_caption(
     caption: str, subset: SubsetConfig, rng: random.Random, *, epoch: int = 1, step: int = 0, num_steps: int = 1
 ) -> str:
-    """The caption as it is trained once, in this order:
+    """The caption of one use of an image, after these steps, in this order:
 
-    1. nothing is left of it by `caption_dropout_rate`, and in each `caption_dropout_every_n_epochs`th epoch; with
-       `caption_templates` it is one of these, as it stands there;
-    2. `caption_prefix` and `caption_suffix` with a space between;
-    3. one of its lines and of the texts of each {a|b} with `enable_wildcard`, without it the first line;
-    4. with shuffling, token warm-up or tag dropout it is split at `caption_separator`: tags that must stay in place
-       stay, of the others the first few are taken during warm-up, shuffled, and dropped one by one;
+    1. caption dropout: empty with probability `caption_dropout_rate`, and in every `caption_dropout_every_n_epochs`-th
+       epoch; with `caption_templates`, one of them, unchanged;
+    2. `caption_prefix` and `caption_suffix` are added, with a space between;
+    3. `enable_wildcard`: one of its lines and one text of each {a|b}; without it, the first line;
+    4. with shuffling, token warm-up or tag dropout it is split at `caption_separator`: the tags to keep stay where
+       they are, of the others token warm-up takes the first few, which are shuffled and dropped one by one;
     5. `secondary_separator` becomes `caption_separator`.
 
     epoch: counts from 1. step: optimizer steps done, of the `num_steps` of the run.
@@ -98,7 +95,7 @@ def final_caption(
 
 
 def with_whole_captions(subset: SubsetConfig) -> SubsetConfig:
-    """Settings that give captions with all their tags, in order, written as the subset's shuffled ones are."""
+    """The subset without shuffling, dropout and warm-up: all tags in order, joined as its shuffled captions are."""
     changes_tags = subset.shuffle_caption or subset.token_warmup_step > 0 or subset.caption_tag_dropout_rate > 0
     return replace(
         subset,
@@ -131,9 +128,9 @@ def _draw_wildcards(caption: str, rng: random.Random) -> str:
 
 
 def _split_tags(caption: str, subset: SubsetConfig) -> tuple[list[str], list[str], list[str]]:
-    """Tags that stay at the start, tags that can move and be dropped, tags that stay at the end.
+    """(kept at the start, shuffled and dropped, kept at the end).
 
-    `keep_tokens_separator` in the caption counts before `keep_tokens`; a second one begins the tags at the end.
+    `keep_tokens_separator` in the caption overrides `keep_tokens`; a second one begins the tags kept at the end.
     """
     if subset.keep_tokens_separator and subset.keep_tokens_separator in caption:
         parts = (caption.split(subset.keep_tokens_separator, 2) + [""])[:3]
@@ -148,7 +145,7 @@ def _tags(text: str, subset: SubsetConfig) -> list[str]:
 
 
 def _num_warm(num_tags: int, subset: SubsetConfig, step: int, num_steps: int) -> int:
-    """How many of the tags that can move are taken: from `token_warmup_min` up to all at `token_warmup_step`."""
+    """Token warm-up: how many of the tags that are not kept are used, `token_warmup_min` up to all at the last step."""
     end: float = subset.token_warmup_step
     if end < 1:
         end = int(end * num_steps)
@@ -158,18 +155,6 @@ def _num_warm(num_tags: int, subset: SubsetConfig, step: int, num_steps: int) ->
     return subset.token_warmup_min + int(step * (num_tags - subset.token_warmup_min) // end)
 
 
-def caption_variants(caption: str, subset: SubsetConfig, limit: int = 5) -> list[str]:
-    """At most `limit` different captions that `final_caption` makes of one, with all tags; always the same ones."""
-    variants: dict[str, None] = {}
-    for number in range(limit * _DRAWS_PER_VARIANT):
-        rng = keyed_random("caption variant", caption, number)
-        drawn = final_caption(caption, subset, rng, epoch=number + 1, step=_AFTER_WARMUP, num_steps=_AFTER_WARMUP)
-        variants.setdefault(drawn)
-        if len(variants) == limit:
-            break
-    return list(variants)
-
-
 def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
-    """How often each tag occurs, tags being what stands between commas; in order of first occurrence."""
+    """How often each comma-separated tag occurs, in order of first occurrence."""
     return dict(Counter(tag for caption in captions for tag in map(str.strip, caption.split(",")) if tag))

@@ -1,4 +1,4 @@
-"""The way into this room: from options to training data, or to everything that is wrong with it."""
+"""Loads the training data: from options to images in buckets, or to all errors in them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from library.data.config.options import CachingOptions, DatasetOptions, flag_val
 from library.data.config.validation_rules import caching_problems, prepared_problems, source_problems
 from library.data.images.face_names import split_face_name
 from library.data.images.image_files import NoImages
-from library.data.records import ImageRecord, Size
+from library.data.records import ImageRecord, Size, size_text
 from library.data.scan.folders import find_concept_folders, scan_folder, with_masks
-from library.data.scan.legacy_npz import settle_prepared
+from library.data.scan.legacy_npz import settle_legacy_latents
 from library.data.scan.metadata_file import scan_metadata
 
 if TYPE_CHECKING:
@@ -30,30 +30,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_NAMES_IN_WARNING = 5
-_MAX_ITEMS = 50_000_000  # a slip of the keyboard in num_repeats would fill the memory
-_MAX_RESIZED_PIXELS = 2**27  # an image of extreme aspect ratio would fill the memory when its short side is enlarged
+_MAX_ITEMS = 50_000_000  # more, such as by a typing mistake in num_repeats, would fill the memory
+_MAX_RESIZED_PIXELS = 2**27  # an image of extreme aspect ratio would fill the memory when it is upscaled
 
 _SCANS = {"folder": scan_folder, "metadata": scan_metadata}  # by `SubsetConfig.source`
 
 
 @dataclass(frozen=True)
 class _ScannedDataset:
-    """A dataset with the images that were found for it."""
+    """A dataset with the images found for it."""
 
     config: DatasetConfig  # without the subsets in `empty`
     records: list[ImageRecord]
-    num_skipped: int  # images that `skip_image_resolution` leaves out
-    empty: list[NoImages]  # what is to be said of subsets without images
+    num_skipped: int  # images skipped by `skip_image_resolution`
+    empty: list[NoImages]  # the errors of subsets without images
 
 
 def load_training_data(
     options: DatasetOptions, caching: CachingOptions | None = None, *, only: Source | None = None
 ) -> TrainingData:
-    """Reads the description of the data, scans the images and places them in buckets.
+    """Reads the dataset file or flags, scans the images and assigns them to buckets.
 
-    Only headers of images are read, and what takes long to import (NumPy) is imported when all is well. `caching`:
-    checked against the data where it is known. `only`: what must describe all images, folders or metadata files.
-    Raises `UserError` with everything that is wrong.
+    Only headers of images are read, and NumPy, slow to import, is imported only when there are no errors. `caching`:
+    validated against the data if given. `only`: the source that must describe all images, folders or metadata files.
+    Raises `UserError` with all errors.
     """
     raise_together(options.problems())
     with _collector_paused():
@@ -64,16 +64,16 @@ def _load(options: DatasetOptions, caching: CachingOptions | None, only: Source 
     problems: list[UserError] = []
     configs = _read_configs(options, problems, only)
     others = list(source_problems(configs, options, only))
-    if others:  # their images need no look
+    if others:  # no need to scan their images
         raise_together([*problems, *others])
     if caching is not None:
         problems += caching_problems(configs, options, caching)
-    scanned = _leave_out_empty([_scan(config, options, problems) for config in configs], problems)
+    scanned = _skip_empty([_scan(config, options, problems) for config in configs], problems)
     for each in scanned:
-        problems += _planning_problems(each.config, each.records)
+        problems += _size_problems(each.config, each.records)
     raise_together(problems)
     for each in scanned:
-        _warn_of_missing_faces(each.config, each.records)
+        _warn_missing_faces(each.config, each.records)
 
     to_train, held_out = split_off([(each.config, each.records) for each in scanned])
     num_skipped = {each.config.key_path: each.num_skipped for each in scanned}
@@ -87,7 +87,7 @@ def _load(options: DatasetOptions, caching: CachingOptions | None, only: Source 
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Without the search for cycles: all that a scan makes stays, and would be gone through again and again."""
+    """Without garbage collection: all that a scan makes stays, and would be searched for cycles again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -102,14 +102,14 @@ def _read_configs(options: DatasetOptions, problems: list[UserError], only: Sour
     if options.dataset_config is None:
         if options.in_json is not None:
             return _from_metadata(options, problems)
-        if only == "metadata":  # whatever the folder holds
-            hint = "name the metadata file of the images; train_db.py learns from folders of images"
+        if only == "metadata":  # whatever is in the folder
+            hint = "give the metadata file of the images; train_db.py trains on folders of images"
             problems.append(UserError("--in_json is missing", hint=hint))
             return []
         return _from_folders(options, problems)
     for name in ("train_data_dir", "reg_data_dir", "conditioning_data_dir", "in_json"):
         if getattr(options, name) is not None:
-            logger.warning("--%s is ignored: --dataset_config says where the images are", name)
+            logger.warning("--%s is ignored: --dataset_config gives the images", name)
     try:
         configs, found = read_dataset_config(options)
     except UserError as error:
@@ -122,16 +122,14 @@ def _read_configs(options: DatasetOptions, problems: list[UserError], only: Sour
 def _from_folders(options: DatasetOptions, problems: list[UserError]) -> list[DatasetConfig]:
     """One dataset of the folders in `--train_data_dir` and `--reg_data_dir`."""
     if options.train_data_dir is None or options.resolution is None:
-        raise ValueError("DatasetOptions.problems() was not looked at")
+        raise ValueError("DatasetOptions.problems() was not called")
     if options.dataset_repeats != 1:
-        logger.warning(
-            "--dataset_repeats is ignored: the names of the folders in --train_data_dir say how often images are used"
-        )
+        logger.warning("--dataset_repeats is ignored: the folder names in --train_data_dir give the repeats")
     subsets = _folder_subsets(options, options.train_data_dir, "--train_data_dir", False, problems)
     if options.reg_data_dir is not None:
         subsets += _folder_subsets(options, options.reg_data_dir, "--reg_data_dir", True, problems)
     if all(subset.is_reg for subset in subsets):
-        return []  # what is wrong with the folder of the others is said
+        return []  # the error of the folder of training images is reported
     config = DatasetConfig(key_path="--train_data_dir", subsets=tuple(subsets), **flag_values(options, "dataset"))
     problems += config.bucket_settings.problems("--")
     return [config]
@@ -141,11 +139,11 @@ def _from_metadata(options: DatasetOptions, problems: list[UserError]) -> list[D
     """One dataset of the images in `--in_json`."""
     if options.reg_data_dir is not None:
         logger.warning(
-            "--reg_data_dir is ignored beside --in_json: to train with regularisation images too, describe both in a"
+            "--reg_data_dir is ignored with --in_json: to train with regularisation images too, put both in a"
             " --dataset_config, in two [[datasets]]"
         )
     if options.conditioning_data_dir is not None:
-        logger.warning("--conditioning_data_dir is ignored beside --in_json: masks are found for the images of folders")
+        logger.warning("--conditioning_data_dir is ignored with --in_json: only folders of images can have masks")
     flags = flag_values(options, "subset")
     subset = SubsetConfig(
         key_path="--in_json", image_dir=options.train_data_dir, metadata_file=options.in_json, **flags
@@ -182,12 +180,12 @@ def _mask_folder(options: DatasetOptions, problems: list[UserError]) -> str | No
     if folder is None or os.path.isdir(folder):
         return folder
     kind = "is a file" if os.path.exists(folder) else "does not exist"
-    problems.append(UserError(f"--conditioning_data_dir {folder} {kind}", hint="give the folder that holds the masks"))
+    problems.append(UserError(f"--conditioning_data_dir {folder} {kind}", hint="give the folder of mask images"))
     return None
 
 
 def _masks_of(concept_folder: str, masks: str) -> str:
-    """The folder of the same name among the masks, or else the one of all masks."""
+    """The subfolder of masks with the same name, or else the folder of all masks."""
     own = os.path.join(masks, os.path.basename(concept_folder))
     return own if os.path.isdir(own) else masks
 
@@ -213,8 +211,8 @@ def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserErr
             is_complete = False
         kept.append(subset)
     config = replace(config, subsets=tuple(kept))
-    if is_complete:  # otherwise it cannot be told whether all images have prepared latents
-        records = settle_prepared(config, records, problems)
+    if is_complete:  # otherwise it is unknown whether all images have legacy .npz latents
+        records = settle_legacy_latents(config, records, problems)
         if any(record.prepared for record in records):
             problems += prepared_problems(config, options)
         problems += _skipped_problems(config, records, skipped)
@@ -228,7 +226,7 @@ def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserErr
 
 
 def _is_skipped(size: Size, largest: Size) -> bool:
-    """Whether an image is not larger than `skip_image_resolution`: by area, as buckets go."""
+    """Whether an image is not larger than `skip_image_resolution`, by area, as for buckets."""
     return size[0] * size[1] <= largest[0] * largest[1]
 
 
@@ -242,24 +240,24 @@ def _skipped_problems(
         if not config.key_path.startswith("--"):
             key = f"skip_image_resolution [{width}, {height}]"
         yield UserError(
-            f"{config.key_path}: {key} leaves nothing to train on: none of {num_train} images is larger, by area",
-            hint="lower skip_image_resolution, or leave it or the dataset out",
+            f"{config.key_path}: {key} skips all images: none of {num_train} is larger, by area",
+            hint="lower skip_image_resolution, or remove it or the dataset",
         )
 
 
-def _leave_out_empty(scanned: list[_ScannedDataset], problems: list[UserError]) -> list[_ScannedDataset]:
-    """The datasets with images. A subset without any is an error where no other has some, and else a warning."""
+def _skip_empty(scanned: list[_ScannedDataset], problems: list[UserError]) -> list[_ScannedDataset]:
+    """The datasets with images. A subset without images is a warning, or an error if no other subset has some."""
     empty = [error for each in scanned for error in each.empty]
     left = [each for each in scanned if each.config.subsets]
     if not left:
         problems += empty
     for error in empty if left else ():
-        logger.warning("%s, and is left out: %s", error.message, error.hint)
+        logger.warning("%s, and is skipped: %s", error.message, error.hint)
     return left
 
 
-def _warn_of_missing_faces(config: DatasetConfig, records: list[ImageRecord]) -> None:
-    """`face_crop_aug_range` does nothing for images whose names do not say where the face is."""
+def _warn_missing_faces(config: DatasetConfig, records: list[ImageRecord]) -> None:
+    """`face_crop_aug_range` has no effect on images whose file names do not give a face."""
     without: dict[int, list[str]] = {}
     for record in records:
         if config.subsets[record.subset_index].face_crop_aug_range is not None:
@@ -268,30 +266,30 @@ def _warn_of_missing_faces(config: DatasetConfig, records: list[ImageRecord]) ->
                 without.setdefault(record.subset_index, []).append(record.key)
     for index, keys in without.items():
         logger.warning(
-            "%s: face_crop_aug_range: %d images are cropped as usual, since their names do not end in"
-            " _<x>_<y>_<width>_<height> of a face in them: %s",
+            "%s: face_crop_aug_range: no face in the names of %d images (..._<x>_<y>_<width>_<height>),"
+            " which are cropped as usual: %s",
             config.subsets[index].key_path, len(keys), listed(keys, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
 
 
-def _planning_problems(config: DatasetConfig, records: list[ImageRecord]) -> Iterator[UserError]:
-    """What would make items or images of a size that fills the memory."""
+def _size_problems(config: DatasetConfig, records: list[ImageRecord]) -> Iterator[UserError]:
+    """Datasets with too many items, and images whose resized version would fill the memory."""
     num_items = sum(record.num_repeats for record in records)
     if num_items > _MAX_ITEMS:
         most = max(config.subsets, key=lambda subset: subset.num_repeats)
         yield UserError(
-            f"{config.key_path} has {num_items} items an epoch, images times repeats: more than {_MAX_ITEMS}",
-            hint=f"lower the {most.num_repeats} repeats of {most.metadata_file or most.image_dir}",
+            f"{config.key_path} has {num_items} items per epoch (images times repeats): more than {_MAX_ITEMS}",
+            hint=f"lower num_repeats {most.num_repeats} of {most.metadata_file or most.image_dir}",
         )
     if any(config.bucket_settings.problems("")):
-        return  # reported already, and without buckets images have no place
+        return  # reported already, and there are no buckets to assign images to
     chooser = BucketChooser(config.bucket_settings)
     for record in records:
         if record.prepared is not None:
-            continue  # nothing of it is resized
+            continue  # it is not resized
         width, height = chooser.assign(record.size).resized
         if width * height > _MAX_RESIZED_PIXELS:
             yield UserError(
-                f"image {record.path} is too thin to train on: {record.size[0]}x{record.size[1]}",
+                f"image {record.path} has too extreme an aspect ratio: {size_text(record.size)}",
                 hint="crop it, or remove it from the folder",
             )

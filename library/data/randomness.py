@@ -1,4 +1,4 @@
-"""Keyed randomness: a seed is a pure function of where in the run one is, never of what ran before."""
+"""Keyed random seeds: a pure function of the position in the run, never of what ran before."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def derive_seed(*key: int | str) -> int:
 
 
 def keyed_random(*key: int | str) -> random.Random:
-    """A generator of Python's `random` for one keyed purpose."""
+    """A generator of Python's `random`, seeded from a key."""
     return random.Random(derive_seed(*key))

@@ -1,4 +1,4 @@
-"""The records that pass from the data room to the others."""
+"""Records that the data package hands to others: images, placements in buckets, items, batches."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ if TYPE_CHECKING:
 Size = tuple[int, int]  # (width, height)
 
 
+def size_text(size: Size) -> str:
+    """A size as logs and messages show it, such as 512x768."""
+    return f"{size[0]}x{size[1]}"
+
+
 @dataclass(slots=True)  # never assigned to, but a frozen one takes four times as long to make
 class ImageRecord:
-    """One image as found by a source. Sizes are those after EXIF orientation."""
+    """One image that a scan found. Sizes are those after EXIF orientation."""
 
-    key: str  # path below the subset's folder, with "/": its identity for randomness and caches
+    key: str  # path relative to the subset's folder, with "/": identifies it in seeds and caches
     path: str
     size: Size
     mtime_ns: int
@@ -25,20 +30,25 @@ class ImageRecord:
     subset_index: int
     is_reg: bool
     prepared: PreparedLatents | None = None
-    mask_path: str | None = None  # an image that says what counts in the loss
+    mask_path: str | None = None  # its mask image, which weights the loss
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedLatents:
-    """Latents that were made before, by `prepare_buckets_latents.py`, and are used as they are."""
+    """Legacy .npz latents, made by `prepare_buckets_latents.py` and used as they are."""
 
     path: str  # <stem>.npz
     bucket: Size
 
 
+def flipped_npz_path(path: str) -> str:
+    """The legacy .npz file of the flipped image, beside that of the image: <stem>_flip.npz."""
+    return f"{path.removesuffix('.npz')}_flip.npz"
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How an image becomes a training image: resized, then the window `crop` (left, top) of bucket size."""
+    """Resize and crop: an image is resized, then cropped to its bucket's size at `crop` (left, top)."""
 
     bucket: Size
     resized: Size
@@ -47,7 +57,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class LatentKey:
-    """What one latent is made from. Its random sample is keyed by the image and the placement alone."""
+    """What one latent is encoded from. The VAE's random sample is keyed by the image and the placement alone."""
 
     path: str
     image_key: str
@@ -56,14 +66,14 @@ class LatentKey:
     placement: Placement
     flipped: bool
     interpolation: str | None = None  # `resize_interpolation`
-    alpha_is_mask: bool = False  # transparency weighs the loss, instead of lying over white
-    prepared_path: str | None = None  # of `PreparedLatents`: the image is not looked at
-    mask_path: str | None = None  # of an image whose brightness weighs the loss; never part of a cached latent
+    alpha_is_mask: bool = False  # transparency weights the loss, instead of being blended with white
+    prepared_path: str | None = None  # of `PreparedLatents`: the image itself is not read
+    mask_path: str | None = None  # of a mask image, which weights the loss; never part of a cached latent
 
 
 @dataclass(frozen=True, slots=True)
 class ColourShift:
-    """What `color_aug` does to an image once."""
+    """One colour augmentation (`color_aug`)."""
 
     hue: int = 0  # degrees / 2, as OpenCV counts them
     gamma: float = 1.0
@@ -71,7 +81,7 @@ class ColourShift:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One use of an image, with everything random about it decided."""
+    """One use of an image in an epoch, with its random caption, flip, crop and colours drawn."""
 
     record_index: int
     caption: str
@@ -82,15 +92,15 @@ class Item:
 
 @dataclass
 class TrainedImage:
-    """An image as it is trained."""
+    """An image after resizing, cropping and augmentation."""
 
     pixels: np.ndarray  # float32 (3, H, W) in [-1, 1]
-    mask: np.ndarray | None = None  # float32 (H/8, W/8) in [0, 1]: what each latent counts in the loss
+    mask: np.ndarray | None = None  # float32 (H/8, W/8) in [0, 1]: weight of the loss
 
 
 @dataclass
 class CachedLatents:
-    """An image as the VAE sees it, with the mask of its loss."""
+    """The latents of an image, with the mask of its loss."""
 
     latents: np.ndarray  # float32 (C, H/8, W/8), unscaled
     mask: np.ndarray | None = None  # float32 (H/8, W/8) in [0, 1]
@@ -98,7 +108,7 @@ class CachedLatents:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One entry of an epoch's plan: the items of one bucket of one dataset that are computed together."""
+    """One batch of an epoch's plan: items of one bucket of one dataset, for one forward pass."""
 
     epoch: int
     index: int  # position in the epoch's plan
@@ -109,20 +119,20 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepCounter:
-    """To which optimizer step a micro-batch belongs."""
+    """Which optimizer step a micro-batch belongs to."""
 
-    group_size: int  # micro-batches in a step
+    group_size: int  # micro-batches in an optimizer step
     steps_per_epoch: int
     num_steps: int  # of the whole run
 
     def step_of(self, micro_batch: MicroBatch) -> int:
-        """Steps done before the one of this micro-batch."""
+        """Optimizer steps done before that of this micro-batch."""
         return micro_batch.epoch * self.steps_per_epoch + micro_batch.index // self.group_size
 
 
 @dataclass
 class Batch:
-    """What the loop learns from in one micro-batch of B images."""
+    """The data of one micro-batch of B images."""
 
     micro_batch: MicroBatch
     captions: list[str]
@@ -131,4 +141,4 @@ class Batch:
     pixels: torch.Tensor | None = None  # (B, 3, H, W) in [-1, 1], where latents are not cached
     latents: torch.Tensor | None = None  # (B, 4, H/8, W/8) unscaled, where they come from files
     masks: torch.Tensor | None = None  # (B, 1, H/8, W/8) in [0, 1], where an image has one; not with latents in memory
-    skipped: tuple[str, ...] = ()  # what is wrong with images that others stand in for
+    skipped: tuple[str, ...] = ()  # errors of unreadable images that others replace

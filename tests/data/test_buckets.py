@@ -169,7 +169,9 @@ def test_bucket_steps_below_8_are_8_with_one_warning_for_each_place(
         data = load_toml(STEPS.format(general=general, dataset=dataset), bucket_reso_steps=flag)
     assert [each.config.bucket_reso_steps for each in data.datasets] == steps
     assert ((72, 56) in data.datasets[0].bucket_counts) == (steps[0] == 8)
-    assert caplog.messages == [f"{each}: 8 is used, sides of training images are multiples of it" for each in warned]
+    assert caplog.messages == [
+        f"{each}: using 8, the sides of training images must be multiples of it" for each in warned
+    ]
 
 
 def test_bucket_steps_below_8_on_the_command_line(make_images, tmp_path: Path, caplog) -> None:

@@ -17,7 +17,7 @@ METADATA = (
 SECOND = "[[datasets.subsets]]\nimage_dir = '{dir}/more'\n"
 BAD_INPUT = {
     "missing folder": (SUBSET.replace("img", "none"), ["datasets[0].subsets[0]", "none does not exist"]),
-    "empty folder": (SUBSET.replace("img", "empty"), ["empty holds no images"]),
+    "empty folder": (SUBSET.replace("img", "empty"), ["empty contains no images"]),
     "file as folder": (SUBSET.replace("img", "meta.json"), ["meta.json is a file"]),
     "unreadable caption": (SUBSET.replace("img", "latin"), ["a.caption is not UTF-8 text: byte 3"]),
     "unreadable image": (SUBSET.replace("img", "bad"), ["bad/a.png", "empty"]),
@@ -33,11 +33,11 @@ BAD_INPUT = {
     "regularisation by metadata": (METADATA + "is_reg = true", ["is_reg", "metadata_file"]),
     "invalid TOML": (SUBSET + "num_repeats = = 2", ["line 6, column 15"]),
     "invalid JSON metadata": (METADATA.replace("meta.json", "broken.json"), ["broken.json", "line 2, column 8"]),
-    "metadata of gone images": (METADATA.replace("meta.j", "gone.j"), ["2 images are not there: x, y.png"]),
+    "metadata of gone images": (METADATA.replace("meta.j", "gone.j"), ["2 images not found: x, y.png"]),
     "no such metadata": (METADATA.replace("meta.json", "none.json"), ["metadata_file", "none.json does not exist"]),
     "no image large enough": (
         SUBSET.replace("= 64", "= 64\nskip_image_resolution = 2048"),
-        ["datasets[0]", "skip_image_resolution [2048, 2048] leaves nothing to train on"],
+        ["datasets[0]", "skip_image_resolution [2048, 2048] skips all images"],
     ),
     "regularisation alone": (SUBSET + "is_reg = true", ["datasets[0] has regularisation images only"]),
 }

@@ -1,1 +1,1 @@
-"""From images in buckets to batches: the plan of an epoch, items, the loader, held-out images."""
+"""From images in buckets to batches: the plan of an epoch, items, the dataloader, held-out images (validation)."""

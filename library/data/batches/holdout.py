@@ -1,7 +1,7 @@
-"""Which images are held out of training to measure the validation loss on, and how they are used.
+"""Validation split: which images are held out of training for the validation loss, and how they are used.
 
-Who is held out depends on the file names and `validation_seed` alone: neither on `--seed` nor on repeats, so that a
-resumed run, and one with another seed, measures on the same images and never trains on them.
+The split depends on the file names and `validation_seed` alone, not on `--seed` or repeats, so that a resumed run, and
+one with another seed, validates on the same images and never trains on them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Described = tuple[DatasetConfig, list[ImageRecord]]
 
 _MAX_NAMES_IN_WARNING = 5
 
-# a held-out image is used in the same way each time, and its caption is whole
-_USED_AS_IT_IS = {
+# held-out images are used without augmentation, with their whole caption
+_WITHOUT_AUGMENTATION = {
     "num_repeats": 1,
     "color_aug": False,
     "flip_aug": False,
@@ -34,10 +34,10 @@ _USED_AS_IT_IS = {
 
 
 def split_off(described: Sequence[Described]) -> tuple[list[Described], list[Described]]:
-    """(to train on, held out): the datasets with the records of each, those without any left out.
+    """(training, held out): the datasets with their records, without empty ones.
 
-    An image that one subset holds out is trained in no other. Raises `UserError` when images are to be held out and
-    none is, or when none is left to train on.
+    An image that one subset holds out is trained in no other. Raises `UserError` if a split holds out no image, or if
+    none is left to train on.
     """
     if not any(_holds_out(subset) for config, _ in described for subset in config.subsets):
         return list(described), []
@@ -45,16 +45,18 @@ def split_off(described: Sequence[Described]) -> tuple[list[Described], list[Des
     paths = {_identity(record) for records in held for record in records}
     if not paths:
         raise UserError(
-            "validation_split holds out no image: it is a smaller share of the images than one",
-            hint="give a larger --validation_split, or name a folder of its own with validation_split = 1.0",
+            "validation_split holds out no image: it is less than one image",
+            hint="give a larger --validation_split, or a separate folder with validation_split = 1.0",
         )
     left = [(config, [each for each in records if _identity(each) not in paths]) for config, records in described]
-    _warn_of_images_elsewhere(described, held, left)
+    _warn_held_out_elsewhere(described, held, left)
     left = [(config, records) for config, records in left if any(not record.is_reg for record in records)]
     if not left:
-        raise UserError("validation_split holds out every image: none is left to train on", hint="give a smaller share")
+        raise UserError(
+            "validation_split holds out every image: none is left to train on", hint="lower validation_split"
+        )
     pairs = zip(described, held, strict=True)
-    return left, [(_as_it_is(config), _once(records)) for (config, _), records in pairs if records]
+    return left, [(_without_augmentation(config), _once(records)) for (config, _), records in pairs if records]
 
 
 def _holds_out(subset: SubsetConfig) -> bool:
@@ -66,7 +68,7 @@ def _identity(record: ImageRecord) -> str:
 
 
 def _held_out(config: DatasetConfig, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """The held-out records of a dataset, of each subset its share; what rounding leaves goes on to the next one."""
+    """The held-out records of a dataset, each subset's fraction; the rounding remainder is added to the next one."""
     by_subset: list[list[ImageRecord]] = [[] for _ in config.subsets]
     for record in records:
         by_subset[record.subset_index].append(record)
@@ -78,19 +80,19 @@ def _held_out(config: DatasetConfig, records: Sequence[ImageRecord]) -> list[Ima
         wanted += len(found) * subset.validation_split
         most = len(found) if subset.validation_split == 1 else max(0, len(found) - 1)
         count = min(most, int(wanted - len(held) + 0.5))
-        held += _drawn(found, subset.validation_seed)[:count]
+        held += _shuffled(found, subset.validation_seed)[:count]
     return held
 
 
-def _drawn(records: Sequence[ImageRecord], seed: int) -> list[ImageRecord]:
-    """In an order that depends on names and seed: images that come or go leave that of the others as it is."""
+def _shuffled(records: Sequence[ImageRecord], seed: int) -> list[ImageRecord]:
+    """In an order that depends on names and seed: adding or removing images keeps the order of the others."""
     return sorted(records, key=lambda record: derive_seed("validation", seed, record.key))
 
 
-def _warn_of_images_elsewhere(
+def _warn_held_out_elsewhere(
     described: Sequence[Described], held: Sequence[Sequence[ImageRecord]], left: Sequence[Described]
 ) -> None:
-    """Says which subsets lose images because another one holds them out."""
+    """Warns of subsets that lose images because another one holds them out."""
     for (config, records), of_dataset, (_, kept) in zip(described, held, left, strict=True):
         own = {record.path for record in of_dataset} | {record.path for record in kept}
         others = [record for record in records if record.path not in own]
@@ -102,8 +104,8 @@ def _warn_of_images_elsewhere(
             )  # fmt: skip
 
 
-def _as_it_is(config: DatasetConfig) -> DatasetConfig:
-    subsets = (replace(with_whole_captions(subset), **_USED_AS_IT_IS) for subset in config.subsets)
+def _without_augmentation(config: DatasetConfig) -> DatasetConfig:
+    subsets = (replace(with_whole_captions(subset), **_WITHOUT_AUGMENTATION) for subset in config.subsets)
     return replace(config, subsets=tuple(subsets))
 
 

@@ -1,4 +1,4 @@
-"""Everything random about one use of an image: a function of its place in the run alone."""
+"""The random draws of one use of an image (caption, flip, crop, colours): a function of its position in the run."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from library.data.records import ImageRecord, Item, MicroBatch, Placement, StepC
 
 @dataclass(frozen=True, slots=True)
 class ItemPosition:
-    """Where in the run an item is used."""
+    """The position in the run at which an item is used."""
 
     seed: int
     epoch: int
-    position: int  # in the plan, counted in items
+    position: int  # in the epoch's plan, counted in items
     step: int  # optimizer steps done before it
     num_steps: int  # of the whole run
 
     def rng(self, purpose: str) -> random.Random:
-        """The generator of one purpose: switching one augmentation on changes nothing about the others."""
+        """The generator of one purpose: enabling one augmentation does not change the others."""
         return keyed_random(purpose, self.seed, self.epoch, self.position)
 
 
 def item_positions(micro_batch: MicroBatch, seed: int, clock: StepCounter) -> list[ItemPosition]:
-    """The places of a micro-batch's items, in order."""
+    """The positions of a micro-batch's items, in order."""
     step, first = clock.step_of(micro_batch), micro_batch.first_position
     return [
         ItemPosition(seed, micro_batch.epoch, first + offset, step, clock.num_steps)
@@ -44,28 +44,35 @@ def item_positions(micro_batch: MicroBatch, seed: int, clock: StepCounter) -> li
 
 def draw_items(dataset: PlannedDataset, micro_batch: MicroBatch, seed: int, clock: StepCounter) -> list[Item]:
     """The items of a micro-batch, in order."""
-    places = item_positions(micro_batch, seed, clock)
-    return [draw_item(dataset, item, place) for item, place in zip(micro_batch.item_indices, places, strict=True)]
+    positions = item_positions(micro_batch, seed, clock)
+    return [
+        draw_item(dataset, item, position) for item, position in zip(micro_batch.item_indices, positions, strict=True)
+    ]
 
 
-def draw_item(dataset: PlannedDataset, item_index: int, place: ItemPosition) -> Item:
-    """An item of the dataset as it is used at a place. Each purpose draws from a generator of its own."""
+def draw_item(dataset: PlannedDataset, item_index: int, position: ItemPosition) -> Item:
+    """An item of the dataset as used at a position. Each purpose has its own generator."""
     record_index = int(dataset.items[item_index])
     record = dataset.records[record_index]
     subset = dataset.subset_of(record)
     caption = final_caption(
-        record.caption, subset, place.rng("caption"), epoch=place.epoch + 1, step=place.step, num_steps=place.num_steps
+        record.caption,
+        subset,
+        position.rng("caption"),
+        epoch=position.epoch + 1,
+        step=position.step,
+        num_steps=position.num_steps,
     )
-    flipped = subset.flip_aug and place.rng("flip").random() < 0.5
+    flipped = subset.flip_aug and position.rng("flip").random() < 0.5
     key = dataset.latent_key(record_index, flipped)
     if subset.has_random_placement:
-        key = replace(key, placement=_draw_placement(key.placement, record, subset, place.rng("crop")))
-    colour = draw_colour(place.rng("colour")) if subset.color_aug else None
+        key = replace(key, placement=_draw_placement(key.placement, record, subset, position.rng("crop")))
+    colour = draw_colour(position.rng("colour")) if subset.color_aug else None
     return Item(record_index, caption, key, colour, record.is_reg)
 
 
 def _draw_placement(placement: Placement, record: ImageRecord, subset: SubsetConfig, rng: random.Random) -> Placement:
-    """Around the face that the file name gives, else at random with `random_crop`, else as it was."""
+    """A crop around the face in the file name, else a random crop with `random_crop`, else unchanged."""
     if subset.face_crop_aug_range is not None:
         named = split_face_name(os.path.splitext(os.path.basename(record.path))[0])
         if named is not None and named[1].is_in(record.size):
@@ -80,8 +87,8 @@ def _draw_placement(placement: Placement, record: ImageRecord, subset: SubsetCon
     return random_placement(placement, rng) if subset.random_crop else placement
 
 
-def items_from(dataset: PlannedDataset, item_index: int) -> Iterator[int]:
-    """The item, then for each other image of its bucket one item, in the bucket's order, starting over at its end."""
+def item_and_replacements(dataset: PlannedDataset, item_index: int) -> Iterator[int]:
+    """The item, then one item of each other image of its bucket, in the bucket's order, wrapping around."""
     yield item_index
     seen = {int(dataset.items[item_index])}
     resolution = dataset.placements[int(dataset.items[item_index])].bucket

@@ -1,4 +1,4 @@
-"""Batches: what the loop learns from, made in worker processes, each a function of its place in the plan alone."""
+"""The dataloader: batches, made in worker processes, each a function of its position in the epoch's plan."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from library.cli.errors import UserError
-from library.data.batches.items import ItemPosition, draw_item, item_positions, items_from
+from library.data.batches.items import ItemPosition, draw_item, item_and_replacements, item_positions
 from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.caches.latent_cache import read_latents
 from library.data.images.decoding import load_image, load_mask
 from library.data.images.image_files import UnreadableImage
-from library.data.records import Batch, CachedLatents, Item, MicroBatch, StepCounter, TrainedImage
+from library.data.records import Batch, CachedLatents, Item, MicroBatch, StepCounter, TrainedImage, size_text
 
 logger = logging.getLogger(__name__)
 
-# where a batch's latents come from: encoded by the caller from pixels, read from files, or kept by the caller
+# where a batch's latents come from: pixels that the caller encodes, files, or the caller's memory
 LatentOrigin = Literal["pixels", "disk", "memory"]
 Loaded = TrainedImage | CachedLatents | None
 
 
 @dataclass(frozen=True)
 class _Use:
-    """An item with what was loaded for it, and what was found wrong with images that it stands in for."""
+    """An item with its pixels or latents, and the errors of unreadable images that it replaces."""
 
     item: Item
     loaded: Loaded
@@ -56,7 +56,7 @@ class BatchDataset(Dataset):
         """`fingerprint`: of the VAE that cached latents must have been made with, for `latent_source` "disk".
 
         With `skip_bad_images`, an image that cannot be read, or whose path is in `unreadable`, is replaced by the next
-        good one of its bucket.
+        readable one of its bucket.
         """
         self._data = data
         self._seed = seed
@@ -65,10 +65,10 @@ class BatchDataset(Dataset):
         self._fingerprint = fingerprint
         self._prior_loss_weight = prior_loss_weight
         self._skip_bad_images = skip_bad_images
-        self._known_bad = unreadable
+        self._unreadable = unreadable
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch | UserError:
-        """The batch, or what is wrong with one of its images: torch would wrap an exception from a worker."""
+        """The batch, or the error of one of its images: torch would wrap an exception from a dataloader worker."""
         try:
             return self._make_batch(micro_batch)
         except UserError as error:
@@ -76,9 +76,10 @@ class BatchDataset(Dataset):
 
     def _make_batch(self, micro_batch: MicroBatch) -> Batch:
         dataset = self._data.datasets[micro_batch.dataset_index]
-        places = item_positions(micro_batch, self._seed, self._clock)
+        positions = item_positions(micro_batch, self._seed, self._clock)
         uses = [
-            self._use_of(dataset, item, place) for item, place in zip(micro_batch.item_indices, places, strict=True)
+            self._use_of(dataset, item, position)
+            for item, position in zip(micro_batch.item_indices, positions, strict=True)
         ]
         weights = [self._prior_loss_weight if use.item.is_reg else 1.0 for use in uses]
         return Batch(
@@ -90,12 +91,12 @@ class BatchDataset(Dataset):
             **_stacked([use.loaded for use in uses]),
         )
 
-    def _use_of(self, dataset: PlannedDataset, item_index: int, place: ItemPosition) -> _Use:
-        """The item, or with `skip_bad_images` the first item after it whose image is good, used at its place."""
+    def _use_of(self, dataset: PlannedDataset, item_index: int, position: ItemPosition) -> _Use:
+        """The item, or with `skip_bad_images` the first item after it whose image can be read, used in its position."""
         skipped: list[str] = []
-        for candidate in items_from(dataset, item_index):
-            item = draw_item(dataset, candidate, place)
-            if item.latent_key.path in self._known_bad:
+        for candidate in item_and_replacements(dataset, item_index):
+            item = draw_item(dataset, candidate, position)
+            if item.latent_key.path in self._unreadable:
                 continue
             try:
                 return _Use(item, self._load(item), tuple(skipped))
@@ -103,9 +104,9 @@ class BatchDataset(Dataset):
                 if not self._skip_bad_images:
                     raise
                 skipped.append(error.message)
-        width, height = dataset.placements[int(dataset.items[item_index])].bucket
+        bucket = dataset.placements[int(dataset.items[item_index])].bucket
         raise UserError(
-            f"--skip_bad_images: no image of bucket {width}x{height} of {dataset.config.key_path} can be read",
+            f"--skip_bad_images: no image of bucket {size_text(bucket)} of {dataset.config.key_path} can be read",
             hint="repair its images, or remove them from the folder",
         )
 
@@ -118,8 +119,8 @@ def _latents_from_disk(item: Item, fingerprint: str | None) -> CachedLatents:
     latents = read_latents(item.latent_key, fingerprint)
     if latents is None:
         raise UserError(
-            f"the cached latents of {item.latent_key.path} are gone or were changed during training",
-            hint="start again, they are made anew",
+            f"the cached latents of {item.latent_key.path} were removed or changed during training",
+            hint="start again: the image will be re-encoded",
         )
     return latents if item.latent_key.mask_path is None else replace(latents, mask=load_mask(item.latent_key))
 
@@ -132,7 +133,7 @@ _LOADERS: dict[str, Callable[[Item, str | None], Loaded]] = {
 
 
 def _stacked(loaded: Sequence[Loaded]) -> dict[str, torch.Tensor]:
-    """The tensors of a batch: pixels or latents, or neither, and masks where one of its images has one."""
+    """The tensors of a batch: pixels or latents, or neither, and masks if one of its images has one."""
     pixels = [each.pixels for each in loaded if isinstance(each, TrainedImage)]
     latents = [each.latents for each in loaded if isinstance(each, CachedLatents)]
     masks = [None if each is None else each.mask for each in loaded]
@@ -140,7 +141,7 @@ def _stacked(loaded: Sequence[Loaded]) -> dict[str, torch.Tensor]:
     tensors = {name: torch.from_numpy(np.stack(arrays)) for name, arrays in named.items() if arrays}
     shape = next((mask.shape for mask in masks if mask is not None), None)
     if shape is not None:
-        ones = np.ones(shape, dtype=np.float32)  # images of other subsets count everywhere
+        ones = np.ones(shape, dtype=np.float32)  # images without a mask have full weight everywhere
         stacked = np.stack([ones if mask is None else mask for mask in masks])
         tensors["masks"] = torch.from_numpy(stacked[:, None])
     return tensors
@@ -149,9 +150,9 @@ def _stacked(loaded: Sequence[Loaded]) -> dict[str, torch.Tensor]:
 def make_loader(
     dataset: Dataset, micro_batches: list[MicroBatch], num_workers: int, persistent: bool = False
 ) -> DataLoader:
-    """Gives the batch of each micro-batch, in order; the same ones for any number of workers.
+    """A dataloader of the batch of each micro-batch, in order; the same ones for any number of workers.
 
-    The list is read anew at each iteration. With `persistent`, workers live on from one to the next: replace the
+    The list is read again at each iteration. With `persistent`, workers stay alive between iterations: replace the
     contents of the list, keeping the list, and iterate again.
     """
     num_workers = min(num_workers, num_cpus())
@@ -160,21 +161,21 @@ def make_loader(
         batch_size=None,
         sampler=micro_batches,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         worker_init_fn=_start_worker,
         persistent_workers=persistent and num_workers > 0,
     )
 
 
 def num_cpus() -> int:
-    """CPU cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows do not have it
         return os.cpu_count() or 1
 
 
-def _as_it_is(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item
 
 
@@ -184,7 +185,7 @@ def _start_worker(worker_id: int) -> None:
 
 
 class BatchLoader:
-    """Loads the batches of one epoch after the other, with the same worker processes where they persist."""
+    """Loads the batches of one epoch after the other, with the same workers if they are persistent."""
 
     def __init__(self, dataset: BatchDataset, num_workers: int, persistent: bool):
         self._micro_batches: list[MicroBatch] = []
@@ -192,9 +193,9 @@ class BatchLoader:
         self._reported: set[str] = set()
 
     def batches(self, micro_batches: Sequence[MicroBatch]) -> Iterator[Batch]:
-        """The batches of `micro_batches`, in order, with a warning for each image that is newly found bad.
+        """The batches of `micro_batches`, in order, with one warning for each unreadable image.
 
-        Raises the `UserError` that an image causes.
+        Raises the `UserError` of an image.
         """
         self._micro_batches[:] = micro_batches
         for batch in self._loader:
@@ -207,4 +208,4 @@ class BatchLoader:
         for message in skipped:
             if message not in self._reported:
                 self._reported.add(message)
-                logger.warning("%s; another image of its bucket is trained instead", message)
+                logger.warning("%s; using another image of its bucket instead", message)

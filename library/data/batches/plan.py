@@ -1,4 +1,4 @@
-"""What an epoch consists of: items, buckets, and the order of micro-batches as a function of (seed, epoch)."""
+"""The plan of an epoch: items (images times repeats), buckets, and shuffled batches as a function of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import overload
 
 import numpy as np
 
-from library.data.buckets import BucketChooser, aspect_error, place_in
+from library.data.buckets import BucketChooser, aspect_error, fit_to_bucket
 from library.data.captions import tag_frequency
 from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.randomness import derive_seed
-from library.data.records import ImageRecord, LatentKey, MicroBatch, Size
+from library.data.records import ImageRecord, LatentKey, MicroBatch, Size, size_text
 
 _MAX_BUCKETS_NAMED = 5
 
@@ -33,37 +33,32 @@ class Bucket:
 
 @dataclass(frozen=True)
 class SubsetSummary:
-    """What metadata says of a subset."""
+    """The facts of a subset that model metadata records."""
 
     config: SubsetConfig
     img_count: int
     tag_frequency: dict[str, int]
 
-    @property
-    def num_items(self) -> int:
-        """Images times repeats, before regularisation images are matched to the others."""
-        return self.img_count * self.config.num_repeats
-
 
 class PlannedDataset:
-    """One dataset with its images found and placed.
+    """One dataset with its images assigned to buckets.
 
     An item is one use of an image in an epoch. `items[i]` is the index of its record.
     """
 
     def __init__(self, config: DatasetConfig, records: Sequence[ImageRecord], num_skipped: int = 0):
-        """num_skipped: images that `skip_image_resolution` has left out of the records."""
+        """num_skipped: images that `skip_image_resolution` has skipped."""
         self.config = config
         self.num_skipped = num_skipped
         self.records = tuple(records)
         self.items = _make_items(self.records)  # (items,) int64
-        # images of one size are placed alike: there are few kinds and many records
+        # images of one size have the same placement: there are few kinds and many records
         kinds: dict[tuple[Size, Size | None], int] = {}
         kind_of = (kinds.setdefault(_kind(record), len(kinds)) for record in self.records)
         self._kind_of = np.fromiter(kind_of, dtype=np.int32, count=len(self.records))
         chooser = BucketChooser(config.bucket_settings)
         self._kinds = [
-            (size, chooser.assign(size) if bucket is None else place_in(size, bucket)) for size, bucket in kinds
+            (size, chooser.assign(size) if bucket is None else fit_to_bucket(size, bucket)) for size, bucket in kinds
         ]
         self.placements = tuple(self._kinds[kind][1] for kind in self._kind_of)
         self.buckets = self._make_buckets()
@@ -76,9 +71,6 @@ class PlannedDataset:
         cuts = np.searchsorted(bucket_of_item[by_bucket], np.arange(1, len(sizes)))
         parts = np.split(by_bucket, cuts) if sizes else []
         return tuple(Bucket(size, part) for size, part in zip(sizes, parts, strict=True) if len(part))
-
-    def record_of(self, item: int) -> ImageRecord:
-        return self.records[self.items[item]]
 
     def subset_of(self, record: ImageRecord) -> SubsetConfig:
         return self.config.subsets[record.subset_index]
@@ -101,7 +93,7 @@ class PlannedDataset:
 
     @property
     def used_record_indices(self) -> list[int]:
-        """The records that have items; regularisation images can be too many."""
+        """The records that have items; surplus regularisation images have none."""
         return np.unique(self.items).tolist()
 
     @property
@@ -126,10 +118,10 @@ class PlannedDataset:
         return float(errors @ counts / counts.sum()) if len(self.items) else 0.0
 
     @property
-    def num_enlarged(self) -> int:
-        """Images used that are made larger to fill their bucket."""
-        is_enlarged = [placement.resized[0] > size[0] for size, placement in self._kinds]
-        return int(self._used_of_kinds() @ np.array(is_enlarged, dtype=np.int64))
+    def num_upscaled(self) -> int:
+        """Images used that are upscaled to fill their bucket."""
+        is_upscaled = [placement.resized[0] > size[0] for size, placement in self._kinds]
+        return int(self._used_of_kinds() @ np.array(is_upscaled, dtype=np.int64))
 
     def _used_of_kinds(self) -> np.ndarray:
         """How many images of each kind have items: (kinds,) int64."""
@@ -162,7 +154,7 @@ def _kind(record: ImageRecord) -> tuple[Size, Size | None]:
 
 
 def _make_items(records: Sequence[ImageRecord]) -> np.ndarray:
-    """Record indices, once for each use in an epoch: training images by their repeats, then regularisation ones."""
+    """Record indices, once for each use in an epoch: training images times repeats, then regularisation images."""
     repeats = np.fromiter((record.num_repeats for record in records), dtype=np.int64, count=len(records))
     is_reg = np.fromiter((record.is_reg for record in records), dtype=bool, count=len(records))
     train, reg = np.flatnonzero(~is_reg), np.flatnonzero(is_reg)
@@ -172,9 +164,9 @@ def _make_items(records: Sequence[ImageRecord]) -> np.ndarray:
 
 
 def match_regularisation(repeats: Sequence[int], num_items: int) -> list[int]:
-    """How often each regularisation image is used so that they are used `num_items` times together.
+    """How often each regularisation image is used, so that all uses add up to `num_items` (prior preservation).
 
-    Each gets its repeats in turn while there is room; if room is left, one more use each, round after round.
+    Each gets its repeats in turn up to that number; if they are too few, one more use each, round after round.
     """
     uses, room = [], num_items
     for count in repeats:
@@ -187,7 +179,7 @@ def match_regularisation(repeats: Sequence[int], num_items: int) -> list[int]:
 
 
 class EpochBatches(Sequence[MicroBatch]):
-    """The micro-batches of an epoch in order. Each is made when asked for: an epoch can have millions."""
+    """The micro-batches of an epoch in order. Each is made when it is accessed: an epoch can have millions."""
 
     def __init__(self, epoch: int, items: np.ndarray, lengths: np.ndarray, dataset_indices: np.ndarray):
         """items: (items,) int64, those of one micro-batch after the other, indices into the items of its dataset.
@@ -195,7 +187,7 @@ class EpochBatches(Sequence[MicroBatch]):
         lengths: (micro-batches,) int64, items of each. dataset_indices: (micro-batches,) int64.
         """
         self._epoch = epoch
-        # memory views give Python's numbers, several times faster than arrays do
+        # memory views return Python numbers, several times faster than arrays
         self._items = memoryview(np.ascontiguousarray(items, dtype=np.int64))
         self._starts = memoryview(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         self._dataset_indices = memoryview(np.ascontiguousarray(dataset_indices, dtype=np.int64))
@@ -225,19 +217,19 @@ class EpochBatches(Sequence[MicroBatch]):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All datasets of a run, and what is held out of them."""
+    """All datasets of a run, and the images held out of them for validation."""
 
     datasets: tuple[PlannedDataset, ...]
     validation: TrainingData | None = None
 
     @property
     def num_items(self) -> int:
-        """Items of an epoch."""
+        """Items per epoch."""
         return sum(len(dataset.items) for dataset in self.datasets)
 
     @property
     def num_micro_batches(self) -> int:
-        """Micro-batches of an epoch, the same in every epoch."""
+        """Micro-batches per epoch, the same in every epoch."""
         return sum(dataset.num_micro_batches for dataset in self.datasets)
 
     @property
@@ -251,7 +243,7 @@ class TrainingData:
     def batches_of_epoch(self, seed: int, epoch: int) -> EpochBatches:
         """The micro-batches of an epoch in order: a function of the data, the seed and the epoch alone.
 
-        Items are shuffled within their bucket and cut into batches; the batches of all buckets are then shuffled.
+        Items are shuffled within their bucket and split into batches; the batches of all buckets are then shuffled.
         """
         # the legacy generator: its streams stay the same in all versions of NumPy
         rng = np.random.RandomState(np.random.MT19937(derive_seed("plan", seed, epoch)))
@@ -269,33 +261,33 @@ class TrainingData:
         return EpochBatches(epoch, items, lengths_in_turn[order], np.concatenate(sources)[order])
 
     def latent_keys(self) -> list[LatentKey]:
-        """Each latent that training and validation need, once, those of one bucket size together.
+        """The keys of all latents for training and validation, without duplicates, grouped by bucket size.
 
-        An image is there once for each way it is placed, and mirrored too where a subset that uses it has `flip_aug`.
+        An image has one for each of its placements, and one flipped if a subset that uses it has `flip_aug`.
         """
         by_bucket: dict[Size, dict[tuple, LatentKey]] = {}
         for dataset in self.all_datasets:
             for index in dataset.used_record_indices:
                 for flipped in (False, True) if dataset.subset_of(dataset.records[index]).flip_aug else (False,):
                     key = dataset.latent_key(index, flipped)
-                    place = key.placement
-                    # what differs first stands first: comparing the keys themselves takes several times as long
-                    order = (key.path, place.resized, flipped, place.crop, key.image_size, key.mtime_ns)
+                    placement = key.placement
+                    # what differs most comes first: comparing the keys themselves takes several times as long
+                    order = (key.path, placement.resized, flipped, placement.crop, key.image_size, key.mtime_ns)
                     order += (key.alpha_is_mask, key.interpolation or "", key.prepared_path or "")
                     order += (key.mask_path or "",)
-                    by_bucket.setdefault(place.bucket, {})[order] = key
+                    by_bucket.setdefault(placement.bucket, {})[order] = key
         return [keys[order] for _, keys in sorted(by_bucket.items()) for order in sorted(keys)]
 
     @property
     def all_datasets(self) -> tuple[PlannedDataset, ...]:
-        """Those to train on and those of held-out images."""
+        """The training datasets and those of held-out images."""
         return self.datasets if self.validation is None else (*self.datasets, *self.validation.datasets)
 
     def digest(self) -> str:
-        """What is trained, without the folders it lies in: equal digests mean equal images, captions and settings."""
+        """Equal digests mean equal images, captions and settings, in whatever folders they are."""
         digest = hashlib.blake2b(digest_size=16)
         for dataset in self.all_datasets:
-            settings = replace(dataset.config, key_path="", subsets=tuple(map(_without_place, dataset.config.subsets)))
+            settings = replace(dataset.config, key_path="", subsets=tuple(map(_without_paths, dataset.config.subsets)))
             digest.update(repr(settings).encode("utf-8", "surrogatepass"))
             for record in dataset.records:
                 facts = (record.key, record.size, record.caption, record.num_repeats, record.subset_index)
@@ -303,7 +295,7 @@ class TrainingData:
         return digest.hexdigest()
 
     def bucket_table(self) -> list[str]:
-        """Lines for people: each dataset's buckets with images, items, batches and how full these are."""
+        """Lines for the log: each dataset's buckets with images, items, batches and how full these are."""
         lines = [line for index, dataset in enumerate(self.datasets) for line in _table_lines(index, dataset)]
         if self.validation is not None:
             lines.append(
@@ -313,20 +305,20 @@ class TrainingData:
         return lines
 
 
-def _without_place(subset: SubsetConfig) -> SubsetConfig:
+def _without_paths(subset: SubsetConfig) -> SubsetConfig:
     return replace(
         subset, key_path="", image_dir=None, metadata_file=None, conditioning_data_dir=None, cache_info=False
     )
 
 
 def _batch_lengths(num_items: int, batch_size: int) -> np.ndarray:
-    """Items of each batch of a bucket, the last of which may be smaller."""
+    """Items of each batch of a bucket; the last may be smaller."""
     starts = np.arange(0, num_items, batch_size)
     return np.minimum(batch_size, num_items - starts)
 
 
 def _reorder(items: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Consecutive runs of items, of these lengths, put into another order."""
+    """Reorders consecutive runs of items of these lengths."""
     starts = np.cumsum(lengths) - lengths
     new_lengths = lengths[order]
     new_starts = np.cumsum(new_lengths) - new_lengths
@@ -335,58 +327,54 @@ def _reorder(items: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.nd
 
 def _table_lines(index: int, dataset: PlannedDataset) -> list[str]:
     config = dataset.config
-    lines = [f"dataset {index}: {len(dataset.items)} items an epoch, batch size {config.batch_size}"]
+    lines = [f"dataset {index}: {len(dataset.items)} items per epoch, batch size {config.batch_size}"]
     lines.append(f"  {'bucket':>11}  {'images':>7}  {'repeats':>7}  {'batches':>7}  {'fill':>5}")
     for bucket in dataset.buckets:
         num_items, num_batches = len(bucket.item_indices), bucket.num_batches(config.batch_size)
         num_images = len(np.unique(dataset.items[bucket.item_indices]))
         fill = num_items / (num_batches * config.batch_size)
         lines.append(
-            f"  {_size_text(bucket.resolution):>11}  {num_images:>7}  {num_items:>7}  {num_batches:>7}  {fill:>5.0%}"
+            f"  {size_text(bucket.resolution):>11}  {num_images:>7}  {num_items:>7}  {num_batches:>7}  {fill:>5.0%}"
         )
     lines.append(f"  mean aspect error {dataset.mean_aspect_error:.4f}")
-    notes = (_skipped(dataset), _small_batches(dataset), _enlarged(dataset), *_regularisation_notes(dataset))
+    notes = (_skipped(dataset), _small_batches(dataset), _upscaled(dataset), *_regularisation_notes(dataset))
     return lines + [f"  {note}" for note in notes if note is not None]
-
-
-def _size_text(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _skipped(dataset: PlannedDataset) -> str | None:
     largest = dataset.config.skip_image_resolution
     if largest is None:
         return None
-    return f"{dataset.num_skipped} images are left out: not larger than skip_image_resolution {_size_text(largest)}"
+    return f"{dataset.num_skipped} images are skipped: not larger than skip_image_resolution {size_text(largest)}"
 
 
 def _small_batches(dataset: PlannedDataset) -> str | None:
-    """Buckets that have too few items for half a batch."""
+    """Buckets with less than half a batch of items."""
     batch_size = dataset.config.batch_size
     small = [bucket for bucket in dataset.buckets if 2 * len(bucket.item_indices) < batch_size]
     if not small:
         return None
-    named = [f"{_size_text(each.resolution)} ({len(each.item_indices)} of {batch_size})" for each in small]
+    named = [f"{size_text(each.resolution)} ({len(each.item_indices)} of {batch_size})" for each in small]
     rest = f" and {len(small) - _MAX_BUCKETS_NAMED} more" if len(small) > _MAX_BUCKETS_NAMED else ""
     buckets = f"{len(small)} buckets fill" if len(small) > 1 else "1 bucket fills"
     return (
         f"{buckets} less than half of a batch: {', '.join(named[:_MAX_BUCKETS_NAMED])}{rest}: these images are "
-        "trained in small batches; more images, fewer buckets (larger bucket_reso_steps) or a smaller batch size help"
+        "trained in small batches; add images, use larger bucket_reso_steps or a smaller batch size"
     )
 
 
-def _enlarged(dataset: PlannedDataset) -> str | None:
-    config, num_enlarged = dataset.config, dataset.num_enlarged
-    if not (config.enable_bucket and config.bucket_no_upscale and num_enlarged):
+def _upscaled(dataset: PlannedDataset) -> str | None:
+    config, num_upscaled = dataset.config, dataset.num_upscaled
+    if not (config.enable_bucket and config.bucket_no_upscale and num_upscaled):
         return None
     return (
-        f"{num_enlarged} images are shorter than bucket_reso_steps {config.bucket_reso_steps} on a side: "
-        "enlarged to the smallest bucket of their aspect"
+        f"{num_upscaled} images are shorter than bucket_reso_steps {config.bucket_reso_steps} on a side: "
+        "upscaled to the smallest bucket of their aspect ratio"
     )
 
 
 def _regularisation_notes(dataset: PlannedDataset) -> Iterator[str]:
-    """What became of regularisation images that are too many or too few."""
+    """How too many or too few regularisation images are used."""
     uses = dataset.uses
     is_reg = np.fromiter((record.is_reg for record in dataset.records), dtype=bool, count=len(uses))
     repeats = np.fromiter((record.num_repeats for record in dataset.records), dtype=np.int64, count=len(uses))
@@ -396,9 +384,9 @@ def _regularisation_notes(dataset: PlannedDataset) -> Iterator[str]:
     if num_unused:
         yield f"{num_unused} regularisation images are not used: there are more of them than training items"
     if num_less:
-        yield f"{num_less} regularisation images are used less often than their repeats say"
+        yield f"{num_less} regularisation images are used fewer times than their repeats"
     if len(more):
         yield (
-            f"{len(more)} regularisation images are used more often than their repeats say, up to {more.max()} times, "
+            f"{len(more)} regularisation images are used more often than their repeats, up to {more.max()} times, "
             f"to match the {dataset.num_train_images} training items"
         )

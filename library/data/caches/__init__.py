@@ -1,1 +1,1 @@
-"""Cached latents and cached text encoder outputs on disk."""
+"""Latents and text encoder outputs cached on disk, and legacy .npz latents."""

@@ -1,4 +1,4 @@
-"""Files of arrays, and what an array of latents must be like to be trained on, whatever file it comes from."""
+"""Reads .npz files, and validates arrays of latents and masks from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from library.data.buckets import PIXELS_PER_LATENT
 from library.data.records import LatentKey
 
-# what readers of .npz files raise for damaged ones, and for those that cannot be read
+# what reading a corrupt or unreadable .npz file raises
 DAMAGE_ERRORS = (
     OSError,
     ValueError,
@@ -35,15 +35,15 @@ _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of np.savez and np
 def opened_arrays(path: str | os.PathLike[str]) -> Iterator[Mapping[str, np.ndarray]]:
     """The arrays of an .npz file by name, each read when asked for.
 
-    Raises `FileNotFoundError`, and one of `DAMAGE_ERRORS` for a damaged file, in the block too.
+    Raises `FileNotFoundError`, and one of `DAMAGE_ERRORS` for a corrupt file, in the block too.
     """
     file = np.load(path, allow_pickle=False)
     if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError("it is one bare array")
+        raise ValueError("a single array, not an .npz file")
     with file:
-        # other kinds of compression, which a damaged file can seem to have, raise errors of optional modules
+        # other compressions, which a corrupt file can seem to have, raise errors of optional modules
         if any(info.compress_type not in _COMPRESSIONS for info in file.zip.infolist()):
-            raise ValueError("it is compressed in an unknown way")
+            raise ValueError("unknown compression")
         yield file
 
 
@@ -54,12 +54,12 @@ def latent_size(key: LatentKey) -> tuple[int, int]:
 
 
 def array_problem(array: np.ndarray, size: tuple[int, int], *, num_dimensions: int) -> str | None:
-    """What is wrong with latents (C, h, w) or a mask (h, w) of `size` (h, w); None if nothing is."""
+    """Why latents (C, h, w) or a mask (h, w) are not valid for `size` (h, w); None if they are."""
     if not np.issubdtype(array.dtype, np.floating):
-        return f"they are of type {array.dtype}, not floating-point numbers"
+        return f"dtype {array.dtype}, expected floating-point numbers"
     if array.ndim != num_dimensions or array.shape[-2:] != size:
         expected = " x ".join(["channels"] * (num_dimensions - 2) + [str(side) for side in size])
-        return f"they are {' x '.join(map(str, array.shape)) or 'a single number'}, not {expected}"
+        return f"shape {' x '.join(map(str, array.shape)) or '()'}, expected {expected}"
     if not np.isfinite(array).all():
-        return "some of the numbers are infinite or undefined"
+        return "some values are NaN or inf"
     return None

@@ -1,7 +1,7 @@
-"""Which latents have to be made before training: a look at the files beside the images that reads no arrays.
+"""Checks cached latents: which images must be encoded before training. Reads no arrays.
 
-Each folder is listed once, and of each file only its table of contents and the short text that says what its latents
-were made from are read. The arrays are checked when they are read for training.
+Each folder is listed once, and of each file only the table of contents and `made_from`, the text of what its latents
+were made from, are read. The arrays are validated when they are read for training.
 """
 
 from __future__ import annotations
@@ -27,60 +27,59 @@ from library.data.caches.latent_cache import (
 from library.data.images.image_files import IMAGE_ENDINGS
 from library.data.records import LatentKey
 
-_NUM_THREADS = 2  # one looks into a file while the other waits for the disk; more only wait for each other
+_NUM_THREADS = 2  # one parses a file while the other waits for the disk; more only wait for each other
 _PART_SIZE = 256
 _NPY_UTF32 = b"'descr': '<U"  # in the header of the text's array, as every NumPy of a little-endian machine writes it
 
-_DAMAGED = "damaged"
-_FOREIGN = "of another program, without a note of what they were made from (--skip_cache_check trusts them)"
-_REASON_OF_FACT = {"vae": "made with another VAE or precision", "mtime_ns": "of images that were changed since"}
-_OTHER_SETTINGS = "made with other sizes, crops or ways of resizing"
+_CORRUPT = "corrupt"
+_FOREIGN = "from another program, which does not record what they were made from (--skip_cache_check trusts them)"
+_REASONS = {"vae": "made with another VAE or precision", "mtime_ns": "of images that have changed"}
+_OTHER_SETTINGS = "made with another size, crop or interpolation"
 
 
 @dataclass
 class CacheCheck:
-    """What a look at the files has found."""
+    """The result of checking the cache files."""
 
     missing: list[LatentKey] = field(default_factory=list)  # in the order of the keys
-    copied: dict[Path, list[LatentKey]] = field(default_factory=dict)  # usable, of images whose times were changed
-    outdated: Counter[str] = field(default_factory=Counter)  # entries that are made anew, by reason
+    copied: dict[Path, list[LatentKey]] = field(default_factory=dict)  # usable, of images with another mtime
+    outdated: Counter[str] = field(default_factory=Counter)  # entries that must be re-encoded, by reason
 
     def summary(self) -> str | None:
-        """One line that says how many cached latents are made anew, and why; None where none are."""
+        """One line: how many cached latents are re-encoded, and why; None if none are."""
         if not self.outdated:
             return None
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.outdated.most_common())
         total = sum(self.outdated.values())
-        return f"the cached latents of {total} image{'s'[: total > 1]} are made anew: {reasons}"
+        return f"re-encoding the cached latents of {total} image{'s'[: total > 1]}: {reasons}"
 
 
 def check_caches(keys: Iterable[LatentKey], fingerprint: str | None) -> CacheCheck:
-    """Which latents no file holds. Prepared latents are none of them.
+    """Which latents are not cached, legacy .npz latents excepted.
 
-    `fingerprint`: of the VAE that they must have been made with; with None, files are trusted by the names of their
-    arrays. Raises `UserError` if two datasets place an image differently at one size, for which a file has one place
-    only.
+    `fingerprint`: of the VAE that they must have been made with; None: files are trusted by the names of their arrays.
+    Raises `UserError` if two datasets crop an image differently at one size, which a file can have only once.
     """
     entries = _by_entry(key for key in keys if key.prepared_path is None)
     folders = _list_folders(entries)
     parts = [entries[start : start + _PART_SIZE] for start in range(0, len(entries), _PART_SIZE)]
     check = CacheCheck()
     with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="cache-check") as pool:
-        for part in pool.map(lambda part: [_look(entry, folders, fingerprint) for entry in part], parts):
+        for part in pool.map(lambda part: [_check_entry(entry, folders, fingerprint) for entry in part], parts):
             for finding in part:
                 _add(check, finding)
     return check
 
 
 def _by_entry(keys: Iterable[LatentKey]) -> list[list[LatentKey]]:
-    """The keys that share an entry of a file: the orientations of an image at one size."""
+    """The keys that share an entry of a file: the flipped and unflipped latents of an image at one size."""
     entries: dict[tuple[str, str], list[LatentKey]] = {}
     for key in keys:
         entry = entries.setdefault((key.path, entry_suffix(key)), [])
         entry.append(key)
         if _what_is_shared(entry[0]) != _what_is_shared(key):
             raise UserError(
-                f"--cache_latents_to_disk: two datasets place {key.path} differently in buckets of one size",
+                f"--cache_latents_to_disk: two datasets crop {key.path} differently for the same bucket size",
                 hint="use --cache_latents alone, or give both datasets the same bucket, resizing and mask settings",
             )
     return list(entries.values())
@@ -105,7 +104,7 @@ def _list_folder(folder: str) -> _Folder:
     try:
         names = os.listdir(folder or ".")
     except OSError:
-        names = []  # whoever decodes its images says what is wrong
+        names = []  # decoding its images will report the error
     images = [name.lower() for name in names if name.lower().endswith(IMAGE_ENDINGS)]
     stems = Counter(os.path.splitext(name)[0] for name in images)
     return _Folder(frozenset(name for name in names if name.endswith("_sd.npz")), frozenset(images), stems)
@@ -113,14 +112,14 @@ def _list_folder(folder: str) -> _Folder:
 
 @dataclass
 class _Finding:
-    """Where the latents of an entry are; nowhere, for a reason, or because there is no file."""
+    """Which latents of an entry are missing, and why, if there is a file."""
 
     missing: Sequence[LatentKey]
     reason: str | None = None
     copied: tuple[Path, LatentKey] | None = None
 
 
-def _look(keys: Sequence[LatentKey], folders: dict[str, _Folder], fingerprint: str | None) -> _Finding:
+def _check_entry(keys: Sequence[LatentKey], folders: dict[str, _Folder], fingerprint: str | None) -> _Finding:
     """`keys`: of one entry."""
     first = keys[0]
     folder, name = os.path.split(first.path)
@@ -128,11 +127,11 @@ def _look(keys: Sequence[LatentKey], folders: dict[str, _Folder], fingerprint: s
     with_ending, without_ending = cache_names(first)
     names = [with_ending, without_ending]
     if fingerprint is None and _has_twin(name, listed):
-        names.remove(without_ending)  # it may be of the other image, and nothing in it is looked at
+        names.remove(without_ending)  # it may be of the other image, and its content is not checked
     finding = _Finding(keys)
     for name in names:
         if name in listed.names:
-            found = _look_into(os.path.join(folder, name), keys, fingerprint)
+            found = _check_file(os.path.join(folder, name), keys, fingerprint)
             if len(found.missing) < len(finding.missing):
                 return found
             finding = found if found.reason else finding
@@ -144,7 +143,7 @@ def _has_twin(name: str, folder: _Folder) -> bool:
     return folder.num_images[os.path.splitext(name)[0].lower()] > itself
 
 
-def _look_into(path: str, keys: Sequence[LatentKey], fingerprint: str | None) -> _Finding:
+def _check_file(path: str, keys: Sequence[LatentKey], fingerprint: str | None) -> _Finding:
     first = keys[0]
     try:
         with zipfile.ZipFile(path) as file:
@@ -154,10 +153,10 @@ def _look_into(path: str, keys: Sequence[LatentKey], fingerprint: str | None) ->
     except FileNotFoundError:
         return _Finding(keys)
     except DAMAGE_ERRORS:
-        return _Finding(keys, _DAMAGED)
+        return _Finding(keys, _CORRUPT)
     missing = [key for key in keys if not array_names(key) <= names]
     if fingerprint is None:
-        # one orientation that is made would put an end to the trust in the other one
+        # encoding only one of flipped and unflipped would invalidate the other, trusted one
         return _Finding(keys if missing else [])
     if len(missing) == len(keys):
         return _Finding(keys)
@@ -167,18 +166,18 @@ def _look_into(path: str, keys: Sequence[LatentKey], fingerprint: str | None) ->
         differing = differing_facts(text, first, fingerprint)
         copied = (Path(path), first) if not differing and has_new_mtime(text, first) else None
     except ValueError:
-        return _Finding(keys, _DAMAGED)
+        return _Finding(keys, _CORRUPT)
     if not differing:
         return _Finding(missing, copied=copied)
-    reasons = (reason for fact, reason in _REASON_OF_FACT.items() if fact in differing)
+    reasons = (reason for name, reason in _REASONS.items() if name in differing)
     return _Finding(keys, next(reasons, _OTHER_SETTINGS))
 
 
 def _read_text(file: zipfile.ZipFile, name: str) -> str:
-    """A text that was saved as an array, read without NumPy, whose parser of headers takes longer than all the rest."""
+    """A text that was saved as an array, read without NumPy, whose header parser takes longer than all the rest."""
     header, _, content = file.read(f"{name}.npy").partition(b"\n")
     if _NPY_UTF32 not in header:
-        raise ValueError("it is no text")
+        raise ValueError("not a text")
     return content.decode("utf-32-le").rstrip("\0")
 
 

@@ -1,7 +1,7 @@
-"""Latents that were prepared before training, in the older layout: one file for each image, without sizes in names.
+"""Reads legacy .npz latents, as `prepare_buckets_latents.py` writes them: one file per image, without sizes in names.
 
-`<stem>.npz` holds `latents` (C, h, w), `original_size` (width, height) and `crop_ltrb`, `<stem>_flip.npz` the same of
-the mirrored image. Still older files hold the bare array alone, which NumPy names `arr_0`.
+`<stem>.npz` has `latents` (C, h, w), `original_size` (width, height) and `crop_ltrb`, `<stem>_flip.npz` the same of
+the flipped image. Still older files have only the array, which NumPy names `arr_0`.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ import numpy as np
 
 from library.cli.errors import UserError, raise_together
 from library.data.caches.latent_arrays import DAMAGE_ERRORS, array_problem, latent_size, opened_arrays
-from library.data.records import CachedLatents, LatentKey
+from library.data.records import CachedLatents, LatentKey, flipped_npz_path
 
 _NAMES = ("latents", "arr_0")
-_PREPARE_ANEW = "prepare the latents anew with finetune/prepare_buckets_latents.py"
+_MAKE_AGAIN = "make the latents again with finetune/prepare_buckets_latents.py"
 
 
 def prepared_file(key: LatentKey) -> Path:
-    """The file that holds the latents of a key with `prepared_path`."""
+    """The legacy .npz file of a key with `prepared_path`, flipped or not."""
     assert key.prepared_path is not None
-    path = Path(key.prepared_path)
-    return path.with_name(f"{path.stem}_flip.npz") if key.flipped else path
+    return Path(flipped_npz_path(key.prepared_path) if key.flipped else key.prepared_path)
 
 
 def read_prepared(key: LatentKey) -> CachedLatents:
-    """The prepared latents, float32 (C, h, w), used as they are.
+    """The legacy .npz latents, float32 (C, h, w), used as they are.
 
-    Raises `UserError` naming the file if it is missing, damaged, or not of the bucket's size.
+    Raises `UserError` naming the file if it is not found, corrupt, or not of the bucket's size.
     """
     path = prepared_file(key)
     try:
@@ -38,33 +37,33 @@ def read_prepared(key: LatentKey) -> CachedLatents:
             latents = next((file[name] for name in _NAMES if name in file), None)
             found = ", ".join(file) or "nothing"
     except FileNotFoundError:
-        raise _missing(path, key) from None
+        raise _not_found(path, key) from None
     except DAMAGE_ERRORS as error:
-        raise UserError(f"prepared latents {path} are damaged ({_reason(error)})", _PREPARE_ANEW) from None
+        raise UserError(f"legacy .npz latents {path} are corrupt ({_reason(error)})", _MAKE_AGAIN) from None
     if latents is None:
-        raise UserError(f"prepared latents {path}: `latents` is missing, the file holds {found}", _PREPARE_ANEW)
+        raise UserError(f"legacy .npz latents {path}: no array `latents`, only {found}", _MAKE_AGAIN)
     problem = array_problem(latents, latent_size(key), num_dimensions=3)
     if problem is not None:
-        raise UserError(f"prepared latents {path}: {problem}", _PREPARE_ANEW)
+        raise UserError(f"legacy .npz latents {path} are not usable: {problem}", _MAKE_AGAIN)
     if key.alpha_is_mask:
         raise UserError(
-            f"alpha_mask: the prepared latents {path} hold no mask",
-            hint="leave out alpha_mask, or move the prepared latents away, so that images are encoded with masks",
+            f"alpha_mask: the legacy .npz latents {path} have no mask",
+            hint="remove alpha_mask, or move the .npz files away, so that the images are encoded with masks",
         )
     return CachedLatents(latents.astype(np.float32, copy=False))
 
 
 def check_prepared(keys: Iterable[LatentKey]) -> None:
-    """Raises `UserError` with all prepared files that are missing. What is in them is checked when they are read."""
-    prepared = [(prepared_file(key), key) for key in keys if key.prepared_path is not None]
-    raise_together(_missing(path, key) for path, key in prepared if not path.is_file())
+    """Raises `UserError` with all legacy .npz files that are not found. Reading them validates their content."""
+    files = [(prepared_file(key), key) for key in keys if key.prepared_path is not None]
+    raise_together(_not_found(path, key) for path, key in files if not path.is_file())
 
 
-def _missing(path: Path, key: LatentKey) -> UserError:
+def _not_found(path: Path, key: LatentKey) -> UserError:
     if key.flipped and os.path.exists(key.prepared_path):
-        hint = "prepare them with --flip_aug too, or leave out flip_aug here"
-        return UserError(f"flip_aug: prepared latents of the mirrored image, {path}, are missing", hint)
-    return UserError(f"prepared latents {path} are missing", _PREPARE_ANEW)
+        hint = "make them with --flip_aug too, or remove flip_aug here"
+        return UserError(f"flip_aug: legacy .npz latents of the flipped image not found: {path}", hint)
+    return UserError(f"legacy .npz latents not found: {path}", _MAKE_AGAIN)
 
 
 def _reason(error: BaseException) -> str:

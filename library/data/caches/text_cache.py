@@ -1,8 +1,8 @@
-"""Outputs of a frozen text encoder in files beside the images, for captions that never change.
+"""Cached text encoder outputs: files beside the images, for a frozen text encoder and fixed captions.
 
-A file `<image with its ending>_sd_te.npz` holds, for each caption that the image is trained with,
+A file `<image with its extension>_sd_te.npz` has, for each caption that the image is trained with,
 `hidden_states_<n>` (tokens, width) float32 and `made_from_<n>`, a JSON text of the caption and of what encoded it.
-What was made from something else is never used.
+Outputs of another caption or encoder are never used.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _HIDDEN_STATES, _MADE_FROM = "hidden_states_", "made_from_"
 
 
 def text_cache_path(image: str) -> Path:
-    """The file of an image's encoded captions."""
+    """The file of an image's cached text encoder outputs."""
     return Path(f"{image}_sd_te.npz")
 
 
 def read_text_outputs(image: str, captions: Iterable[str], encoder: str) -> dict[str, np.ndarray]:
-    """The hidden states (tokens, width) of those captions that the image's file holds, made by this encoder.
+    """The cached hidden states (tokens, width) by caption, for those captions that this encoder has encoded.
 
-    A damaged file counts as none, with a warning.
+    A corrupt file is ignored, with a warning.
     """
     path, wanted = text_cache_path(image), {_made_from(caption, encoder): caption for caption in captions}
     found = {}
@@ -46,15 +46,15 @@ def read_text_outputs(image: str, captions: Iterable[str], encoder: str) -> dict
     except FileNotFoundError:
         return {}
     except DAMAGE_ERRORS as error:
-        logger.warning("the encoded captions %s are damaged and are made anew (%s)", path, error)
+        logger.warning("the cached text encoder outputs %s are corrupt and will be encoded again (%s)", path, error)
         return {}
     return found
 
 
 def write_text_outputs(image: str, states: Mapping[str, np.ndarray], encoder: str) -> None:
-    """Writes the hidden states of an image's captions, in place of what its file held.
+    """Writes the hidden states of an image's captions, replacing its file.
 
-    Raises `UserError` if the folder cannot be written to.
+    Raises `UserError` if the folder is not writable.
     """
     path, arrays = text_cache_path(image), {}
     for number, (caption, each) in enumerate(states.items()):
@@ -65,8 +65,8 @@ def write_text_outputs(image: str, states: Mapping[str, np.ndarray], encoder: st
             np.savez(file, **arrays)
     except OSError as error:
         raise UserError(
-            f"encoded captions {path} cannot be written: {error.strerror}",
-            hint="make room or the folder writable, or use --cache_text_encoder_outputs alone",
+            f"cached text encoder outputs {path} cannot be written: {error.strerror}",
+            hint="free disk space or make the folder writable, or use --cache_text_encoder_outputs alone",
         ) from None
 
 

@@ -1,1 +1,1 @@
-"""What the user said of the data: options, the dataset file, and what rules each other out."""
+"""The user's description of the data: options, the dataset file (TOML or JSON), rules of what cannot be combined."""

@@ -1,4 +1,4 @@
-"""What a training run learns from, as its user described it."""
+"""Datasets and subsets of a run, as described by the dataset file or the flags."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Source = Literal["metadata", "folder"]
 
 @dataclass(frozen=True)
 class SubsetConfig:
-    """One folder of images, or one metadata file, and how its images and captions are used."""
+    """A subset: one folder of images, or one metadata file, with its settings for captions and augmentations."""
 
-    key_path: str  # where the user described it: "datasets[0].subsets[1]" or "--train_data_dir"
+    key_path: str  # its key in the dataset file, such as "datasets[0].subsets[1]", or a flag
     image_dir: str | None = None  # None with a metadata file whose keys are full paths
     metadata_file: str | None = None
     num_repeats: int = 1
@@ -42,33 +42,33 @@ class SubsetConfig:
     random_crop: bool = False
     resize_interpolation: str | None = None
     alpha_mask: bool = False
-    conditioning_data_dir: str | None = None  # of mask images
+    conditioning_data_dir: str | None = None  # folder of mask images
     cache_info: bool = False
     validation_split: float = 0.0
     validation_seed: int = 0
     custom_attributes: dict[str, Any] | None = None
-    caption_templates: tuple[str, ...] = ()  # in place of the images' own; no key, the method says so
+    caption_templates: tuple[str, ...] = ()  # replace the images' captions; no key of the file, set by the method
 
     @property
     def source(self) -> Source:
-        """What describes its images: a metadata file, or the folder they lie in."""
+        """Whether a metadata file or a folder describes its images."""
         return "folder" if self.metadata_file is None else "metadata"
 
     @property
     def folder_name(self) -> str:
-        """The last part of `image_dir`, or of the metadata file, as metadata names the subset."""
+        """The name of the folder, or else of the metadata file, which identifies the subset in model metadata."""
         path = Path(self.metadata_file or self.image_dir or "")
         return path.name or path.resolve().name
 
     @property
     def random_caption_options(self) -> list[str]:
-        """The options that make captions differ from time to time, other than those that leave them out."""
+        """The options that make captions random, other than those of caption dropout."""
         names = ("shuffle_caption", "enable_wildcard", "caption_tag_dropout_rate", "token_warmup_step")
         return [name for name in names if getattr(self, name)]
 
     @property
     def has_masks(self) -> bool:
-        """Whether something weighs the loss of its images, place by place."""
+        """Whether a mask weights the loss of its images."""
         return self.alpha_mask or self.conditioning_data_dir is not None
 
     @property
@@ -79,7 +79,7 @@ class SubsetConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Subsets that share sizes and a batch size."""
+    """A dataset: subsets that share a resolution, buckets and a batch size."""
 
     key_path: str
     resolution: Size
@@ -89,7 +89,7 @@ class DatasetConfig:
     max_bucket_reso: int = 1024
     bucket_reso_steps: int = 64
     bucket_no_upscale: bool = False
-    # images of at most this area are left out; what it does shows in the records, so that it is no part of the digest
+    # images of at most this area are skipped; not part of the digest, since the records show its effect
     skip_image_resolution: Size | None = field(default=None, repr=False)
     subsets: tuple[SubsetConfig, ...] = ()
 

@@ -1,8 +1,7 @@
-"""Reads `--dataset_config`: tables [general], [[datasets]] and [[datasets.subsets]] into `DatasetConfig`.
+"""Reads and validates `--dataset_config`: tables [general], [[datasets]], [[datasets.subsets]] to `DatasetConfig`.
 
-The file is TOML, or JSON with the same tables. A key that a table leaves out is taken from the table around it: subset,
-dataset, general, then the flag of that name. The keys are those options that say `toml_level`, and the few below that
-exist in the file only.
+The file is TOML, or JSON with the same tables. A key that a table does not have is inherited: subset, dataset, general,
+then the flag of that name. The keys are the options with a `toml_level`, and the few below that exist in the file only.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from library.data.config.options import DatasetOptions, parse_custom_attributes,
 logger = logging.getLogger(__name__)
 
 _FLAG = "--dataset_config"
-_ANY_RESOLUTION = (512, 512)  # stands in for one that is wrong, so that images are looked at too; nothing is placed
-Path = tuple[Any, ...]  # keys and list indices from the top of the document
+_ANY_RESOLUTION = (512, 512)  # replaces an invalid one, so that images are checked too; never used for buckets
+KeyPath = tuple[Any, ...]  # keys and list indices from the top of the document
 
 
 @dataclass(frozen=True)
@@ -35,24 +34,24 @@ class _InheritedKeys:
     GROUP: ClassVar[str] = "Dataset TOML"
 
     class_tokens: str | None = option(
-        help="caption of images without caption file", toml_level="subset", metavar=FREE_TEXT
+        help="caption of images without a caption file", toml_level="subset", metavar=FREE_TEXT
     )
     custom_attributes: dict | None = option(
-        help="a table of anything, kept in the metadata of what is trained", parse=parse_custom_attributes,
+        help="any table; saved in the metadata of the trained model", parse=parse_custom_attributes,
         toml_level="subset",
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _SubsetOnlyKeys:
-    """Keys that describe one folder or metadata file and stand in [[datasets.subsets]] alone."""
+    """Keys of one folder or metadata file, valid in [[datasets.subsets]] only."""
 
     GROUP: ClassVar[str] = "Dataset TOML"
 
     image_dir: str | None = option(help="folder of images", parse=parse_path, toml_level="subset")
     metadata_file: str | None = option(help="JSON file that describes images", parse=parse_path, toml_level="subset")
     conditioning_data_dir: str | None = option(
-        help="folder of mask images, of the same names: what is white in them is learned, what is black is not",
+        help="folder of mask images with the same names: white areas are trained, black ones are not",
         parse=parse_path,
         toml_level="subset",
     )
@@ -61,11 +60,11 @@ class _SubsetOnlyKeys:
 
 Keys = dict[str, OptionField]
 
-# what is without meaning beside `metadata_file`, and why
+# keys that cannot be used with `metadata_file`, and why
 _FOLDER_KEYS = {
-    "class_tokens": "captions are those in the metadata file",
-    "caption_extension": "captions are those in the metadata file",
-    "conditioning_data_dir": "masks are found for the images of an image_dir",
+    "class_tokens": "captions come from the metadata file",
+    "caption_extension": "captions come from the metadata file",
+    "conditioning_data_dir": "only folders of images can have masks",
 }
 
 
@@ -92,10 +91,10 @@ def all_keys() -> Keys:
 
 
 def read_dataset_config(options: DatasetOptions) -> tuple[list[DatasetConfig], list[UserError]]:
-    """The datasets that `--dataset_config` describes, and everything that is wrong with it.
+    """The datasets that `--dataset_config` describes, and all errors in it.
 
-    What is wrong is left out of the datasets, so that a caller can go on to look for further problems. Raises
-    `UserError` if the file cannot be read as TOML or JSON.
+    Invalid keys are dropped from the datasets, so that the caller can look for further errors. Raises `UserError` if
+    the file cannot be parsed as TOML or JSON.
     """
     if options.dataset_config is None:
         raise ValueError("no --dataset_config to read")
@@ -109,23 +108,23 @@ def read_dataset_config(options: DatasetOptions) -> tuple[list[DatasetConfig], l
 
 
 def _read_document(path: str) -> dict[str, Any]:
-    """JSON if the file is named so or begins with a brace, which no TOML file does."""
+    """JSON if the file is named .json or begins with a brace, which no TOML file does."""
     text = read_text(path, _FLAG, ".toml")
     if not path.lower().endswith(".json") and not text.lstrip().startswith("{"):
         return parse_toml(text, path, _FLAG)
     document = parse_json(text, path, _FLAG)
     if not isinstance(document, dict):
-        hint = 'begin it as {"general": {}, "datasets": [...]}'
+        hint = 'write {"general": {}, "datasets": [...]}'
         raise UserError(f"{_FLAG} {path} holds {type(document).__name__} {str(document)[:40]!r}, not a table", hint)
     return document
 
 
-def _validate(document: dict[str, Any]) -> tuple[dict[str, Any], dict[Path, UserError]]:
-    """The document with checked and converted values, and what had to be left out of it, by its path."""
+def _validate(document: dict[str, Any]) -> tuple[dict[str, Any], dict[KeyPath, UserError]]:
+    """The document with validated and converted values, and the errors of those dropped from it, by key path."""
     import voluptuous
 
     schema = _make_schema(voluptuous)
-    wrong: dict[Path, UserError] = {}
+    wrong: dict[KeyPath, UserError] = {}
     while True:
         try:
             return schema(document), wrong
@@ -136,11 +135,11 @@ def _validate(document: dict[str, Any]) -> tuple[dict[str, Any], dict[Path, User
 
 
 def _plain(part: Any) -> Any:
-    return getattr(part, "schema", part)  # voluptuous may give its marker around a key
+    return getattr(part, "schema", part)  # voluptuous may wrap a key in its marker
 
 
 def _make_schema(voluptuous: Any) -> Any:
-    """The schema of the document, made from the declared keys."""
+    """The voluptuous schema of the document, from the declared keys."""
 
     def table(keys: Keys, **tables: Any) -> dict[Any, Any]:
         known = {voluptuous.Optional(name): _check(voluptuous, field) for name, field in keys.items()}
@@ -165,7 +164,7 @@ def _check(voluptuous: Any, field: OptionField) -> Callable[[Any], Any]:
 
 
 class _UnknownKey(str):
-    """The message about an unknown key: the names that are valid in its place."""
+    """The message of an unknown key: the names that are valid in that table."""
 
 
 def _reject(voluptuous: Any, valid: Iterable[str]) -> Callable[[Any], Any]:
@@ -177,42 +176,44 @@ def _reject(voluptuous: Any, valid: Iterable[str]) -> Callable[[Any], Any]:
     return reject
 
 
-def _as_user_error(path: Path, invalid: Any, value: Any) -> UserError:
-    place = path_text(path)
+def _as_user_error(path: KeyPath, invalid: Any, value: Any) -> UserError:
     if isinstance(invalid.msg, _UnknownKey):
         return _unknown_key(path, invalid.msg.split(", "))
     shown = "a table" if isinstance(value, dict) else repr(value)
-    expected = {"expected a dictionary": "a table", "expected a list": "tables in double brackets, as in [[datasets]]"}
-    return UserError(f"{place} = {shown} is not valid", hint=f"give {expected.get(invalid.msg, invalid.msg)}")
+    expected = {
+        "expected a dictionary": "a table",
+        "expected a list": "tables in double brackets: [[datasets]]",
+    }
+    return UserError(f"{path_text(path)} = {shown} is not valid", hint=f"give {expected.get(invalid.msg, invalid.msg)}")
 
 
-def _unknown_key(path: Path, valid: list[str]) -> UserError:
+def _unknown_key(path: KeyPath, valid: list[str]) -> UserError:
     name = str(path[-1])
     levels = {"[[datasets]] or [general]": _dataset_keys(), "[[datasets.subsets]]": _subset_keys()}
     homes = [title for title, keys in levels.items() if name in keys]
     if homes:
-        return UserError(f"{path_text(path)} stands in the wrong table", hint=f"{name} belongs into {homes[0]}")
+        return UserError(f"{path_text(path)} is in the wrong table", hint=f"move {name} to {homes[0]}")
     nearest = nearest_name(name, valid)
     hint = f"did you mean {nearest}?" if nearest else f"known keys: {', '.join(valid)}"
     return UserError(f"unknown key {path_text(path)}", hint=hint)
 
 
-def path_text(path: Path) -> str:
-    """A place in the document as its user would write it, such as datasets[0].subsets[1].num_repeats."""
+def path_text(path: KeyPath) -> str:
+    """A key path as text, such as datasets[0].subsets[1].num_repeats."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
 
 
-def _value_at(document: Any, path: Path) -> Any:
+def _value_at(document: Any, path: KeyPath) -> Any:
     for part in path:
         document = document[part]
     return document
 
 
-def _without(document: Any, path: Path) -> Any:
-    """A copy of the document without what stands at `path`; in a list an empty table takes its place."""
+def _without(document: Any, path: KeyPath) -> Any:
+    """A copy of the document without the value at `path`; in a list, an empty table replaces it."""
     first, rest = path[0], path[1:]
     if isinstance(document, list):
         return [*document[:first], _without(document[first], rest) if rest else {}, *document[first + 1 :]]
@@ -222,11 +223,11 @@ def _without(document: Any, path: Path) -> Any:
 
 
 def _with_usable_steps(document: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the checked document whose `bucket_reso_steps` are large enough everywhere."""
+    """A copy of the validated document with `bucket_reso_steps` of at least 8."""
 
-    def usable(table: dict[str, Any], place: str) -> dict[str, Any]:
+    def usable(table: dict[str, Any], key_path: str) -> dict[str, Any]:
         key = "bucket_reso_steps"
-        return {**table, key: usable_steps(table[key], f"{place}.{key}")} if key in table else table
+        return {**table, key: usable_steps(table[key], f"{key_path}.{key}")} if key in table else table
 
     general = usable(document.get("general", {}), "general")
     datasets = [usable(table, f"datasets[{index}]") for index, table in enumerate(document.get("datasets", []))]
@@ -234,9 +235,9 @@ def _with_usable_steps(document: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Builder:
-    """Makes datasets of a checked document, and collects what is wrong across keys."""
+    """Makes datasets from a validated document, and collects errors that involve several keys."""
 
-    def __init__(self, options: DatasetOptions, wrong: frozenset[Path]):
+    def __init__(self, options: DatasetOptions, wrong: frozenset[KeyPath]):
         self._options = options
         self._wrong = wrong
         self.problems: list[UserError] = []
@@ -245,7 +246,7 @@ class _Builder:
         general = document.get("general", {})
         tables = document.get("datasets", [])
         if not tables and not any(path[0] == "datasets" for path in self._wrong):
-            self._add("it has no [[datasets]]", "describe at least one, with [[datasets.subsets]] in it")
+            self._add("it has no [[datasets]]", "add at least one, with [[datasets.subsets]] in it")
         datasets = [self._dataset(general, table, index) for index, table in enumerate(tables)]
         return [dataset for dataset in datasets if dataset is not None]
 
@@ -253,28 +254,28 @@ class _Builder:
         self.problems.append(UserError(message, hint))
 
     def _dataset(self, general: dict[str, Any], table: dict[str, Any], index: int) -> DatasetConfig | None:
-        place = f"datasets[{index}]"
+        key_path = f"datasets[{index}]"
         values = {name: self._value(name, field, table, general) for name, field in _dataset_keys().items()}
         if self._is_wrong("datasets", index):
             return None
         inner = table.get("subsets", [])
         if not inner and not self._is_wrong("datasets", index, "subsets"):
-            self._add(f"{place} has no [[datasets.subsets]]", "give at least one, with image_dir or metadata_file")
+            self._add(f"{key_path} has no [[datasets.subsets]]", "add at least one, with image_dir or metadata_file")
         found = [self._subset(general, table, each, (index, number)) for number, each in enumerate(inner)]
-        subsets = _without_repeated([subset for subset in found if subset is not None])
-        self._check_one_kind(place, subsets)
+        subsets = _without_duplicates([subset for subset in found if subset is not None])
+        self._check_one_kind(key_path, subsets)
         if self._was_wrong("caption_extension"):
-            return None  # every caption would seem to be missing
+            return None  # every caption would be reported as missing
         if values["resolution"] is None:
             if not self._was_wrong("resolution"):
                 self._add(
-                    f"{place}.resolution is missing", "set resolution there or in [general], or give --resolution"
+                    f"{key_path}.resolution is missing", "set resolution there or in [general], or give --resolution"
                 )
             values["resolution"] = _ANY_RESOLUTION
-        config = DatasetConfig(key_path=place, subsets=tuple(subsets), **values)
+        config = DatasetConfig(key_path=key_path, subsets=tuple(subsets), **values)
         bucket_keys = [field.name for field in dataclasses.fields(BucketSettings)]
         if values["resolution"] is not _ANY_RESOLUTION and not any(map(self._was_wrong, bucket_keys)):
-            self.problems += config.bucket_settings.problems(f"{place}.")
+            self.problems += config.bucket_settings.problems(f"{key_path}.")
         return config
 
     def _subset(
@@ -282,46 +283,46 @@ class _Builder:
     ) -> SubsetConfig | None:
         path = ("datasets", indices[0], "subsets", indices[1])
         values = {name: self._value(name, field, table, dataset, general) for name, field in _subset_keys().items()}
-        place = path_text(path)
+        key_path = path_text(path)
         if any(self._is_wrong(*path, *key) for key in ((), ("image_dir",), ("metadata_file",))):
-            return None  # what kind of subset it is, and of which images, is not known
+            return None  # its images, and what describes them, are unknown
         if values["metadata_file"] is not None:
-            self._check_metadata_keys(place, table)
+            self._check_metadata_keys(key_path, table)
             values |= {"is_reg": False, "conditioning_data_dir": None}
         elif values["conditioning_data_dir"] is not None and values["alpha_mask"]:
             self._add(
-                f"{place}.conditioning_data_dir cannot be used with alpha_mask: both say what counts in the loss",
-                "set alpha_mask = false there, or leave conditioning_data_dir out",
+                f"{key_path}.conditioning_data_dir cannot be used with alpha_mask: both are masks of the loss",
+                "set alpha_mask = false there, or remove conditioning_data_dir",
             )
         if values["image_dir"] is None and values["metadata_file"] is None:
-            self._add(f"{place}.image_dir is missing", "name the folder of images, or a metadata_file")
+            self._add(f"{key_path}.image_dir is missing", "give a folder of images, or a metadata_file")
             return None
-        return SubsetConfig(key_path=place, **values)
+        return SubsetConfig(key_path=key_path, **values)
 
-    def _check_metadata_keys(self, place: str, table: dict[str, Any]) -> None:
-        """Refuses what a subset with `metadata_file` cannot have."""
+    def _check_metadata_keys(self, key_path: str, table: dict[str, Any]) -> None:
+        """Rejects keys that cannot be used with `metadata_file`."""
         if table.get("is_reg"):
             self._add(
-                f"{place}.is_reg = true cannot be used with {place}.metadata_file",
-                "describe regularisation images by image_dir, in a dataset of such subsets",
+                f"{key_path}.is_reg = true cannot be used with {key_path}.metadata_file",
+                "give regularisation images by image_dir, in a dataset of such subsets",
             )
         for name, reason in _FOLDER_KEYS.items():
             if name in table:
                 self._add(
-                    f"{place}.{name} has no meaning beside {place}.metadata_file",
-                    f"leave {name} out: {reason}",
+                    f"{key_path}.{name} cannot be used with {key_path}.metadata_file",
+                    f"remove {name}: {reason}",
                 )
 
-    def _check_one_kind(self, place: str, subsets: list[SubsetConfig]) -> None:
+    def _check_one_kind(self, key_path: str, subsets: list[SubsetConfig]) -> None:
         first = {subset.source: subset.key_path for subset in reversed(subsets)}
         if len(first) > 1:
             self._add(
-                f"{place} mixes two kinds of subsets: {first['metadata']} has metadata_file, {first['folder']} has not",
-                "put them into two [[datasets]]",
+                f"{key_path} mixes two kinds of subsets: {first['metadata']} has metadata_file, {first['folder']} not",
+                "put them in two [[datasets]]",
             )
 
     def _value(self, name: str, field: OptionField, *tables: dict[str, Any]) -> Any:
-        """What the first table that has the key says, or else the flag that is its default."""
+        """The value in the first table that has the key, or else that of its flag."""
         for table in tables:
             if name in table:
                 return table[name]
@@ -334,8 +335,8 @@ class _Builder:
         return any(path[-1] == key for path in self._wrong)
 
 
-def _without_repeated(subsets: list[SubsetConfig]) -> list[SubsetConfig]:
-    """The subsets of a dataset without those that describe the same images once more, about which it warns."""
+def _without_duplicates(subsets: list[SubsetConfig]) -> list[SubsetConfig]:
+    """The subsets of a dataset without duplicates, which are skipped with a warning."""
     first: dict[tuple[Any, ...], SubsetConfig] = {}
     for subset in subsets:
         identity = (_real_path(subset.metadata_file), _real_path(subset.image_dir), subset.is_reg)
@@ -343,7 +344,7 @@ def _without_repeated(subsets: list[SubsetConfig]) -> list[SubsetConfig]:
         if original is not subset:
             what = "metadata_file" if subset.metadata_file is not None else "image_dir"
             logger.warning(
-                "%s is left out: its %s %s is that of %s already (num_repeats says how often images are used)",
+                "%s is skipped: its %s %s is also that of %s (to use images more often, set num_repeats)",
                 subset.key_path, what, getattr(subset, what), original.key_path,
             )  # fmt: skip
     return list(first.values())

@@ -1,4 +1,4 @@
-"""Options of the training data: what is learned from, at which size, with which captions."""
+"""Options of the training data: images, buckets, captions, augmentations, caching, dataloader workers."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def parse_resolution(value: Any) -> tuple[int, int]:
 
 
 def parse_caption_extension(value: Any) -> str:
-    """An ending such as ".txt", given with its dot or without. Raises `ValueError` with what was expected."""
+    """A file extension such as ".txt", given with its dot or without. Raises `ValueError` with what was expected."""
     if not isinstance(value, str) or not value.strip("."):
-        raise ValueError("the ending of a file, such as .txt")
+        raise ValueError("a file extension, such as .txt")
     return value if value.startswith(".") else f".{value}"
 
 
 def parse_separator(value: Any) -> str:
-    """The text between tags. Raises `ValueError` with what was expected."""
+    """A separator of tags. Raises `ValueError` with what was expected."""
     if not isinstance(value, str) or not value:
-        raise ValueError("a text that is not empty")
+        raise ValueError("a non-empty text")
     return value
 
 
@@ -79,23 +79,23 @@ def parse_path(value: Any) -> str:
 
 
 def parse_custom_attributes(value: Any) -> dict[str, Any]:
-    """A table of anything that JSON can hold, dates as texts. Raises `ValueError` with what was expected."""
+    """Any table that JSON can hold, dates as texts. Raises `ValueError` with what was expected."""
     if not isinstance(value, dict):
         raise ValueError("a table, such as {artist = 'me'}")
     try:
         return json.loads(json.dumps(value, default=str))
     except RecursionError:
-        raise ValueError("a table that is nested less deeply") from None
+        raise ValueError("a table with fewer nested levels") from None
 
 
-_MOST = 10**9  # a slip of the keyboard: larger than any size or count
+_MOST = 10**9  # a typing mistake: larger than any size or count
 
 INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """Where images and captions come from. Most are defaults of keys of the dataset TOML."""
+    """Training images, captions and augmentations. Most are defaults of keys of the dataset TOML."""
 
     GROUP: ClassVar[str] = "Dataset"
 
@@ -103,137 +103,164 @@ class DatasetOptions:
         help="TOML or JSON file that describes the datasets", parse=parse_path, metavar="FILE"
     )
     train_data_dir: str | None = option(
-        help="folder of folders <repeats>_<class tokens> with the training images; with --in_json the folder of the "
-        "images themselves",
+        help="folder of training images in subfolders <repeats>_<class tokens>; with --in_json, folder of the images",
         parse=parse_path,
         metavar="FOLDER",
     )
     in_json: str | None = option(
-        help="metadata file of the images in --train_data_dir, as the scripts in finetune/ write it",
+        help="metadata JSON of the images in --train_data_dir, as written by the scripts in finetune/",
         parse=parse_path,
         metavar="FILE",
     )
     dataset_repeats: int = option(
-        1, help="times each image of --in_json is used in an epoch", minimum=1, maximum=_MOST, toml_level="subset",
+        1,
+        help="repeats: how many times each image of --in_json is used per epoch",
+        minimum=1,
+        maximum=_MOST,
+        toml_level="subset",
         toml_key="num_repeats",
-    )  # fmt: skip
+    )
     reg_data_dir: str | None = option(
-        help="folder of folders <repeats>_<class tokens> with the regularisation images",
+        help="folder of regularisation images (prior preservation), in subfolders <repeats>_<class tokens>",
         parse=parse_path,
         metavar="FOLDER",
     )
     conditioning_data_dir: str | None = option(
-        help="folder of the masks of the images in --train_data_dir, of the same names, or of folders of masks named "
-        "as those there: what is white in a mask is learned, what is black is not",
+        help="folder of mask images with the names of the images in --train_data_dir, or of subfolders of mask images "
+        "named as those there: white areas are trained, black ones are not",
         parse=parse_path,
         metavar="FOLDER",
     )
     dataset_class: str | None = option(
-        help="a dataset class of one's own, as other trainers take it",
-        inert="does nothing: data come from --train_data_dir, --in_json or --dataset_config",
+        help="custom dataset class, as in other trainers",
+        inert="has no effect: data come from --train_data_dir, --in_json or --dataset_config",
         metavar="NAME",
     )
     resolution: tuple[int, int] | None = option(
-        help="training size in pixels: 512, or width and height as 512,768",
+        help="training resolution in pixels: 512, or width and height as 512,768",
         parse=parse_resolution,
         toml_level="dataset",
         metavar="SIZE",
     )
     train_batch_size: int = option(
-        1, help="images in a batch", minimum=1, maximum=_MOST, toml_level="dataset", toml_key="batch_size"
+        1, help="batch size on each device", minimum=1, maximum=_MOST, toml_level="dataset", toml_key="batch_size"
     )
     enable_bucket: bool = option(
-        False, help="train at several aspect ratios of the same area, cropping less", toml_level="dataset"
+        False,
+        help="aspect-ratio bucketing: train at several aspect ratios of the same area, which crops less",
+        toml_level="dataset",
     )
     min_bucket_reso: int = option(256, help="shortest side of a bucket", minimum=1, maximum=_MOST, toml_level="dataset")
     max_bucket_reso: int = option(1024, help="longest side of a bucket", minimum=1, maximum=_MOST, toml_level="dataset")
     bucket_reso_steps: int = option(
-        64, help="sides of buckets are multiples of this", minimum=1, maximum=_MOST, toml_level="dataset"
+        64,
+        help="step of bucket sizes: the sides of buckets are multiples of this",
+        minimum=1,
+        maximum=_MOST,
+        toml_level="dataset",
     )
     bucket_no_upscale: bool = option(
-        False, help="make buckets from the images' own sizes instead of enlarging them", toml_level="dataset"
+        False, help="never upscale images: make buckets from the images' own sizes", toml_level="dataset"
     )
     skip_image_resolution: tuple[int, int] | None = option(
-        help="leave out images that are not larger than this, by area (width x height in pixels): 768, or 768,512; for "
-        "one folder that is used at several resolutions",
+        help="skip images that are not larger than this, by area (width x height in pixels): 768, or 768,512; for one "
+        "folder that is used at several resolutions",
         parse=parse_resolution,
         toml_level="dataset",
         metavar="SIZE",
     )
     caption_extension: str = option(
         ".caption",
-        help="ending of the caption files beside the images",
+        help="file extension of the caption files beside the images",
         aliases=("caption_extention",),
         parse=parse_caption_extension,
         toml_level="subset",
         metavar="ENDING",
     )
-    shuffle_caption: bool = option(False, help="shuffle the tags of a caption each time", toml_level="subset")
+    shuffle_caption: bool = option(False, help="shuffle the tags of captions each time", toml_level="subset")
     caption_separator: str = option(
-        ",", help="what stands between the tags of a caption", parse=parse_separator, toml_level="subset"
+        ",", help="separator of the tags in a caption", parse=parse_separator, toml_level="subset"
     )
     keep_tokens: int = option(
-        0, help="tags at the start of a caption that shuffling leaves in place", minimum=0, maximum=_MOST,
+        0,
+        help="keep the first N tags of a caption in place when tags are shuffled or dropped",
+        minimum=0,
+        maximum=_MOST,
         toml_level="subset",
-    )  # fmt: skip
+    )
     keep_tokens_separator: str = option(
-        "", help="text in a caption, such as |||, before which tags stay in place", toml_level="subset"
+        "", help="separator in a caption, such as |||: the tags before it stay in place", toml_level="subset"
     )
     secondary_separator: str | None = option(
-        help="what joins tags into one that is shuffled and dropped as a whole, such as ;;;",
+        help="second separator, such as ;;;, between tags that are shuffled and dropped together",
         parse=parse_separator,
         toml_level="subset",
     )
     enable_wildcard: bool = option(
-        False, help="draw one line of a caption file and one text of each {a|b} each time", toml_level="subset"
+        False,
+        help="wildcards: draw one line of a caption file, and one text of each {a|b}, each time",
+        toml_level="subset",
     )
-    caption_prefix: str | None = option(
-        help="text put in front of each caption", toml_level="subset", metavar=FREE_TEXT
-    )
-    caption_suffix: str | None = option(help="text put behind each caption", toml_level="subset", metavar=FREE_TEXT)
+    caption_prefix: str | None = option(help="text added before each caption", toml_level="subset", metavar=FREE_TEXT)
+    caption_suffix: str | None = option(help="text added after each caption", toml_level="subset", metavar=FREE_TEXT)
     caption_dropout_rate: float = option(
-        0.0, help="share of the times that a caption is empty", parse=parse_rate, toml_level="subset"
+        0.0,
+        help="caption dropout: probability that a caption is replaced by an empty one",
+        parse=parse_rate,
+        toml_level="subset",
     )
     caption_dropout_every_n_epochs: int = option(
-        0, help="captions are empty in every so manyeth epoch; 0: never", minimum=0, maximum=_MOST, toml_level="subset"
+        0, help="drop all captions every N-th epoch (0: never)", minimum=0, maximum=_MOST, toml_level="subset"
     )
     caption_tag_dropout_rate: float = option(
-        0.0, help="share of the times that a tag is left out", parse=parse_rate, toml_level="subset"
+        0.0, help="tag dropout: probability that a tag is dropped from a caption", parse=parse_rate, toml_level="subset"
     )
     token_warmup_min: int = option(
-        1, help="tags of a caption in the first step", minimum=0, maximum=_MOST, toml_level="subset"
+        1,
+        help="token warm-up: number of tags of a caption in the first step",
+        minimum=0,
+        maximum=_MOST,
+        toml_level="subset",
     )
     token_warmup_step: float = option(
-        0.0, help="step from which captions have all their tags; below 1: a share of all steps", minimum=0,
+        0.0,
+        help="token warm-up: step from which captions have all tags; below 1: a fraction of all steps; 0: no warm-up",
+        minimum=0,
         toml_level="subset",
-    )  # fmt: skip
-    color_aug: bool = option(False, help="shift colours a little, differently each time", toml_level="subset")
-    flip_aug: bool = option(False, help="mirror each image half of the times", toml_level="subset")
+    )
+    color_aug: bool = option(
+        False, help="colour augmentation: a small random shift of hue or gamma", toml_level="subset"
+    )
+    flip_aug: bool = option(
+        False, help="flip augmentation: flip images horizontally with probability 0.5", toml_level="subset"
+    )
     face_crop_aug_range: tuple[float, float] | None = option(
-        help="crop around the face that file names give (..._<x>_<y>_<width>_<height>): "
-        "side of the crop in face sizes, smallest and largest",
+        help="crop around the face given in file names (..._<x>_<y>_<width>_<height>): "
+        "smallest and largest side of the crop, in multiples of the face size",
         parse=parse_face_range,
         toml_level="subset",
         metavar="MIN,MAX",
     )
-    random_crop: bool = option(False, help="crop at a random place instead of the middle", toml_level="subset")
+    random_crop: bool = option(False, help="random crop instead of a centre crop", toml_level="subset")
     resize_interpolation: str | None = option(
-        help="how images are resized; unless given, area for smaller and lanczos for larger",
+        help="interpolation for resizing images; default: area when downscaling, lanczos when upscaling",
         choices=INTERPOLATIONS,
         toml_level="subset",
     )
-    alpha_mask: bool = option(False, help="use the transparency of images as the mask of the loss", toml_level="subset")
+    alpha_mask: bool = option(False, help="use the alpha channel of images as the loss mask", toml_level="subset")
     cache_info: bool = option(
-        False, help="keep sizes and captions in a file in the folder, for a quicker next start", toml_level="subset"
+        False,
+        help="cache image sizes and captions in a file in the folder, for a faster next start",
+        toml_level="subset",
     )
     validation_split: float = option(
-        0.0, help="share of the images that is held out of training, to measure the validation loss on",
+        0.0, help="fraction of the images held out of training for the validation loss",
         parse=parse_rate, toml_level="subset",
     )  # fmt: skip
     validation_seed: int = option(
-        0, help="another seed holds out other images; --seed has no part in it", minimum=0, toml_level="subset"
+        0, help="seed that selects the held-out images; independent of --seed", minimum=0, toml_level="subset"
     )
-    skip_bad_images: bool = option(False, help="go on without images that cannot be read")
+    skip_bad_images: bool = option(False, help="skip unreadable images instead of stopping with an error")
 
     def problems(self) -> Iterator[UserError]:
         if self.dataset_config is not None:
@@ -244,13 +271,13 @@ class DatasetOptions:
             yield UserError("--resolution is missing", hint="give the training size, such as --resolution 512")
         if self.in_json is None and self.conditioning_data_dir is not None and self.alpha_mask:
             yield UserError(
-                "--conditioning_data_dir cannot be used with --alpha_mask: both say what counts in the loss",
-                hint="leave one of the two out",
+                "--conditioning_data_dir cannot be used with --alpha_mask: both are masks of the loss",
+                hint="remove one of the two",
             )
 
 
 def flag_values(options: DatasetOptions, level: str) -> dict[str, Any]:
-    """What the flags say of the TOML keys of a level ("dataset" or "subset"), under the names of the keys."""
+    """The values of the flags of a level ("dataset" or "subset"), by the names of their TOML keys."""
     return {
         field.spec.toml_key or field.name: getattr(options, field.name)
         for field in option_fields(DatasetOptions)
@@ -260,26 +287,33 @@ def flag_values(options: DatasetOptions, level: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CachingOptions:
-    """How latents are kept, and how many processes load images."""
+    """Caching of latents and text encoder outputs, and dataloader workers."""
 
     GROUP: ClassVar[str] = "Latents and loading"
 
-    cache_latents: bool = option(False, help="encode each image once, before training, and keep it in memory")
-    cache_latents_to_disk: bool = option(
-        False, help="keep the encoded images in files beside the images; implies --cache_latents"
+    cache_latents: bool = option(
+        False, help="encode each image to latents once, before training, and keep them in memory"
     )
-    skip_cache_check: bool = option(False, help="trust cached latents by the names of their files, for a quicker start")
+    cache_latents_to_disk: bool = option(
+        False, help="cache latents in files beside the images; implies --cache_latents"
+    )
+    skip_cache_check: bool = option(
+        False,
+        help="trust cached latents by their file names without checking what they were made from, for a faster start",
+    )
     cache_text_encoder_outputs: bool = option(
-        False, help="encode each caption once, before training, where the text encoder and captions stay as they are"
+        False, help="encode each caption once, before training; needs a frozen text encoder and fixed captions"
     )
     cache_text_encoder_outputs_to_disk: bool = option(
-        False, help="keep encoded captions in files beside the images; implies --cache_text_encoder_outputs"
+        False, help="cache text encoder outputs in files beside the images; implies --cache_text_encoder_outputs"
     )
-    vae_batch_size: int = option(1, help="images encoded at once", minimum=1, off=(0,))
+    vae_batch_size: int = option(1, help="VAE batch size: images encoded to latents at once", minimum=1, off=(0,))
     max_data_loader_n_workers: int = option(
-        8, help="processes that load images, at most one for each CPU core; 0 loads in the main process", minimum=0
+        8,
+        help="dataloader workers: processes that load images, at most one per CPU core; 0: load in the main process",
+        minimum=0,
     )
-    persistent_data_loader_workers: bool = option(False, help="keep the loading processes from epoch to epoch")
+    persistent_data_loader_workers: bool = option(False, help="keep dataloader workers alive between epochs")
 
     @property
     def caches_latents(self) -> bool:

@@ -1,4 +1,4 @@
-"""Options that rule each other out: each contradiction names both."""
+"""Validation rules of the data: options that cannot be combined. Each error names both."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from library.cli.errors import UserError, listed
 from library.data.config.config import DatasetConfig, Source, SubsetConfig
 from library.data.config.options import CachingOptions, DatasetOptions
 
-_DIFFERENT_EACH_TIME = ("color_aug", "random_crop", "face_crop_aug_range")
-_NEED_THE_IMAGE = (*_DIFFERENT_EACH_TIME, "alpha_mask")
-_MAX_PLACES = 5
+_RANDOM_PIXELS = ("color_aug", "random_crop", "face_crop_aug_range")
+_NEED_PIXELS = (*_RANDOM_PIXELS, "alpha_mask")
+_MAX_NAMES = 5
 
-# of a description that is not of the kind a script takes: what it is, and what to do instead
+# a source of images that the script does not support: (what it is, hint)
 _OTHER_SOURCES = {
     "metadata": (
-        "a metadata file, and this script learns from folders of images",
-        "train with fine_tune.py, or name the folder of the images alone (image_dir, --train_data_dir)",
+        "a metadata file, but this script trains on folders of images",
+        "train with fine_tune.py, or give only the folder of images (image_dir, --train_data_dir)",
     ),
     "folder": (
-        "a folder of images, and this script learns from metadata files",
-        "train with train_db.py, or name a metadata file too (metadata_file, --in_json)",
+        "a folder of images, but this script trains on metadata files",
+        "train with train_db.py, or give a metadata file too (metadata_file, --in_json)",
     ),
 }
 
@@ -28,50 +28,50 @@ _OTHER_SOURCES = {
 def source_problems(
     configs: Sequence[DatasetConfig], options: DatasetOptions, only: Source | None
 ) -> Iterator[UserError]:
-    """`only`: the kind of description that is accepted; None for any. Other kinds are named, each at its place."""
+    """Subsets whose images come from another source than `only`, the one that the script supports (None: any)."""
     if only is None:
         return
     for other, (what, hint) in _OTHER_SOURCES.items():
         subsets = [subset for config in configs for subset in config.subsets if subset.source == other]
         if other != only and subsets:
             key = "metadata_file" if other == "metadata" else "image_dir"
-            places = [f"{each.key_path}.{key}" if options.dataset_config else each.key_path for each in subsets]
-            yield UserError(f"{listed(list(dict.fromkeys(places)), _MAX_PLACES)}: {what}", hint=hint)
+            key_paths = [f"{each.key_path}.{key}" if options.dataset_config else each.key_path for each in subsets]
+            yield UserError(f"{listed(list(dict.fromkeys(key_paths)), _MAX_NAMES)}: {what}", hint=hint)
 
 
 def caching_problems(
     configs: Sequence[DatasetConfig], options: DatasetOptions, caching: CachingOptions
 ) -> Iterator[UserError]:
-    """A cached latent is the same each time: augmentations of the pixels other than mirroring have no effect on it."""
+    """Augmentations that cannot be used with cached latents, which are the same each time: all but flipping."""
     if not caching.caches_latents:
         return
     flag = "--cache_latents_to_disk" if caching.cache_latents_to_disk else "--cache_latents"
     subsets = [subset for config in configs for subset in config.subsets]
-    for key in _DIFFERENT_EACH_TIME:
+    for key in _RANDOM_PIXELS:
         where = _where_given(key, subsets, options)
         if where is not None:
             yield UserError(
                 f"{flag} cannot be used with {where}",
-                hint="leave one of them out: a cached latent is the same each time",
+                hint="remove one of them: a cached latent is the same each time",
             )
 
 
 def prepared_problems(config: DatasetConfig, options: DatasetOptions) -> Iterator[UserError]:
-    """What a dataset whose latents were prepared before cannot have."""
-    for key in _NEED_THE_IMAGE:
+    """Augmentations that cannot be used with legacy .npz latents."""
+    for key in _NEED_PIXELS:
         where = _where_given(key, config.subsets, options)
         if where is not None:
             yield UserError(
-                f"{config.key_path}: prepared latents (.npz beside the images) cannot be used with {where}",
-                hint=f"leave {key} out, or move the .npz files away, so that the images are encoded anew",
+                f"{config.key_path}: legacy .npz latents (beside the images) cannot be used with {where}",
+                hint=f"remove {key}, or move the .npz files away, so that the images are encoded again",
             )
 
 
 def _where_given(key: str, subsets: Sequence[SubsetConfig], options: DatasetOptions) -> str | None:
-    """The flag or the key paths that switch `key` on; None where it is off."""
+    """The flag or the key paths that enable `key`; None where it is off."""
     given = [subset for subset in subsets if getattr(subset, key)]
     if not given:
         return None
     if getattr(options, key):
         return f"--{key}"
-    return listed([f"{subset.key_path}.{key}" for subset in given], _MAX_PLACES)
+    return listed([f"{subset.key_path}.{key}" for subset in given], _MAX_NAMES)

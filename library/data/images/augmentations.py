@@ -1,4 +1,4 @@
-"""What augmentations do to an image once: drawn from a keyed generator, applied by pure functions."""
+"""Augmentations: colours, random crop, crop around a face. Drawn from a keyed generator, applied by pure functions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from library.data.records import ColourShift, Placement, Size
 _COLOUR_RATE = 1 / 3
 _LARGEST_HUE_SHIFT = 8  # degrees / 2
 _GAMMA_RANGE = (0.95, 1.05)
-_HUES = 180  # OpenCV's circle of hues, for uint8
+_HUES = 180  # range of OpenCV's hues, for uint8
 
 
 def draw_colour(rng: random.Random) -> ColourShift | None:
-    """A weak change of colours a third of the times, else None: a shift of hues or another gamma, equally likely."""
+    """`color_aug`: with probability 1/3 a small shift of hue or of gamma, equally likely; else None."""
     if rng.random() >= _COLOUR_RATE:
         return None
     if rng.random() < 0.5:
@@ -27,7 +27,7 @@ def draw_colour(rng: random.Random) -> ColourShift | None:
 
 
 def apply_colour(image: np.ndarray, shift: ColourShift) -> np.ndarray:
-    """uint8 RGB (H, W, 3) with its hues turned, and each value v of [0, 1] as v to the power of gamma."""
+    """uint8 RGB (H, W, 3) with its hues shifted, and each value v in [0, 1] raised to the power of gamma."""
     if shift.hue:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
         hsv[..., 0] = (hsv[..., 0].astype(np.int16) + shift.hue) % _HUES
@@ -39,7 +39,7 @@ def apply_colour(image: np.ndarray, shift: ColourShift) -> np.ndarray:
 
 
 def random_placement(placement: Placement, rng: random.Random) -> Placement:
-    """The same size and bucket, with the window anywhere in the resized image."""
+    """Random crop: the same size and bucket, cropped anywhere in the resized image."""
     left, top = (
         rng.randint(0, resized - window) for resized, window in zip(placement.resized, placement.bucket, strict=True)
     )
@@ -55,12 +55,11 @@ def face_placement(
     rng: random.Random,
     also_random: bool,
 ) -> Placement:
-    """A window of bucket size around a face, whose centre must lie in the image.
+    """A crop of bucket size around a face, whose centre must be in the image.
 
-    The short side of the window is u times the longer side of the face, with u drawn uniformly from `crop_range`. The
-    image is never resized to less than what covers the bucket, and enlarged only where it must be to cover it. The
-    window has the face in its middle, or, with `also_random`, its centre anywhere in it; it always stays in the
-    image.
+    The short side of the crop is u times the longer side of the face, with u drawn uniformly from `crop_range`. The
+    resized image always covers the bucket, and is upscaled only if it must be to cover it. The crop is centred on the
+    face, or, with `also_random`, has the centre of the face anywhere in it; it always stays inside the image.
     """
     wanted = min(bucket) / (rng.uniform(*crop_range) * max(face.size))
     covering = max(window / side for window, side in zip(bucket, image_size, strict=True))

@@ -1,4 +1,4 @@
-"""ICC profiles: the colours of an image as sRGB, which is what models were trained on."""
+"""ICC colour profiles: converts images to sRGB, which models were trained on."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
-_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of images, for each colour space of profiles
-_NUM_PROBES = 17  # of each channel
-_INVISIBLE = 1  # of 255: how far a profile may be from sRGB to pass for it
+_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # Pillow's image mode for each colour space of profiles
+_NUM_PROBES = 17  # levels tested per channel
+_INVISIBLE = 1  # of 255: largest difference at which a profile counts as sRGB
 _PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """An image in mode RGB, L or CMYK, converted from its ICC profile; in mode RGB.
 
-    A profile that is broken or of another colour space than the image is ignored, as viewers do.
+    A profile that is corrupt or for another colour space than the image's is ignored, as viewers do.
     """
     convert = _converter(profile, image.mode) if profile else None
     if convert is not None:
@@ -28,7 +28,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=8)  # the images of a folder mostly share one
 def _converter(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """What converts images of a mode from a profile; None where nothing can or need be converted."""
+    """Converts images of a mode from a profile; None if the profile cannot be used or is sRGB already."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         expected = _MODES.get(opened.profile.xcolor_space.strip())
@@ -45,7 +45,7 @@ def _converter(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image
 
 
 def _grey_converter(profile: ImageCms.ImageCmsProfile) -> Callable[[Image.Image], Image.Image]:
-    # optimised, darker greys would be off by up to 10 of 255; without that, all pixels would take seconds
+    # with optimisation, dark greys would be off by up to 10 of 255; without it, converting all pixels takes seconds
     transform = ImageCms.buildTransform(
         profile, ImageCms.createProfile("sRGB"), "L", "RGB", flags=ImageCms.Flags.NOOPTIMIZE
     )
@@ -55,7 +55,7 @@ def _grey_converter(profile: ImageCms.ImageCmsProfile) -> Callable[[Image.Image]
 
 
 def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether colours stay what they are: most profiles are sRGB under one of many names."""
+    """Whether the conversion changes nothing: most profiles are sRGB under one of many names."""
     levels = np.linspace(0, 255, _NUM_PROBES).astype(np.uint8)
     probes = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
     converted = np.asarray(ImageCms.applyTransform(Image.fromarray(probes), transform))

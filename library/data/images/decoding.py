@@ -1,4 +1,4 @@
-"""From an image file to the pixels that are trained."""
+"""Decodes images and masks, resizes, crops and flips them: from a file to the pixels of training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from library.data.buckets import PIXELS_PER_LATENT
 from library.data.images.augmentations import apply_colour
 from library.data.images.colour_profiles import to_srgb
 from library.data.images.image_files import exif_transpose, opened_image
-from library.data.records import ColourShift, LatentKey, Placement, Size, TrainedImage
+from library.data.records import ColourShift, LatentKey, Placement, Size, TrainedImage, size_text
 
 _INTERPOLATIONS = {
     "lanczos": cv2.INTER_LANCZOS4,
@@ -23,7 +23,7 @@ _INTERPOLATIONS = {
     "area": cv2.INTER_AREA,
 }
 
-# PNG, third edition, 11.3.1.1: the transparent colour is given in the file's own depth, and Pillow leaves it there
+# PNG, third edition, 11.3.1.1: the transparent colour has the file's bit depth, and Pillow does not convert it
 _TO_8_BITS = {
     "L;2": lambda grey: grey * 85,
     "L;4": lambda grey: grey * 17,
@@ -32,15 +32,15 @@ _TO_8_BITS = {
 
 
 def decode_image(path: str) -> np.ndarray:
-    """The first frame as sRGB, uint8 (H, W, 3), EXIF orientation applied, transparency over white.
+    """The first frame as sRGB, uint8 (H, W, 3), EXIF orientation applied, transparency blended with white.
 
-    Raises `UserError` naming the file if it is missing, truncated or damaged.
+    Raises `UserError` naming the file if it is not found, truncated or corrupt.
     """
     return _decode(path, over_white=True)[0]
 
 
 def decode_layers(path: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """As `decode_image`, but the colours as they are stored, and the opacity, uint8 (H, W), or None without one."""
+    """As `decode_image`, but the colours as stored, and the alpha channel, uint8 (H, W), or None without one."""
     return _decode(path, over_white=False)
 
 
@@ -49,7 +49,7 @@ def _decode(path: str, over_white: bool) -> tuple[np.ndarray, np.ndarray | None]
         transpose = exif_transpose(image)
         profile = image.info.get("icc_profile")
         depth = image.tile[0][3] if image.tile else None
-        image.load()  # here, because NumPy can hide what goes wrong while it asks for the pixels
+        image.load()  # here, because NumPy can hide errors of decoding
         if isinstance(depth, str) and depth in _TO_8_BITS and "transparency" in image.info:
             image.info["transparency"] = _TO_8_BITS[depth](image.info["transparency"])
         colours, opacity = _layers(image)
@@ -64,11 +64,11 @@ def _decode(path: str, over_white: bool) -> tuple[np.ndarray, np.ndarray | None]
 
 
 def _layers(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colours, in mode RGB, L or CMYK, and opacity, in mode L, of a decoded image."""
+    """Colours (mode RGB, L or CMYK) and alpha channel (mode L) of a decoded image."""
     if image.mode.startswith("I"):
         return _layers_of_16_bits(image)
     if image.mode.startswith("F"):
-        raise ValueError("its pixels are floating-point numbers")
+        raise ValueError("floating-point pixels are not supported")
     if "transparency" in image.info or image.mode in ("PA", "La", "RGBa"):
         image = image.convert("RGBA")
     if "A" in image.getbands():
@@ -95,18 +95,18 @@ def _over_white(colours: Image.Image, opacity: Image.Image) -> Image.Image:
 
 
 def load_image(key: LatentKey, colour: ColourShift | None = None) -> TrainedImage:
-    """The image of a latent as it is trained, with the mask of its loss where its transparency is one.
+    """The image of a latent, resized, cropped and augmented, with its loss mask if it has one.
 
-    Raises `UserError` naming the file if it cannot be decoded or is not the one that was scanned.
+    Raises `UserError` naming the file if it cannot be decoded or its size has changed since the scan.
     """
-    image, opacity = _decode(key.path, over_white=not key.alpha_is_mask)
-    if (image.shape[1], image.shape[0]) != key.image_size:
+    image, opacity = decode_layers(key.path) if key.alpha_is_mask else (decode_image(key.path), None)
+    size = (image.shape[1], image.shape[0])
+    if size != key.image_size:
         raise UserError(
-            f"image {key.path} has changed: it was {key.image_size[0]}x{key.image_size[1]} at the start and is "
-            f"{image.shape[1]}x{image.shape[0]} now",
-            hint="start again",
+            f"image {key.path} has changed: it was {size_text(key.image_size)} at the start, now {size_text(size)}",
+            hint="start training again",
         )
-    image = place_image(image, key.placement, key.flipped, key.interpolation)
+    image = transform_image(image, key.placement, key.flipped, key.interpolation)
     if colour is not None:
         image = apply_colour(image, colour)
     if key.mask_path is not None:
@@ -114,39 +114,41 @@ def load_image(key: LatentKey, colour: ColourShift | None = None) -> TrainedImag
     return TrainedImage(to_pixels(image), _mask(opacity, key) if key.alpha_is_mask else None)
 
 
-_MOST_ASPECT_ERROR = 0.02  # of a mask image's aspect ratio against that of its image: what rounding can do
+_MOST_ASPECT_ERROR = 0.02  # of a mask's aspect ratio against its image's: rounding
 
 
 def load_mask(key: LatentKey) -> np.ndarray:
-    """The mask image of a latent, placed as the image is: float32 (H/8, W/8) in [0, 1], from its red channel.
+    """The mask image of a latent, resized and cropped as the image is: float32 (H/8, W/8) in [0, 1], its red channel.
 
-    It may be smaller or larger than the image. Raises `UserError` naming the file if it cannot be decoded, or has
+    Its resolution may differ from the image's. Raises `UserError` naming the file if it cannot be decoded, or has
     another aspect ratio than the image.
     """
     red = decode_image(key.mask_path)[:, :, 0]
     (height, width), (image_width, image_height) = red.shape, key.image_size
     if abs(width * image_height / (height * image_width) - 1) > _MOST_ASPECT_ERROR:
         raise UserError(
-            f"mask {key.mask_path} is {width}x{height}, and its image {image_width}x{image_height}",
-            hint="make a mask of the image's shape, or remove it from conditioning_data_dir",
+            f"mask {key.mask_path} is {width}x{height}, but its image is {image_width}x{image_height}",
+            hint="make a mask with the image's aspect ratio",
         )
     return _mask(red, key)
 
 
 def _mask(values: np.ndarray | None, key: LatentKey) -> np.ndarray:
-    """float32 (H/8, W/8) in [0, 1]: the mean of the pixels of each latent, of values up to 255; ones without any."""
+    """float32 (H/8, W/8) in [0, 1]: the mean over the pixels of each latent, of values up to 255; None gives ones."""
     width, height = (side // PIXELS_PER_LATENT for side in key.placement.bucket)
     if values is None:
         return np.ones((height, width), dtype=np.float32)
-    placed = place_image(values, key.placement, key.flipped, key.interpolation)
-    blocks = placed.reshape(height, PIXELS_PER_LATENT, width, PIXELS_PER_LATENT)
+    transformed = transform_image(values, key.placement, key.flipped, key.interpolation)
+    blocks = transformed.reshape(height, PIXELS_PER_LATENT, width, PIXELS_PER_LATENT)
     return blocks.mean(axis=(1, 3), dtype=np.float32) / np.float32(255)
 
 
-def place_image(image: np.ndarray, placement: Placement, flipped: bool, interpolation: str | None = None) -> np.ndarray:
-    """Resizes, crops and mirrors: uint8 (H, W) or (H, W, 3) of any size -> the same of the bucket's size.
+def transform_image(
+    image: np.ndarray, placement: Placement, flipped: bool, interpolation: str | None = None
+) -> np.ndarray:
+    """Resizes, crops and flips: uint8 (H, W) or (H, W, 3) of any size -> the same of the bucket's size.
 
-    interpolation: one of `INTERPOLATIONS`; None chooses by whether the image shrinks.
+    interpolation: one of `INTERPOLATIONS`; None: area for downscaling, Lanczos for upscaling.
     """
     height, width = image.shape[:2]
     if (width, height) != placement.resized:
@@ -160,9 +162,9 @@ def _resized(image: np.ndarray, size: Size, interpolation: str | None) -> np.nda
     if interpolation == "box":
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
     if interpolation is None:
-        shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
-        # area averaging does not alias when shrinking, Lanczos is the sharpest when enlarging
-        interpolation = "area" if shrinks else "lanczos"
+        is_smaller = size[0] * size[1] < image.shape[0] * image.shape[1]
+        # area averaging does not alias when downscaling, Lanczos is the sharpest when upscaling
+        interpolation = "area" if is_smaller else "lanczos"
     return cv2.resize(image, size, interpolation=_INTERPOLATIONS[interpolation])
 
 

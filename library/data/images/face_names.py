@@ -1,4 +1,4 @@
-"""Faces that file names tell of: `<stem>_<centre x>_<centre y>_<width>_<height>`, in pixels of the image."""
+"""Faces given in file names: `<stem>_<centre x>_<centre y>_<width>_<height>`, in pixels of the image."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Face:
     size: Size
 
     def is_in(self, image_size: Size) -> bool:
-        """Whether its centre lies in an image of this size; otherwise the numbers mean something else."""
+        """Whether its centre is inside an image of this size; otherwise the numbers mean something else."""
         return self.centre[0] < image_size[0] and self.centre[1] < image_size[1]
 
 
 def split_face_name(stem: str) -> tuple[str, Face] | None:
-    """The stem without the face, and the face; None where a file name without its ending does not end in one."""
+    """(stem without the face, face) of a file name without extension; None if it gives no face."""
     match = _FACE_NAME.fullmatch(stem)
     if match is None:
         return None

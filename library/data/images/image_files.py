@@ -1,4 +1,4 @@
-"""Image files: opening them, and their size from the header. Whatever is wrong with one becomes a `UserError`."""
+"""Image files: opening them, and reading their size from the header. Unreadable or corrupt ones are a `UserError`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of image file, known by its first 16 bytes, and the modules of which one reads it."""
+    """An image format, recognised by its first 16 bytes, and the modules of which one reads it."""
 
-    format: str  # Pillow's name of it
+    format: str  # its name in Pillow
     pattern: re.Pattern[bytes]
     modules: tuple[str, ...]
-    hint: str = "install Pillow anew: pip install --upgrade --force-reinstall pillow"
+    hint: str = "reinstall Pillow: pip install --upgrade --force-reinstall pillow"
 
 
-# decided by content, not by ending; no format whose reader starts other programs
+# recognised by content, not by extension; no format whose reader starts other programs
 _KINDS = (
     _Kind("PNG", re.compile(rb"\x89PNG\r\n\x1a\n"), ("PIL.PngImagePlugin",)),
     _Kind("JPEG", re.compile(rb"\xff\xd8\xff"), ("PIL.JpegImagePlugin",)),
@@ -51,10 +51,10 @@ _KINDS = (
     ),
 )
 
-# what the readers say of odd EXIF data and large images is nothing to act on as long as they decode
+# readers warn of odd EXIF data and large images, which does not matter if they decode
 _QUIET = ("ignore", None, Warning, re.compile("PIL|pillow_|jxlpy"), 0)
 
-# what Pillow's readers raise for damaged files, beside OSError
+# what Pillow's readers raise for corrupt files, besides OSError
 _DAMAGE_ERRORS = (
     SyntaxError,
     ValueError,
@@ -88,18 +88,18 @@ _SIDEWAYS = (
 
 
 class NoImages(UserError):
-    """A folder or a metadata file that describes no images; others of the run may."""
+    """A folder or a metadata file without images; other subsets of the run may have some."""
 
 
 class UnreadableImage(UserError):
-    """An image file that is missing, damaged or of no known kind: what `--skip_bad_images` goes on without."""
+    """An unreadable image: not found, corrupt or of an unknown format. `--skip_bad_images` skips it."""
 
 
 @contextmanager
 def opened_image(path: str) -> Iterator[Image.Image]:
-    """The image, opened and not yet decoded. What its reader raises in the block becomes `UnreadableImage`.
+    """The image, opened but not yet decoded. Errors of its reader in the block become `UnreadableImage`.
 
-    Raises `UserError` if the program that reads this kind of image is not installed.
+    Raises `UserError` if the library that reads this format is not installed.
     """
     _silence_readers()
     try:
@@ -108,26 +108,26 @@ def opened_image(path: str) -> Iterator[Image.Image]:
             with Image.open(file, formats=(kind.format,)) as image:
                 yield image
     except UnidentifiedImageError:
-        raise _unreadable(path, "it is damaged") from None
+        raise _unreadable(path, "corrupt image") from None
     except Image.DecompressionBombError:
         raise _unreadable(path, f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels") from None
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from None
     except _DAMAGE_ERRORS as error:
-        raise _unreadable(path, f"it is damaged ({error})") from None
+        raise _unreadable(path, f"corrupt image ({error})") from None
 
 
 def _silence_readers() -> None:
-    # a filter that stays: the context managers of `warnings` are not safe where several threads decode
+    # a permanent filter: the context managers of `warnings` are not safe when several threads decode
     if _QUIET not in warnings.filters:
         warnings.filterwarnings("ignore", module=_QUIET[3].pattern)
 
 
 def _kind_of(path: str, head: bytes) -> _Kind:
-    """The kind of a file that starts with `head`, once Pillow can read it."""
+    """The format of a file that starts with `head`. Imports its reader."""
     kind = next((kind for kind in _KINDS if kind.pattern.match(head)), None)
     if kind is None:
-        raise _unreadable(path, "it is empty" if not head else "it is not an image of a known kind")
+        raise _unreadable(path, "the file is empty" if not head else "not an image, or an unknown format")
     for module in kind.modules:
         if kind.format in Image.OPEN:
             return kind
@@ -145,10 +145,10 @@ def _unreadable(path: str, reason: str) -> UnreadableImage:
 
 
 def exif_transpose(image: Image.Image) -> Image.Transpose | None:
-    """How the image must be turned or mirrored to stand upright, as its EXIF data say; None if it stands already."""
+    """The rotation or flip that EXIF orientation asks for; None if the image is upright."""
     if image.format == "JXL" and not getattr(image, "jpeg", False):
-        return None  # ISO 18181-2: it stands upright when decoded, its EXIF data are for information
-    # the method of the base class: that of PNG images would decode all of the file to look behind the pixels
+        return None  # ISO 18181-2: it is upright when decoded, its EXIF orientation is for information
+    # the method of the base class: that of PNG images would decode the whole file to find EXIF data after the pixels
     orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     return _TRANSPOSE.get(orientation)
 
@@ -156,7 +156,7 @@ def exif_transpose(image: Image.Image) -> Image.Transpose | None:
 def read_size(path: str) -> Size:
     """(width, height) after EXIF orientation, from the file's header alone.
 
-    Raises `UserError` naming the file if it is missing, empty or no image.
+    Raises `UserError` naming the file if it is not found, empty or not an image.
     """
     try:
         with open(path, "rb", buffering=0) as file:

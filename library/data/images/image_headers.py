@@ -1,7 +1,7 @@
-"""Sizes from the first bytes of plain image files, many times faster than opening them.
+"""Image sizes from the headers of common image files, many times faster than opening them with Pillow.
 
-What is not plain (XMP data that can turn an image; anything unusual or damaged) is left to Pillow: wherever a size is
-given here, Pillow gives the same.
+Anything unusual (corrupt files; XMP data that can rotate an image) is left to Pillow: a size that is returned here is
+always the size that Pillow gives.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ HEAD_LENGTH = 4096  # bytes that most headers fit into
 
 Read = Callable[[int, int], bytes]  # (offset, length) -> the bytes there, fewer where the file ends
 
-_MOST_PIXELS = 2**26  # above, Pillow may object
-_LONGEST_CHUNK = 2**18  # of a PNG header, such as the settings that image generators write down
-_SIDEWAYS = frozenset((5, 6, 7, 8))  # orientations that exchange width and height: EXIF 2.32, table 4, 0x0112
+_MOST_PIXELS = 2**26  # above, Pillow may reject the image
+_LONGEST_CHUNK = 2**18  # of a PNG header, such as the parameters that image generators write
+_SIDEWAYS = frozenset((5, 6, 7, 8))  # orientations that swap width and height: EXIF 2.32, table 4, 0x0112
 
 
 def size_from_head(head: bytes, read: Read | None = None) -> Size | None:
     """(width, height) after EXIF orientation of a PNG, JPEG, WebP or BMP file that starts with `head`.
 
-    `read` gives what lies behind the head. None if Pillow must look.
+    `read` reads what follows the head. None if Pillow must open the file.
     """
     read = read or (lambda offset, length: head[offset : offset + length])
     for signature, find in _READERS:
         if head.startswith(signature):
             try:
                 size = find(read)
-            except (struct.error, IndexError):  # the header goes on behind what can be read, or is damaged
+            except (struct.error, IndexError):  # the header is longer than what can be read, or corrupt
                 return None
             if size is None or min(size) < 1 or size[0] * size[1] > _MOST_PIXELS:
                 return None
@@ -91,7 +91,7 @@ _JPEG_SCAN = 0xDA
 _JPEG_END = b"\xff\xd9"
 _EXIF_MARK = b"Exif\0\0"
 _XMP_MARK = b"http://ns.adobe.com/xap/1.0/\0"
-_FIRST_READ_OF_EXIF = 2048  # its first directory is mostly within; thumbnails come behind
+_FIRST_READ_OF_EXIF = 2048  # mostly contains its first directory; thumbnails come after it
 
 
 def _jpeg_size(read: Read) -> Size | None:
@@ -135,7 +135,7 @@ def _are_tables(read: Read, offset: int, length: int) -> bool:
 
 
 def _starts_otherwise(*marks: bytes, least: int = 0) -> Callable[[Read, int, int], bool]:
-    """For application segments: not with one of `marks`, unless it is of a `least` length."""
+    """For application segments: whether they do not start with one of `marks`, or have the `least` length."""
 
     def check(read: Read, offset: int, length: int) -> bool:
         return not read(offset, min(length, 32)).startswith(marks) or 0 < least <= length
@@ -166,9 +166,9 @@ _EXIF_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 
 
 def exif_orientation(data: bytes, length: int) -> int | None:
-    """The orientation that EXIF data of `length` bytes tell, 1 if they tell none; `data` may be a part of them.
+    """The orientation in EXIF data of `length` bytes, 1 if they have none; `data` may be only their start.
 
-    None where they are not plain: damaged, or their directory lies behind `data`.
+    None if they are corrupt, or their directory is not within `data`.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
     if order is None:
@@ -249,10 +249,10 @@ _READERS = (
 )
 
 
-def seems_cut(head: bytes, tail: bytes, num_bytes: int) -> bool:
-    """Whether a file of `num_bytes` with this head and these last 12 bytes does not end as its kind does.
+def seems_truncated(head: bytes, tail: bytes, num_bytes: int) -> bool:
+    """Whether a file of `num_bytes` with this head and these last 12 bytes lacks the end of its format.
 
-    A sign only: what lies behind the image does no harm.
+    Not a proof: other data may follow the image, which does no harm.
     """
     if head.startswith(b"\x89PNG"):
         return tail != _PNG_END

@@ -1,1 +1,1 @@
-"""Finding images and captions: folders, metadata files, the index of an earlier scan."""
+"""Scans for images and captions: folders, metadata files, the index of an earlier scan (`cache_info`)."""

@@ -1,4 +1,4 @@
-"""Where image records come from: folders of images with caption files."""
+"""Scans folders of images with caption files, and their mask images; finds folders <repeats>_<class tokens>."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ logger = logging.getLogger(__name__)
 
 _MAX_NAMES_IN_ERROR = 200
 _MAX_NAMES_IN_WARNING = 5
-_CAPTION_ENDINGS = (".txt", ".caption")  # those that programs which write captions give them
+_CAPTION_ENDINGS = (".txt", ".caption")  # those that captioning programs write
 
 
 def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_unreadable: bool = False) -> list[ImageRecord]:
-    """The images that lie directly in the subset's folder, sorted by name, with captions from the files beside them.
+    """The images directly in the subset's folder, sorted by name, with captions from the files beside them.
 
-    Of the images only headers are read; with `cache_info` only what has changed since the last time. `skip_unreadable`:
-    images that cannot be read are left out, with a warning. Raises `UserError` with everything that is wrong,
-    `NoImages` where there are none.
+    Only headers of images are read; with `cache_info` only what has changed since the last scan. `skip_unreadable`:
+    unreadable images are skipped, with a warning. Raises `UserError` with all errors, `NoImages` if there are none.
     """
     entries = _list_folder(subset)
     names = sorted(filter(is_image_name, entries))
@@ -38,7 +37,7 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_unreadable: boo
         raise _no_images(subset, entries)
     pairs = _pair_with_captions(names, entries, subset.caption_extension)
     other_endings = _other_endings(pairs, entries)
-    del entries  # as large as all that is kept of the images
+    del entries  # as large as everything kept of the images
     scanned = scan_files(
         subset.image_dir,
         pairs,
@@ -47,31 +46,32 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_unreadable: boo
         skip_unreadable=skip_unreadable,
     )
     if skip_unreadable:
-        pairs, scanned = _leave_out_unreadable(subset, pairs, scanned)
+        pairs, scanned = _skip_unreadable(subset, pairs, scanned)
     raise_together(each for each in scanned if isinstance(each, UserError))
     _report_missing_captions(subset, pairs, other_endings)
-    _warn_of_empty_captions(subset, pairs, scanned)
+    _warn_empty_captions(subset, pairs, scanned)
     return _make_records(subset, subset_index, pairs, scanned)
 
 
 def with_masks(subset: SubsetConfig, records: list[ImageRecord]) -> list[ImageRecord]:
-    """The records, each with the mask image of its stem. Raises `UserError` with those that have none."""
+    """The records, each with the mask image of the same stem. Raises `UserError` with the images that have none."""
     folder = subset.conditioning_data_dir
     if folder is None:
         return records
     names = sorted(filter(is_image_name, _list_folder(subset, "conditioning_data_dir")), reverse=True)
-    by_stem = {name[: name.rindex(".")]: name for name in names}
+    by_stem = {_stem(name): name for name in names}
     missing = [record.key for record in records if _stem(record.key) not in by_stem]
     if missing:
         raise UserError(
-            f"{_named(subset, 'conditioning_data_dir')} {folder} lacks the masks of {len(missing)} images:"
+            f"{_named(subset, 'conditioning_data_dir')} {folder}: no mask found for {len(missing)} images:"
             f" {listed(missing, _MAX_NAMES_IN_WARNING)}",
-            hint="put an image of the same name there for each: white where it is learned, black where it is not",
+            hint="add a mask image of the same name for each: white areas are trained, black ones are not",
         )
     return [replace(record, mask_path=os.path.join(folder, by_stem[_stem(record.key)])) for record in records]
 
 
 def _stem(name: str) -> str:
+    """The name of an image file without its extension, which it has."""
     return name[: name.rindex(".")]
 
 
@@ -86,33 +86,33 @@ def _named(subset: SubsetConfig, key: _FolderKey) -> str:
 
 
 def _list_folder(subset: SubsetConfig, key: _FolderKey = "image_dir") -> set[str]:
-    folder, place = getattr(subset, key), _named(subset, key)
+    folder, named = getattr(subset, key), _named(subset, key)
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.is_dir()}
     except FileNotFoundError:
-        where = "" if os.path.isabs(folder) else f" (looked for in {os.getcwd()})"
-        raise UserError(f"{place} {folder} does not exist{where}", hint="give the path of a folder") from None
+        where = "" if os.path.isabs(folder) else f" (searched in {os.getcwd()})"
+        raise UserError(f"{named} {folder} does not exist{where}", hint="give the path of a folder") from None
     except NotADirectoryError:
-        raise UserError(f"{place} {folder} is a file", hint="give the folder that holds the images") from None
+        raise UserError(f"{named} {folder} is a file", hint="give the folder of images") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise UserError(f"{place} {folder!r} cannot be read: {getattr(error, 'strerror', error)}") from None
+        raise UserError(f"{named} {folder!r} cannot be read: {getattr(error, 'strerror', error)}") from None
 
 
 def _no_images(subset: SubsetConfig, entries: set[str]) -> NoImages:
     folder = Path(subset.image_dir)
-    hint = f"put images ({' '.join(IMAGE_ENDINGS)}) directly into it"
-    below = next((child.name for child in sorted(folder.iterdir()) if child.is_dir() and _holds_images(child)), None)
+    hint = f"put images ({' '.join(IMAGE_ENDINGS)}) directly in it"
+    below = next((child.name for child in sorted(folder.iterdir()) if child.is_dir() and _contains_images(child)), None)
     if below is not None:
         is_concept = subset.key_path.startswith("--")
-        remedy = "move them up into it" if is_concept else "name that one, one subset for each folder"
-        hint = f"its folder {below} holds images: {remedy}"
+        remedy = "move them up into it" if is_concept else "give that one, one subset for each folder"
+        hint = f"its subfolder {below} contains images: {remedy}"
     return NoImages(
-        f"{subset.key_path}: folder {subset.image_dir} holds no images ({len(entries)} other files)", hint=hint
+        f"{subset.key_path}: folder {subset.image_dir} contains no images ({len(entries)} other files)", hint=hint
     )
 
 
-def _holds_images(folder: Path) -> bool:
+def _contains_images(folder: Path) -> bool:
     try:
         return any(map(is_image_name, os.listdir(folder)))
     except OSError:
@@ -120,10 +120,10 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _pair_with_captions(names: Sequence[str], entries: set[str], extension: str) -> list[Pair]:
-    """Each image's name with that of its caption file: of the same stem, or of the stem without its face."""
+    """Each image's name with that of its caption file: the same stem, or the stem without its face numbers."""
     pairs = []
     for name in names:
-        stem = name[: name.rindex(".")]  # it has one of IMAGE_ENDINGS
+        stem = _stem(name)
         file: str | None = stem + extension
         if file not in entries:
             face = split_face_name(stem)
@@ -132,25 +132,25 @@ def _pair_with_captions(names: Sequence[str], entries: set[str], extension: str)
     return pairs
 
 
-def _leave_out_unreadable(
+def _skip_unreadable(
     subset: SubsetConfig, pairs: Sequence[Pair], scanned: Sequence[Scanned]
 ) -> tuple[Sequence[Pair], Sequence[Scanned]]:
-    bad = [index for index, each in enumerate(scanned) if _is_unreadable(each)]
-    if not bad:
+    unreadable = [index for index, each in enumerate(scanned) if _is_unreadable(each)]
+    if not unreadable:
         return pairs, scanned
-    names = listed([pairs[index][0] for index in bad], _MAX_NAMES_IN_ERROR)
-    if len(bad) == len(pairs):
+    names = listed([pairs[index][0] for index in unreadable], _MAX_NAMES_IN_ERROR)
+    if len(unreadable) == len(pairs):
         raise UserError(
             f"{subset.key_path}: none of the {len(pairs)} images in {subset.image_dir} can be read: {names}",
-            hint="put sound images into it",
+            hint="no readable images: replace or repair them",
         )
     logger.warning(
-        "%s: %d images cannot be read and are left out: %s", subset.image_dir, len(bad), names,
-        extra={"details": [str(scanned[index]) for index in bad]},  # for the page of --debug_dataset
+        "%s: skipping %d unreadable images: %s", subset.image_dir, len(unreadable), names,
+        extra={"details": [str(scanned[index]) for index in unreadable]},  # for the page of --debug_dataset
     )  # fmt: skip
-    left_out = set(bad)
-    good = [index for index in range(len(pairs)) if index not in left_out]
-    return [pairs[index] for index in good], [scanned[index] for index in good]
+    skipped = set(unreadable)
+    kept = [index for index in range(len(pairs)) if index not in skipped]
+    return [pairs[index] for index in kept], [scanned[index] for index in kept]
 
 
 def _is_unreadable(scanned: Scanned) -> bool:
@@ -159,7 +159,7 @@ def _is_unreadable(scanned: Scanned) -> bool:
 
 
 def _other_endings(pairs: Sequence[Pair], entries: set[str]) -> list[str]:
-    """The usual endings of caption files that lie beside images for which none was found."""
+    """The usual extensions of caption files found beside images that lack one."""
     stems = [_stem(name) for name, file in pairs if file is None]
     return [ending for ending in _CAPTION_ENDINGS if any(stem + ending in entries for stem in stems)]
 
@@ -170,22 +170,22 @@ def _report_missing_captions(subset: SubsetConfig, pairs: Sequence[Pair], other_
         return
     if subset.class_tokens:
         logger.info(
-            "%s: %d of %d images have no %s file, their caption is %r",
+            "%s: %d of %d images have no %s file, using the class tokens %r as caption",
             subset.image_dir, len(missing), len(pairs), subset.caption_extension, subset.class_tokens,
         )  # fmt: skip
         return
     key = "--caption_extension" if subset.key_path.startswith("--") else "caption_extension"
-    hint = f"name the ending of the caption files with {key}, if there are any"
+    hint = f"set {key} to the extension of the caption files, if there are any"
     if other_endings:
-        hint = f"some have a {' or '.join(other_endings)} file, which {key} can name"
+        hint = f"some have a {' or '.join(other_endings)} file: set {key}"
     logger.warning(
-        "%s: %d of %d images in %s have neither a %s file nor class tokens, their caption is empty: %s; %s",
+        "%s: %d of %d images in %s have no %s file and no class tokens, their caption is empty: %s; %s",
         subset.key_path, len(missing), len(pairs), subset.image_dir, subset.caption_extension,
         listed(missing, _MAX_NAMES_IN_WARNING), hint,
     )  # fmt: skip
 
 
-def _warn_of_empty_captions(subset: SubsetConfig, pairs: Sequence[Pair], scanned: Sequence[Scanned]) -> None:
+def _warn_empty_captions(subset: SubsetConfig, pairs: Sequence[Pair], scanned: Sequence[Scanned]) -> None:
     empty = [
         file
         for (_, file), each in zip(pairs, scanned, strict=True)
@@ -199,26 +199,26 @@ def _make_records(
     subset: SubsetConfig, subset_index: int, pairs: Sequence[Pair], scanned: Sequence[Scanned]
 ) -> list[ImageRecord]:
     folder, without_file = os.path.join(subset.image_dir, ""), subset.class_tokens or ""
-    sizes: dict[Size, Size] = {}  # one object for each size: there are few sizes and many images
+    sizes: dict[Size, Size] = {}  # one object per size: there are few sizes and many images
     num_repeats, is_reg = subset.num_repeats, subset.is_reg
     return [
         ImageRecord(
             name,
             folder + name,
-            sizes.setdefault(facts.size, facts.size),
-            facts.mtime_ns,
-            without_file if facts.caption is None else facts.caption,
+            sizes.setdefault(scanned_image.size, scanned_image.size),
+            scanned_image.mtime_ns,
+            without_file if scanned_image.caption is None else scanned_image.caption,
             num_repeats,
             subset_index,
             is_reg,
         )
-        for (name, _), facts in zip(pairs, scanned, strict=True)
+        for (name, _), scanned_image in zip(pairs, scanned, strict=True)
     ]
 
 
 @dataclass(frozen=True)
 class ConceptFolder:
-    """A folder that describes itself by its name, `<repeats>_<class tokens>`."""
+    """A folder named `<repeats>_<class tokens>`."""
 
     path: str
     num_repeats: int
@@ -226,7 +226,7 @@ class ConceptFolder:
 
 
 def parse_concept_name(name: str) -> tuple[int, str] | None:
-    """Repeats and class tokens of a folder name such as `10_sks dog`; None for a name that does not follow it."""
+    """Repeats and class tokens of a folder name such as `10_sks dog`; None for any other name."""
     number, _, tokens = name.partition("_")
     try:
         num_repeats = int(number)
@@ -236,14 +236,14 @@ def parse_concept_name(name: str) -> tuple[int, str] | None:
 
 
 def find_concept_folders(parent: str, flag: str) -> list[ConceptFolder]:
-    """The folders `<repeats>_<class tokens>` in `parent`, which the user named with `flag`, sorted by name.
+    """The folders `<repeats>_<class tokens>` in `parent`, which the user gave with `flag`, sorted by name.
 
-    Folders with other names are left out with a warning. Raises `UserError` if `parent` is no folder or holds none.
+    Folders with other names are skipped with a warning. Raises `UserError` if `parent` is not a folder or has none.
     """
     folder = Path(parent)
     if not folder.is_dir():
         kind = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"{flag} {parent} {kind}", hint="give a folder that holds folders such as 10_sks dog")
+        raise UserError(f"{flag} {parent} {kind}", hint="give a folder with subfolders such as 10_sks dog")
     try:
         children = sorted(child.name for child in folder.iterdir() if child.is_dir())
     except OSError as error:
@@ -254,28 +254,28 @@ def find_concept_folders(parent: str, flag: str) -> list[ConceptFolder]:
         if parsed is not None:
             found.append(ConceptFolder(os.path.join(parent, name), *parsed))
     if not found:
-        message = f"{flag} {parent} holds no folder named <repeats>_<class tokens>"
+        message = f"{flag} {parent} has no subfolder named <repeats>_<class tokens>"
         raise UserError(message, _hint(folder, flag, children))
     skipped = [name for name in children if parse_concept_name(name) is None]
     if skipped:
         logger.warning(
-            "%s %s: folders not named <repeats>_<class tokens> are left out: %s", flag, parent, ", ".join(skipped)
+            "%s %s: skipping folders not named <repeats>_<class tokens>: %s", flag, parent, ", ".join(skipped)
         )
     return found
 
 
 def _hint(folder: Path, flag: str, children: list[str]) -> str:
-    """What was probably meant by a folder without concept folders, and what was found in it."""
+    """What the user probably meant by a folder without concept folders, and what was found in it."""
     for name in children:
         try:
             grandchildren = [child.name for child in (folder / name).iterdir() if child.is_dir()]
         except OSError:
             continue
         if any(map(parse_concept_name, grandchildren)):
-            return f"its folder {name} does: did you mean {flag} {folder / name}?"
-    if _holds_images(folder):
+            return f"its subfolder {name} has: did you mean {flag} {folder / name}?"
+    if _contains_images(folder):
         if parse_concept_name(folder.resolve().name) is not None:
-            return f"it is such a folder itself: give the folder around it, {flag} {folder.resolve().parent}"
-        return "it holds images itself: put them into a folder in it, named such as 10_sks dog"
-    contents = ", ".join(children[:_MAX_NAMES_IN_WARNING]) or "no folders"
+            return f"it is such a folder itself: give its parent folder, {flag} {folder.resolve().parent}"
+        return "it contains images itself: move them to a subfolder with a name such as 10_sks dog"
+    contents = ", ".join(children[:_MAX_NAMES_IN_WARNING]) or "no subfolders"
     return f"found {contents}; expected folders such as 10_sks dog (10 repeats, class tokens sks dog)"

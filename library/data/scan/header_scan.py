@@ -1,4 +1,4 @@
-"""What the headers of many image files tell: sizes, and which files cannot be images."""
+"""Reads the headers of many image files: their sizes, and which files are unreadable or truncated."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 
 from library.cli.errors import UserError
 from library.data.images.image_files import UnreadableImage, opened_image, read_size
-from library.data.images.image_headers import HEAD_LENGTH, Read, seems_cut, size_from_head
+from library.data.images.image_headers import HEAD_LENGTH, Read, seems_truncated, size_from_head
 from library.data.records import Size
 from library.data.scan.scan_pool import POOL_FROM, map_in_chunks
 
-_TAIL_LENGTH = 12  # of a file, enough to see whether an image is whole
+_TAIL_LENGTH = 12  # bytes, enough to see whether an image is truncated
 _BLOCK = 2**20
 _JPEG_END = b"\xff\xd9"
-_BEHIND_THUMBNAIL = 2**16 + HEAD_LENGTH  # a thumbnail in EXIF data has an end of its own
-# a pipe with the name of an image is opened without waiting for its other end
+_AFTER_THUMBNAIL = 2**16 + HEAD_LENGTH  # a thumbnail in EXIF data has its own end marker
+# a pipe named like an image must not block
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a scan knows of an image file."""
+    """What a scan reads from an image file."""
 
     size: Size  # after EXIF orientation
     mtime_ns: int
@@ -31,11 +31,11 @@ class Header:
 
 
 def read_headers(paths: Sequence[str], pool_from: int = POOL_FROM) -> list[Header | UserError]:
-    """The headers of image files, in order, or what is wrong with each.
+    """The headers of image files, in order, or the error of each.
 
-    That is an `UnreadableImage` for a file that is missing, empty, damaged or cut off as far as its header and its
-    end show, and a plain `UserError` if a reader must be installed first. `pool_from`: number of files from which on
-    several processes read them.
+    That is an `UnreadableImage` for a file that is not found, empty, or corrupt or truncated as far as its header and
+    end show, and a plain `UserError` if a reader must be installed. `pool_from`: number of files from which several
+    processes read them.
     """
     return list(map_in_chunks(_read_chunk, paths, pool_from))
 
@@ -63,17 +63,17 @@ def read_header(path: str) -> Header:
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableImage(f"image {path} is not a file", hint="remove it from the folder")
         if status.st_size == 0:
-            raise UnreadableImage(f"image {path} is empty (0 bytes)", hint="remove it, or copy it there again")
+            raise UnreadableImage(f"image {path} is empty (0 bytes)", hint="remove it or copy it again")
         head = os.read(descriptor, HEAD_LENGTH)
         size = size_from_head(head, _reader(descriptor, head))
-        is_cut = seems_cut(head, _tail(descriptor, head, status.st_size), status.st_size)
-        is_cut = is_cut and not _has_its_end(descriptor, head, status.st_size)
+        is_truncated = seems_truncated(head, _tail(descriptor, head, status.st_size), status.st_size)
+        is_truncated = is_truncated and not _has_end(descriptor, head, status.st_size)
     except OSError as error:
         raise _unreadable(path, error) from None
     finally:
         os.close(descriptor)
-    if is_cut:
-        _decode(path)  # the sign was only that
+    if is_truncated:
+        _decode(path)  # it is only likely: decoding decides
     return Header(size or read_size(path), status.st_mtime_ns, status.st_size)
 
 
@@ -106,8 +106,8 @@ def _tail(descriptor: int, head: bytes, num_bytes: int) -> bytes:
     return _read_at(descriptor, num_bytes - _TAIL_LENGTH, _TAIL_LENGTH)
 
 
-def _has_its_end(descriptor: int, head: bytes, num_bytes: int) -> bool:
-    """Whether the end of a PNG or JPEG image lies further in front, with other data behind it."""
+def _has_end(descriptor: int, head: bytes, num_bytes: int) -> bool:
+    """Whether a PNG or JPEG image has its end somewhere before the end of the file, followed by other data."""
     if head.startswith(b"\x89PNG"):
         return _has_png_end(_reader(descriptor, head), num_bytes)
     if head.startswith(b"\xff\xd8\xff"):
@@ -128,8 +128,8 @@ def _has_png_end(read: Read, num_bytes: int) -> bool:
 
 
 def _has_jpeg_end(descriptor: int) -> bool:
-    """Whether an end marker is somewhere. Compressed data cannot hold one: ISO/IEC 10918-1, B.1.1.5."""
-    os.lseek(descriptor, _BEHIND_THUMBNAIL, os.SEEK_SET)
+    """Whether there is an end marker. Compressed data cannot hold one: ISO/IEC 10918-1, B.1.1.5."""
+    os.lseek(descriptor, _AFTER_THUMBNAIL, os.SEEK_SET)
     last = b""
     while block := os.read(descriptor, _BLOCK):
         if _JPEG_END in last + block:

@@ -1,7 +1,7 @@
-"""Which images have latents that `prepare_buckets_latents.py` made before, and whether they can be used.
+"""Legacy .npz latents: which images have latents made by `prepare_buckets_latents.py`, and whether they are usable.
 
-They lie beside the image as `<stem>.npz`, those of the mirrored image as `<stem>_flip.npz`. Arrays are not read
-here, nor is NumPy imported.
+They are files beside the image, `<stem>.npz`, those of the flipped image `<stem>_flip.npz`. Latents are not read here,
+and NumPy is not imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from library.cli.errors import UserError, listed
 from library.data.buckets import PIXELS_PER_LATENT
 from library.data.config.config import DatasetConfig
-from library.data.records import ImageRecord, Size
+from library.data.records import ImageRecord, Size, flipped_npz_path
 from library.data.scan.listing import ImageFolders, is_image_name
 
 logger = logging.getLogger(__name__)
@@ -26,27 +26,22 @@ logger = logging.getLogger(__name__)
 _MAX_NAMES_IN_ERROR = 200
 _MAX_NAMES_IN_WARNING = 5
 _PREPARE = "finetune/prepare_buckets_latents.py"
-# NumPy's names of numbers to those of `struct`
+# NumPy dtypes to formats of `struct`
 _NUMBERS = {"<i2": "<h", "<i4": "<i", "<i8": "<q", "<u2": "<H", "<u4": "<I", "<u8": "<Q", "<f4": "<f", "<f8": "<d"}
 _DAMAGE_ERRORS = (OSError, ValueError, SyntaxError, LookupError, TypeError, EOFError, ArithmeticError, MemoryError)
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError)
 
 
 def prepared_path(image: str) -> str:
-    """The file of prepared latents of an image, or of an image's path without its ending."""
+    """The legacy .npz file of an image, given with or without its extension."""
     stem = os.path.splitext(image)[0] if is_image_name(os.path.basename(image)) else image
     return f"{stem}.npz"
 
 
-def flipped_path(prepared: str) -> str:
-    """The file of prepared latents of the mirrored image."""
-    return f"{prepared.removesuffix('.npz')}_flip.npz"
-
-
 def original_size(path: str) -> Size | None:
-    """(width, height) of the image that prepared latents were made from; None if the file does not say.
+    """(width, height) of the image that legacy .npz latents were made from; None if the file does not have it.
 
-    Raises `UserError` naming the file if it is damaged.
+    Raises `UserError` naming the file if it is corrupt.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -55,14 +50,14 @@ def original_size(path: str) -> Size | None:
             width, height = map(int, _numbers(file.read("original_size.npy")))
     except (*_DAMAGE_ERRORS, *_ZIP_ERRORS) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise _damaged(path, reason) from None
+        raise _corrupt(path, reason) from None
     if width < 1 or height < 1:
-        raise _damaged(path, f"original_size {width}x{height}")
+        raise _corrupt(path, f"original_size {width}x{height}")
     return width, height
 
 
-def _damaged(path: str, reason: str) -> UserError:
-    return UserError(f"prepared latents {path} are damaged ({reason})", f"prepare them anew with {_PREPARE}")
+def _corrupt(path: str, reason: str) -> UserError:
+    return UserError(f"legacy .npz latents {path} are corrupt ({reason})", f"make them again with {_PREPARE}")
 
 
 def _numbers(content: bytes) -> Sequence[float]:
@@ -76,10 +71,12 @@ def _numbers(content: bytes) -> Sequence[float]:
     return [number for (number,) in struct.iter_unpack(_NUMBERS[header["descr"]], content[start + length :])]
 
 
-def settle_prepared(config: DatasetConfig, records: list[ImageRecord], problems: list[UserError]) -> list[ImageRecord]:
-    """The records of a dataset with prepared latents for all of them, or, with a warning that says why, for none.
+def settle_legacy_latents(
+    config: DatasetConfig, records: list[ImageRecord], problems: list[UserError]
+) -> list[ImageRecord]:
+    """The records of a dataset, with legacy .npz latents for all images, or, with a warning of the reason, for none.
 
-    Without them, an image that is gone is a problem; its record is left out.
+    Without them, an image that is not found is an error; its record is dropped.
     """
     if not any(record.prepared for record in records):
         return records
@@ -90,34 +87,34 @@ def settle_prepared(config: DatasetConfig, records: list[ImageRecord], problems:
         for record in records
         if record.prepared
         and config.subsets[record.subset_index].flip_aug
-        and not folders.has_file(flipped_path(record.prepared.path))
+        and not folders.has_file(flipped_npz_path(record.prepared.path))
     ]
     if not lacking and not unflipped:
         problems += _bucket_problems(config, records)
-        _warn_of_newer_images(config, records)
+        _warn_newer_images(config, records)
         return records
     reasons = []
     if lacking:
         reasons.append(f"{_count(lacking, records)} have none ({listed(lacking, _MAX_NAMES_IN_WARNING)})")
     if unflipped:
         reasons.append(
-            f"{_count(unflipped, records)} lack those of the mirrored image, which flip_aug needs "
+            f"{_count(unflipped, records)} lack those of the flipped image, which flip_aug needs "
             f"({listed(unflipped, _MAX_NAMES_IN_WARNING)})"
         )
-    logger.warning("%s: no prepared latents are used: %s", config.key_path, "; ".join(reasons))
-    there = [record for record in records if folders.has_file(record.path)]
-    if len(there) < len(records):
-        problems.append(_gone(config, records, there))
-    return [dataclasses.replace(record, prepared=None) for record in there]
+    logger.warning("%s: legacy .npz latents are not used: %s", config.key_path, "; ".join(reasons))
+    existing = [record for record in records if folders.has_file(record.path)]
+    if len(existing) < len(records):
+        problems.append(_images_not_found(config, records, existing))
+    return [dataclasses.replace(record, prepared=None) for record in existing]
 
 
-def _gone(config: DatasetConfig, records: list[ImageRecord], there: list[ImageRecord]) -> UserError:
-    kept = {id(record) for record in there}
+def _images_not_found(config: DatasetConfig, records: list[ImageRecord], existing: list[ImageRecord]) -> UserError:
+    kept = {id(record) for record in existing}
     names = [record.key for record in records if id(record) not in kept]
     return UserError(
-        f"{config.key_path}: {len(names)} images are gone, and their prepared latents cannot be used alone: "
+        f"{config.key_path}: {len(names)} images not found, and their legacy .npz latents cannot be used alone: "
         f"{listed(names, _MAX_NAMES_IN_ERROR)}",
-        hint=f"prepare the latents of all images of the dataset with {_PREPARE}, or put the images back",
+        hint=f"make the latents of all images of the dataset with {_PREPARE}, or restore the images",
     )
 
 
@@ -131,18 +128,18 @@ def _bucket_problems(config: DatasetConfig, records: list[ImageRecord]) -> list[
         return []
     return [
         UserError(
-            f"{config.key_path}: train_resolution of {len(wrong)} images with prepared latents is not a multiple of "
+            f"{config.key_path}: train_resolution of {len(wrong)} images with legacy .npz latents is not a multiple of "
             f"{PIXELS_PER_LATENT}: {listed(wrong, _MAX_NAMES_IN_ERROR)}",
-            hint=f"prepare the latents anew with {_PREPARE}",
+            hint=f"make the latents again with {_PREPARE}",
         )
     ]
 
 
-def _warn_of_newer_images(config: DatasetConfig, records: list[ImageRecord]) -> None:
+def _warn_newer_images(config: DatasetConfig, records: list[ImageRecord]) -> None:
     newer = [record.key for record in records if record.prepared and record.mtime_ns > _mtime_ns(record.prepared.path)]
     if newer:
         logger.warning(
-            "%s: %s are newer than their prepared latents, which are used as they are (%s)",
+            "%s: %s are newer than their legacy .npz latents, which are used as they are (%s)",
             config.key_path, _count(newer, records), listed(newer, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
 
@@ -151,7 +148,7 @@ def _mtime_ns(path: str) -> int:
     try:
         return os.stat(path).st_mtime_ns
     except OSError:
-        return 0  # it was removed just now: reading it says so
+        return 0  # removed just now: reading it will report that
 
 
 def _count(names: list[str], records: list[ImageRecord]) -> str:

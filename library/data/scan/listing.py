@@ -1,4 +1,4 @@
-"""What lies in folders, each listed once however often it is asked about."""
+"""Cached listings of folders: which files and images exist, each folder listed once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _ENDINGS = frozenset(ending.removeprefix(".") for ending in IMAGE_ENDINGS)
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image."""
-    # names with a dot in front are leftovers of file managers, such as ._photo.jpg
+    """Whether a file name is that of an image."""
+    # hidden names are leftovers of file managers, such as ._photo.jpg
     return name.rpartition(".")[2].lower() in _ENDINGS and "." in name and name[0] != "."
 
 
@@ -23,13 +23,13 @@ class _Listing:
 
 
 class ImageFolders:
-    """Answers which files and images there are. Folders that cannot be read hold nothing."""
+    """Finds files and images by path. Folders that cannot be read count as empty."""
 
     def __init__(self) -> None:
         self._listings: dict[str, _Listing] = {}
 
     def find(self, path: str) -> list[str]:
-        """The image at `path`, or the images whose path without its ending, in any case of letters, is `path`."""
+        """The image at `path`, or else the images whose path without extension is `path`."""
         folder, name = os.path.split(path)
         listing = self._listing(folder)
         if name in listing.files and is_image_name(name):
@@ -51,7 +51,7 @@ def _list_folder(folder: str) -> _Listing:
     try:
         with os.scandir(folder or ".") as entries:
             listing = _Listing(frozenset(entry.name for entry in entries if not entry.is_dir()))
-    except (OSError, ValueError):  # ValueError: a path that no file system can hold
+    except (OSError, ValueError):  # ValueError: an invalid path
         return _Listing(frozenset())
     for name in sorted(filter(is_image_name, listing.files)):
         listing.images.setdefault(os.path.splitext(name)[0], []).append(name)

@@ -1,9 +1,9 @@
-"""Images described by a metadata file: a JSON table of image key -> `caption`, `tags`, `train_resolution`.
+"""Scans the images of a metadata file: JSON of image key -> `caption`, `tags`, `train_resolution`.
 
-An image key is a full path, a path relative to `image_dir`, or the bare stem of an image in `image_dir`. Without
-`image_dir`, keys count from the folder of the metadata file. A relative key with a folder in it that is not found so
-counts from the current folder, as `--full_path` of the scripts in finetune/ writes them. Other keys of an entry are
-those of other programs, and are ignored.
+An image key is a full path, a path relative to `image_dir`, or the stem of an image in `image_dir`. Without
+`image_dir`, keys are relative to the folder of the metadata file. A relative key with a folder in it that is not
+found there is relative to the working directory, as `--full_path` of the scripts in finetune/ writes them. Other keys
+of an entry are ignored: they are those of other programs.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ logger = logging.getLogger(__name__)
 
 _MAX_NAMES_IN_ERROR = 200
 _MAX_NAMES_IN_WARNING = 5
-_MAX_WRONG_ENTRIES = 50
-_STAND_IN = "?"  # for a text that is not valid, which is reported: it is neither missing nor empty
+_MAX_INVALID_ENTRIES = 50
+_PLACEHOLDER = "?"  # for an invalid text, which is reported: it is neither missing nor empty
 _FLAGS = {"metadata_file": "--in_json", "image_dir": "--train_data_dir"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What the file says of one image."""
+    """The entry of one image."""
 
     key: str
     caption: str | None
@@ -49,7 +49,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Where an entry's image lies, or would lie."""
+    """The path of an entry's image, whether it exists or not."""
 
     entry: _Entry
     path: str
@@ -60,20 +60,20 @@ class _Found:
 def scan_metadata(subset: SubsetConfig, subset_index: int, *, skip_unreadable: bool = False) -> list[ImageRecord]:
     """The images of the subset's metadata file, in its order.
 
-    Of the images only headers are read. An image whose entry has a `train_resolution` and beside which lies a file
-    of prepared latents gets `prepared`, one that is gone as well. Raises `UserError` with everything that is wrong;
-    with `skip_unreadable`, images that cannot be read are left out with a warning.
+    Only headers of images are read. An image with `train_resolution` in its entry and legacy .npz latents beside it
+    gets `prepared`, even if it does not exist any more. Raises `UserError` with all errors; with `skip_unreadable`,
+    unreadable images are skipped with a warning.
     """
     _check_folder(subset)
     problems: list[UserError] = []
     entries = _read_entries(subset, problems)
-    found = _without_repeated(subset, _find_all(subset, entries, problems))
+    found = _without_duplicates(subset, _find_all(subset, entries, problems))
     captions = {each.entry.key: _caption(each.entry, subset) for each in found}
-    _warn_of_empty_captions(subset, captions)
+    _warn_empty_captions(subset, captions)
     records = _make_records(subset, subset_index, found, captions, problems, skip_unreadable)
     raise_together(problems)
     if not records:
-        raise UserError(f"{_named(subset)} describes no image that can be read", hint="mend the images it names")
+        raise UserError(f"{_named(subset)} describes no readable image", hint="repair the images it lists")
     return records
 
 
@@ -83,7 +83,7 @@ def _named(subset: SubsetConfig) -> str:
 
 
 def _option(subset: SubsetConfig, key: str) -> str:
-    """How the user spelled a key of the subset: as a flag, or in the TOML file."""
+    """A key of the subset as the user gave it: a flag, or a key path in the dataset file."""
     return _FLAGS[key] if subset.key_path.startswith("--") else f"{subset.key_path}.{key}"
 
 
@@ -91,45 +91,45 @@ def _check_folder(subset: SubsetConfig) -> None:
     folder = subset.image_dir
     if folder is None or os.path.isdir(folder):
         return
-    place = _option(subset, "image_dir")
+    option = _option(subset, "image_dir")
     kind = "is a file" if os.path.exists(folder) else "does not exist"
-    raise UserError(f"{place} {folder} {kind}", hint="give the folder that holds the images")
+    raise UserError(f"{option} {folder} {kind}", hint="give the folder of images")
 
 
 def _read_entries(subset: SubsetConfig, problems: list[UserError]) -> list[_Entry]:
     document = read_json(subset.metadata_file or "", _option(subset, "metadata_file"))
-    form = 'its form is {"image.png": {"caption": "a cat"}}'
+    form = 'write {"image.png": {"caption": "a cat"}}'
     if not isinstance(document, dict):
-        raise UserError(f"{_named(subset)} is no table", hint=form)
+        raise UserError(f"{_named(subset)} is not a table", hint=form)
     if not document:
         raise NoImages(f"{_named(subset)} describes no images", hint=form)
-    wrong: list[UserError] = []
-    entries = [_entry(key, value, wrong) for key, value in document.items()]
-    problems += (UserError(f"{_named(subset)}: {each.message}", each.hint) for each in wrong[:_MAX_WRONG_ENTRIES])
-    if len(wrong) > _MAX_WRONG_ENTRIES:
+    invalid: list[UserError] = []
+    entries = [_entry(key, value, invalid) for key, value in document.items()]
+    problems += (UserError(f"{_named(subset)}: {each.message}", each.hint) for each in invalid[:_MAX_INVALID_ENTRIES])
+    if len(invalid) > _MAX_INVALID_ENTRIES:
         problems.append(
             UserError(
-                f"{_named(subset)}: {len(wrong) - _MAX_WRONG_ENTRIES} more values are not valid",
-                hint="correct the program that wrote the file",
+                f"{_named(subset)}: {len(invalid) - _MAX_INVALID_ENTRIES} more values are not valid",
+                hint="fix the program that wrote the file",
             )
         )
     return entries
 
 
-def _entry(key: str, value: Any, wrong: list[UserError]) -> _Entry:
+def _entry(key: str, value: Any, invalid: list[UserError]) -> _Entry:
     if not key or "\0" in key:
         hint = "give a path or the stem of an image"
-        wrong.append(UserError(f"{_shown(key)} is no name of an image", hint))
+        invalid.append(UserError(f"{_shown(key)} is not the name of an image", hint))
     if not isinstance(value, dict):
         hint = 'give a table such as {"caption": ""}'
-        wrong.append(UserError(f"{_shown(key)} = {_shown(value)} is not valid", hint))
-        value = {"caption": _STAND_IN}
+        invalid.append(UserError(f"{_shown(key)} = {_shown(value)} is not valid", hint))
+        value = {"caption": _PLACEHOLDER}
     values = {}
     for name, (is_valid, expected) in _ENTRY_KEYS.items():
-        given = value.get(name)  # null is how some programs leave a value out
+        given = value.get(name)  # some programs write null for no value
         if given is not None and not is_valid(given):
-            wrong.append(UserError(f"{_shown(key)}.{name} = {_shown(given)} is not valid", hint=f"give {expected}"))
-            given = None if name == "train_resolution" else _STAND_IN
+            invalid.append(UserError(f"{_shown(key)}.{name} = {_shown(given)} is not valid", hint=f"give {expected}"))
+            given = None if name == "train_resolution" else _PLACEHOLDER
         values[name] = given
     resolution = values["train_resolution"]
     return _Entry(key, values["caption"], values["tags"], None if resolution is None else tuple(resolution))
@@ -154,7 +154,7 @@ def _is_size(value: Any) -> bool:
 
 _ENTRY_KEYS = {
     "caption": (_is_text, "a text"),
-    "tags": (_is_text, "a text, the tags with commas between"),
+    "tags": (_is_text, "a text, comma-separated tags"),
     "train_resolution": (_is_size, "width and height in pixels, such as [512, 768]"),
 }
 
@@ -177,15 +177,16 @@ def _find_all(subset: SubsetConfig, entries: list[_Entry], problems: list[UserEr
     if ambiguous:
         problems.append(
             UserError(
-                f"{_named(subset)}: {len(ambiguous)} keys fit several images: {listed(ambiguous, _MAX_NAMES_IN_ERROR)}",
-                hint="write the names of the images with their endings",
+                f"{_named(subset)}: {len(ambiguous)} keys match several images: "
+                f"{listed(ambiguous, _MAX_NAMES_IN_ERROR)}",
+                hint="write the names of the images with their extensions",
             )
         )
     return found
 
 
 def _candidates(key: str, subset: SubsetConfig) -> list[str]:
-    """Where the image of a key may lie, one place or two, the likelier first."""
+    """The possible paths of a key's image, one or two, the likelier first."""
     key = key.replace("\\", "/")  # as Windows writes paths
     base = subset.image_dir if subset.image_dir is not None else os.path.dirname(subset.metadata_file or "")
     paths = [os.path.normpath(os.path.join(base, key))]
@@ -194,23 +195,23 @@ def _candidates(key: str, subset: SubsetConfig) -> list[str]:
     return paths
 
 
-def _without_repeated(subset: SubsetConfig, found: list[_Found]) -> list[_Found]:
+def _without_duplicates(subset: SubsetConfig, found: list[_Found]) -> list[_Found]:
     first: dict[str, _Found] = {}
-    repeated = []
+    duplicates = []
     for each in found:
         original = first.setdefault(_absolute(each.path), each)
         if original is not each:
-            repeated.append(f"{each.entry.key} (named {original.entry.key} before)")
-    if repeated:
+            duplicates.append(f"{each.entry.key} (same image as {original.entry.key})")
+    if duplicates:
         logger.warning(
-            "%s: %d entries are left out, their images are described twice: %s",
-            _named(subset), len(repeated), listed(repeated, _MAX_NAMES_IN_WARNING),
+            "%s: skipping %d duplicate entries: %s",
+            _named(subset), len(duplicates), listed(duplicates, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
     return list(first.values())
 
 
 def _caption(entry: _Entry, subset: SubsetConfig) -> str | None:
-    """Caption and tags of an entry, joined; None where it has neither."""
+    """Caption and tags of an entry, joined; None if it has neither."""
     if entry.caption is None and entry.tags is None:
         return None
     caption = (entry.caption or "").strip()
@@ -223,7 +224,7 @@ def _caption(entry: _Entry, subset: SubsetConfig) -> str | None:
     return "\n".join(lines)
 
 
-def _warn_of_empty_captions(subset: SubsetConfig, captions: Mapping[str, str | None]) -> None:
+def _warn_empty_captions(subset: SubsetConfig, captions: Mapping[str, str | None]) -> None:
     empty = [key for key, caption in captions.items() if caption == ""]
     if empty:
         logger.warning("%s: %d empty captions: %s", _named(subset), len(empty), listed(empty, _MAX_NAMES_IN_WARNING))
@@ -244,17 +245,17 @@ def _make_records(
     problems: list[UserError],
     skip_unreadable: bool,
 ) -> list[ImageRecord]:
-    """Records of all images that are there or have prepared latents; what is wrong with others goes to `problems`."""
-    gone = [each for each in found if not each.exists and each.prepared is None]
-    if gone:
-        problems.append(_gone(subset, gone))
+    """Records of all images that exist or have legacy .npz latents; the errors of others are added to `problems`."""
+    missing = [each for each in found if not each.exists and each.prepared is None]
+    if missing:
+        problems.append(_images_not_found(subset, missing))
     headers = _read_headers([each.path for each in found if each.exists], subset.cache_info, skip_unreadable)
     root = None if subset.image_dir is None else os.path.join(os.path.abspath(subset.image_dir), "")
-    records, bad = [], []
+    records, unreadable = [], []
     for each in found:
-        header = headers[each.path] if each.exists else _header_of_gone(each)
+        header = headers[each.path] if each.exists else _header_of_missing(each)
         if isinstance(header, UserError):
-            (bad if skip_unreadable and isinstance(header, UnreadableImage) else problems).append(header)
+            (unreadable if skip_unreadable and isinstance(header, UnreadableImage) else problems).append(header)
         elif header is not None:
             records.append(
                 ImageRecord(
@@ -269,11 +270,11 @@ def _make_records(
                     prepared=each.prepared,
                 )
             )
-    if bad:
+    if unreadable:
         logger.warning(
-            "%s: %d images cannot be read and are left out: %s",
-            _named(subset), len(bad), listed([error.message for error in bad], _MAX_NAMES_IN_ERROR),
-            extra={"details": [error.message for error in bad]},  # for the page of --debug_dataset
+            "%s: skipping %d unreadable images: %s",
+            _named(subset), len(unreadable), listed([error.message for error in unreadable], _MAX_NAMES_IN_ERROR),
+            extra={"details": [error.message for error in unreadable]},  # for the page of --debug_dataset
         )  # fmt: skip
     return records
 
@@ -281,7 +282,7 @@ def _make_records(
 def _read_headers(
     paths: list[str], use_index: bool, skip_unreadable: bool
 ) -> Mapping[str, Header | ScannedImage | UserError]:
-    """By path, the headers of images or what is wrong with them."""
+    """The header of each image, or its error, by path."""
     if not use_index:
         return dict(zip(paths, read_headers(paths), strict=True))
     names: dict[str, list[str]] = {}
@@ -296,19 +297,19 @@ def _read_headers(
     return headers
 
 
-def _header_of_gone(found: _Found) -> Header | UserError | None:
-    """What prepared latents tell of an image that is gone; None without them."""
+def _header_of_missing(found: _Found) -> Header | UserError | None:
+    """The header of an image that does not exist, from its legacy .npz latents; None without them."""
     if found.prepared is None:
         return None
     try:
         size = original_size(found.prepared.path) or found.prepared.bucket
     except UserError as error:
         return error
-    return Header(size, mtime_ns=0, num_bytes=0)  # no image is newer than they are
+    return Header(size, mtime_ns=0, num_bytes=0)  # older than its latents
 
 
 def _identity(path: str, root: str | None) -> str:
-    """The path below the folder `root`, with "/"; of images elsewhere the name, as if their folder were `root`."""
+    """The path relative to the folder `root`, with "/"; for images elsewhere the name alone."""
     if root is not None:
         full = _absolute(path)
         if full.startswith(root):
@@ -316,18 +317,17 @@ def _identity(path: str, root: str | None) -> str:
     return os.path.basename(path)
 
 
-def _gone(subset: SubsetConfig, gone: list[_Found]) -> UserError:
-    names = [each.entry.key for each in gone]
+def _images_not_found(subset: SubsetConfig, missing: list[_Found]) -> UserError:
+    names = [each.entry.key for each in missing]
     where = subset.image_dir or os.path.dirname(subset.metadata_file or "") or "."
     option = _option(subset, "image_dir")
-    hint = f"correct {option}" if subset.image_dir else f"name their folder with {option}"
+    hint = f"correct {option}" if subset.image_dir else f"give their folder with {option}"
     return UserError(
-        f"{_named(subset)}: {len(names)} images are not there: {listed(names, _MAX_NAMES_IN_ERROR)} "
-        f"(looked for in {where})",
-        hint=f"{hint}, or make the metadata anew",
+        f"{_named(subset)}: {len(names)} images not found: {listed(names, _MAX_NAMES_IN_ERROR)} (searched in {where})",
+        hint=f"{hint}, or create the metadata file again",
     )
 
 
 def _absolute(path: str) -> str:
-    """As `os.path.abspath`, of a path that is normal already, several times as fast."""
+    """`os.path.abspath` of a normalised path, several times as fast."""
     return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)

@@ -1,8 +1,8 @@
-"""The file that keeps what a scan found (`cache_info`), so that the next start reads only what has changed.
+"""The scan index (`cache_info`): sizes and captions of a folder, so that the next start reads only what has changed.
 
-It lies in the folder of the images, as `INDEX_NAME`. Lines of JSON, in UTF-8: a header (format, version, `all_lines`:
-whether captions hold all lines of their files), then blocks of images sorted by name, each an object of columns, then
-a trailer with the CRC-32 of all that stands before it. Our own format: what other trainers keep does not tell when an
+It is the file `INDEX_NAME` in the folder of images. Lines of JSON, in UTF-8: a header (format, version, `all_lines`:
+whether captions have all lines of their files), then blocks of images sorted by name, each an object of columns, then
+a trailer with the CRC-32 of everything before it. Our own format: the caches of other trainers cannot tell when an
 image has changed.
 """
 
@@ -30,39 +30,39 @@ INDEX_NAME = ".scan_index.jsonl"
 _FORMAT, _VERSION = "scan index", 1
 _BLOCK = 1000  # images
 _LONGEST_LINE = 2**28
-# a file that was written to in the last moments can change again without a new time
+# a file modified in the last moments can change again without a new mtime
 _SETTLED_NS = 2 * 10**9
 
 
-Pair = tuple[str, str | None]  # names of an image and of its caption file; None: it has none
+Pair = tuple[str, str | None]  # names of an image and of its caption file, None without one
 
 
 class ScannedImage(NamedTuple):
-    """What a scan tells of an image and its caption file."""
+    """What a scan reads from an image and its caption file."""
 
     size: Size  # after EXIF orientation
     mtime_ns: int
     num_bytes: int
-    caption: str | None  # None without a caption file; then the two below are 0
+    caption: str | None  # None without a caption file; the two below are 0 then
     caption_mtime_ns: int
     caption_num_bytes: int
 
 
 class IndexHits(NamedTuple):
-    """What an index knows of the images asked for, in order; None for those that are to be read."""
+    """Index entries of the images asked for, in order; None for those that must be read."""
 
-    facts: list[ScannedImage | None]
-    holds_others: bool  # entries that are outdated or of images that are gone
+    images: list[ScannedImage | None]
+    has_stale: bool  # entries that are outdated or of images that do not exist any more
 
 
-_State = tuple[int, int, int, int]  # time and size of an image, then those of its caption file
+_State = tuple[int, int, int, int]  # mtime and size of an image, then of its caption file
 _UNKNOWN = (None, None, None)
 
 
 class _Block(NamedTuple):
     pairs: list[Pair]
     states: list[_State]
-    facts: list[ScannedImage]
+    images: list[ScannedImage]
 
 
 # column -> types of its values
@@ -80,10 +80,9 @@ _COLUMNS: dict[str, frozenset[type]] = {
 
 
 def read_index(folder: str, pairs: Sequence[Pair], all_lines: bool) -> IndexHits:
-    """What the index of a folder knows of its images: `pairs` of names of an image and its caption file, sorted.
+    """The index entries of the images of a folder: `pairs` of names of an image and its caption file, sorted.
 
-    An entry counts only if time and size of both files are still those that it was made from. A damaged index counts
-    as none, with a warning.
+    An entry is used only if mtime and size of both files are unchanged. A corrupt index is ignored, with a warning.
     """
     nothing = IndexHits([None] * len(pairs), False)
     path = os.path.join(folder, INDEX_NAME)
@@ -99,26 +98,26 @@ def read_index(folder: str, pairs: Sequence[Pair], all_lines: bool) -> IndexHits
     except OSError as error:
         logger.warning("the scan index %s cannot be read: %s", path, error.strerror)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        logger.warning("the scan index %s is damaged and is made anew (%s)", path, error)
+        logger.warning("the scan index %s is corrupt and will be rebuilt (%s)", path, error)
     return nothing
 
 
 def _check(file: Any) -> dict[str, Any]:
-    """Goes through the lines up to the trailer and compares the checksum. Gives the header."""
+    """Checks the checksum in the trailer against all lines before it. Returns the header."""
     header = json.loads(file.readline(_LONGEST_LINE))
     if (header["format"], header["version"]) != (_FORMAT, _VERSION):
-        raise ValueError("of another kind or version")
+        raise ValueError("another format or version")
     file.seek(0)
     crc, line = 0, b""
     for next_line in file:
         crc, line = zlib.crc32(line, crc), next_line
     if json.loads(line)["crc32"] != crc:
-        raise ValueError("its checksum is wrong")
+        raise ValueError("wrong checksum")
     return header
 
 
 def _blocks(file: Any) -> Iterator[_Block]:
-    """The blocks of an index whose checksum is right, one after the other, so that it is never in memory whole."""
+    """The blocks of an index whose checksum is right, one at a time, so that the whole is never in memory."""
     next(file)
     last = ""
     for line in file:
@@ -146,28 +145,28 @@ def _blocks(file: Any) -> Iterator[_Block]:
         )  # fmt: skip
 
 
-_GONE = (-1, -1, -1, -1)
+_NOT_FOUND = (-1, -1, -1, -1)
 
 
 def _states(folder: str, pairs: Sequence[Pair]) -> Iterator[_State]:
-    # in one process: several get in each other's way in one folder, and are no quicker
-    with _looking_in(folder) as look:
+    # in one process: several block each other in one folder, and are not faster
+    with _stat_in(folder) as stat_of:
         for name, caption_file in pairs:
             try:
-                image = look(name)
+                image = stat_of(name)
                 if caption_file is None:
                     yield image.st_mtime_ns, image.st_size, 0, 0
                     continue
-                caption = look(caption_file)
+                caption = stat_of(caption_file)
             except OSError:
-                yield _GONE  # reading it says what is wrong
+                yield _NOT_FOUND  # reading it will report the error
                 continue
             yield image.st_mtime_ns, image.st_size, caption.st_mtime_ns, caption.st_size
 
 
 @contextmanager
-def _looking_in(folder: str) -> Iterator[Callable[[str], os.stat_result]]:
-    """Gives `os.stat` of names in a folder; where the system can, it does not walk to the folder for each."""
+def _stat_in(folder: str) -> Iterator[Callable[[str], os.stat_result]]:
+    """`os.stat` of names in a folder; where supported, relative to an open folder, which is faster."""
     if os.stat not in os.supports_dir_fd:
         yield lambda name: os.stat(os.path.join(folder, name))
         return
@@ -179,41 +178,41 @@ def _looking_in(folder: str) -> Iterator[Callable[[str], os.stat_result]]:
 
 
 def _match(pairs: Sequence[Pair], states: Iterator[_State], blocks: Iterable[_Block]) -> IndexHits:
-    facts: list[ScannedImage | None] = []
+    images: list[ScannedImage | None] = []
     num_known = 0
     for block in blocks:
         num_known += len(block.pairs)
-        end = bisect.bisect_right(pairs, block.pairs[-1][0], lo=len(facts), key=operator.itemgetter(0))
-        here = pairs[len(facts) : end]
-        rows = zip(block.pairs, block.states, block.facts, strict=True)
-        if here != block.pairs:  # some came or went
+        end = bisect.bisect_right(pairs, block.pairs[-1][0], lo=len(images), key=operator.itemgetter(0))
+        here = pairs[len(images) : end]
+        rows = zip(block.pairs, block.states, block.images, strict=True)
+        if here != block.pairs:  # images were added or removed
             known = {pair[0]: (pair, state, each) for pair, state, each in rows}
             rows = (known.get(name, _UNKNOWN) for name, _ in here)
-        facts += [
+        images += [
             each if pair == known_pair and state == known_state else None
-            # the states go on behind this block, so `here` is asked first and ends it
+            # the states continue after this block, so `here` comes first and ends it
             for pair, state, (known_pair, known_state, each) in zip(here, states, rows)  # noqa: B905
         ]
-    num_kept = len(facts) - facts.count(None)
-    facts += [None] * (len(pairs) - len(facts))
-    return IndexHits(facts, num_kept < num_known)
+    num_kept = len(images) - images.count(None)
+    images += [None] * (len(pairs) - len(images))
+    return IndexHits(images, num_kept < num_known)
 
 
 def write_index(
     folder: str,
     pairs: Sequence[Pair],
-    facts: Sequence[ScannedImage | None],
+    images: Sequence[ScannedImage | None],
     all_lines: bool,
     scanned_at_ns: int,
 ) -> None:
-    """Writes the index of a folder: the facts of the images in `pairs`, sorted by name; None is left out.
+    """Writes the index of a folder: an entry for each of the `pairs`, sorted by name; None is skipped.
 
-    `scanned_at_ns`: time before the files were read. A folder that cannot be written to gets a warning only.
+    `scanned_at_ns`: time before the files were read. A folder that is not writable is only a warning.
     """
     settled_before = scanned_at_ns - _SETTLED_NS
     entries = [
         (*pair, each)
-        for pair, each in zip(pairs, facts, strict=True)
+        for pair, each in zip(pairs, images, strict=True)
         if each is not None and max(each.mtime_ns, each.caption_mtime_ns) < settled_before
     ]
     path = Path(folder) / INDEX_NAME
@@ -232,13 +231,13 @@ def _lines(entries: Sequence[tuple[str, str | None, ScannedImage]], all_lines: b
     yield _line({"format": _FORMAT, "version": _VERSION, "all_lines": all_lines})
     for start in range(0, len(entries), _BLOCK):
         rows = [
-            (name, caption_file, *facts.size, *facts[1:])
-            for name, caption_file, facts in entries[start : start + _BLOCK]
+            (name, caption_file, *image.size, *image[1:])
+            for name, caption_file, image in entries[start : start + _BLOCK]
         ]
         yield _line(dict(zip(_COLUMNS, zip(*rows, strict=True), strict=True)))
 
 
 def _line(value: dict[str, Any]) -> bytes:
-    # surrogates stand for the bytes of file names that are not UTF-8
+    # surrogates are the bytes of file names that are not UTF-8
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "surrogatepass") + b"\n"

@@ -1,4 +1,4 @@
-"""Work on many files shared among the CPU cores, where that pays."""
+"""Maps a function over many files in a pool of processes, where that is faster."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def map_in_chunks(
 ) -> Iterator[Result]:
     """The results of `function`, one for each item, in order; `function` gets some items at a time.
 
-    From `pool_from` items on they are worked on in several processes, so `function` must be importable. Where none can
-    be started, or one dies, the rest is done in this one.
+    From `pool_from` items on, several processes are used, so `function` must be importable. If none can be started, or
+    one dies, the rest is done in this process.
     """
     chunk = min(_CHUNK, max(1, len(items) // 4)) if pool_from < _CHUNK else _CHUNK
     chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
     num_done = 0
-    if len(items) >= pool_from and _may_start_others() and _num_processes() > 1:
+    if len(items) >= pool_from and _may_start_processes() and _num_processes() > 1:
         try:
             with _make_pool() as pool:
                 for results in pool.map(function, chunks):
@@ -47,7 +47,7 @@ def map_in_chunks(
         yield from function(rest)
 
 
-def _may_start_others() -> bool:
+def _may_start_processes() -> bool:
     import multiprocessing  # it takes longer to import than a small folder takes to scan
 
     return not multiprocessing.current_process().daemon
@@ -62,7 +62,7 @@ def _make_pool() -> ProcessPoolExecutor:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    # a fork starts at once, but takes locks with it that other threads may hold
+    # a fork starts at once, but copies locks that other threads may hold
     can_fork = sys.platform == "linux" and threading.active_count() == 1
     context = multiprocessing.get_context("fork" if can_fork else "spawn")
     return ProcessPoolExecutor(_num_processes(), mp_context=context, initializer=_start_worker)
@@ -70,4 +70,4 @@ def _make_pool() -> ProcessPoolExecutor:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C and ends its workers
-    gc.disable()  # what a worker makes has no cycles, and it lives for seconds
+    gc.disable()  # results of a worker have no cycles, and it runs for seconds

@@ -1,4 +1,4 @@
-"""Reads image headers and caption files of a folder, many at once, or takes what the folder's index knows of them."""
+"""Scans a folder: reads image headers and caption files in several processes, or takes them from the scan index."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def scan_files(
     skip_unreadable: bool = False,
     pool_from: int = POOL_FROM,
 ) -> list[Scanned]:
-    """What the files of a folder tell, one for each of the `pairs`, which are sorted by the name of the image.
+    """Size and caption, or the error, of each of the `pairs`, which are sorted by the name of the image.
 
-    `all_lines`: as `read_caption_file` takes it. `use_index`: take what the folder's index knows, and bring it up to
-    date unless a file is wrong (with `skip_unreadable`, a caption file). Errors are `UnreadableImage`, `UserError` for
-    a caption or a missing reader, or `UserErrors` of two of them.
+    `all_lines`: as for `read_caption_file`. `use_index`: use the folder's scan index, and update it unless a file has
+    an error (with `skip_unreadable`, a caption file). Errors are `UnreadableImage`, `UserError` for a caption or a
+    missing reader, or `UserErrors` of both.
     """
     read = functools.partial(_read_pairs, os.path.join(folder, ""), all_lines)
     if not use_index:
         return list(map_in_chunks(read, pairs, pool_from))
     started = time.time_ns()
-    known, holds_others = read_index(folder, pairs, all_lines)
+    known, has_stale = read_index(folder, pairs, all_lines)
     unknown = [index for index, each in enumerate(known) if each is None]
     found: list[Scanned] = list(known)
     for index, each in zip(unknown, map_in_chunks(read, [pairs[index] for index in unknown], pool_from), strict=True):
         found[index] = each
-    has_news = holds_others or any(isinstance(found[index], ScannedImage) for index in unknown)
+    has_changes = has_stale or any(isinstance(found[index], ScannedImage) for index in unknown)
     tolerated = (ScannedImage, UnreadableImage) if skip_unreadable else ScannedImage
-    if has_news and all(isinstance(found[index], tolerated) for index in unknown):
+    if has_changes and all(isinstance(found[index], tolerated) for index in unknown):
         write_index(
             folder, pairs, [each if isinstance(each, ScannedImage) else None for each in found], all_lines, started
         )
@@ -70,7 +70,7 @@ def _read_pair(folder: str, all_lines: bool, name: str, caption_file: str | None
 
 
 def _read_caption(path: str, all_lines: bool) -> tuple[str, int, int]:
-    """A caption, with time and size of its file."""
+    """A caption, with mtime and size of its file."""
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
         try:

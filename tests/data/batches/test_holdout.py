@@ -35,7 +35,7 @@ def load(tmp_path: Path, toml: str, **flags):
 
 def names(data) -> list[str]:
     """The images of all datasets, as often as an epoch uses them."""
-    return sorted(dataset.record_of(item).path for dataset in data.datasets for item in range(len(dataset.items)))
+    return sorted(dataset.records[item].path for dataset in data.datasets for item in dataset.items)
 
 
 @pytest.mark.parametrize(

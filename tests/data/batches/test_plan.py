@@ -139,7 +139,7 @@ def test_the_table_and_the_figures_for_metadata() -> None:
     expected = (6 * 0 + 6 * (80 / 48 - 96 / 64) + 6 * (64 / 96 - 48 / 80) + 5 * (104 / 32 - 128 / 40)) / 23
     assert dataset.mean_aspect_error == pytest.approx(expected)
     table = TrainingData((dataset,)).bucket_table()
-    assert table[0] == "dataset 0: 45 items an epoch, batch size 4"
+    assert table[0] == "dataset 0: 45 items per epoch, batch size 4"
     assert [line.split() for line in table if "64x64" in line] == [["64x64", "6", "12", "3", "100%"]]
 
 
@@ -155,8 +155,8 @@ def test_the_table_says_which_buckets_make_tiny_batches() -> None:
     records = [_record(number, size) for number, size in enumerate(sizes)]
     table = TrainingData((_dataset(records, 4, **BUCKETS),)).bucket_table()
     assert [line for line in table if "half of a batch" in line] == [
-        "  1 bucket fills less than half of a batch: 80x48 (1 of 4): these images are trained in small batches; more "
-        "images, fewer buckets (larger bucket_reso_steps) or a smaller batch size help"
+        "  1 bucket fills less than half of a batch: 80x48 (1 of 4): these images are trained in small batches; add "
+        "images, use larger bucket_reso_steps or a smaller batch size"
     ]
     table = TrainingData((_dataset(records, 5, **BUCKETS),)).bucket_table()
     assert any("2 buckets fill less than half of a batch: 48x80 (2 of 5), 80x48 (1 of 5):" in line for line in table)
@@ -167,11 +167,11 @@ def test_the_table_says_which_buckets_make_tiny_batches() -> None:
 def test_the_table_says_what_matching_does_to_regularisation_images() -> None:
     few = _dataset([*(_record(number) for number in range(7)), *(_record(number, is_reg=True) for number in range(2))])
     table = "\n".join(TrainingData((few,)).bucket_table())
-    assert "2 regularisation images are used more often than their repeats say, up to 4 times" in table
+    assert "2 regularisation images are used more often than their repeats, up to 4 times" in table
     assert "to match the 7 training items" in table
     cut = _dataset([*(_record(number) for number in range(3)), *(_record(n, repeats=2, is_reg=True) for n in range(2))])
     table = "\n".join(TrainingData((cut,)).bucket_table())
-    assert "1 regularisation images are used less often than their repeats say" in table and "more often" not in table
+    assert "1 regularisation images are used fewer times than their repeats" in table and "more often" not in table
 
 
 def test_prepared_latents_decide_their_bucket() -> None:

@@ -97,7 +97,7 @@ def test_a_damaged_file_is_named_and_never_trained_on(key: LatentKey) -> None:
     flipped_bit[len(whole) // 3] ^= 255  # in the latents
     for content in (b"", b"not a zip", whole[: len(whole) // 2], bytes(flipped_bit)):
         cache_path(key).write_bytes(content)
-        with pytest.raises(UserError, match="a_0100x0080_sd.npz cannot be used: they are damaged") as caught:
+        with pytest.raises(UserError, match="a_0100x0080_sd.npz cannot be used: corrupt file") as caught:
             read_latents(key, "vae")
         assert "delete this file" in caught.value.hint
     write_latents({key: _cached(key, 4)}, "vae")
@@ -124,9 +124,9 @@ def test_no_damage_of_a_byte_gives_a_traceback_or_other_latents(key: LatentKey) 
 @pytest.mark.parametrize(
     ("latents", "reason"),
     [
-        (np.full((4, 7, 9), np.nan, np.float32), "infinite or undefined"),
-        (np.zeros((4, 9, 7), np.float32), "4 x 9 x 7, not channels x 7 x 9"),
-        (np.zeros((7, 9), np.float32), "7 x 9, not channels x 7 x 9"),
+        (np.full((4, 7, 9), np.nan, np.float32), "NaN or inf"),
+        (np.zeros((4, 9, 7), np.float32), "4 x 9 x 7, expected channels x 7 x 9"),
+        (np.zeros((7, 9), np.float32), "7 x 9, expected channels x 7 x 9"),
         (np.zeros((4, 7, 9), np.int64), "int64"),
     ],
 )
@@ -143,7 +143,7 @@ def test_latents_that_are_no_numbers_or_of_another_size_are_not_used(key: Latent
 def test_pickles_are_not_loaded(key: LatentKey) -> None:
     np.savez(cache_path(key), latents_7x9=np.array([{"a": 1}], dtype=object), made_from_7x9=np.array(["x"], object))
     for fingerprint in ("vae", None):
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(UserError, match="corrupt"):
             read_latents(key, fingerprint)
 
 

@@ -53,10 +53,10 @@ def test_only_what_is_missing_is_made_in_the_order_given(keys: list[LatentKey]) 
     ("change", "fingerprint", "reason"),
     [
         ({}, "other", "3 made with another VAE or precision"),
-        ({"interpolation": "area"}, "vae", "made with other sizes, crops or ways of resizing"),
+        ({"interpolation": "area"}, "vae", "made with another size, crop or interpolation"),
         ({"alpha_is_mask": True}, "vae", None),
-        ({"placement": Placement((64, 64), (65, 64), (0, 0))}, "vae", "made with other sizes, crops"),
-        ({"placement": Placement((64, 64), (64, 65), (0, 1))}, "vae", "made with other sizes, crops"),
+        ({"placement": Placement((64, 64), (65, 64), (0, 0))}, "vae", "made with another size, crop"),
+        ({"placement": Placement((64, 64), (64, 65), (0, 1))}, "vae", "made with another size, crop"),
         ({"placement": Placement((128, 64), (128, 128), (0, 32))}, "vae", None),  # another entry of the same files
     ],
 )
@@ -78,7 +78,7 @@ def test_a_image_with_other_content_is_made_anew_even_of_the_same_size(keys: lis
     changed = [dataclasses.replace(key, mtime_ns=keys[0].mtime_ns + 10**9) for key in keys[:2]]
     check = check_caches([*changed, *keys[2:]], "vae")
     assert check.missing == changed
-    assert check.summary() == "the cached latents of 1 image are made anew: 1 of images that were changed since"
+    assert check.summary() == "re-encoding the cached latents of 1 image: 1 of images that have changed"
 
 
 def test_a_copied_dataset_keeps_its_latents_and_is_checked_quickly_the_second_time(keys, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_damaged_file_is_made_anew(keys: list[LatentKey]) -> None:
     for content in (b"", b"not a zip", whole[: len(whole) // 2]):
         cache_path(keys[0]).write_bytes(content)
         check = check_caches(keys, "vae")
-        assert check.missing == keys[:2] and "1 damaged" in check.summary()
+        assert check.missing == keys[:2] and "1 corrupt" in check.summary()
     _write(keys[:2])
     assert _missing(keys) == []
 
@@ -121,7 +121,7 @@ def test_files_of_another_program_are_made_anew_unless_they_are_trusted(keys: li
         np.savez(cache_path(key), **arrays)
     check = check_caches(keys, "vae")
     assert check.missing == keys
-    assert "2 images" in check.summary() and "2 of another program" in check.summary()
+    assert "2 images" in check.summary() and "2 from another program" in check.summary()
     assert "--skip_cache_check" in check.summary()
     # the first lacks the mirrored latents: both are made, since one file cannot be half trusted
     assert _missing(keys, None) == [*keys[:2], *keys[4:]]
@@ -176,7 +176,7 @@ def test_two_crops_that_would_replace_each_other_are_refused(load_toml, make_ima
     make_images("a", 1, size=(100, 100), caption="x")
     text = TEXT + "[[datasets]]\nresolution = 100\nenable_bucket = true\nbucket_no_upscale = true\n"
     text += "min_bucket_reso = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/a'\n"
-    with pytest.raises(UserError, match="0.png differently in buckets of one size"):
+    with pytest.raises(UserError, match="0.png differently for the same bucket size"):
         check_caches(load_toml(text).latent_keys(), "vae")
 
 

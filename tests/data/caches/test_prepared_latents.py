@@ -50,12 +50,12 @@ def test_bare_arrays_and_other_precisions_are_read(key: LatentKey, save, dtype: 
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"latents": np.zeros((4, 9, 7), np.float32)}, "4 x 9 x 7, not channels x 7 x 9"),
-        ({"latents": np.zeros((1, 4, 7, 9), np.float32)}, "1 x 4 x 7 x 9, not channels x 7 x 9"),
-        ({"latents": np.full((4, 7, 9), np.inf, np.float32)}, "infinite"),
+        ({"latents": np.zeros((4, 9, 7), np.float32)}, "4 x 9 x 7, expected channels x 7 x 9"),
+        ({"latents": np.zeros((1, 4, 7, 9), np.float32)}, "1 x 4 x 7 x 9, expected channels x 7 x 9"),
+        ({"latents": np.full((4, 7, 9), np.inf, np.float32)}, "NaN or inf"),
         ({"latents": np.zeros((4, 7, 9), int)}, "int64"),
-        ({"latents": np.array([{}], dtype=object)}, "damaged"),
-        (FACTS, "`latents` is missing, the file holds original_size, crop_ltrb"),
+        ({"latents": np.array([{}], dtype=object)}, "corrupt"),
+        (FACTS, "no array `latents`, only original_size, crop_ltrb"),
     ],
 )
 def test_latents_that_do_not_fit_are_refused_by_name(key: LatentKey, arrays: dict, reason: str) -> None:
@@ -72,26 +72,26 @@ def test_a_damaged_file_is_refused_by_name(key: LatentKey) -> None:
     bare = Path(key.prepared_path + ".npy").read_bytes()
     for content in (b"", b"junk", whole[:200], whole[:300] + b"x" + whole[301:], bare):
         Path(key.prepared_path).write_bytes(content)
-        with pytest.raises(UserError, match="prepared latents .*a.b.npz are damaged"):
+        with pytest.raises(UserError, match="legacy .npz latents .*a.b.npz are corrupt"):
             read_prepared(key)
 
 
 def test_all_missing_files_are_named_before_training(key: LatentKey) -> None:
     flipped = dataclasses.replace(key, flipped=True)
     np.savez(key.prepared_path, latents=_latents(1))
-    with pytest.raises(UserError, match="flip_aug: .*a.b_flip.npz, are missing"):
+    with pytest.raises(UserError, match="flip_aug: .* not found: .*a.b_flip.npz"):
         check_prepared([key, flipped])
-    with pytest.raises(UserError, match="a.b_flip.npz, are missing"):
+    with pytest.raises(UserError, match="not found: .*a.b_flip.npz"):
         read_prepared(flipped)
     Path(key.prepared_path).unlink()
     with pytest.raises(UserErrors) as caught:
         check_prepared([key, flipped])
     assert [error.message.split("/")[-1] for error in caught.value.errors] == [
-        "a.b.npz are missing", "a.b_flip.npz are missing",
+        "a.b.npz", "a.b_flip.npz",
     ]  # fmt: skip
 
 
 def test_a_mask_that_prepared_latents_cannot_have_is_not_left_out_silently(key: LatentKey) -> None:
     np.savez(key.prepared_path, latents=_latents(1))
-    with pytest.raises(UserError, match="alpha_mask: the prepared latents .*a.b.npz hold no mask"):
+    with pytest.raises(UserError, match="alpha_mask: the legacy .npz latents .*a.b.npz have no mask"):
         read_prepared(dataclasses.replace(key, alpha_is_mask=True))

@@ -146,7 +146,7 @@ def test_what_names_images_stands_in_subsets_alone(tmp_path: Path, key: str, tab
     subset = "[[datasets.subsets]]\nimage_dir = 'a'\n"
     text = table + _line(key, EVERY_KEY[key][0]) + (subset if table == "[[datasets]]\n" else "[[datasets]]\n" + subset)
     (problem,) = _problems(tmp_path, text)
-    assert f"{key} stands in the wrong table" in problem and "[[datasets.subsets]]" in problem
+    assert f"{key} is in the wrong table" in problem and "[[datasets.subsets]]" in problem
 
 
 def test_values_come_from_the_innermost_table_that_has_them(tmp_path: Path) -> None:
@@ -199,13 +199,13 @@ def test_the_resolution_can_come_from_the_command_line(tmp_path: Path) -> None:
         (SUBSET + "num_repeats = 0", "datasets[0].subsets[0].num_repeats = 0", "1 or more"),
         (SUBSET + 'metadata_file = "a\\u0000b"', "datasets[0].subsets[0].metadata_file = 'a\\x00b'", "a path"),
         (SUBSET + "flip_aug = 2", "datasets[0].subsets[0].flip_aug = 2", "true or false"),
-        (SUBSET + "resolution = 64", "datasets[0].subsets[0].resolution stands in the wrong table", "[[datasets]]"),
+        (SUBSET + "resolution = 64", "datasets[0].subsets[0].resolution is in the wrong table", "[[datasets]]"),
         (
             "[general]\nimage_dir = 'a'\n" + SUBSET,
-            "general.image_dir stands in the wrong table",
+            "general.image_dir is in the wrong table",
             "[[datasets.subsets]]",
         ),
-        ("batch_size = 2\n" + SUBSET, "batch_size stands in the wrong table", "[general]"),
+        ("batch_size = 2\n" + SUBSET, "batch_size is in the wrong table", "[general]"),
         ("[general]\nresolution = 0\n" + SUBSET, "general.resolution = 0", "512,768"),
         ("[general]\nresolution = 60\n" + SUBSET, "datasets[0].resolution 60x60 is not a multiple of 8", ""),
         ("[general]\nenable_bucket = true\n" + SUBSET, "datasets[0].min_bucket_reso 256 is larger than resolution", ""),
@@ -316,8 +316,8 @@ def test_a_metadata_file_needs_no_folder(tmp_path: Path) -> None:
     ("line", "named"),
     [
         ("is_reg = true", "subsets[0].is_reg = true cannot be used with datasets[0].subsets[0].metadata_file"),
-        ("class_tokens = 'cat'", "datasets[0].subsets[0].class_tokens has no meaning beside"),
-        ("caption_extension = '.txt'", "datasets[0].subsets[0].caption_extension has no meaning beside"),
+        ("class_tokens = 'cat'", "datasets[0].subsets[0].class_tokens cannot be used with"),
+        ("caption_extension = '.txt'", "datasets[0].subsets[0].caption_extension cannot be used with"),
     ],
 )
 def test_what_folders_alone_can_have_is_refused_beside_metadata(tmp_path: Path, line: str, named: str) -> None:
@@ -331,7 +331,7 @@ def test_two_kinds_of_subsets_in_one_dataset_are_refused(tmp_path: Path) -> None
     subset = "[[datasets.subsets]]\nimage_dir = 'a'\n"
     (problem,) = _problems(tmp_path, METADATA + subset)
     assert "datasets[0] mixes two kinds" in problem
-    assert "datasets[0].subsets[0] has metadata_file, datasets[0].subsets[1] has not" in problem
+    assert "datasets[0].subsets[0] has metadata_file, datasets[0].subsets[1] not" in problem
     assert not _problems(tmp_path, METADATA + "[[datasets]]\n" + subset)
 
 
@@ -354,7 +354,7 @@ def test_of_subsets_that_are_the_same_the_first_counts(tmp_path: Path, caplog) -
     assert len(caplog.records) == 2
     for number in (1, 2):
         message = caplog.records[number - 1].getMessage()
-        assert f"datasets[0].subsets[{number}] is left out" in message and "of datasets[0].subsets[0]" in message
+        assert f"datasets[0].subsets[{number}] is skipped" in message and "of datasets[0].subsets[0]" in message
 
 
 def test_metadata_subsets_are_the_same_where_file_and_folder_are(tmp_path: Path, caplog) -> None:
@@ -362,7 +362,7 @@ def test_metadata_subsets_are_the_same_where_file_and_folder_are(tmp_path: Path,
     with caplog.at_level(logging.WARNING):
         (dataset,), _ = _read(tmp_path, METADATA + subset + subset + "image_dir = 'x'\n", resolution=(64, 64))
     assert [subset.key_path[-2] for subset in dataset.subsets] == ["0", "2"]
-    assert "datasets[0].subsets[1] is left out: its metadata_file m.json" in caplog.text
+    assert "datasets[0].subsets[1] is skipped: its metadata_file m.json" in caplog.text
 
 
 DOCUMENT = {

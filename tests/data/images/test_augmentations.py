@@ -224,4 +224,4 @@ def test_images_without_a_face_in_their_names_are_said(tmp_path, caplog) -> None
             DatasetOptions(train_data_dir=str(tmp_path), resolution=(64, 64), face_crop_aug_range=(2.0, 4.0))
         )
     (warning,) = [record.getMessage() for record in caplog.records if "face_crop_aug_range" in record.getMessage()]
-    assert "2 images are cropped as usual" in warning and "b.png, c_900_30_20_20.png" in warning
+    assert "no face in the names of 2 images" in warning and "b.png, c_900_30_20_20.png" in warning

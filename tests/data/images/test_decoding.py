@@ -10,7 +10,7 @@ from PIL import Image
 
 from library.cli.errors import UserError
 from library.data.config.options import INTERPOLATIONS
-from library.data.images.decoding import decode_image, load_image, place_image, to_pixels
+from library.data.images.decoding import decode_image, load_image, to_pixels, transform_image
 from library.data.images.image_files import read_size
 from library.data.records import ColourShift, LatentKey, Placement
 from tests.data.image_files import save_image
@@ -95,22 +95,27 @@ def test_the_first_frame_counts_and_the_content_decides_the_kind(tmp_path: Path)
 
 def test_resized_cropped_and_mirrored() -> None:
     image = np.repeat(np.repeat(_four_colours(), 16, axis=0), 16, axis=1)  # 128 x 64
-    placed = place_image(image, Placement((64, 64), (128, 64), (32, 0)), False)
+    placed = transform_image(image, Placement((64, 64), (128, 64), (32, 0)), False)
     assert _corners(placed) == [RED, GREEN, BLUE, GREY]
-    assert _corners(place_image(image, Placement((64, 64), (128, 64), (32, 0)), True)) == [GREEN, RED, GREY, BLUE]
-    assert _corners(place_image(image, Placement((32, 32), (128, 64), (0, 0)), False)) == [RED] * 4
-    assert _corners(place_image(image, Placement((64, 64), (128, 64), (64, 0)), False)) == [GREEN, GREEN, GREY, GREY]
+    assert _corners(transform_image(image, Placement((64, 64), (128, 64), (32, 0)), True)) == [GREEN, RED, GREY, BLUE]
+    assert _corners(transform_image(image, Placement((32, 32), (128, 64), (0, 0)), False)) == [RED] * 4
+    assert _corners(transform_image(image, Placement((64, 64), (128, 64), (64, 0)), False)) == [
+        GREEN,
+        GREEN,
+        GREY,
+        GREY,
+    ]
     for resized in ((64, 32), (512, 256)):
-        assert place_image(image, Placement((32, 24), resized, (16, 4)), False).shape == (24, 32, 3)
+        assert transform_image(image, Placement((32, 24), resized, (16, 4)), False).shape == (24, 32, 3)
 
 
 def test_shrinking_averages_and_enlarging_is_sharp() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 200
-    assert np.all(place_image(stripes, Placement((32, 32), (32, 32), (0, 0)), False) == 100)
+    assert np.all(transform_image(stripes, Placement((32, 32), (32, 32), (0, 0)), False) == 100)
     edge = np.zeros((16, 16, 3), np.uint8)
     edge[:, 8:] = 200
-    assert place_image(edge, Placement((64, 64), (64, 64), (0, 0)), False).max() > 200  # Lanczos overshoots
+    assert transform_image(edge, Placement((64, 64), (64, 64), (0, 0)), False).max() > 200  # Lanczos overshoots
 
 
 def _step(width: int) -> np.ndarray:
@@ -130,7 +135,7 @@ def _step(width: int) -> np.ndarray:
     ],
 )
 def test_interpolations_are_those_that_are_named(interpolation: str, row: list[int]) -> None:
-    placed = place_image(_step(4), Placement((8, 1), (8, 1), (0, 0)), False, interpolation)[0, :, 0]
+    placed = transform_image(_step(4), Placement((8, 1), (8, 1), (0, 0)), False, interpolation)[0, :, 0]
     if interpolation == "bicubic":
         placed, row = placed[3:5], row[3:5]
     np.testing.assert_allclose(placed.astype(int), row, atol=1)
@@ -141,8 +146,8 @@ def test_every_interpolation_shrinks_and_enlarges() -> None:
     blocks = image.reshape(12, 2, 18, 2, 3).mean(axis=(1, 3))
     results = {}
     for interpolation in INTERPOLATIONS:
-        small = place_image(image, Placement((18, 12), (18, 12), (0, 0)), False, interpolation)
-        assert place_image(image, Placement((72, 48), (72, 48), (0, 0)), False, interpolation).shape == (48, 72, 3)
+        small = transform_image(image, Placement((18, 12), (18, 12), (0, 0)), False, interpolation)
+        assert transform_image(image, Placement((72, 48), (72, 48), (0, 0)), False, interpolation).shape == (48, 72, 3)
         results[interpolation] = small
     for interpolation in ("area", "box", "bilinear"):  # at half the size the same: the mean of four pixels
         np.testing.assert_allclose(results[interpolation].astype(float), blocks, atol=1)
@@ -150,7 +155,7 @@ def test_every_interpolation_shrinks_and_enlarges() -> None:
     np.testing.assert_array_equal(results["bicubic"], results["cubic"])
     assert len({each.tobytes() for each in results.values()}) >= 5
     # more than one value of the neighbours decides, and edges overshoot
-    assert place_image(_step(16), Placement((64, 1), (64, 1), (0, 0)), False, "lanczos").max() > 100
+    assert transform_image(_step(16), Placement((64, 1), (64, 1), (0, 0)), False, "lanczos").max() > 100
 
 
 def _key(path: Path, size: tuple[int, int], placement: Placement, **settings) -> LatentKey:

@@ -137,7 +137,7 @@ def test_a_missing_reader_is_named_with_what_to_install(tmp_path: Path, monkeypa
 
 
 def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
-    for content, reason in ((b"", "it is empty"), (b"%PDF-1.7 and more", "not an image of a known kind")):
+    for content, reason in ((b"", "the file is empty"), (b"%PDF-1.7 and more", "not an image, or an unknown format")):
         (tmp_path / "a.png").write_bytes(content)
         with pytest.raises(UnreadableImage, match=reason):
             read_size(str(tmp_path / "a.png"))
@@ -150,7 +150,7 @@ def test_damage_that_readers_report_in_other_ways_is_named_too(tmp_path: Path) -
     short_header = chunk(b"IHDR", struct.pack(">IIBBBB", 2, 1, 8, 0, 0, 0))
     (tmp_path / "a.png").write_bytes(whole[:8] + short_header + whole[33:])
     for read in (read_size, decode_image):
-        with pytest.raises(UnreadableImage, match="a.png cannot be read: it is damaged"):
+        with pytest.raises(UnreadableImage, match="a.png cannot be read: corrupt image"):
             read(str(tmp_path / "a.png"))
 
 

@@ -67,9 +67,21 @@ def test_captions_come_from_the_file_or_else_from_class_tokens(tmp_path: Path, c
 @pytest.mark.parametrize(
     ("place", "extension", "files", "missing", "hint"),
     [
-        ("datasets[0].subsets[0]", ".caption", [], "abc", "endings with caption_extension, if there are any"),
-        ("--train_data_dir", ".caption", ["a.caption"], "bc", "endings with --caption_extension, if there are any"),
-        ("--train_data_dir", ".caption", ["b.txt", "c.cap"], "abc", "some have a .txt file, which --caption_extension"),
+        (
+            "datasets[0].subsets[0]",
+            ".caption",
+            [],
+            "abc",
+            "set caption_extension to the extension of the caption files, if there are any",
+        ),
+        (
+            "--train_data_dir",
+            ".caption",
+            ["a.caption"],
+            "bc",
+            "set --caption_extension to the extension of the caption files, if there are any",
+        ),
+        ("--train_data_dir", ".caption", ["b.txt", "c.cap"], "abc", "some have a .txt file: set --caption_extension"),
         ("datasets[0].subsets[0]", ".cap", ["a.cap", "b.txt", "c.caption"], "bc", "some have a .txt or .caption file"),
         ("--train_data_dir", ".caption", ["a.caption", "a.txt", "b.caption"], "c", "if there are any"),
     ],
@@ -86,7 +98,7 @@ def test_images_without_caption_and_class_tokens_are_counted_in_one_warning(
     assert [record.caption for record in records] == ["" if name in missing else "a cat" for name in "abc"]
     (message,) = caplog.messages
     names = ", ".join(f"{name}.png" for name in missing)
-    assert message.startswith(f"{place}: {len(missing)} of 3 images in {tmp_path} have neither a {extension} file nor")
+    assert message.startswith(f"{place}: {len(missing)} of 3 images in {tmp_path} have no {extension} file and no")
     assert f"their caption is empty: {names}; " in message and hint.replace("endings", "caption files") in message
 
 
@@ -146,7 +158,7 @@ def test_bad_images_are_left_out_where_that_is_asked_for(tmp_path: Path, caplog)
     with caplog.at_level(logging.WARNING):
         records = scan_folder(subset, 0, skip_unreadable=True)
     assert [(record.key, record.caption) for record in records] == [("a.png", "a"), ("b.png", "b")]
-    assert "2 images cannot be read and are left out: empty.png, text.jpg" in caplog.text
+    assert "skipping 2 unreadable images: empty.png, text.jpg" in caplog.text
     with pytest.raises(UserError) as caught:
         scan_folder(subset, 0)
     assert "empty.png is empty" in str(caught.value) and "text.caption is not UTF-8" in str(caught.value)
@@ -176,8 +188,8 @@ def test_wrong_folders_are_told_apart(tmp_path: Path) -> None:
     save_image(tmp_path / "inner" / "a.png", (8, 8))
     assert "is a file" in _problem(tmp_path / "inner" / "a.png")
     (tmp_path / "bare").mkdir()
-    assert "holds no images" in _problem(tmp_path / "bare")
-    assert "its folder inner holds images" in _problem(tmp_path)
+    assert "contains no images" in _problem(tmp_path / "bare")
+    assert "its subfolder inner contains images" in _problem(tmp_path)
 
 
 def test_concept_folders_are_those_of_the_reference(tmp_path: Path, caplog) -> None:
@@ -197,7 +209,7 @@ def test_concept_folders_are_those_of_the_reference(tmp_path: Path, caplog) -> N
         ("3_a_b_c", 3, "a_b_c"),
         ("5", 5, ""),
     ]
-    assert "left out: -1_cat, 0_cat, 1e2_x, 3.5_x, _3_x, cat" in caplog.text
+    assert "<repeats>_<class tokens>: -1_cat, 0_cat, 1e2_x, 3.5_x, _3_x, cat" in caplog.text
 
 
 def _folder_problem(folder: Path) -> str:
@@ -211,9 +223,9 @@ def test_a_folder_one_level_off_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "project" / "log").mkdir()
     assert f"did you mean --train_data_dir {tmp_path / 'project' / 'img'}?" in _folder_problem(tmp_path / "project")
     child = _folder_problem(tmp_path / "project" / "img" / "10_dog")
-    assert f"give the folder around it, --train_data_dir {tmp_path / 'project' / 'img'}" in child
+    assert f"give its parent folder, --train_data_dir {tmp_path / 'project' / 'img'}" in child
     save_image(tmp_path / "flat" / "a.png", (8, 8))
-    assert "it holds images itself" in _folder_problem(tmp_path / "flat")
+    assert "it contains images itself" in _folder_problem(tmp_path / "flat")
     (tmp_path / "other" / "dogs").mkdir(parents=True)
     assert "found dogs; expected folders such as 10_sks dog" in _folder_problem(tmp_path / "other")
     assert "does not exist" in _folder_problem(tmp_path / "nowhere")
@@ -281,10 +293,10 @@ def test_data_that_cannot_be_trained_on_is_refused(load_toml, make_images, tmp_p
     text = "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{dir}/reg'\n"
     with pytest.raises(UserError, match=r"datasets\[0\] has regularisation images only"):
         load_toml(text + "is_reg = true")
-    with pytest.raises(UserError, match="has 60000000 items an epoch"):
+    with pytest.raises(UserError, match="has 60000000 items per epoch"):
         load_toml(text + "num_repeats = 60000000")
     save_image(tmp_path / "reg" / "thin.png", (65000, 1))
-    with pytest.raises(UserError, match=r"thin.png is too thin to train on: 65000x1"):
+    with pytest.raises(UserError, match=r"thin.png has too extreme an aspect ratio: 65000x1"):
         load_toml(text + "class_tokens = 'x'")
 
 
@@ -319,10 +331,10 @@ def test_folders_without_images_are_left_out_beside_others(tmp_path, make_images
     assert [subset.folder_name for subset in dataset.config.subsets] == ["full"]
     assert (data.num_items, data.validation.num_items) == (3, 1)
     assert caplog.messages == [
-        f"datasets[0].subsets[0]: folder {tmp_path}/bare holds no images (1 other files), and is left out: "
-        "put images (.png .jpg .jpeg .webp .bmp .avif .jxl) directly into it",
-        f"datasets[0].subsets[1]: folder {tmp_path}/outer holds no images (0 other files), and is left out: "
-        "its folder inner holds images: name that one, one subset for each folder",
+        f"datasets[0].subsets[0]: folder {tmp_path}/bare contains no images (1 other files), and is skipped: "
+        "put images (.png .jpg .jpeg .webp .bmp .avif .jxl) directly in it",
+        f"datasets[0].subsets[1]: folder {tmp_path}/outer contains no images (0 other files), and is skipped: "
+        "its subfolder inner contains images: give that one, one subset for each folder",
     ]
 
 
@@ -330,8 +342,8 @@ def test_without_any_image_all_folders_are_named(tmp_path: Path, make_images, lo
     _make_bare_folders(tmp_path, make_images)
     with pytest.raises(UserError) as caught:
         load_toml(SUBSETS)
-    assert "bare holds no images (1 other files)" in str(caught.value)
-    assert "its folder inner holds images: name that one" in str(caught.value)
+    assert "bare contains no images (1 other files)" in str(caught.value)
+    assert "its subfolder inner contains images: give that one" in str(caught.value)
 
 
 def test_regularisation_images_are_not_trained_alone(tmp_path: Path, make_images, load_toml) -> None:
@@ -356,7 +368,7 @@ def test_concept_folders_without_images_are_left_out_beside_others(tmp_path, mak
     assert [subset.folder_name for subset in data.datasets[0].config.subsets] == ["2_dog"]
     assert data.num_items == 6
     assert ["1_cat" in caplog.messages[0], "1_animal" in caplog.messages[1]] == [True, True]
-    assert "its folder inner holds images: move them up into it" in caplog.messages[0]
+    assert "its subfolder inner contains images: move them up into it" in caplog.messages[0]
 
 
 def test_folders_beside_a_dataset_config_are_ignored_with_a_warning(load_toml, make_images, caplog) -> None:

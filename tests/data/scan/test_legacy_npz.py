@@ -85,9 +85,9 @@ def test_one_image_without_latents_puts_all_of_them_aside(load: Load, images: Pa
     (images / "b.npz").unlink()
     with caplog.at_level(logging.WARNING):
         assert _prepared(load()) == [None, None]
-    assert "datasets[0]: no prepared latents are used: 1 of 2 images have none (b.png)" in caplog.text
+    assert "datasets[0]: legacy .npz latents are not used: 1 of 2 images have none (b.png)" in caplog.text
     (images / "a.png").unlink()
-    with pytest.raises(UserError, match=r"1 images are gone, and their prepared latents cannot be used alone: a"):
+    with pytest.raises(UserError, match=r"1 images not found, and their legacy .npz latents cannot be used alone: a"):
         load()
 
 
@@ -103,7 +103,7 @@ def test_mirrored_images_need_latents_of_their_own(load: Load, images: Path, cap
     _save(images / "a_flip.npz", latents=np.zeros((4, 7, 12), np.float32))
     with caplog.at_level(logging.WARNING):
         assert _prepared(load("flip_aug = true")) == [None, None]
-    assert "1 of 2 images lack those of the mirrored image, which flip_aug needs (b.png)" in caplog.text
+    assert "1 of 2 images lack those of the flipped image, which flip_aug needs (b.png)" in caplog.text
     _save(images / "b_flip.npz", latents=np.zeros((4, 12, 7), np.float32))
     assert None not in _prepared(load("flip_aug = true"))
 
@@ -113,7 +113,7 @@ def test_images_newer_than_their_latents_are_told(load: Load, images: Path, capl
     os.utime(images / "b.png", (later, later))
     with caplog.at_level(logging.WARNING):
         assert None not in _prepared(load())
-    assert "1 of 2 images are newer than their prepared latents" in caplog.text and "(b.png)" in caplog.text
+    assert "1 of 2 images are newer than their legacy .npz latents" in caplog.text and "(b.png)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_needs_the_image_is_refused(load: Load, images: Path, line: str) ->
     with pytest.raises(UserError) as caught:
         load(line)
     key = line.split()[0]
-    assert "prepared latents" in caught.value.message and f"datasets[0].subsets[0].{key}" in caught.value.message
+    assert "legacy .npz latents" in caught.value.message and f"datasets[0].subsets[0].{key}" in caught.value.message
 
 
 def test_a_size_that_no_latent_has_is_refused(load: Load, images: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_size_that_no_latent_has_is_refused(load: Load, images: Path) -> None:
 def test_damaged_latents_of_a_image_that_is_gone_are_named(load: Load, images: Path, content: bytes) -> None:
     (images / "a.png").unlink()
     (images / "a.npz").write_bytes(content)
-    with pytest.raises(UserError, match=r"prepared latents .*a\.npz are damaged"):
+    with pytest.raises(UserError, match=r"legacy .npz latents .*a\.npz are corrupt"):
         load()
 
 
@@ -167,5 +167,5 @@ def test_a_file_that_does_not_tell_the_size_gives_none(tmp_path: Path) -> None:
 def test_a_size_that_makes_no_sense_is_damage(tmp_path: Path, array: bytes) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
         file.writestr("original_size.npy", array)
-    with pytest.raises(UserError, match=r"a\.npz are damaged"):
+    with pytest.raises(UserError, match=r"a\.npz are corrupt"):
         original_size(str(tmp_path / "a.npz"))

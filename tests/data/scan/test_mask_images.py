@@ -96,17 +96,17 @@ def test_what_is_wrong_with_masks_is_named(tmp_path):
     with pytest.raises(UserError, match="conditioning_data_dir .*masks does not exist"):
         load(tmp_path)
     write(tmp_path / "masks" / "b.png", np.zeros((64, 64)))
-    with pytest.raises(UserError, match=r"lacks the masks of 1 images: a\.png"):
+    with pytest.raises(UserError, match=r"no mask found for 1 images: a\.png"):
         load(tmp_path)
     write(tmp_path / "masks" / "a.png", np.zeros((64, 128)))
     with pytest.raises(UserError, match="cannot be used with alpha_mask"):
         load(tmp_path, subset="alpha_mask = true")
     (dataset,) = load(tmp_path).datasets
     load_mask(dataset.latent_key(0, False))
-    with pytest.raises(UserError, match=r"b\.png is 64x64, and its image 64x32"):
+    with pytest.raises(UserError, match=r"b\.png is 64x64, but its image is 64x32"):
         load_mask(dataset.latent_key(1, False))
     metadata = f"[[datasets.subsets]]\nmetadata_file = 'x.json'\nconditioning_data_dir = '{tmp_path}/masks'"
-    with pytest.raises(UserError, match="conditioning_data_dir has no meaning beside"):
+    with pytest.raises(UserError, match="conditioning_data_dir cannot be used with"):
         load(tmp_path, subset=metadata)
 
 
@@ -145,5 +145,5 @@ def test_what_is_wrong_with_masks_of_concept_folders_is_named_once(concepts):
     (concepts / "masks" / "3_dog").mkdir()
     with pytest.raises(UserError) as caught:
         load_concepts(concepts)
-    lacking = f"--conditioning_data_dir {concepts / 'masks' / '3_dog'} lacks the masks of 1 images: a.png"
+    lacking = f"--conditioning_data_dir {concepts / 'masks' / '3_dog'}: no mask found for 1 images: a.png"
     assert caught.value.message == lacking

@@ -105,7 +105,7 @@ def test_a_stem_of_several_images_is_refused_with_their_names(scan: Scan, tmp_pa
         save_image(tmp_path / "img" / name, (8, 8))
     (tmp_path / "img" / "b.txt").write_text("no image")
     (problem,) = _problems(scan, {"a": {"caption": "x"}, "b": {"caption": "x"}})
-    assert '1 keys fit several images: "a" (a.JPG, a.png)' in problem and "with their endings" in problem
+    assert '1 keys match several images: "a" (a.JPG, a.png)' in problem and "with their extensions" in problem
     assert [record.key for record in scan({"a.png": {"caption": "x"}})] == ["a.png"]
 
 
@@ -157,10 +157,14 @@ def test_wrong_values_are_named_together_by_their_keys(scan: Scan, tmp_path: Pat
     )
     for part in ('"a".tags = 5 is not valid', '"a".caption = ["x"] is not valid', '"b" = "a cat" is not valid'):
         assert sum(part in problem for problem in problems) == 1, (part, problems)
-    for part in ('"c".train_resolution = [64] ', '"d".train_resolution = [64, true] ', '"" is no name of an image'):
+    for part in (
+        '"c".train_resolution = [64] ',
+        '"d".train_resolution = [64, true] ',
+        '"" is not the name of an image',
+    ):
         assert sum(part in problem for problem in problems) == 1, (part, problems)
     assert all("meta.json" in problem for problem in problems)
-    assert any("gone" in problem and "are not there" in problem for problem in problems)
+    assert any("gone" in problem and "not found" in problem for problem in problems)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +177,7 @@ def test_wrong_values_are_named_together_by_their_keys(scan: Scan, tmp_path: Pat
         ('{"a": NaN}', "NaN is no number of JSON"),
         ('{"a": {"caption": "\\ud800"}}', "half of a character"),
         ("[" * 100_000, "nested too deeply"),
-        ("[]", "is no table"),
+        ("[]", "is not a table"),
         ("{}", "describes no images"),
     ],
 )
@@ -200,8 +204,8 @@ def test_all_images_that_are_gone_stand_in_one_error(scan: Scan, tmp_path: Path)
     save_image(tmp_path / "img" / "a.png", (8, 8))
     gone = [f"{number}.png" for number in range(300)]
     (problem,) = _problems(scan, {name: {"caption": "x"} for name in ["a", *gone, str(tmp_path / "b.jpg")]})
-    assert "301 images are not there: 0.png, 1.png," in problem and "199.png and 101 more" in problem
-    assert f"looked for in {tmp_path / 'img'}" in problem
+    assert "301 images not found: 0.png, 1.png," in problem and "199.png and 101 more" in problem
+    assert f"searched in {tmp_path / 'img'}" in problem
 
 
 def test_of_two_entries_of_one_image_the_first_counts(scan: Scan, tmp_path: Path, caplog) -> None:
@@ -209,7 +213,7 @@ def test_of_two_entries_of_one_image_the_first_counts(scan: Scan, tmp_path: Path
     with caplog.at_level(logging.WARNING):
         records = scan({"a": {"caption": "first"}, f"{tmp_path.as_posix()}/img/a.png": {}, "a.png": {"caption": "z"}})
     assert [record.caption for record in records] == ["first"]
-    assert "2 entries are left out" in caplog.text and "a.png (named a before)" in caplog.text
+    assert "skipping 2 duplicate entries" in caplog.text and "a.png (same image as a)" in caplog.text
 
 
 def test_bad_images_are_named_or_left_out(scan: Scan, tmp_path: Path, caplog) -> None:
@@ -221,10 +225,10 @@ def test_bad_images_are_named_or_left_out(scan: Scan, tmp_path: Path, caplog) ->
     assert len(problems) == 2 and "empty.png" in problems[0] and "text.png" in problems[1]
     with caplog.at_level(logging.WARNING):
         assert [record.key for record in scan(entries, skip_unreadable=True)] == ["good.png"]
-    assert "2 images cannot be read" in caplog.text and "empty.png" in caplog.text and "text.png" in caplog.text
+    assert "skipping 2 unreadable images" in caplog.text and "empty.png" in caplog.text and "text.png" in caplog.text
     del entries["good"]
     (problem,) = _problems(scan, entries, skip_unreadable=True)
-    assert "describes no image that can be read" in problem
+    assert "describes no readable image" in problem
 
 
 def test_the_size_is_the_one_after_exif_orientation(scan: Scan, tmp_path: Path) -> None:
@@ -269,7 +273,7 @@ def test_full_paths_need_no_train_data_dir(tmp_path: Path) -> None:
     assert _in_json(tmp_path, {str(path): {"caption": "x"}}).num_items == 1
     with pytest.raises(UserError) as caught:
         _in_json(tmp_path, {"a": {"caption": "x"}})
-    assert "--in_json" in caught.value.message and "a (looked for" in caught.value.message
+    assert "--in_json" in caught.value.message and "a (searched in" in caught.value.message
     assert "--train_data_dir" in caught.value.hint
 
 
@@ -304,7 +308,7 @@ def test_a_metadata_file_without_entries_is_left_out_beside_others(load_toml, ma
         (dataset,) = load_toml(text + subset.replace("NAME", "meta")).datasets
     assert [record.caption for record in dataset.records] == ["x", "y"]
     assert [subset.key_path for subset in dataset.config.subsets] == ["datasets[0].subsets[1]"]
-    assert sum("none.json describes no images, and is left out" in each for each in caplog.messages) == 1
+    assert sum("none.json describes no images, and is skipped" in each for each in caplog.messages) == 1
     with pytest.raises(UserError, match="none.json describes no images"):
         load_toml(text)
 

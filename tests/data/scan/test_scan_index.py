@@ -162,7 +162,7 @@ def test_a_damaged_index_is_made_anew_with_a_warning(folder: Path, how: str, cap
     (folder / INDEX_NAME).write_bytes(DAMAGED[how](sound))
     with caplog.at_level(logging.WARNING):
         assert _scan(folder, class_tokens="x") == first
-    assert caplog.text.count("is damaged and is made anew") == 1 and INDEX_NAME in caplog.text
+    assert caplog.text.count("is corrupt and will be rebuilt") == 1 and INDEX_NAME in caplog.text
     assert (folder / INDEX_NAME).read_bytes() == sound
 
 

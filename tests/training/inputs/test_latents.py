@@ -165,7 +165,7 @@ def test_prepared_latents_are_used_as_they_are_beside_images_that_are_encoded(fa
     assert torch.equal(source.latents_of(batch_of(keys, latents=torch.from_numpy(prepared[None]))), expected)
     (tmp_path / "data" / "01.npz").unlink()
     for options in ({}, {"cache_latents": True}, {"cache_latents_to_disk": True}):
-        with pytest.raises(UserError, match="01.npz are missing"):
+        with pytest.raises(UserError, match="latents not found: .*01.npz"):
             source_of(family, **options).fill_caches(Data)
 
 
@@ -230,8 +230,8 @@ def test_files_of_another_program_are_trusted_or_made_anew_with_one_line(family,
     checking = source_of(family, cache_latents_to_disk=True)
     with caplog.at_level(logging.WARNING):
         checking.fill_caches(data)
-    assert [record.getMessage() for record in caplog.records if "made anew" in record.getMessage()] == [
-        "the cached latents of 3 images are made anew: 3 of another program, without a note of what they were made "
+    assert [record.getMessage() for record in caplog.records if "re-encoding" in record.getMessage()] == [
+        "re-encoding the cached latents of 3 images: 3 from another program, which does not record what they were made "
         "from (--skip_cache_check trusts them)"
     ]
     assert not any((read_latents(key, checking.fingerprint).latents == 7).all() for key in data.latent_keys())
