@@ -72,7 +72,7 @@ def test_training_says_once_which_captions_are_too_long(data_dir, tmp_path, capl
         train(data_dir, tmp_path / "out", max_train_steps=1)
     said = [record.getMessage() for record in caplog.records if "tokens" in record.getMessage()]
     assert len(said) == 1
-    assert said[0].startswith("2 captions have more than the 75 tokens") and "(76)" in said[0] and "(200)" in said[0]
+    assert said[0].startswith("2 captions have more than 75 tokens") and "(76)" in said[0] and "(200)" in said[0]
     shutil.rmtree(tmp_path / "out")
     caplog.clear()
     with caplog.at_level(logging.WARNING):

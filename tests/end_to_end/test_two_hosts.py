@@ -132,9 +132,9 @@ def test_machines_with_disks_of_their_own_fill_caches_of_their_own(tmp_path):
 
 
 DIFFERENCES = {
-    "images": "the processes see different images",
-    "folders": "the processes find the images in folders of different names",
-    "state": "the processes would begin behind different steps: 0, 2",
+    "images": "the processes have different images",
+    "folders": "the processes have the images under different paths",
+    "state": "the processes would start after different steps: 0, 2",
     "options": "the processes have different options: --max_train_steps, --max_grad_norm",
 }
 

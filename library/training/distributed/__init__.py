@@ -1,1 +1,1 @@
-"""Several processes: gradient all-reduce, sharding by ZeRO and FSDP, and agreement between processes."""
+"""Training with several processes: gradient all-reduce, sharding by ZeRO and FSDP, checks that processes agree."""

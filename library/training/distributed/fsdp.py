@@ -1,7 +1,7 @@
-"""Each process has a part of every weight, gradient and optimizer state: PyTorch's `fully_shard` (FSDP2).
+"""FSDP: weights, gradients and optimizer states are sharded over the processes, by PyTorch's `fully_shard` (FSDP2).
 
-A unit's weights are gathered when they are computed with, and freed afterwards; gradients are summed and shared out
-in each backward pass ("PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", Zhao et al., 2304.11277).
+The weights of a unit are all-gathered before its computation and freed afterwards; gradients are reduce-scattered in
+each backward pass ("PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", Zhao et al., 2304.11277).
 """
 
 from __future__ import annotations
@@ -36,48 +36,48 @@ T = TypeVar("T")
 
 
 class FSDP:
-    """A `ParallelStrategy` of `learner.py`; what the optimizer steps for are `DTensor` parameters."""
+    """The `ParallelStrategy` of FSDP; the optimizer updates sharded `DTensor` parameters."""
 
     shares_weights = True
 
     def __init__(
         self,
-        plan: FSDPConfig,
+        config: FSDPConfig,
         accelerator: Accelerator,
         modules: Sequence[nn.Module],
         groups: Sequence[ParamGroup],
         make_optimizer: MakeOptimizer,
     ):
-        """modules: in which the groups' parameters are. Raises `UserError` for units that are not in them."""
+        """modules: contain the groups' parameters. Raises `UserError` for units that are not in them."""
         ensure_process_group(accelerator.device)
         self._accelerator = accelerator
         self._modules = list(modules)
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         self._root = Root(modules)
-        self._offloads = plan.offloads
-        places = {id(param): place for place, param in _places(modules)}
-        places_of_groups = [[places[id(param)] for param in group.params] for group in groups]
-        self._shard(plan)
+        self._offloads = config.offloads
+        names = {id(param): name for name, param in _named_params(modules)}
+        names_in_groups = [[names[id(param)] for param in group.params] for group in groups]
+        self._shard_modules(config)
         self.groups = [
             replace(group, params=[module.get_parameter(name) for module, name in inside])
-            for group, inside in zip(groups, places_of_groups, strict=True)
+            for group, inside in zip(groups, names_in_groups, strict=True)
         ]
         self._params = all_params(self.groups)
         self.optimizer = make_optimizer(self.groups)
 
-    def _shard(self, plan: FSDPConfig) -> None:
+    def _shard_modules(self, config: FSDPConfig) -> None:
         policy = OffloadPolicy()
-        if plan.offloads:
+        if config.offloads:
             policy = CPUOffloadPolicy(pin_memory=self._accelerator.device.type != "cpu")
-        for unit in _units(plan, self._modules):
-            fully_shard(unit, mesh=self._mesh, reshard_after_forward=plan.frees_after_forward, offload_policy=policy)
+        for unit in _units(config, self._modules):
+            fully_shard(unit, mesh=self._mesh, reshard_after_forward=config.frees_after_forward, offload_policy=policy)
         fully_shard(self._root, mesh=self._mesh, offload_policy=policy)
 
     def run(self, compute: Callable[[], T]) -> T:
         try:
             return self._root(compute)
         finally:
-            if not torch.is_grad_enabled():  # otherwise the backward pass does it
+            if not torch.is_grad_enabled():  # otherwise the backward pass frees the weights
                 self._free()
 
     def _free(self) -> None:
@@ -86,17 +86,17 @@ class FSDP:
                 module.reshard()
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        (loss * self._accelerator.num_processes).backward()  # the gradients' mean is taken
+        (loss * self._accelerator.num_processes).backward()  # FSDP averages the gradients
 
     def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
-        parts = [param.grad.to_local() for param in self._params if param.grad is not None]
-        squares = torch.nn.utils.get_total_norm(parts).to(self._accelerator.device, torch.float32) ** 2
+        shards = [param.grad.to_local() for param in self._params if param.grad is not None]
+        squares = torch.nn.utils.get_total_norm(shards).to(self._accelerator.device, torch.float32) ** 2
         if self._accelerator.num_processes > 1:
             squares = self._accelerator.reduce(squares, reduction="sum")
         norm = squares.sqrt()
         factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-        for part in parts:
-            part.mul_(factor.to(part.device, part.dtype))
+        for shard in shards:
+            shard.mul_(factor.to(shard.device, shard.dtype))
         return norm
 
     def step(self) -> None:
@@ -112,67 +112,67 @@ class FSDP:
         return are_all_finite([param.to_local() for param in self._params], self._accelerator)
 
     def gathered_weights(self) -> AbstractContextManager[None]:
-        return swapped_weights(self._modules, self._whole_one, is_reader=self._accelerator.is_main_process)
+        return swapped_weights(self._modules, self._gather_one, is_reader=self._accelerator.is_main_process)
 
-    def _whole_one(self, value: torch.Tensor) -> torch.Tensor:
-        """A value as it lies over the processes -> the whole of it, on the device."""
+    def _gather_one(self, value: torch.Tensor) -> torch.Tensor:
+        """Sharded value -> full tensor on the device (all-gather)."""
         if not isinstance(value, DTensor):
             return value.detach()
-        part = value.detach().to_local().to(self._accelerator.device)
+        shard = value.detach().to_local().to(self._accelerator.device)
         on_device = DTensor.from_local(
-            part, self._mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
+            shard, self._mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
         )
         return on_device.full_tensor()
 
     def gather(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         gathered = []
         for value in values:
-            whole = self._whole_one(value)
+            full = self._gather_one(value)
             if self._accelerator.is_main_process:
-                gathered.append(whole.cpu())
+                gathered.append(full.cpu())
         return gathered
 
     def shard(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [self._share_of(index, value) for index, value in enumerate(values[: len(self._params)])]
+        return [self._shard_one(index, value) for index, value in enumerate(values[: len(self._params)])]
 
-    def _share_of(self, index: int, value: torch.Tensor) -> torch.Tensor:
-        share = distribute_tensor(
+    def _shard_one(self, index: int, value: torch.Tensor) -> torch.Tensor:
+        shard = distribute_tensor(
             value.to(self._accelerator.device), self._mesh, self._params[index].placements, src_data_rank=None
         )
-        return share.cpu() if self._offloads else share
+        return shard.cpu() if self._offloads else shard
 
     def optimizer_state(self) -> dict[str, Any]:
         def gathered(index: int, value: torch.Tensor) -> torch.Tensor | None:
-            whole = self._whole_one(value)
-            return whole.cpu() if self._accelerator.is_main_process else None
+            full = self._gather_one(value)
+            return full.cpu() if self._accelerator.is_main_process else None
 
         return map_state(self.optimizer.state_dict(), self._shapes(), gathered)
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
-        load_exactly(self.optimizer, map_state(state, self._shapes(), self._share_of))
+        load_exactly(self.optimizer, map_state(state, self._shapes(), self._shard_one))
 
     def _shapes(self) -> list[torch.Size]:
         return [param.shape for param in self._params]
 
 
-def _places(modules: Sequence[nn.Module]) -> Iterator[tuple[tuple[nn.Module, str], nn.Parameter]]:
+def _named_params(modules: Sequence[nn.Module]) -> Iterator[tuple[tuple[nn.Module, str], nn.Parameter]]:
     for root in modules:
         for name, param in root.named_parameters(remove_duplicate=False):
             yield (root, name), param
 
 
-def _units(plan: FSDPConfig, modules: Sequence[nn.Module]) -> list[nn.Module]:
-    """The modules that are gathered and freed by themselves, inner ones first."""
+def _units(config: FSDPConfig, modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """The FSDP units: modules whose weights are gathered and freed together, inner ones first."""
     inside = [each for root in modules for each in reversed(list(root.modules()))]
-    if plan.units == "size":
-        return list(_large_blocks(modules, plan.unit_size))
-    if plan.units == "whole":
+    if config.units == "size":
+        return list(_large_blocks(modules, config.unit_size))
+    if config.units == "whole":
         return []
-    classes = set(plan.unit_classes)
+    classes = set(config.unit_classes)
     if not classes:
         classes = {name for each in inside for name in getattr(each, "_no_split_modules", None) or ()}
     found = [each for each in inside if type(each).__name__ in classes]
-    missing = set(plan.unit_classes) - {type(each).__name__ for each in found}
+    missing = set(config.unit_classes) - {type(each).__name__ for each in found}
     if missing or not found:
         known = sorted({type(each).__name__ for each in inside if any(True for _ in each.parameters())})
         raise UserError(
@@ -184,9 +184,9 @@ def _units(plan: FSDPConfig, modules: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def _large_blocks(modules: Sequence[nn.Module], size: int) -> Iterator[nn.Module]:
-    """Blocks with more parameters than `size` that are in no other of them, inner ones first.
+    """Disjoint blocks with more parameters than `size`, inner ones first.
 
-    A block is a member of a list of modules: nothing reaches into one from outside, while it is not gathered.
+    A block is a member of an `nn.ModuleList`: no code outside a block uses its weights, which are not always gathered.
     """
     lists = [each for root in modules for each in root.modules() if isinstance(each, nn.ModuleList)]
     taken: set[nn.Parameter] = set()

@@ -1,4 +1,4 @@
-"""Options of training with several processes."""
+"""Options of training with several processes: DDP, DeepSpeed ZeRO."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import ClassVar
 
 from library.cli.options import option
 
-_DDP = "accepted, and without effect: this program sums gradients itself, not by DistributedDataParallel"
-_UNUSED = "accepted, and without effect"
-_NVME = "refused: this program offloads to the computer's memory alone"
+_DDP = "accepted without effect: gradients are all-reduced without DistributedDataParallel (DDP)"
+_UNUSED = "accepted without effect"
+_NVME = "rejected: offloading is to CPU memory only"
 
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """Several processes that train together, as `accelerate launch` starts them."""
+    """Training with several processes, as `accelerate launch` starts them."""
 
     GROUP: ClassVar[str] = "Several processes"
 
     ddp_timeout: int | None = option(
-        help="minutes that a process waits for the others (default: PyTorch's, 10 between GPUs, 30 between CPUs)",
+        help="timeout in minutes when a process waits for the others (default: PyTorch's, 10 for GPUs, 30 for CPUs)",
         minimum=1,
         metavar="MINUTES",
         on_resume="unimportant",
@@ -29,45 +29,44 @@ class ProcessOptions:
     ddp_static_graph: bool = option(False, help=_DDP, on_resume="unimportant")
     deepspeed: bool = option(
         False,
-        help="whole models: share what training needs out over the processes, by DeepSpeed's ZeRO; needs less memory in"
-        " each",
+        help="shard optimizer state, gradients and weights over processes with DeepSpeed ZeRO (full fine-tuning only)",
         on_resume="unimportant",
     )
     zero_stage: int | None = option(
-        help="what is shared out: 1, the optimizer's state; 2, gradients too; 3, weights too; 0, nothing (default:"
+        help="what ZeRO shards: 1, optimizer states; 2, gradients too; 3, weights too; 0, nothing (default:"
         " accelerate's configuration, or 2)",
         minimum=0,
         maximum=3,
         on_resume="unimportant",
     )
     offload_optimizer_device: str | None = option(
-        help="cpu keeps the optimizer's state in the computer's memory, and steps there (default: accelerate's"
+        help="cpu: offload optimizer states to CPU memory, and run the optimizer there (default: accelerate's"
         " configuration, or none)",
         choices=("none", "cpu", "nvme"),
         on_resume="unimportant",
     )
     offload_optimizer_nvme_path: str | None = option(help=_NVME, metavar="FOLDER", on_resume="unimportant")
     offload_param_device: str | None = option(
-        help="with --zero_stage 3, cpu keeps weights in the computer's memory between their uses (default: accelerate's"
+        help="cpu, with --zero_stage 3: offload weights to CPU memory while they are not used (default: accelerate's"
         " configuration, or none)",
         choices=("none", "cpu", "nvme"),
         on_resume="unimportant",
     )
     offload_param_nvme_path: str | None = option(help=_NVME, metavar="FOLDER", on_resume="unimportant")
     zero3_init_flag: bool = option(
-        False, help=f"{_UNUSED}: each process loads the model before it is shared out", on_resume="unimportant"
+        False, help=f"{_UNUSED}: each process loads the full model before sharding", on_resume="unimportant"
     )
     zero3_save_16bit_model: bool = option(
-        False, help=f"{_UNUSED}: saved files are whole, in --save_precision", on_resume="unimportant"
+        False, help=f"{_UNUSED}: saved files are never sharded, and are in --save_precision", on_resume="unimportant"
     )
     fp16_master_weights_and_gradients: bool = option(
-        False, help="refused: weights and gradients are kept in float32", on_resume="unimportant"
+        False, help="rejected: weights and gradients are kept in float32", on_resume="unimportant"
     )
 
     def without_effect(self) -> Iterator[str]:
         for name in ("ddp_gradient_as_bucket_view", "ddp_static_graph"):
             if getattr(self, name):
-                yield f"--{name} does nothing: this program sums gradients itself"
+                yield f"--{name} does nothing: gradients are all-reduced without DistributedDataParallel"
 
 
 DEEPSPEED_OPTIONS = (

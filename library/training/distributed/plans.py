@@ -1,7 +1,7 @@
-"""How a run is asked to share what learns out over its processes, and what cannot be shared out. Imports no torch.
+"""Reads and checks the sharding configuration (ZeRO or FSDP). Imports no torch.
 
-It is asked by options (`--deepspeed --zero_stage 2`) or by accelerate: what `accelerate launch` is told, on its
-command line or by its configuration file, arrives here in environment variables.
+It comes from options (`--deepspeed --zero_stage 2`) or from accelerate: what `accelerate launch` is given, on its
+command line or in its configuration file, arrives here in environment variables.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from library.training.optimization.options import AverageOptions, OptimizerOptio
 from library.training.options import TrainingOptions
 
 _TRUE = ("1", "true", "yes", "on", "y", "t")
-# ways of accelerate that are no ways of this program
-_UNFIT = {
+# modes of accelerate that are not supported
+_UNSUPPORTED = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
 }
 _FSDP1_STRATEGIES = {"1": "FULL_SHARD", "2": "SHARD_GRAD_OP", "3": "NO_SHARD", "4": "HYBRID_SHARD"}
-# parts of a DeepSpeed configuration that are this program's own, and the options that stand for them
+# sections of a DeepSpeed configuration that are options of this program instead
 _OWN_SECTIONS = {
     "optimizer": "--optimizer_type",
     "scheduler": "--lr_scheduler",
@@ -38,23 +38,23 @@ _OWN_SECTIONS = {
     "bf16": "--mixed_precision",
 }
 
-_DEEPSPEED_VERSION = (0, 19, 8)  # the first that leaves such a step out in float32
+_DEEPSPEED_VERSION = (0, 19, 8)  # the first that skips steps with non-finite gradients in float32
 
-# what they do to a number depends on no other, so that each process can step for its share
+# elementwise optimizers: each process can update its shard alone
 OPTIMIZERS = ("AdamW", "Adam", "NAdam", "RAdam", "Adamax", "RMSprop", "SGD", "SGDNesterov", "Lion")
 
 
 @dataclass(frozen=True)
 class ZeroConfig:
-    """ZeRO, by DeepSpeed ("ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", 1910.02054).
+    """DeepSpeed ZeRO ("ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", 1910.02054).
 
-    Stage 1 shares out the optimizer's state, 2 the gradients too, 3 the weights too.
+    Stage 1 shards optimizer states, stage 2 gradients too, stage 3 weights too.
     """
 
     stage: int
-    offloads_optimizer: bool = False  # its state lies in the computer's memory, and it steps there
+    offloads_optimizer: bool = False  # optimizer states are in CPU memory, and the optimizer runs there
     offloads_params: bool = False
-    more: Mapping[str, Any] = field(default_factory=dict)  # of the section zero_optimization
+    more: Mapping[str, Any] = field(default_factory=dict)  # further settings of the section zero_optimization
     flag = "--deepspeed"
 
     @property
@@ -64,13 +64,13 @@ class ZeroConfig:
 
 @dataclass(frozen=True)
 class FSDPConfig:
-    """Fully sharded data parallelism, by PyTorch's `fully_shard` (FSDP2): weights, gradients, optimizer's state."""
+    """Fully sharded data parallel (FSDP2, `fully_shard`): weights, gradients and optimizer states are sharded."""
 
-    frees_after_forward: bool = True  # and gathers again for the backward pass
-    offloads: bool = False  # all of it lies in the computer's memory between its uses
-    units: str = "whole"  # what is gathered at a time: "whole", "classes" or "size"
-    unit_classes: tuple[str, ...] = ()  # none: those that the model says must not be split
-    unit_size: int = 0  # parameters of which more make a unit
+    frees_after_forward: bool = True  # and gathers weights again in the backward pass
+    offloads: bool = False  # all of it is in CPU memory while it is not used
+    units: str = "whole"  # FSDP units: "whole", "classes" or "size"
+    unit_classes: tuple[str, ...] = ()  # empty: the model's `_no_split_modules`
+    unit_size: int = 0  # blocks with more parameters than this are units
     flag = "FSDP"
     shares_weights = True
 
@@ -79,30 +79,30 @@ ShardingConfig = ZeroConfig | FSDPConfig
 
 
 def sharding_config(options: ProcessOptions, environment: Mapping[str, str]) -> ShardingConfig | None:
-    """What is asked for; None for processes that hold all of it. Raises `UserError` for what cannot be had."""
-    for variable, name in _UNFIT.items():
+    """The sharding asked for; None where every process holds a full copy. Raises `UserError` for unsupported modes."""
+    for variable, name in _UNSUPPORTED.items():
         if _is_on(environment, variable):
             raise UserError(
-                f"accelerate is configured for {name}: this program does not run under it",
+                f"accelerate is configured for {name}, which is not supported",
                 hint="choose several GPUs, DeepSpeed or FSDP in `accelerate config`",
             )
     if options.deepspeed or _is_on(environment, "ACCELERATE_USE_DEEPSPEED"):
-        return _zero_plan(options, environment)
+        return _zero_config(options, environment)
     if _is_on(environment, "ACCELERATE_USE_FSDP"):
-        return _fsdp_plan(environment)
+        return _fsdp_config(environment)
     return None
 
 
 def without_effect(options: ProcessOptions, environment: Mapping[str, str], training: TrainingOptions) -> Iterator[str]:
-    """What is given and does nothing, a line each."""
+    """Options that have no effect, one line each."""
     is_deepspeed = options.deepspeed or _is_on(environment, "ACCELERATE_USE_DEEPSPEED")
     given = [f"--{name}" for name in DEEPSPEED_OPTIONS if getattr(options, name) not in (None, False)]
     if given and not is_deepspeed:
-        yield f"{', '.join(given)} without --deepspeed: nothing is shared out by DeepSpeed"
+        yield f"{', '.join(given)} without --deepspeed: DeepSpeed is not used"
     if is_deepspeed and options.zero3_init_flag:
-        yield "--zero3_init_flag does nothing: each process loads the model before it is shared out"
+        yield "--zero3_init_flag does nothing: each process loads the full model before sharding"
     if is_deepspeed and options.zero3_save_16bit_model:
-        yield "--zero3_save_16bit_model does nothing: saved files are whole anyway, in --save_precision"
+        yield "--zero3_save_16bit_model does nothing: saved files are never sharded, and are in --save_precision"
     if is_deepspeed:
         for variable, flag in (
             ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps"),
@@ -110,10 +110,10 @@ def without_effect(options: ProcessOptions, environment: Mapping[str, str], trai
         ):
             value, own = environment.get(variable), getattr(training, flag)
             if value not in (None, "", "auto") and _number(value) != own:
-                yield f"accelerate's configuration says {value}, but --{flag} {own:g} is what counts"
+                yield f"accelerate's configuration says {value}, but --{flag} {own:g} is used"
     is_fsdp = not is_deepspeed and _is_on(environment, "ACCELERATE_USE_FSDP")
     if is_fsdp and _is_on(environment, "FSDP_ACTIVATION_CHECKPOINTING"):
-        yield "accelerate's fsdp_activation_checkpointing does nothing: --gradient_checkpointing is for that"
+        yield "accelerate's fsdp_activation_checkpointing does nothing: use --gradient_checkpointing"
 
 
 def sharding_problems(
@@ -123,11 +123,11 @@ def sharding_problems(
     average: AverageOptions,
     compiles: bool,
 ) -> Iterator[UserError]:
-    """What of the other options does not go with what learns lying in parts. `compiles`: `--torch_compile`."""
+    """Options that cannot be combined with sharding. `compiles`: `--torch_compile`."""
     name = optimizer.optimizer
     if find_optimizer(name) not in [find_optimizer(known) for known in OPTIMIZERS]:
         yield UserError(
-            f"{plan.flag} with --optimizer_type {name}: it cannot step for a part of what learns",
+            f"{plan.flag} with --optimizer_type {name}: this optimizer does not support sharded parameters",
             hint=f"use one of {', '.join(OPTIMIZERS)}",
         )
     if training.mixed_precision == "fp16":
@@ -139,22 +139,23 @@ def sharding_problems(
         )
     if training.fused_backward_pass:
         yield UserError(
-            f"{plan.flag} with --fused_backward_pass: gradients are summed when all are there", hint="leave it out"
+            f"{plan.flag} with --fused_backward_pass: gradients are reduced after the backward pass",
+            hint="leave it out",
         )
     if compiles:
         yield UserError(f"{plan.flag} with --torch_compile", hint="leave it out")
     if average.ema and isinstance(plan, ZeroConfig) and plan.stage == 3:
         yield UserError(
-            "--deepspeed --zero_stage 3 with --ema: the average would be of what is not there",
+            "--deepspeed --zero_stage 3 with --ema: EMA is not supported with sharded weights (stage 3)",
             hint="use --zero_stage 2, or FSDP",
         )
 
 
-def _zero_plan(options: ProcessOptions, environment: Mapping[str, str]) -> ShardingConfig | None:
+def _zero_config(options: ProcessOptions, environment: Mapping[str, str]) -> ShardingConfig | None:
     config = _deepspeed_file(environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"))
 
     def chosen(name: str, variable: str, *keys: str) -> Any:
-        """The option, or what the configuration file says, or accelerate's variable."""
+        """The option, else the value of the configuration file, else accelerate's environment variable."""
         value: Any = config
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -162,33 +163,33 @@ def _zero_plan(options: ProcessOptions, environment: Mapping[str, str]) -> Shard
         return own if own is not None else value if value is not None else environment.get(variable)
 
     stage = chosen("zero_stage", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "stage")
-    places = {
+    devices = {
         what: chosen(f"{what}_device", f"ACCELERATE_DEEPSPEED_{what.upper()}_DEVICE", what, "device") or "none"
         for what in ("offload_optimizer", "offload_param")
     }
     stage = 2 if stage is None else _number(stage)
-    more = {key: value for key, value in config.items() if key not in ("stage", *places) and value != "auto"}
-    plan = ZeroConfig(stage, places["offload_optimizer"] == "cpu", places["offload_param"] == "cpu", more)
-    raise_together([*_zero_problems(stage, places, options)])
+    more = {key: value for key, value in config.items() if key not in ("stage", *devices) and value != "auto"}
+    plan = ZeroConfig(stage, devices["offload_optimizer"] == "cpu", devices["offload_param"] == "cpu", more)
+    raise_together([*_zero_problems(stage, devices, options)])
     if stage == 0:
         return None
     return plan
 
 
-def _zero_problems(stage: Any, places: Mapping[str, str], options: ProcessOptions) -> Iterator[UserError]:
+def _zero_problems(stage: Any, devices: Mapping[str, str], options: ProcessOptions) -> Iterator[UserError]:
     if stage not in (0, 1, 2, 3):
-        yield UserError(f"--zero_stage {stage} is none of 0, 1, 2, 3", hint="2 is usual")
-    for what, place in places.items():
-        flag = f"--{what}_device {place}"
+        yield UserError(f"--zero_stage {stage} is not 0, 1, 2 or 3", hint="2 is usual")
+    for what, device in devices.items():
+        flag = f"--{what}_device {device}"
         lowest = 3 if what == "offload_param" else 1
-        if place not in ("none", "cpu"):
-            yield UserError(f"{flag}: this program offloads to the computer's memory alone", hint="give cpu, or none")
-        elif place == "cpu" and stage in (0, 1, 2) and stage < lowest:
+        if device not in ("none", "cpu"):
+            yield UserError(f"{flag}: offloading is to CPU memory only", hint="give cpu, or none")
+        elif device == "cpu" and stage in (0, 1, 2) and stage < lowest:
             yield UserError(f"{flag} with --zero_stage {stage}", hint=f"give --zero_stage {lowest}, or leave it out")
     for name in ("offload_optimizer_nvme_path", "offload_param_nvme_path"):
         if getattr(options, name) is not None:
             yield UserError(
-                f"--{name}: this program offloads to the computer's memory alone",
+                f"--{name}: offloading is to CPU memory only",
                 hint=f"give --{name.replace('nvme_path', 'device')} cpu",
             )
     if options.fp16_master_weights_and_gradients:
@@ -208,13 +209,13 @@ def _package_problems() -> Iterator[UserError]:
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if numbers < _DEEPSPEED_VERSION:
         yield UserError(
-            f"--deepspeed needs deepspeed {needed}; {version}, which is installed, applies steps that are not finite",
+            f"--deepspeed needs deepspeed {needed}; {version}, which is installed, applies non-finite (NaN, inf) steps",
             hint="pip install -U deepspeed",
         )
 
 
 def _deepspeed_file(path: str | None) -> dict[str, Any]:
-    """The section zero_optimization of DeepSpeed's own configuration file, which accelerate's can name."""
+    """The section zero_optimization of a DeepSpeed configuration file, which accelerate's configuration can name."""
     if path in (None, "", "none"):
         return {}
     try:
@@ -225,7 +226,9 @@ def _deepspeed_file(path: str | None) -> dict[str, Any]:
             f"accelerate's deepspeed_config_file {path} cannot be read: {error.strerror}", hint="check its path"
         ) from None
     except ValueError as error:
-        raise UserError(f"accelerate's deepspeed_config_file {path} is no JSON: {error}", hint="mend it") from None
+        raise UserError(
+            f"accelerate's deepspeed_config_file {path} is not valid JSON: {error}", hint="fix the file"
+        ) from None
     section = config.get("zero_optimization", {}) if isinstance(config, dict) else None
     if not isinstance(section, dict):
         raise UserError(f"{path} holds no section zero_optimization", hint="see DeepSpeed's documentation")
@@ -233,14 +236,14 @@ def _deepspeed_file(path: str | None) -> dict[str, Any]:
     for key, value in config.items():
         is_off = isinstance(value, dict) and value.get("enabled") in (False, "auto")
         if key in _OWN_SECTIONS and value != "auto" and not is_off:
-            problems.append(UserError(f"{path} sets {key}", hint=f"take it out, and give {_OWN_SECTIONS[key]}"))
+            problems.append(UserError(f"{path} sets {key}", hint=f"remove it, and use {_OWN_SECTIONS[key]}"))
         elif key not in _OWN_SECTIONS and key not in ("zero_optimization", "steps_per_print", "wall_clock_breakdown"):
-            problems.append(UserError(f"{path} sets {key}, which this program does not use", hint="take it out"))
+            problems.append(UserError(f"{path} sets {key}, which is not supported", hint="remove it"))
     raise_together(problems)
     return section
 
 
-def _fsdp_plan(environment: Mapping[str, str]) -> FSDPConfig | None:
+def _fsdp_config(environment: Mapping[str, str]) -> FSDPConfig | None:
     frees = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").upper()
     strategy = environment.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD").upper()
     if environment.get("FSDP_VERSION", "1") == "1":
@@ -249,7 +252,7 @@ def _fsdp_plan(environment: Mapping[str, str]) -> FSDPConfig | None:
             return None
         if strategy not in ("FULL_SHARD", "SHARD_GRAD_OP"):
             raise UserError(
-                f"accelerate is configured for FSDP with {strategy}, which this program does not know",
+                f"accelerate is configured for FSDP with {strategy}, which is not supported",
                 hint="choose FULL_SHARD or SHARD_GRAD_OP, or fsdp_version 2",
             )
         frees = "TRUE" if strategy == "FULL_SHARD" else "FALSE"
@@ -257,7 +260,7 @@ def _fsdp_plan(environment: Mapping[str, str]) -> FSDPConfig | None:
     units = {"NO_WRAP": "whole", "TRANSFORMER_BASED_WRAP": "classes", "SIZE_BASED_WRAP": "size"}.get(policy)
     if units is None:
         raise UserError(
-            f"accelerate is configured for FSDP with fsdp_auto_wrap_policy {policy}, which is not known",
+            f"accelerate is configured for FSDP with fsdp_auto_wrap_policy {policy}, which is not supported",
             hint="choose TRANSFORMER_BASED_WRAP, SIZE_BASED_WRAP or NO_WRAP",
         )
     classes = environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
@@ -275,7 +278,7 @@ def _is_on(environment: Mapping[str, str], variable: str) -> bool:
 
 
 def _number(text: Any) -> Any:
-    """The number that a text or a value of a file is, or what it is."""
+    """The value as a number, or unchanged where it is none."""
     try:
         number = float(text)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Several processes that train together: whether they do the same, and what is said when one of them is gone."""
+"""Checks that the processes of a run agree, and the error when one of them is lost."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from library.cli.options import option_fields
 from library.cli.parser import Options
 from library.data.batches.plan import TrainingData
 
-# what gloo, which has no class of its own for it, says of a process that ended or is silent
+# in gloo's errors about a process that ended or does not answer; it has no exception class for them
 _LOST = ("gloo", "Connection closed by peer", "Connection reset by peer")
 
 
 @contextmanager
 def process_errors() -> Iterator[None]:
-    """Turns the loss of another process into a `LostProcess`."""
+    """Turns the errors of a lost process into a `LostProcess`."""
     try:
         yield
-    except RuntimeError as error:  # of which PyTorch's own for this are kinds
+    except RuntimeError as error:  # the base class of PyTorch's distributed errors
         is_known = isinstance(error, torch.distributed.DistError)
         if not is_launched() or not (is_known or any(sign in str(error) for sign in _LOST)):
             raise
         raise LostProcess(
             "another process of this run has ended, or does not answer",
-            hint="what it said itself is the cause; where it was only slow, --ddp_timeout waits longer",
+            hint="see that process's own error; if it was only slow, raise --ddp_timeout",
         ) from None
 
 
 def check_same_run(accelerator: Accelerator, options: Options, data: TrainingData, num_steps_done: int) -> None:
-    """Raises `UserError`, in all processes, where they would go different ways: machines have files of their own.
+    """Raises `UserError`, in all processes, where step, data or options differ: each machine has its own files.
 
-    num_steps_done: of the state to resume from. Call it before anything else that processes do together.
+    num_steps_done: of the state to resume from. Call it before any other collective operation.
     """
     if accelerator.num_processes == 1:
         return
-    places = hashlib.sha256("\n".join(key.path for key in data.latent_keys()).encode("utf-8", "surrogatepass")).digest()
-    everyone = gather_object([(num_steps_done, data.digest(), places, _values(options))])
-    steps, digests, all_places, values = zip(*everyone, strict=True)
+    paths = hashlib.sha256("\n".join(key.path for key in data.latent_keys()).encode("utf-8", "surrogatepass")).digest()
+    everyone = gather_object([(num_steps_done, data.digest(), paths, _values(options))])
+    steps, digests, all_paths, values = zip(*everyone, strict=True)
     if len(set(steps)) > 1:
         raise UserError(
-            f"the processes would begin behind different steps: {', '.join(map(str, sorted(set(steps))))}",
-            hint="all machines must see the state of --resume: let them share --output_dir, or copy the state",
+            f"the processes would start after different steps: {', '.join(map(str, sorted(set(steps))))}",
+            hint="all machines need the state of --resume: share --output_dir between them, or copy the state",
         )
     if len(set(digests)) > 1:
         raise UserError(
-            "the processes see different images, captions or settings of the dataset",
+            "the processes have different images, captions or dataset settings",
             hint="give all machines the same files and options",
         )
-    if len(set(all_places)) > 1:
+    if len(set(all_paths)) > 1:
         raise UserError(
-            "the processes find the images in folders of different names",
-            hint="let the same path lead to them on all machines",
+            "the processes have the images under different paths",
+            hint="use the same paths on all machines",
         )
     different = [f"--{name}" for name, value in values[0].items() if any(each[name] != value for each in values)]
     if different:
@@ -70,7 +70,7 @@ def check_same_run(accelerator: Accelerator, options: Options, data: TrainingDat
 
 
 def _values(options: Options) -> dict[str, Any]:
-    """The options that say what is done when; folders and names of files may be others on each machine."""
+    """The options that must be the same in all processes; folders and file names may differ between machines."""
     return {
         field.name: getattr(group, field.name)
         for group in options
@@ -80,10 +80,10 @@ def _values(options: Options) -> dict[str, Any]:
 
 
 def file_shares(accelerator: Accelerator) -> Iterator[tuple[int, int]]:
-    """Process i of n, for each time that files are to be made where they are missing.
+    """(rank, number of processes) of each pass in which missing cache files are written.
 
-    All processes share them out first; then, where there are several machines, those of each machine: it may not see
-    what the others have written.
+    First all processes split the files between them; then, with several machines, those of each machine do: it may not
+    see the files that the others have written.
     """
     yield accelerator.process_index, accelerator.num_processes
     local_rank, num_local = local_rank_and_count()

@@ -1,4 +1,7 @@
-"""What learns and its optimizer, whichever way they lie over the processes. The loop knows them only through this."""
+"""Parallel strategies: trained parameters and optimizer, replicated (DDP) or sharded (ZeRO, FSDP) over processes.
+
+The training loop uses them only through `ParallelStrategy`.
+"""
 
 from __future__ import annotations
 
@@ -22,49 +25,49 @@ MakeOptimizer = Callable[[Sequence[ParamGroup]], torch.optim.Optimizer]
 
 
 class ParallelStrategy(Protocol):
-    """Parameters, gradients and the optimizer. Every method is called by all processes together."""
+    """Parameters, gradients and the optimizer. Every method is collective: all processes call it together."""
 
-    shares_weights: bool  # each process has a part: whatever computes with the weights, all do together
-    groups: Sequence[ParamGroup]  # what each process has of them
+    shares_weights: bool  # weights are sharded: all processes compute with them together
+    groups: Sequence[ParamGroup]  # the parameters of this process
     optimizer: torch.optim.Optimizer
 
     def run(self, compute: Callable[[], T]) -> T:
-        """Runs what computes with the weights: a loss, or images."""
+        """Runs a computation with the weights: a loss, or sample images."""
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """Adds the gradients of a loss, of which the processes' sum counts. `is_last`: of this step."""
+        """Accumulates the gradients of a loss, to be summed over processes. `is_last`: last micro-batch of the step."""
 
     def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
-        """Sums gradients over the processes and limits their norm, which it gives; not finite: do not step."""
+        """All-reduces gradients and clips their norm. Returns the norm; where it is NaN or inf, skip the step."""
 
     def step(self) -> None:
-        """The optimizer's step."""
+        """The optimizer step."""
 
     def skip_step(self) -> None:
-        """Instead of a step: nothing is learned from the gradients."""
+        """Instead of `step`: discards the gradients (the fp16 gradient scaler lowers its scale)."""
 
     def zero_grad(self) -> None: ...
 
     def are_weights_finite(self) -> bool: ...
 
     def gathered_weights(self) -> AbstractContextManager[None]:
-        """Within it the first process has whole weights in its modules, to be read; nothing is computed with them."""
+        """Inside the context the first process has the full weights in its modules, for reading only."""
 
     def gather(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """From values that lie as the parameters do, one for each, the whole ones; for the first process."""
+        """Full tensors of values sharded as the parameters are, one for each; for the first process."""
 
     def shard(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """From whole values, one for each parameter, what this process has of them."""
+        """This process's shards of full tensors, one for each parameter."""
 
     def optimizer_state(self) -> dict[str, Any]:
-        """As the optimizer's `state_dict` is where one process holds all, for the first process."""
+        """The unsharded `state_dict` of the optimizer, for the first process."""
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
-        """Raises `ValueError` for the state of other parameters."""
+        """Loads an unsharded `state_dict`. Raises `ValueError` for the state of other parameters."""
 
 
 class Replicated:
-    """Each process holds all of it, sees a share of the images, and takes the same step.
+    """Data parallel (as DDP): every process holds a full copy, computes its own batches, and takes the same step.
 
     Implements `ParallelStrategy`.
     """
@@ -76,7 +79,7 @@ class Replicated:
         self._params = all_params(groups)
         self.groups = groups
         self.optimizer = make_optimizer(groups)
-        self._stepping = accelerator.prepare(self.optimizer)  # with the scaler of fp16
+        self._stepping = accelerator.prepare(self.optimizer)  # with the gradient scaler of fp16
 
     def run(self, compute: Callable[[], T]) -> T:
         return compute()
@@ -93,7 +96,7 @@ class Replicated:
 
     def skip_step(self) -> None:
         if self._accelerator.scaler is not None:
-            self._accelerator.scaler.update()  # lowers the scale: it has seen the gradients overflow
+            self._accelerator.scaler.update()  # lowers the scale after an overflow
 
     def zero_grad(self) -> None:
         self._stepping.zero_grad(set_to_none=True)
@@ -118,7 +121,7 @@ class Replicated:
 
 
 class Root(nn.Module):
-    """Modules under one, whose forward pass is whatever computes with them."""
+    """One module around all trained modules; its forward pass runs any computation with them."""
 
     def __init__(self, modules: Sequence[nn.Module]):
         super().__init__()
@@ -132,34 +135,34 @@ def all_params(groups: Sequence[ParamGroup]) -> list[nn.Parameter]:
     return [param for group in groups for param in group.params]
 
 
-def are_all_finite(parts: Sequence[torch.Tensor], accelerator: Accelerator) -> bool:
-    """Whether what the processes hold is finite everywhere; all of them call it with their parts."""
-    bad = torch.stack([~torch.isfinite(part).all() for part in parts]).sum().to(accelerator.device)
+def are_all_finite(shards: Sequence[torch.Tensor], accelerator: Accelerator) -> bool:
+    """Whether the shards of all processes are finite; collective."""
+    num_nonfinite = torch.stack([~torch.isfinite(shard).all() for shard in shards]).sum().to(accelerator.device)
     if accelerator.num_processes > 1:
-        bad = accelerator.reduce(bad, reduction="sum")
-    return not bad.item()
+        num_nonfinite = accelerator.reduce(num_nonfinite, reduction="sum")
+    return not num_nonfinite.item()
 
 
 @contextlib.contextmanager
 def swapped_weights(
-    modules: Sequence[nn.Module], whole_of: Callable[[nn.Parameter], torch.Tensor], *, is_reader: bool
+    modules: Sequence[nn.Module], gather: Callable[[nn.Parameter], torch.Tensor], *, is_reader: bool
 ) -> Iterator[None]:
-    """Within it the parameters of the modules are whole ones, on the CPU; afterwards those they were.
+    """Inside the context the modules have full parameters, on the CPU; afterwards the sharded ones again.
 
-    All processes call it, as `whole_of` gathers; only where `is_reader` are the parameters exchanged.
+    Collective, since `gather` is; the parameters are only exchanged in a process that `is_reader`.
     """
     own: list[tuple[nn.Module, str, nn.Parameter]] = []
-    whole: dict[nn.Parameter, nn.Parameter] = {}
+    full: dict[nn.Parameter, nn.Parameter] = {}
     for module in (each for root in modules for each in root.modules()):
         for name, param in module.named_parameters(recurse=False):
-            if param not in whole:
-                value = whole_of(param)
-                whole[param] = nn.Parameter(value.cpu(), requires_grad=False) if is_reader else param
+            if param not in full:
+                value = gather(param)
+                full[param] = nn.Parameter(value.cpu(), requires_grad=False) if is_reader else param
             own.append((module, name, param))
     try:
         if is_reader:
             for module, name, param in own:
-                module._parameters[name] = whole[param]
+                module._parameters[name] = full[param]
         yield
     finally:
         if is_reader:
@@ -170,7 +173,7 @@ def swapped_weights(
 def map_state(
     state: Mapping[str, Any], shapes: Sequence[torch.Size], change: Callable[[int, torch.Tensor], Any]
 ) -> dict[str, Any]:
-    """An optimizer's `state_dict`, with what has the shape of its parameter changed. `change` takes index and tensor.
+    """An optimizer's `state_dict` with `change(index, tensor)` applied to tensors of their parameter's shape.
 
     Raises `ValueError` for the state of other parameters.
     """
@@ -190,30 +193,30 @@ def map_state(
 
 
 def ensure_process_group(device: torch.device) -> None:
-    """A run of one process, without a launcher, has a group of its own."""
+    """Creates a process group for a run of one process that was started without a launcher."""
     if not torch.distributed.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
 def make_strategy(
-    plan: ShardingConfig | None,
+    sharding: ShardingConfig | None,
     accelerator: Accelerator,
     method: TrainingMethod,
     make_optimizer: MakeOptimizer,
     training: TrainingOptions,
 ) -> ParallelStrategy:
-    """Puts what the method trains over the processes. Raises `UserError` where it cannot be shared out as planned.
+    """The strategy for the parameters that the method trains. Raises `UserError` where they cannot be sharded so.
 
-    Its weights are to be the same in all processes, those of a resumed run already; afterwards the strategy's `groups`
-    hold the parameters.
+    The weights must be the same in all processes, and restored from the state when resuming. From here on the trained
+    parameters are those in the strategy's `groups`.
     """
     groups, modules = method.param_groups(), method.trainable_modules()
-    if isinstance(plan, ZeroConfig):
+    if isinstance(sharding, ZeroConfig):
         from library.training.distributed.zero import DeepSpeedZero
 
         return DeepSpeedZero(
-            plan,
+            sharding,
             accelerator,
             modules,
             groups,
@@ -221,45 +224,45 @@ def make_strategy(
             accumulation=training.gradient_accumulation_steps,
             max_norm=training.max_grad_norm or math.inf,
         )
-    if isinstance(plan, FSDPConfig):
+    if isinstance(sharding, FSDPConfig):
         from library.training.distributed.fsdp import FSDP
 
-        return FSDP(plan, accelerator, modules, groups, make_optimizer)
+        return FSDP(sharding, accelerator, modules, groups, make_optimizer)
     return Replicated(accelerator, groups, make_optimizer)
 
 
-_MESSAGE_ELEMENTS = 2**25  # 128 MiB in float32
+_BUCKET_ELEMENTS = 2**25  # 128 MiB in float32
 
 
 def reduce_gradients(accelerator: Accelerator, params: list[torch.nn.Parameter]) -> None:
-    """Sums gradients over the processes, in few messages; a process that has none where others do adds zeros.
+    """Gradient all-reduce: sums over the processes, in buckets; a missing gradient counts as zeros.
 
-    A parameter that nobody has a gradient for stays without: no optimizer touches it then, as with one process.
+    A parameter without a gradient in every process stays without: the optimizer skips it, as with one process.
     """
     if accelerator.num_processes == 1:
         return
     have = [param.grad is not None for param in params]
     counts = accelerator.reduce(torch.tensor(have, dtype=torch.float32, device=accelerator.device), reduction="sum")
-    if not all(have):  # only then is it worth to wait for the device
+    if not all(have):  # only then wait for the device
         params = [param for param, count in zip(params, counts.tolist(), strict=True) if count]
     for param in params:
         if param.grad is None:
             param.grad = torch.zeros_like(param)
-    for together in _messages(params):
-        total = accelerator.reduce(torch.cat([param.grad.flatten() for param in together]), reduction="sum")
+    for bucket in _buckets(params):
+        total = accelerator.reduce(torch.cat([param.grad.flatten() for param in bucket]), reduction="sum")
         start = 0
-        for param in together:
+        for param in bucket:
             param.grad.copy_(total[start : start + param.numel()].view_as(param))
             start += param.numel()
 
 
-def _messages(params: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    """All parameters in pieces of some size: a second copy of a whole model's gradients would be large."""
-    together: list[torch.nn.Parameter] = []
+def _buckets(params: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """All parameters in buckets of limited size: a second copy of all gradients of a model would be large."""
+    bucket: list[torch.nn.Parameter] = []
     for param in params:
-        together.append(param)
-        if sum(each.numel() for each in together) >= _MESSAGE_ELEMENTS:
-            yield together
-            together = []
-    if together:
-        yield together
+        bucket.append(param)
+        if sum(each.numel() for each in bucket) >= _BUCKET_ELEMENTS:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket

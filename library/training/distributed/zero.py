@@ -1,7 +1,7 @@
-"""ZeRO by DeepSpeed: optimizer state (stage 1), gradients too (2) and weights too (3) are shared out.
+"""DeepSpeed ZeRO: sharded optimizer states (stage 1), gradients too (stage 2), weights too (stage 3).
 
-DeepSpeed's engine sums gradients, limits their norm and steps in one call, so that the step is made where this
-program's loop asks for the gradients' norm; a norm that is not finite leaves the weights as they are.
+DeepSpeed's engine reduces gradients, clips their norm and steps in one call, so the step is made where the training
+loop asks for the gradient norm; with a non-finite norm the engine skips the step.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from library.training.method import ParamGroup
 
 T = TypeVar("T")
 _NO_LIMIT = sys.float_info.max
-_MESSAGE_ELEMENTS = 2**25  # 128 MiB in float32; DeepSpeed's own sizes are for models of many gigabytes
+_BUCKET_ELEMENTS = 2**25  # 128 MiB in float32; DeepSpeed's own sizes are for models of many gigabytes
 _SIZES = {
-    "reduce_bucket_size": _MESSAGE_ELEMENTS,
-    "allgather_bucket_size": _MESSAGE_ELEMENTS,
-    "stage3_prefetch_bucket_size": _MESSAGE_ELEMENTS // 4,
-    "stage3_max_live_parameters": _MESSAGE_ELEMENTS,
-    "stage3_max_reuse_distance": _MESSAGE_ELEMENTS,
+    "reduce_bucket_size": _BUCKET_ELEMENTS,
+    "allgather_bucket_size": _BUCKET_ELEMENTS,
+    "stage3_prefetch_bucket_size": _BUCKET_ELEMENTS // 4,
+    "stage3_max_live_parameters": _BUCKET_ELEMENTS,
+    "stage3_max_reuse_distance": _BUCKET_ELEMENTS,
 }
 
 
 class DeepSpeedZero:
-    """A `ParallelStrategy` of `learner.py`; the optimizer steps for flat parts of many parameters."""
+    """The `ParallelStrategy` of ZeRO; the optimizer updates flat shards of many parameters."""
 
     def __init__(
         self,
-        plan: ZeroConfig,
+        config: ZeroConfig,
         accelerator: Accelerator,
         modules: Sequence[nn.Module],
         groups: Sequence[ParamGroup],
@@ -59,28 +59,28 @@ class DeepSpeedZero:
         accumulation: int,
         max_norm: float,
     ):
-        """modules: in which the groups' parameters are. max_norm: of gradients; infinite for no limit."""
+        """modules: contain the groups' parameters. max_norm: for gradient clipping; infinite for none."""
         ensure_process_group(accelerator.device)
         self._accelerator = accelerator
         self._modules = list(modules)
         self._params = all_params(groups)
         self._max_norm = max_norm
         self.groups = groups
-        self.shares_weights = plan.shares_weights
+        self.shares_weights = config.shares_weights
         self.optimizer = make_optimizer(groups)
         self._own_settings = _fuse(self.optimizer)
-        config = _config(plan, accumulation, max_norm, accelerator.device)
-        self._engine = _initialize(Root(modules), self.optimizer, config, accelerator.device)
+        settings = _deepspeed_config(config, accumulation, max_norm, accelerator.device)
+        self._engine = _initialize(Root(modules), self.optimizer, settings, accelerator.device)
         self._zero = self._engine.optimizer
-        parts = _WeightParts if plan.stage == 3 else _StateParts
-        self._parts = parts(self._zero, self._params)
+        shards = _WeightShards if config.stage == 3 else _StateShards
+        self._shards = shards(self._zero, self._params)
 
     def run(self, compute: Callable[[], T]) -> T:
         return self._engine(compute)
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_last)
-        # the gradients' mean is taken; a loss that is not finite must not leave finite gradients
+        # DeepSpeed averages the gradients; a non-finite loss must not give finite gradients
         poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
         self._engine.backward(loss * (self._accelerator.num_processes * poison), scale_wrt_gas=False)
 
@@ -100,7 +100,7 @@ class DeepSpeedZero:
         pass
 
     def are_weights_finite(self) -> bool:
-        return are_all_finite(self._parts.flat, self._accelerator)
+        return are_all_finite(self._shards.flat, self._accelerator)
 
     def gathered_weights(self) -> AbstractContextManager[None]:
         if not self.shares_weights:
@@ -117,7 +117,7 @@ class DeepSpeedZero:
     def optimizer_state(self) -> dict[str, Any]:
         indices = {id(param): index for index, param in enumerate(self._params)}
         state: dict[int, dict[str, Any]] = {}
-        for flat, params in self._parts.flat_params():
+        for flat, params in self._shards.flat_params():
             entries = self.optimizer.state.get(flat, {})
             for param in params:
                 state[indices[id(param)]] = {
@@ -133,17 +133,17 @@ class DeepSpeedZero:
     def _gathered(self, param: nn.Parameter, flat: torch.Tensor, key: str, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        if value.shape != flat.shape:  # a count of steps, that of each parameter by itself
+        if value.shape != flat.shape:  # a step counter, which each parameter has for itself
             return value.clone()
-        whole = self._parts.whole_state(param, key, value)
+        whole = self._shards.whole_state(param, key, value)
         return whole.cpu() if self._accelerator.is_main_process else None
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
-        shapes = self._parts.shapes
-        map_state(state, shapes, lambda index, value: value)  # whether it is of these parameters
+        shapes = self._shards.shapes
+        map_state(state, shapes, lambda index, value: value)  # checks that it belongs to these parameters
         indices = {id(param): index for index, param in enumerate(self._params)}
         on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
-        for flat, params in self._parts.flat_params():
+        for flat, params in self._shards.flat_params():
             saved = {id(param): state["state"].get(indices[id(param)], {}) for param in params}
             example = next(iter(saved.values()))
             shape = shapes[indices[id(params[0])]]
@@ -159,13 +159,13 @@ class DeepSpeedZero:
             for param in params:
                 for key, value in entries.items():
                     if isinstance(value, torch.Tensor) and value.shape == flat.shape:
-                        self._parts.put_state(param, key, value, saved[id(param)][key].to(flat.device))
+                        self._shards.put_state(param, key, value, saved[id(param)][key].to(flat.device))
         for own, group in zip(self.optimizer.param_groups, state["param_groups"], strict=True):
             own.update({key: value for key, value in group.items() if key not in ("params", *self._own_settings)})
 
 
 def _fuse(optimizer: torch.optim.Optimizer) -> dict[str, None]:
-    """Lets PyTorch's optimizers step without copies as large as the flat parts; gives the settings as they were."""
+    """Makes PyTorch's optimizers fused, so that they need no copies of the flat shards; returns the former settings."""
     if any(group.get("fused", True) is not None or group.get("foreach") for group in optimizer.param_groups):
         return {}
     for group in optimizer.param_groups:
@@ -173,8 +173,8 @@ def _fuse(optimizer: torch.optim.Optimizer) -> dict[str, None]:
     return {"fused": None}
 
 
-class _StateParts:
-    """Where the optimizer's state lies in stages 1 and 2: in a flat part of each group's parameters, put in a row."""
+class _StateShards:
+    """Optimizer states in stages 1 and 2: one flat shard for each group, of its concatenated parameters."""
 
     def __init__(self, zero: Any, params: Sequence[nn.Parameter]):
         self._zero = zero
@@ -189,7 +189,7 @@ class _StateParts:
 
     def whole_state(self, param: nn.Parameter, key: str, flat: torch.Tensor) -> torch.Tensor:
         whole = torch.zeros(param.numel(), dtype=flat.dtype, device=param.device)
-        if param._hp_mapping is not None:  # something of it lies here
+        if param._hp_mapping is not None:  # part of it is in this process's shard
             here, there = param._hp_mapping.lp_fragment_address, param._hp_mapping.get_hp_fragment_address()
             whole.narrow(0, here.start, here.numel).copy_(flat.narrow(0, there.start, there.numel))
         torch.distributed.all_reduce(whole)
@@ -201,8 +201,8 @@ class _StateParts:
             flat.narrow(0, there.start, there.numel).copy_(whole.flatten().narrow(0, here.start, here.numel))
 
 
-class _WeightParts:
-    """The same in stage 3: flat parts of some parameters each, of which every process has an equal share."""
+class _WeightShards:
+    """Optimizer states in stage 3: flat shards of several parameters each, in which every process has an equal part."""
 
     def __init__(self, zero: Any, params: Sequence[nn.Parameter]):
         self._zero = zero
@@ -231,15 +231,15 @@ def _whole_weight(param: nn.Parameter) -> torch.Tensor:
         return param.detach().clone()
 
 
-def _config(plan: ZeroConfig, accumulation: int, max_norm: float, device: torch.device) -> dict[str, Any]:
+def _deepspeed_config(config: ZeroConfig, accumulation: int, max_norm: float, device: torch.device) -> dict[str, Any]:
     pins = device.type != "cpu"
-    places = {"offload_optimizer": plan.offloads_optimizer, "offload_param": plan.offloads_params}
-    offloads = {name: {"device": "cpu", "pin_memory": pins} for name, is_asked in places.items() if is_asked}
+    is_offloaded = {"offload_optimizer": config.offloads_optimizer, "offload_param": config.offloads_params}
+    offloads = {name: {"device": "cpu", "pin_memory": pins} for name, is_on in is_offloaded.items() if is_on}
     return {
-        "train_micro_batch_size_per_gpu": 1,  # of its counters, which nobody reads
+        "train_micro_batch_size_per_gpu": 1,  # for DeepSpeed's counters, which are not used
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": min(max_norm, _NO_LIMIT),
-        "zero_optimization": {**_SIZES, **plan.more, "stage": plan.stage, **offloads},
+        "zero_optimization": {**_SIZES, **config.more, "stage": config.stage, **offloads},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,
@@ -247,7 +247,7 @@ def _config(plan: ZeroConfig, accumulation: int, max_norm: float, device: torch.
 
 
 def _initialize(root: Root, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: torch.device) -> Any:
-    """DeepSpeed's engine. What DeepSpeed says of itself is for its developers, and is not shown."""
+    """The DeepSpeed engine; DeepSpeed's own log output is hidden."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", "0")  # where no launcher has set it
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
@@ -255,7 +255,7 @@ def _initialize(root: Root, optimizer: torch.optim.Optimizer, config: dict[str, 
         import deepspeed
 
         deepspeed.utils.logger.setLevel(logging.ERROR)
-        # what it would compile for messages between CPUs: they go by gloo as well
+        # it would compile this for communication between CPUs, where gloo works as well
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         engine, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=config, dist_init_required=False)
     return engine

@@ -1,1 +1,1 @@
-"""From a batch to what the denoiser takes: latents and encoded captions, from caches or fresh."""
+"""Inputs of the denoiser for a batch: latents and text-encoder outputs, cached or encoded on the fly."""

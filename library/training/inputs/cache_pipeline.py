@@ -1,4 +1,4 @@
-"""The pipeline that fills the caches: images are decoded, encoded and stored at the same time."""
+"""The latent caching pipeline: images are decoded, encoded and stored concurrently."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ R = TypeVar("R")
 
 Store = Callable[[Mapping[LatentKey, CachedLatents]], None]
 
-MAX_WAITING_CHUNKS = 4  # encoded and not stored yet
+MAX_WAITING_CHUNKS = 4  # chunks that are encoded and not stored yet
 
 
 @dataclass(frozen=True)
 class Stages:
-    """What happens to an image, one after the other."""
+    """The stages that an image goes through, in order."""
 
     decode: Callable[[LatentKey], TrainedImage]  # called by several threads
     encode: Callable[[torch.Tensor, Sequence[LatentKey]], torch.Tensor]  # pixels (B, 3, H, W) -> (B, C, h, w)
@@ -35,19 +35,19 @@ class Stages:
 
 @dataclass(frozen=True)
 class Throughput:
-    """How much is done at once."""
+    """Batch size and number of decoder threads."""
 
     batch_size: int  # images that are encoded together
     num_decoders: int  # threads
 
     @property
     def max_decoded(self) -> int:
-        """Images that are being decoded, or decoded and waiting: enough for the next batch and for all threads."""
+        """Limit of images being decoded or waiting for the VAE: enough for the next batch and all threads."""
         return self.batch_size + self.num_decoders
 
 
 def chunks_of(keys: Iterable[LatentKey], batch_size: int) -> list[list[LatentKey]]:
-    """The keys that are encoded together: of one bucket size at a time, at most `batch_size` of them."""
+    """Groups of at most `batch_size` keys of one bucket size, to be encoded together."""
     by_bucket: dict[tuple[int, int], list[LatentKey]] = {}
     for key in keys:
         by_bucket.setdefault(key.placement.bucket, []).append(key)
@@ -66,19 +66,19 @@ def cache_chunks(
     skips_unreadable: bool = False,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> dict[str, UnreadableImage]:
-    """Caches all latents of `chunks`, in order; returns the paths of images that were left out, and why.
+    """Caches all latents of `chunks`, in order; returns the errors of skipped images, by path.
 
-    An image whose `decode` raises `UnreadableImage` is left out with `skips_unreadable`, and else ends the work with
-    its error, as any other exception of a stage and Ctrl-C do. All threads have ended when this returns or raises.
-    `on_done` is called in this thread, with the number of its images after each chunk.
+    An image whose `decode` raises `UnreadableImage` is skipped with `skips_unreadable`; otherwise its error is raised,
+    as any other exception of a stage and Ctrl-C are. All threads have ended when this returns or raises. `on_done` is
+    called in this thread after each chunk, with the number of its images.
     """
-    bad: dict[str, UnreadableImage] = {}
+    unreadable: dict[str, UnreadableImage] = {}
     keys = [key for chunk in chunks for key in chunk]
     with _pool(throughput.num_decoders) as decoders, _pool(1) as writer:
         decoded = _ahead(decoders, stages.decode, keys, throughput.max_decoded)
         writes: deque[Future] = deque()
         for chunk in chunks:
-            images = _images_of(chunk, decoded, bad if skips_unreadable else None)
+            images = _images_of(chunk, decoded, unreadable if skips_unreadable else None)
             if images:
                 latents = stages.encode(_stack(images.values()), list(images))
                 masks = [image.mask for image in images.values()]
@@ -86,7 +86,7 @@ def cache_chunks(
             _finish(writes, MAX_WAITING_CHUNKS)
             on_done(len(chunk))
         _finish(writes, 0)
-    return bad
+    return unreadable
 
 
 @contextmanager
@@ -99,26 +99,26 @@ def _pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T], limit: int) -> Iterator[Future[R]]:
-    """The results of `work` in order, with at most `limit` begun and not fetched."""
-    begun: deque[Future[R]] = deque()
+    """The results of `work` in order, with at most `limit` started ahead."""
+    started: deque[Future[R]] = deque()
     waiting = iter(items)
     for _ in items:
-        while len(begun) < limit and (item := next(waiting, None)) is not None:
-            begun.append(pool.submit(work, item))
-        yield begun.popleft()
+        while len(started) < limit and (item := next(waiting, None)) is not None:
+            started.append(pool.submit(work, item))
+        yield started.popleft()
 
 
 def _images_of(
-    chunk: Sequence[LatentKey], decoded: Iterator[Future[TrainedImage]], bad: dict[str, UnreadableImage] | None
+    chunk: Sequence[LatentKey], decoded: Iterator[Future[TrainedImage]], unreadable: dict[str, UnreadableImage] | None
 ) -> dict[LatentKey, TrainedImage]:
     images = {}
     for key in chunk:
         try:
             images[key] = next(decoded).result()
         except UnreadableImage as error:
-            if bad is None:
+            if unreadable is None:
                 raise
-            bad[key.path] = error
+            unreadable[key.path] = error
     return images
 
 
@@ -132,20 +132,20 @@ def _store(
     latents: torch.Tensor,
     masks: Sequence[np.ndarray | None],
 ) -> None:
-    # fetched here: the main thread gives the device its next chunk meanwhile
+    # copied to the CPU here, while the main thread encodes the next chunk
     fetched = latents.cpu().numpy()
     for key, each in zip(keys, fetched, strict=True):
         if not np.isfinite(each).all():
             raise UserError(
-                f"the VAE gives infinite or undefined latents for image {key.path}",
-                hint="use a VAE that is sound, in a precision that it can be computed in",
+                f"the VAE gives non-finite latents (NaN or inf) for image {key.path}",
+                hint="use --no_half_vae, another --mixed_precision, or an undamaged VAE",
             )
-    # copies: a view would keep the memory of the whole chunk for as long as one image of it is used
+    # copies: a view would keep the memory of the whole chunk while one image of it is in use
     cached = [CachedLatents(np.array(each), mask) for each, mask in zip(fetched, masks, strict=True)]
     store(dict(zip(keys, cached, strict=True)))
 
 
 def _finish(writes: deque[Future], limit: int) -> None:
-    """Waits until at most `limit` writes are left, and raises what went wrong in one that has ended."""
+    """Waits until at most `limit` writes are pending; raises the error of a failed one."""
     while writes and (len(writes) > limit or writes[0].done()):
         writes.popleft().result()

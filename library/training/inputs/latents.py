@@ -1,4 +1,4 @@
-"""Where the latents of a batch come from: memory, disk, or the VAE."""
+"""Latents of a batch: from memory, disk, or the VAE; and filling the latent caches."""
 
 from __future__ import annotations
 
@@ -32,50 +32,49 @@ _LATENTS_IN_MESSAGE = 256  # between processes: some 16 MB of images of 512 x 51
 
 
 class LatentProvider:
-    """Gives scaled latents for batches, and fills the caches before training."""
+    """Provides scaled latents for batches, and fills the latent caches before training."""
 
     def __init__(
         self, family: ModelFamily, options: CachingOptions, accelerator: Accelerator, skip_unreadable: bool = False
     ):
-        """`skip_unreadable`: images that cannot be read are left out."""
+        """`skip_unreadable`: skip images that cannot be read."""
         self._family = family
         self._options = options
         self._accelerator = accelerator
-        self._skip_bad = skip_unreadable
+        self._skip_unreadable = skip_unreadable
         self._in_memory: dict[LatentKey, CachedLatents] = {}
 
     @property
     def kind(self) -> Literal["pixels", "disk", "memory"]:
-        """What a batch has to bring along: pixels to encode, latents from files, or neither."""
+        """What the dataloader has to put in a batch: pixels to encode, latents from files, or neither."""
         if self._options.cache_latents_to_disk:
             return "disk"
         return "memory" if self._options.cache_latents else "pixels"
 
     @property
     def fingerprint(self) -> str | None:
-        """What latents in files must have been made with; None where the user trusts them."""
+        """The VAE fingerprint that cache files must have; None with --skip_cache_check."""
         return None if self._options.skip_cache_check else self._family.vae_fingerprint()
 
     def fill_caches(self, data: TrainingData) -> frozenset[str]:
-        """Encodes whatever is not cached or prepared yet; encodes nothing without `--cache_latents`.
+        """Encodes the latents that are not cached or prepared yet; encodes nothing without `--cache_latents`.
 
-        Returns the paths of images that were found to be unreadable, the same in all processes, where such are
-        skipped. Raises the `UserError` of such an image where they are not, of files that cannot be written, and of
-        prepared latents that are missing.
+        Returns the paths of skipped unreadable images, the same in all processes. Raises `UserError` for an unreadable
+        image where they are not skipped, for files that cannot be written, and for missing prepared latents.
         """
         keys = data.latent_keys()
         check_prepared(keys)
         if self.kind == "pixels":
             return frozenset()
         to_cache = [key for key in keys if key.prepared_path is None]
-        bad = self._fill_files(to_cache) if self.kind == "disk" else self._fill_memory(to_cache)
-        return self._tell_bad(bad) if self._skip_bad else frozenset()
+        unreadable = self._fill_files(to_cache) if self.kind == "disk" else self._fill_memory(to_cache)
+        return self._report_unreadable(unreadable) if self._skip_unreadable else frozenset()
 
     def _fill_files(self, keys: Sequence[LatentKey]) -> dict[str, UnreadableImage]:
-        bad: dict[str, UnreadableImage] = {}
+        unreadable: dict[str, UnreadableImage] = {}
         for rank, num_processes in file_shares(self._accelerator):
-            bad |= self._fill_share([key for key in keys if key.path not in bad], rank, num_processes)
-        return bad
+            unreadable |= self._fill_share([key for key in keys if key.path not in unreadable], rank, num_processes)
+        return unreadable
 
     def _fill_share(self, keys: Sequence[LatentKey], rank: int, num_processes: int) -> dict[str, UnreadableImage]:
         check = check_caches(keys, self.fingerprint)
@@ -86,23 +85,23 @@ class LatentProvider:
         changed = [*check.missing, *(key for copied in check.copied.values() for key in copied)]
         rank_of = {path: rank for rank, path in enumerate(dict.fromkeys(key.path for key in changed))}
         mine = [key for key in check.missing if rank_of[key.path] % num_processes == rank]
-        self._accelerator.wait_for_everyone()  # all have looked at the files before one changes them
+        self._accelerator.wait_for_everyone()  # all processes have checked the files before one changes them
         fingerprint = self._family.vae_fingerprint()
         for path, copied in check.copied.items():
             if rank_of[copied[0].path] % num_processes == rank:
                 renew_times(path, copied, fingerprint)
-        bad = self._cache(
+        unreadable = self._cache(
             chunks_of(mine, self._options.vae_batch_size), lambda latents: write_latents(latents, fingerprint)
         )
         self._accelerator.wait_for_everyone()
-        return bad
+        return unreadable
 
     def _fill_memory(self, keys: Sequence[LatentKey]) -> dict[str, UnreadableImage]:
-        """Each process encodes a share of the chunks, and gets those of the others from them."""
+        """Each process encodes its part of the chunks; then the processes exchange them."""
         chunks = chunks_of(keys, self._options.vae_batch_size)
         num_processes, rank = self._accelerator.num_processes, self._accelerator.process_index
         mine: dict[LatentKey, CachedLatents] = {}
-        bad = self._cache(chunks[rank::num_processes], mine.update)
+        unreadable = self._cache(chunks[rank::num_processes], mine.update)
         self._in_memory.update(mine)
         if num_processes > 1:
             largest_share = max(sum(map(len, chunks[each::num_processes])) for each in range(num_processes))
@@ -110,7 +109,7 @@ class LatentProvider:
             for part in range(math.ceil(largest_share / _LATENTS_IN_MESSAGE)):
                 start = part * _LATENTS_IN_MESSAGE
                 self._in_memory.update(gather_object(entries[start : start + _LATENTS_IN_MESSAGE]))
-        return bad
+        return unreadable
 
     def _cache(self, chunks: Sequence[Sequence[LatentKey]], store: Store) -> dict[str, UnreadableImage]:
         options, num_images = self._options, sum(map(len, chunks))
@@ -121,23 +120,23 @@ class LatentProvider:
                 chunks,
                 Stages(load_image, self._encode, store),
                 Throughput(options.vae_batch_size, num_decoders),
-                skips_unreadable=self._skip_bad,
+                skips_unreadable=self._skip_unreadable,
                 on_done=progress.update,
             )
 
-    def _tell_bad(self, bad: Mapping[str, UnreadableImage]) -> frozenset[str]:
-        """Lets all processes know, and the user."""
-        everywhere = dict(sorted(gather_object([(path, error.message) for path, error in bad.items()])))
+    def _report_unreadable(self, unreadable: Mapping[str, UnreadableImage]) -> frozenset[str]:
+        """Gathers the unreadable images of all processes, and logs them."""
+        everywhere = dict(sorted(gather_object([(path, error.message) for path, error in unreadable.items()])))
         if everywhere and self._accelerator.is_main_process:
             lines = "\n  ".join(everywhere.values())
-            logger.warning("--skip_bad_images: %d images cannot be read and are left out\n  %s", len(everywhere), lines)
+            logger.warning("--skip_bad_images: %d images cannot be read and are skipped\n  %s", len(everywhere), lines)
         return frozenset(everywhere)
 
     def latents_of(self, batch: Batch) -> torch.Tensor:
         """Scaled float32 latents (B, C, h, w) of a batch, on the device.
 
-        A batch has those that come from files, cached or prepared, and pixels of the others unless these are in
-        memory, each in the batch's order.
+        The batch holds the latents that come from files (cached or prepared), and the pixels of the other images unless
+        their latents are in memory; both in the batch's order.
         """
         device = self._accelerator.device
         keys = [key for key in batch.latent_keys if not self._comes_from_file(key)]
@@ -156,7 +155,7 @@ class LatentProvider:
             raise UserError(
                 f"the latents of {batch.latent_keys[0].path} have {latents.shape[1]} channels, the model takes "
                 f"{self._family.latent_channels}",
-                hint="remove the files with its latents: they are of another kind of model",
+                hint="delete its latent files: they were cached for another model type",
             )
         return self._family.scale_latents(latents)
 
@@ -164,9 +163,9 @@ class LatentProvider:
         return self.kind == "disk" or key.prepared_path is not None
 
     def masks_of(self, batch: Batch) -> torch.Tensor | None:
-        """What each latent counts in the loss, (B, 1, h, w) in [0, 1] on the device; None where all count fully.
+        """Loss masks: the weight of each latent, (B, 1, h, w) in [0, 1] on the device; None without masks.
 
-        An image without a mask beside one with a mask counts fully.
+        In a batch with masks, an image without one has weight 1.
         """
         masks = batch.masks
         if masks is None:
@@ -181,8 +180,8 @@ class LatentProvider:
 
     @torch.no_grad()
     def _encode(self, pixels: torch.Tensor, keys: Sequence[LatentKey]) -> torch.Tensor:
-        # Chunks of the same size as when caching: with the default of one image at a time, a latent is the same
-        # to the bit whether it is cached or not.
+        # Chunks of the same size as when caching: with the default batch size of 1, a latent is bitwise the same
+        # whether it is cached or not.
         size, device = self._options.vae_batch_size, self._accelerator.device
         parts = [
             self._family.encode_images(
@@ -197,5 +196,5 @@ class LatentProvider:
 def _on_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return pixels.to(device)
-    # from pinned memory, a copy does not wait until the device is done with what it was given before
+    # from pinned memory, the copy does not wait for the device's earlier work
     return pixels.pin_memory().to(device, non_blocking=True)

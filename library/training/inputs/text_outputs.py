@@ -1,4 +1,4 @@
-"""Where the conditioning of a batch comes from: the text encoder, or what it said before."""
+"""Conditioning of a batch: from the text encoder, or from its cached outputs; and filling that cache."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _FLAG = "--cache_text_encoder_outputs"
 
 
 def check_text_caching(options: CachingOptions, data: TrainingData, trains_text_encoders: bool) -> None:
-    """Raises `UserError` where something would change what is to be cached."""
+    """Raises `UserError` where the text-encoder outputs would change during training and so cannot be cached."""
     if not options.caches_text_encoder_outputs:
         return
     if trains_text_encoders:
         raise UserError(
-            f"{_FLAG}: the text encoder is trained, its outputs change",
+            f"{_FLAG}: the text encoder is trained, so its outputs change",
             hint=f"leave out {_FLAG}, or train the U-Net alone (--network_train_unet_only)",
         )
     check_captions_are_fixed(data, _FLAG)
 
 
 class TextSource:
-    """Gives the conditioning of batches, and fills its cache before training."""
+    """Provides the conditioning of batches, and fills the cache of text-encoder outputs before training."""
 
     def __init__(self, family: ModelFamily, options: CachingOptions, accelerator: Accelerator, trains: bool):
         """`trains`: whether gradients flow into the text encoder."""
@@ -51,7 +51,7 @@ class TextSource:
         self._in_memory: dict[str, torch.Tensor] = {}  # caption -> hidden states (tokens, width)
 
     def fill_cache(self, data: TrainingData) -> None:
-        """Encodes the captions that are not there yet; does nothing unless outputs are cached."""
+        """Encodes the captions that are not cached yet; does nothing unless outputs are cached."""
         if self._options.cache_text_encoder_outputs_to_disk:
             self._fill_files(data)
         elif self._options.caches_text_encoder_outputs:
@@ -62,7 +62,7 @@ class TextSource:
                     progress.update(1)
 
     def _fill_files(self, data: TrainingData) -> None:
-        """One process writes the files of an image; the captions of an image are read when it is trained."""
+        """Writes the files, one process for each image; they are read again in training."""
         captions = fixed_captions(data)
         for rank, num_processes in file_shares(self._accelerator):
             self._fill_share(captions, rank, num_processes)
@@ -94,14 +94,14 @@ class TextSource:
     def _cached(self, caption: str, image: str) -> torch.Tensor:
         if caption in self._in_memory:
             return self._in_memory[caption]
-        if not caption:  # left out by caption dropout; the same for all images
+        if not caption:  # dropped by caption dropout; the same for all images
             self._in_memory[""] = self._encode_one("")
             return self._in_memory[""]
         found = read_text_outputs(image, [caption], self._family.text_fingerprint())
         if caption not in found:
             raise UserError(
-                f"the encoded caption of {image} is gone or was changed during training",
-                hint="start again, it is made anew",
+                f"the cached caption of {image} was removed or changed during training",
+                hint="start the run again: it will be encoded again",
             )
         return torch.from_numpy(found[caption])
 
@@ -111,19 +111,19 @@ class TextSource:
 
 
 def check_captions_are_fixed(data: TrainingData, flag: str) -> None:
-    """Raises `UserError` where a subset asks for captions that differ from time to time."""
+    """Raises `UserError` where a subset has options that vary captions randomly."""
     for dataset in data.datasets:
         for subset in dataset.config.subsets:
             options = subset.random_caption_options
             if options:
                 raise UserError(
-                    f"{subset.key_path}: {' and '.join(options)} with {flag}: captions would be the same each time",
+                    f"{subset.key_path}: {' and '.join(options)} with {flag}: cached outputs are of one fixed caption",
                     hint=f"leave out {flag}, or {'these' if len(options) > 1 else options[0]}",
                 )
 
 
 def fixed_captions(data: TrainingData) -> dict[str, tuple[str, ...]]:
-    """Each image's path with the captions that it is used with, one for each subset that it is in."""
+    """The captions of each image, by path: one for each subset that the image is in."""
     captions: dict[str, dict[str, None]] = {}
     for dataset in data.all_datasets:
         for record in dataset.records:
@@ -137,30 +137,26 @@ def _fixed_caption(caption: str, subset: SubsetConfig) -> str:
 
 
 _MOST_CAPTIONS = 20_000
-
-
 _NUM_EXAMPLES = 3
-
-
 _EXAMPLE_LENGTH = 60
 
 
 def warn_long_captions(data: TrainingData, family: ModelFamily, limit: int) -> None:
-    """Says once how many captions have more tokens than are read; looks at the first 20,000 different ones."""
+    """Warns once of captions that are longer than the token limit; checks the first 20,000 different ones."""
     captions = list(islice(dict.fromkeys(_whole_captions(data)), _MOST_CAPTIONS))
     lengths = zip(captions, family.count_tokens(captions), strict=True)
     long = [(caption, count) for caption, count in lengths if count > limit]
     if long:
         examples = "; ".join(f"{caption[:_EXAMPLE_LENGTH]!r}... ({count})" for caption, count in long[:_NUM_EXAMPLES])
         logger.warning(
-            "%d captions have more than the %d tokens that are read, the rest of them is cut off: %s"
+            "%d captions have more than %d tokens (--max_token_length) and are truncated: %s"
             " (--debug_dataset shows all)",
             len(long), limit, examples,
         )  # fmt: skip
 
 
 def _whole_captions(data: TrainingData) -> Iterator[str]:
-    """Each caption with its prefix and suffix, in its order and with nothing dropped."""
+    """Each caption with its prefix and suffix, without shuffling or dropout."""
     for dataset in data.datasets:
         whole = [with_whole_captions(subset) for subset in dataset.config.subsets]
         for record in dataset.records:

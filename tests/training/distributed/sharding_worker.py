@@ -292,7 +292,7 @@ def spoil(accelerator: Accelerator, layout: str, bad: float) -> dict:
 @torch.no_grad()
 def break_one(strategy: ParallelStrategy, is_here: bool) -> None:
     """Makes one number of this process's weights infinite."""
-    held = strategy._parts.flat[0] if hasattr(strategy, "_parts") else strategy.groups[0].params[-1]
+    held = strategy._shards.flat[0] if hasattr(strategy, "_shards") else strategy.groups[0].params[-1]
     if is_here:
         (held.to_local() if isinstance(held, DTensor) else held).view(-1)[0] = math.inf
 

@@ -124,7 +124,7 @@ def test_options_and_accelerates_variables_say_what_is_shared_out(options, varia
             "--offload_optimizer_device cpu with --zero_stage 0",
         ),
         ({"deepspeed": True, "fp16_master_weights_and_gradients": True}, {}, "--fp16_master_weights_and_gradients: "),
-        ({}, {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "two"}, "--zero_stage two is none of 0, 1, 2, 3"),
+        ({}, {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "two"}, "--zero_stage two is not 0, 1, 2 or 3"),
         ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "HYBRID_SHARD"}, "configured for FSDP with HYBRID_SHARD"),
         ({}, {**FSDP2, "FSDP_AUTO_WRAP_POLICY": "SOMEHOW"}, "FSDP with fsdp_auto_wrap_policy SOMEHOW"),
         ({}, {"ACCELERATE_USE_MEGATRON_LM": "true"}, "accelerate is configured for Megatron-LM"),
@@ -162,7 +162,7 @@ def test_deepspeeds_own_file_is_read_where_accelerates_configuration_names_it(tm
     lines = refusals(ProcessOptions(), variables)
     assert "sets optimizer" in lines[0] and "--optimizer_type" in lines[0] and "sets flops_profiler" in lines[1]
     path.write_text("{")
-    assert "is no JSON" in refusals(ProcessOptions(), variables)[0]
+    assert "is not valid JSON" in refusals(ProcessOptions(), variables)[0]
     path.unlink()
     assert "cannot be read" in refusals(ProcessOptions(), variables)[0]
 
@@ -206,9 +206,9 @@ def test_what_one_way_cannot_the_other_can():
         ({"zero_stage": 2, "offload_param_device": "cpu"}, {}, "--zero_stage, --offload_param_device without --deepsp"),
         ({"deepspeed": True, "zero3_init_flag": True}, {}, "--zero3_init_flag does nothing"),
         ({"deepspeed": True, "zero3_save_16bit_model": True}, {}, "--zero3_save_16bit_model does nothing"),
-        ({}, {**DEEPSPEED, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 1 is what"),
-        ({}, {**DEEPSPEED, "ACCELERATE_GRADIENT_CLIPPING": "0.5"}, "--max_grad_norm 1 is what counts"),
-        ({}, {**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--gradient_checkpointing is for that"),
+        ({}, {**DEEPSPEED, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 1 is used"),
+        ({}, {**DEEPSPEED, "ACCELERATE_GRADIENT_CLIPPING": "0.5"}, "--max_grad_norm 1 is used"),
+        ({}, {**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use --gradient_checkpointing"),
     ],
 )
 def test_what_does_nothing_is_said(options, variables, line):

@@ -179,6 +179,6 @@ def test_junk_from_the_vae_is_not_cached(value):
         return latents
 
     stored = {}
-    with pytest.raises(UserError, match="infinite or undefined latents for image 3.png"):
+    with pytest.raises(UserError, match="non-finite latents .NaN or inf. for image 3.png"):
         _run(_keys(4), encode=encode, store=stored.update)
     assert [key.image_key for key in stored] == ["0.png", "1.png"]
