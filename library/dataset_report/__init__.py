@@ -1,1 +1,1 @@
-"""The page and the window of --debug_dataset, which show the data as training sees it."""
+"""Dataset preview: the HTML page of --debug_dataset and the window of --debug_dataset_window."""

@@ -1,4 +1,4 @@
-"""How long captions are in tokens, and what of them is read."""
+"""Length of captions in tokens, and where they are truncated."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# words as CLIP's tokenizer takes them: letters, single digits, runs of other signs
+# words as CLIP's tokenizer splits them: letters, single digits, runs of other characters
 _WORD = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")
-_LONG_WORD = 24  # letters: more is a text without spaces, such as Japanese
+_LONG_WORD = 24  # letters: more is text without spaces, such as Japanese
 
 
 @dataclass(frozen=True)
 class TokenLimit:
-    """Counts the tokens of a text, without start and end, and says how many are read."""
+    """Counts the tokens of a text, without start and end tokens, and the maximum that the text encoder reads."""
 
     count: Callable[[str], int]
     limit: int
@@ -21,14 +21,14 @@ class TokenLimit:
 
 @dataclass(frozen=True)
 class CaptionLength:
-    """Tokens of a caption, and how many of its characters are read."""
+    """Tokens of a caption, and how many of its characters are not truncated."""
 
     num_tokens: int
     kept: int
 
 
 def measure_caption(caption: str, tokens: TokenLimit) -> CaptionLength:
-    """Counts; for a caption beyond the limit, finds the last word that is read as a whole."""
+    """Counts the tokens; for a caption over the limit, finds the last whole word before truncation."""
     num_tokens = tokens.count(caption)
     if num_tokens <= tokens.limit:
         return CaptionLength(num_tokens, len(caption))
@@ -42,9 +42,9 @@ def measure_caption(caption: str, tokens: TokenLimit) -> CaptionLength:
 
 
 def _last_fitting(caption: str, ends: Sequence[int], num_tokens: int, tokens: TokenLimit) -> int:
-    """How many of the texts that end at `ends` are within the limit, the last of them, of `num_tokens`, not being so.
+    """How many of the texts that end at `ends` are within the limit; the last, of `num_tokens`, is not.
 
-    Interpolates, since tokens are spread about evenly: counting is what takes time.
+    Interpolation search, since tokens are spread about evenly and counting them is slow.
     """
     low, low_count = 0, 0
     high, high_count = len(ends), num_tokens

@@ -1,4 +1,4 @@
-"""One image of the page: what the trainer sees of it, and what it reads with it."""
+"""One image of the page: its thumbnail, resizing and crop, captions and warnings."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from library.data.records import ImageRecord, Placement, Size
+from library.data.records import ImageRecord, Placement, size_text
 from library.dataset_report.caption_length import CaptionLength
-from library.dataset_report.findings import KINDS, share_cut_away
+from library.dataset_report.report_warnings import KINDS, cropped_fraction
 from library.dataset_report.sampled_items import ImageId
 
 _MOST_CAPTIONS = 4
@@ -18,15 +18,15 @@ _MOST_CAPTIONS = 4
 
 @dataclass(frozen=True)
 class Card:
-    """All that the page says of one image."""
+    """Everything the page shows of one image."""
 
     image: ImageId
     record: ImageRecord
     placement: Placement
     class_tokens: str | None
-    num_uses: int  # in an epoch
-    captions: Sequence[str]  # different ones, as drawn
-    marks: Mapping[str, str]  # kinds of findings, each with a note
+    num_uses: int  # per epoch
+    captions: Sequence[str]  # distinct ones, as drawn
+    marks: Mapping[str, str]  # kinds of warnings, each with a note
 
 
 def card_id(image: ImageId) -> str:
@@ -39,12 +39,8 @@ def short_name(record: ImageRecord) -> str:
     return posixpath.basename(record.key) or ntpath.basename(record.path)
 
 
-def size_text(size: Size) -> str:
-    return f"{size[0]} × {size[1]}"
-
-
 def card_html(card: Card, thumbnail: str, lengths: Mapping[str, CaptionLength], limit: int) -> str:
-    """`thumbnail`: the images as HTML. `lengths`: of each caption, whose tokens are read up to `limit`."""
+    """`thumbnail`: the images as HTML. `lengths`: of each caption; `limit`: tokens that the text encoder reads."""
     record = card.record
     captions = "".join(_caption_html(text, lengths[text], limit) for text in card.captions[:_MOST_CAPTIONS])
     more = len(card.captions) - _MOST_CAPTIONS
@@ -52,7 +48,7 @@ def card_html(card: Card, thumbnail: str, lengths: Mapping[str, CaptionLength], 
         f'<article class="card" id="{card_id(card.image)}" data-kinds="{" ".join(card.marks)}">'
         f'<div class="thumbnail">{thumbnail}</div><div class="facts">'
         f'<h4 title="{escape(record.path)}"><bdi>{escape(short_name(record))}</bdi></h4>'
-        f"{_marks_html(card)}{_way_html(record, card.placement)}"
+        f"{_marks_html(card)}{_transform_html(record, card.placement)}"
         f'<ul class="captions">{captions}</ul>'
         f"{f'<p class=quiet>and {more} more</p>' if more > 0 else ''}</div></article>\n"
     )
@@ -64,29 +60,29 @@ def _marks_html(card: Card) -> str:
     if card.class_tokens:
         marks.append(f'<span class="mark plain">class: {escape(card.class_tokens)}</span>')
     if card.num_uses > 1:
-        marks.append(f'<span class="mark plain">{card.num_uses} × an epoch</span>')
+        marks.append(f'<span class="mark plain">{card.num_uses} uses per epoch</span>')
     for kind, note in card.marks.items():
         marks.append(f'<span class="mark warn">{escape(note or KINDS[kind].mark)}</span>')
     return f'<p class="marks">{"".join(marks)}</p>'
 
 
-def _way_html(record: ImageRecord, placement: Placement) -> str:
-    """From the file's size to the bucket's."""
+def _transform_html(record: ImageRecord, placement: Placement) -> str:
+    """Resizing and cropping, from the image's size to its bucket."""
     if record.prepared is not None:
-        text = f"prepared latents of {size_text(record.prepared.bucket)}"
+        text = f"legacy .npz latents of {size_text(record.prepared.bucket)}"
         return f'<p class="way">{text} from <bdi>{escape(record.prepared.path)}</bdi></p>'
     steps = [size_text(record.size)]
     if placement.resized != record.size:
         steps.append(f"resized {size_text(placement.resized)}")
     if placement.bucket != placement.resized:
         steps.append(f"cropped {size_text(placement.bucket)}")
-    lost = share_cut_away(placement)
-    text = " → ".join(steps) + (f" · {lost:.1%} cut away" if lost > 0 else "")
+    lost = cropped_fraction(placement)
+    text = " → ".join(steps) + (f" · {lost:.1%} cropped away" if lost > 0 else "")
     return f'<p class="way">{_crop_sketch(placement) if lost > 0 else ""}<span>{text}</span></p>'
 
 
 def _crop_sketch(placement: Placement) -> str:
-    """The window of the crop in the whole image, drawn small."""
+    """A small drawing of the crop in the whole image."""
     (width, height), (bucket_width, bucket_height) = placement.resized, placement.bucket
     left, top = placement.crop
     window = (
@@ -98,7 +94,7 @@ def _crop_sketch(placement: Placement) -> str:
 
 def _caption_html(caption: str, length: CaptionLength, limit: int) -> str:
     kept, lost = escape(caption[: length.kept]), escape(caption[length.kept :])
-    text = kept + (f'<s title="not read">{lost}</s>' if lost else "")
+    text = kept + (f'<s title="truncated">{lost}</s>' if lost else "")
     over = " over" if length.num_tokens > limit else ""
     return (
         f'<li><span class="tokens{over}" title="tokens of {limit}">{length.num_tokens}</span>'

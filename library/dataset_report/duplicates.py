@@ -1,4 +1,4 @@
-"""Images that are there twice: the same bytes, or nearly the same look."""
+"""Duplicate images: the same bytes, or nearly the same pixels."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from library.cli.file_hashes import file_sha256
 from library.data.batches.plan import TrainingData
 from library.dataset_report.sampled_items import ImageId
 
-_LOOK_SIZE = (17, 16)
+_THUMBNAIL_SIZE = (17, 16)
 _NUM_BANDS = 8
 _CLEAR_STEP = 4  # of 255: smaller steps between neighbours are noise
-_MOST_CANDIDATES = 50  # of images alike in one band, such as those with the same empty background
-_SAME_LOOK = 3.0  # of 255: mean difference up to which two images count as the same
+_MOST_CANDIDATES = 50  # images that share one band, such as those with the same empty background
+_NEAR_DUPLICATE = 3.0  # of 255: mean difference up to which two images count as the same
 
 
 def same_files(data: TrainingData) -> dict[ImageId, list[str]]:
-    """Images whose file has the same content as others, with the paths of these.
+    """Images whose file has the same content as others, with the paths of those.
 
-    Only files of equal size are read. A file that several datasets use is no duplicate of itself.
+    Only files of equal size are read. A file that several datasets use is not a duplicate of itself.
     """
     by_size: dict[int, dict[str, list[ImageId]]] = {}
-    for place, dataset in enumerate(data.datasets):
+    for dataset_index, dataset in enumerate(data.datasets):
         for index, record in enumerate(dataset.records):
             try:
                 status = os.stat(record.path)
             except OSError:
-                continue  # gone: the report says so where it shows the image
+                continue  # not found: the page shows the error with the image
             paths = by_size.setdefault(status.st_size, {})
-            paths.setdefault(record.path, []).append(ImageId(place, index))
+            paths.setdefault(record.path, []).append(ImageId(dataset_index, index))
     found: dict[ImageId, list[str]] = {}
     for paths in by_size.values():
         if len(paths) > 1:
@@ -58,25 +58,25 @@ def _same_content(paths: Mapping[str, list[ImageId]]) -> dict[ImageId, list[str]
 
 def grey_thumbnail(image: Image.Image) -> np.ndarray:
     """A tiny grey version of an image, uint8 (16, 17)."""
-    return np.asarray(image.convert("L").resize(_LOOK_SIZE, Image.Resampling.BOX))
+    return np.asarray(image.convert("L").resize(_THUMBNAIL_SIZE, Image.Resampling.BOX))
 
 
-def same_looks(looks: Iterable[tuple[ImageId, np.ndarray]]) -> dict[ImageId, ImageId]:
-    """Images that look nearly like another one before them, with that one.
+def near_duplicates(thumbnails: Iterable[tuple[ImageId, np.ndarray]]) -> dict[ImageId, ImageId]:
+    """Images that look nearly the same as an earlier one, with that one.
 
     A difference hash (whether each pixel is clearly brighter than its right neighbour) in bands of 32 bits finds
-    candidates; the tiny images themselves decide. Images without any steps have no hash.
+    candidates; the difference of the thumbnails decides. Images without any steps have no hash.
     """
     by_band: dict[tuple[int, bytes], list[tuple[ImageId, np.ndarray]]] = {}
     found: dict[ImageId, ImageId] = {}
-    for image, look in looks:
-        grey = look.astype(np.int16)
+    for image, thumbnail in thumbnails:
+        grey = thumbnail.astype(np.int16)
         bits = grey[:, :-1] > grey[:, 1:] + _CLEAR_STEP
         for band, part in enumerate(np.packbits(bits).reshape(_NUM_BANDS, -1)):
             if not part.any():
                 continue
             others = by_band.setdefault((band, part.tobytes()), [])
-            twin = next((other for other, seen in others if _differ_by(grey, seen) <= _SAME_LOOK), None)
+            twin = next((other for other, seen in others if _differ_by(grey, seen) <= _NEAR_DUPLICATE), None)
             if twin is not None:
                 found.setdefault(image, twin)
             elif len(others) < _MOST_CANDIDATES:

@@ -1,4 +1,4 @@
-"""Options of looking at the data instead of training."""
+"""Options of the dataset preview, which shows the data instead of training."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from library.cli.options import option
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Looking at the data instead of training."""
+    """Showing the data instead of training."""
 
-    GROUP: ClassVar[str] = "Looking at the data"
+    GROUP: ClassVar[str] = "Dataset preview"
 
     debug_dataset: bool = option(
         False,
-        help="instead of training, write an HTML page with every image, caption and bucket as training sees them; "
-        "needs no model",
+        help="preview the dataset instead of training: write an HTML page with every image, caption and bucket as "
+        "trained; needs no model",
         waives=("pretrained_model_name_or_path", "output_dir"),
     )
     debug_dataset_dir: str | None = option(
@@ -27,18 +27,19 @@ class ReportOptions:
     )
     debug_dataset_window: bool = option(
         False,
-        help="instead of training, show the images in a window: any key for the next one, S for the next batch, "
-        "E for the next epoch, Esc to end",
+        help="preview the dataset instead of training: show the images in a window; any key: next image, S: next "
+        "batch, E: next epoch, Esc: quit",
         waives=("pretrained_model_name_or_path", "output_dir"),
     )
 
     @property
     def replaces_training(self) -> bool:
-        """Whether the data is looked at and nothing is trained."""
+        """Whether the dataset is shown instead of trained on."""
         return self.debug_dataset or self.debug_dataset_window
 
     def problems(self) -> Iterator[UserError]:
         if self.debug_dataset_dir is not None and not self.debug_dataset:
             yield UserError(
-                "--debug_dataset_dir is given without --debug_dataset", hint="give both to see the data, or neither"
+                "--debug_dataset_dir is given without --debug_dataset",
+                hint="add --debug_dataset, or remove --debug_dataset_dir",
             )

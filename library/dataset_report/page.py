@@ -1,4 +1,4 @@
-"""The page that shows a dataset: one HTML file that needs nothing else, not even a network."""
+"""The HTML page of --debug_dataset: one self-contained file, viewable offline."""
 
 from __future__ import annotations
 
@@ -17,65 +17,65 @@ from library.cli.atomic_files import atomic_path
 from library.cli.errors import UserError
 from library.cli.logging import Message
 from library.data.batches.plan import TrainingData
-from library.data.records import ImageRecord, Item
+from library.data.records import ImageRecord, Item, size_text
 from library.dataset_report import tables
 from library.dataset_report.caption_length import CaptionLength, TokenLimit, measure_caption
-from library.dataset_report.cards import Card, card_html, short_name, size_text
-from library.dataset_report.duplicates import same_files, same_looks
-from library.dataset_report.findings import ReportWarnings, collect_findings
+from library.dataset_report.cards import Card, card_html, short_name
+from library.dataset_report.duplicates import near_duplicates, same_files
 from library.dataset_report.rendering import Rendered, Thumbnail, longest_side, render_all
+from library.dataset_report.report_warnings import DatasetWarnings, collect_warnings
 from library.dataset_report.sampled_items import DrawSettings, ImageId, choose_images, draw_uses, unused_item
 from library.dataset_report.statistics import totals
 
 MOST_IMAGES = 20_000
 _HERE = Path(__file__).parent
-_TITLE = "What training sees"
+_TITLE = "Dataset preview"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a page is made from."""
+    """The input of a page."""
 
     data: TrainingData
     draw: DrawSettings
     tokens: TokenLimit
-    messages: Sequence[Message] = ()  # what reading the data has said
+    messages: Sequence[Message] = ()  # warnings from loading the data
 
 
 @dataclass(frozen=True)
-class _Looked:
-    """What came of decoding the images and measuring the captions."""
+class _Preview:
+    """The results of decoding the images and tokenizing the captions."""
 
     images: Sequence[ImageId]
-    captions: Mapping[ImageId, Sequence[str]]  # different ones, as drawn
+    captions: Mapping[ImageId, Sequence[str]]  # distinct ones, as drawn
     items: Mapping[ImageId, Item]  # the use that is shown
     lengths: Mapping[str, CaptionLength]
-    sight_sizes: Sequence[int]  # bytes of each image's HTML in the spool
-    findings: ReportWarnings
+    thumbnail_sizes: Sequence[int]  # bytes of each image's HTML in the temporary file
+    warnings: DatasetWarnings
 
 
 def write_page(report: Report, target: Path, advance: Callable[[int], object], most: int = MOST_IMAGES) -> None:
-    """Writes the page as a whole or not at all; images go through a temporary file, not through memory.
+    """Writes the page atomically; images go through a temporary file, not through memory.
 
-    `advance` is told when images are done. Raises `UserError` when the folder cannot be written to.
+    `advance` is called after each image, for the progress bar. Raises `UserError` if the folder is not writable.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.parent) as spool:
-            looked = _look_at_images(report, spool, advance, most)
+            preview = _render_images(report, spool, advance, most)
             spool.seek(0)
             with (
                 atomic_path(target) as temporary,
                 open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as page,
             ):
-                for part in _page_parts(report, looked, spool):
+                for part in _page_parts(report, preview, spool):
                     page.write(part)
     except OSError as error:
         message = f"the page {target} cannot be written: {error.strerror or error}"
-        raise UserError(message, hint="name another folder with --debug_dataset_dir") from None
+        raise UserError(message, hint="give another folder with --debug_dataset_dir") from None
 
 
-def _look_at_images(report: Report, spool: IO[bytes], advance: Callable[[int], object], most: int) -> _Looked:
+def _render_images(report: Report, spool: IO[bytes], advance: Callable[[int], object], most: int) -> _Preview:
     data = report.data
     images = choose_images(data, most)
     uses = draw_uses(data, images, report.draw)
@@ -85,11 +85,11 @@ def _look_at_images(report: Report, spool: IO[bytes], advance: Callable[[int], o
     }
     thumbnails = [Thumbnail(items[image], _flips(data, image)) for image in images]
     rendered = render_all(thumbnails, longest_side(sum(1 + thumbnail.flips for thumbnail in thumbnails)))
-    sizes, looks, unreadable = [], [], {}
+    sizes, greys, unreadable = [], [], {}
     for image, seen in zip(images, rendered, strict=True):
         sizes.append(_spool(spool, seen))
-        if seen.look is not None:
-            looks.append((image, seen.look))
+        if seen.grey is not None:
+            greys.append((image, seen.grey))
         elif items[image].latent_key.prepared_path is None:
             unreadable[image] = ""
         advance(1)
@@ -97,9 +97,9 @@ def _look_at_images(report: Report, spool: IO[bytes], advance: Callable[[int], o
     seen_notes = {
         "unreadable": unreadable,
         "long": _long_notes(captions, lengths, report.tokens.limit),
-        **_twins(data, looks),
+        **_duplicate_notes(data, greys),
     }
-    return _Looked(images, captions, items, lengths, sizes, collect_findings(data, seen_notes))
+    return _Preview(images, captions, items, lengths, sizes, collect_warnings(data, seen_notes))
 
 
 def _unused(data: TrainingData, image: ImageId) -> Item:
@@ -122,21 +122,21 @@ def _long_notes(
     captions: Mapping[ImageId, Sequence[str]], lengths: Mapping[str, CaptionLength], limit: int
 ) -> dict[ImageId, str]:
     longest = {image: max(lengths[text].num_tokens for text in each) for image, each in captions.items()}
-    return {image: f"{count} tokens, {limit} are read" for image, count in longest.items() if count > limit}
+    return {image: f"{count} tokens, truncated to {limit}" for image, count in longest.items() if count > limit}
 
 
-def _twins(data: TrainingData, looks: Sequence[tuple[ImageId, np.ndarray]]) -> dict[str, dict[ImageId, str]]:
+def _duplicate_notes(data: TrainingData, greys: Sequence[tuple[ImageId, np.ndarray]]) -> dict[str, dict[ImageId, str]]:
     same = same_files(data)
     seen_paths: dict[str, ImageId] = {}
     different = []  # files, each once
-    for image, look in looks:
+    for image, grey in greys:
         path = _record(data, image).path
         is_copy = path in seen_paths or any(other in seen_paths for other in same.get(image, ()))
         seen_paths.setdefault(path, image)
         if not is_copy:
-            different.append((image, look))
+            different.append((image, grey))
     alike: dict[ImageId, str] = {}
-    for image, twin in same_looks(different).items():
+    for image, twin in near_duplicates(different).items():
         alike[image] = f"looks like {short_name(_record(data, twin))}"
         alike.setdefault(twin, f"looks like {short_name(_record(data, image))}")
     return {"duplicate": {image: _same_as(others) for image, others in same.items()}, "similar": alike}
@@ -147,25 +147,25 @@ def _same_as(paths: Sequence[str]) -> str:
     return f"same content as {Path(paths[0]).name}{more}"
 
 
-def _page_parts(report: Report, looked: _Looked, spool: IO[bytes]) -> Iterator[str]:
+def _page_parts(report: Report, preview: _Preview, spool: IO[bytes]) -> Iterator[str]:
     data = report.data
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     yield _head(script)
     yield _lead(report)
     yield tables.totals_html(totals(data), _training_sizes(data))
-    yield from tables.findings_html(looked.findings, data, set(looked.images), report.messages)
+    yield from tables.warnings_html(preview.warnings, data, set(preview.images), report.messages)
     yield from tables.buckets_html(data)
     yield from tables.tags_html(data)
-    yield from _images_html(report, looked, spool)
+    yield from _images_html(report, preview, spool)
     yield f"</main>\n<script>{script}</script>\n</body></html>\n"
 
 
 def _head(script: str) -> str:
-    """With a policy that lets the browser fetch nothing, and run this script only."""
+    """With a Content-Security-Policy: the browser fetches nothing and runs this script only."""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     style = (_HERE / "page.css").read_text(encoding="utf-8")
-    links = {"totals": "Totals", "findings": "Warnings", "buckets": "Buckets", "tags": "Tags", "images": "Images"}
+    links = {"totals": "Totals", "warnings": "Warnings", "buckets": "Buckets", "tags": "Tags", "images": "Images"}
     anchors = "".join(f'<a href="#{target}">{title}</a>' for target, title in links.items())
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -186,7 +186,7 @@ def _lead(report: Report) -> str:
         else "examples: without --seed, each run draws others"
     )
     return (
-        f"<h1>{_TITLE}</h1>\n<p>Every image as it reaches the model: turned upright, resized, cropped. "
+        f"<h1>{_TITLE}</h1>\n<p>Every image as it is trained: EXIF orientation applied, resized, cropped. "
         f"Random crops, colours and captions are {seed}.</p>\n"
     )
 
@@ -195,33 +195,33 @@ def _training_sizes(data: TrainingData) -> list[str]:
     return list(dict.fromkeys(size_text(dataset.config.resolution) for dataset in data.datasets))
 
 
-def _images_html(report: Report, looked: _Looked, spool: IO[bytes]) -> Iterator[str]:
+def _images_html(report: Report, preview: _Preview, spool: IO[bytes]) -> Iterator[str]:
     data = report.data
     total = sum(len(dataset.records) for dataset in data.datasets)
     yield '<section id="images"><h2>Images</h2>\n'
-    if len(looked.images) < total:
-        yield f'<p class="notice">{len(looked.images):,} of {total:,} images are shown, spread evenly.'
-        yield " What their pixels and drawn captions tell was looked at in these alone.</p>\n"
+    if len(preview.images) < total:
+        yield f'<p class="notice">{len(preview.images):,} of {total:,} images are shown, spread evenly.'
+        yield " Warnings about pixels and random captions are for these only.</p>\n"
     num_uses = [np.bincount(dataset.items, minlength=len(dataset.records)) for dataset in data.datasets]
-    entries = zip(looked.images, looked.sight_sizes, strict=True)
-    for (place, subset_index), group in itertools.groupby(entries, lambda entry: _group_of(data, entry[0])):
-        dataset = data.datasets[place]
-        yield f'<section class="group"><h3>{tables.dataset_title(place, dataset.config)} · '
+    entries = zip(preview.images, preview.thumbnail_sizes, strict=True)
+    for (dataset_index, subset_index), group in itertools.groupby(entries, lambda entry: _group_of(data, entry[0])):
+        dataset = data.datasets[dataset_index]
+        yield f'<section class="group"><h3>{tables.dataset_title(dataset_index, dataset.config)} · '
         yield f'{tables.subset_title(dataset.config.subsets[subset_index])}</h3><div class="grid">\n'
         for image, size in group:
             record = dataset.records[image.record]
             card = Card(
                 image=image,
                 record=record,
-                placement=looked.items[image].latent_key.placement,
+                placement=preview.items[image].latent_key.placement,
                 class_tokens=dataset.subset_of(record).class_tokens,
-                num_uses=int(num_uses[place][image.record]),
-                captions=looked.captions[image],
-                marks=looked.findings.marks(image),
+                num_uses=int(num_uses[dataset_index][image.record]),
+                captions=preview.captions[image],
+                marks=preview.warnings.marks(image),
             )
-            yield card_html(card, spool.read(size).decode("utf-8"), looked.lengths, report.tokens.limit)
+            yield card_html(card, spool.read(size).decode("utf-8"), preview.lengths, report.tokens.limit)
         yield "</div></section>\n"
-    yield '<p id="none" class="notice" hidden>No image fits.</p></section>\n'
+    yield '<p id="none" class="notice" hidden>No matching images.</p></section>\n'
 
 
 def _group_of(data: TrainingData, image: ImageId) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Images as the trainer sees them, as parts of a page."""
+"""Thumbnails: images as they are trained, as HTML."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from library.data.images.decoding import load_image
 from library.data.records import Item, TrainedImage
 from library.dataset_report.duplicates import grey_thumbnail
 
-# (images up to which, longest side in pixels): a page stays under about 200 MB, even of noise
+# (up to this many images, longest side in pixels): a page stays under about 200 MB, even of noise
 _LONGEST_SIDES = ((500, 512), (2_000, 320), (8_000, 160))
 _SMALLEST_SIDE = 80
 _JPEG_QUALITY = 85
-_CHUNK = 64  # images under way at once
+_CHUNK = 64  # images in flight at once
 _MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """One image to show: a use of it, and whether its mirror image is trained too."""
+    """One image to show: a use of it, and whether it is flipped at random too."""
 
     item: Item
     flips: bool
@@ -36,19 +36,19 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What the page shows of an image. Without a `look` it could not be read, and `html` says why."""
+    """The HTML of an image. Without `grey` the image is unreadable, and `html` has the error."""
 
     html: str
-    look: np.ndarray | None  # uint8 (16, 17)
+    grey: np.ndarray | None  # tiny thumbnail for finding duplicates, uint8 (16, 17)
 
 
 def longest_side(num_images: int) -> int:
-    """How large images can be for a page of so many."""
+    """The longest side of thumbnails on a page of this many images."""
     return next((side for count, side in _LONGEST_SIDES if num_images <= count), _SMALLEST_SIDE)
 
 
 def render_all(thumbnails: Sequence[Thumbnail], side: int) -> Iterator[Rendered]:
-    """Decodes and places images as training does, in order, several at a time."""
+    """Decodes, resizes and crops images as training does, in order, several at a time."""
     num_threads = min(_MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(thumbnails), _CHUNK):
@@ -60,7 +60,7 @@ def _render(thumbnail: Thumbnail, side: int) -> Rendered:
     try:
         plain = load_image(replace(key, flipped=False), thumbnail.item.colour)
         parts = [_figure(plain, "as trained", side)]
-        look = grey_thumbnail(_to_image(plain))
+        grey = grey_thumbnail(_to_image(plain))
         if plain.mask is not None and plain.mask.min() < 1:
             parts.append(_mask_figure(plain.mask, key.placement.bucket))
         if thumbnail.flips:
@@ -68,7 +68,7 @@ def _render(thumbnail: Thumbnail, side: int) -> Rendered:
             parts.append(_figure(flipped, "flipped", side))
     except UserError as error:
         return Rendered(f'<p class="unreadable">{escape(error.message)}</p>', None)
-    return Rendered("".join(parts), look)
+    return Rendered("".join(parts), grey)
 
 
 def _to_image(image: TrainedImage) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Looking at the data instead of training: the page or the window of --debug_dataset."""
+"""Dataset preview instead of training: the page of --debug_dataset or the window of --debug_dataset_window."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def look_at_data(
     num_epochs: int,
     folder: Path,
 ) -> None:
-    """Writes the page of `--debug_dataset` and opens the window of `--debug_dataset_window`, whichever is asked for.
+    """Writes the page of `--debug_dataset` and opens the window of `--debug_dataset_window`, whichever is enabled.
 
-    `messages`: what was warned of while the data was read. `draw`: how what is random is drawn. `folder`: for the page.
-    Raises `UserError` when the page cannot be written, and where windows cannot be opened.
+    `messages`: warnings from loading the data. `draw`: seed and steps of the random draws. `folder`: for the page.
+    Raises `UserError` if the page cannot be written, or windows cannot be opened.
     """
     if options[ReportOptions].debug_dataset:
         _write_page(options[PromptOptions], data, messages, draw, folder / _PAGE)
@@ -53,6 +53,6 @@ def _write_page(
     count = partial(tokenizer.count, weighted=prompts.weighted_captions)
     report = Report(data, draw, TokenLimit(count, prompts.max_token_length), messages=tuple(messages))
     num_images = sum(len(dataset.records) for dataset in data.datasets)
-    with progress_bar(min(num_images, MOST_IMAGES), "looking at images") as progress:
+    with progress_bar(min(num_images, MOST_IMAGES), "reading images") as progress:
         write_page(report, page, progress.update)
-    logger.info("The dataset is shown in %s (open it in a browser)", page.absolute())
+    logger.info("dataset preview written to %s (open it in a browser)", page.absolute())

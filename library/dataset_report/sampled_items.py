@@ -1,4 +1,4 @@
-"""Which images the report shows, and what is drawn for them in the first epochs."""
+"""Which images the page shows, and their random captions, crops and flips in the first epochs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from library.data.batches.items import draw_items
 from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.records import Item, StepCounter
 
-_MOST_USES = 6  # of an image: enough to show what shuffling and dropping do
+_MOST_USES = 6  # of an image: enough to show shuffling and dropout
 _MOST_EPOCHS = 4
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class ImageId:
-    """An image of a dataset, by its place."""
+    """An image, by the indices of its dataset and record."""
 
     dataset: int
     record: int
@@ -24,10 +24,10 @@ class ImageId:
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """What randomness depends on: the seed, and how batches become steps."""
+    """What random draws depend on: the seed, and the optimizer step of each batch."""
 
     seed: int
-    is_given: bool  # whether the user chose the seed; otherwise training draws another
+    is_given: bool  # whether the user gave --seed; otherwise training draws another
     clock: StepCounter
 
 
@@ -36,18 +36,18 @@ def choose_images(data: TrainingData, most: int) -> list[ImageId]:
     totals = [len(dataset.records) for dataset in data.datasets]
     total = sum(totals)
     if total <= most:
-        return [ImageId(place, record) for place, count in enumerate(totals) for record in range(count)]
-    chosen, place, before = [], 0, 0
+        return [ImageId(dataset, record) for dataset, count in enumerate(totals) for record in range(count)]
+    chosen, dataset, before = [], 0, 0
     for number in (index * total // most for index in range(most)):
-        while number >= before + totals[place]:
-            before += totals[place]
-            place += 1
-        chosen.append(ImageId(place, number - before))
+        while number >= before + totals[dataset]:
+            before += totals[dataset]
+            dataset += 1
+        chosen.append(ImageId(dataset, number - before))
     return chosen
 
 
 def draw_uses(data: TrainingData, images: Sequence[ImageId], draw: DrawSettings) -> dict[ImageId, list[Item]]:
-    """The first uses of each image, as training draws them. Images that are never used are left out."""
+    """The first uses of each image, as training draws them. Images that are never used are skipped."""
     missing = {image: _MOST_USES for image in _used(data, images)}
     uses: dict[ImageId, list[Item]] = {image: [] for image in missing}
     num_epochs = math.ceil(draw.clock.num_steps / draw.clock.steps_per_epoch)
@@ -75,6 +75,6 @@ def _used(data: TrainingData, images: Sequence[ImageId]) -> list[ImageId]:
 
 
 def unused_item(dataset: PlannedDataset, record_index: int) -> Item:
-    """How an image that no epoch uses would look."""
+    """The item of an image that no epoch uses, without augmentation."""
     record = dataset.records[record_index]
     return Item(record_index, record.caption, dataset.latent_key(record_index, False), None, record.is_reg)

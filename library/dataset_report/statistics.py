@@ -1,4 +1,4 @@
-"""Counts: images, batches, buckets, tags."""
+"""Statistics of a dataset: numbers of images, batches, buckets, tags."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from library.data.records import Size
 
 @dataclass(frozen=True)
 class BucketRow:
-    """One line of the table of buckets."""
+    """One row of the table of buckets."""
 
     size: Size
     num_images: int
     num_items: int
     num_batches: int
-    fill: float  # mean share of a batch that is filled
+    fill: float  # mean batch size / batch_size
 
 
 def bucket_rows(dataset: PlannedDataset) -> list[BucketRow]:
@@ -42,25 +42,25 @@ def bucket_rows(dataset: PlannedDataset) -> list[BucketRow]:
 
 
 def totals(data: TrainingData) -> dict[str, int]:
-    """What the page shows at its top, by title."""
+    """The totals at the top of the page, by title."""
     records = [record for dataset in data.datasets for record in dataset.records]
     num_reg = sum(record.is_reg for record in records)
     return {
         "training images": len(records) - num_reg,
         "regularisation images": num_reg,
         "held out for validation, not shown": 0 if data.validation is None else data.validation.num_items,
-        "items an epoch, with repeats": data.num_items,
-        "batches an epoch": data.num_micro_batches,
+        "items per epoch, with repeats": data.num_items,
+        "batches per epoch": data.num_micro_batches,
         "datasets": len(data.datasets),
         "subsets": sum(len(dataset.config.subsets) for dataset in data.datasets),
-        "different captions": len({record.caption for record in records}),
+        "distinct captions": len({record.caption for record in records}),
     }
 
 
 def tag_counts(data: TrainingData) -> list[tuple[str, int]]:
     """How many images have each tag, the most frequent first, then by name.
 
-    Tags are what stands between the separators of the subset, in all lines of a caption.
+    Tags are split at the separators of the subset, in all lines of a caption.
     """
     counter: Counter[str] = Counter()
     for dataset in data.datasets:

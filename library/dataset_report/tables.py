@@ -1,4 +1,4 @@
-"""The upper part of the page: totals, findings, buckets, tags."""
+"""The upper part of the page: totals, warnings, buckets, tags."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from html import escape
 from library.cli.logging import Message
 from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.config.config import DatasetConfig, SubsetConfig
-from library.data.records import ImageRecord
-from library.dataset_report.cards import card_id, short_name, size_text
-from library.dataset_report.findings import KINDS, ReportWarnings
+from library.data.records import ImageRecord, size_text
+from library.dataset_report.cards import card_id, short_name
+from library.dataset_report.report_warnings import KINDS, DatasetWarnings
 from library.dataset_report.sampled_items import ImageId
 from library.dataset_report.statistics import bucket_rows, tag_counts
 
-_MOST_NAMES = 500  # in the list of a finding
+_MOST_NAMES = 500  # in the list of a warning
 _MOST_TAGS = 3_000
-_SHOWN_ELSEWHERE = ("place", "resolution", "batch_size", "subsets", "image_dir", "metadata_file")
+_SHOWN_ELSEWHERE = ("key_path", "resolution", "batch_size", "subsets", "image_dir", "metadata_file")
 
 
 def totals_html(totals: Mapping[str, int], sizes: Sequence[str]) -> str:
     tiles = [f"<div><b>{number:,}</b><span>{title}</span></div>" for title, number in totals.items() if number]
     different = " ".join(f"<b>{size}</b>" for size in sizes)
-    tiles.append(f'<div class="sizes">{different}<span>training size</span></div>')
+    tiles.append(f'<div class="sizes">{different}<span>resolution</span></div>')
     return f'<section id="totals" class="tiles">{"".join(tiles)}</section>\n'
 
 
-def findings_html(
-    findings: ReportWarnings, data: TrainingData, shown: Set[ImageId], messages: Sequence[Message]
+def warnings_html(
+    warnings: DatasetWarnings, data: TrainingData, shown: Set[ImageId], messages: Sequence[Message]
 ) -> Iterator[str]:
-    """`messages`: what reading the data has said already."""
-    yield '<section id="findings"><h2>Warnings</h2>\n'
-    if not findings.notes and not messages:
-        yield '<p class="good">Nothing found that looks wrong.</p>'
+    """`messages`: warnings from loading the data."""
+    yield '<section id="warnings"><h2>Warnings</h2>\n'
+    if not warnings.notes and not messages:
+        yield '<p class="good">No warnings.</p>'
     if messages:
         items = "".join(f"<li>{escape(message.text)}{_details_html(message)}</li>" for message in messages)
         yield (
-            f'<details class="finding" open><summary><b>{len(messages)}</b> Said while the data was read</summary>'
+            f'<details class="warning" open><summary><b>{len(messages)}</b> Warnings from loading the data</summary>'
             f'<ul class="messages">{items}</ul></details>\n'
         )
-    for kind, notes in findings.notes.items():
+    for kind, notes in warnings.notes.items():
         title, advice = KINDS[kind].title, KINDS[kind].advice
         yield (
-            f'<details class="finding"><summary><b>{len(notes):,}</b> {title}</summary>'
+            f'<details class="warning"><summary><b>{len(notes):,}</b> {title}</summary>'
             f'<p>{escape(advice)} <a class="only" href="#only={kind}" hidden>Show these images only</a></p><ul>'
         )
         for image in list(notes)[:_MOST_NAMES]:
-            yield _finding_line(image, data.datasets[image.dataset].records[image.record], notes[image], shown)
+            yield _warning_line(image, data.datasets[image.dataset].records[image.record], notes[image], shown)
         more = len(notes) - _MOST_NAMES
         yield f"{f'<li>and {more:,} more</li>' if more > 0 else ''}</ul></details>\n"
     yield "</section>\n"
@@ -58,7 +58,7 @@ def _details_html(message: Message) -> str:
     return f"<ul>{items}</ul>" if items else ""
 
 
-def _finding_line(image: ImageId, record: ImageRecord, note: str, shown: Set[ImageId]) -> str:
+def _warning_line(image: ImageId, record: ImageRecord, note: str, shown: Set[ImageId]) -> str:
     name = f"<bdi>{escape(short_name(record))}</bdi>"
     if image in shown:
         name = f'<a href="#{card_id(image)}">{name}</a>'
@@ -67,14 +67,14 @@ def _finding_line(image: ImageId, record: ImageRecord, note: str, shown: Set[Ima
 
 def buckets_html(data: TrainingData) -> Iterator[str]:
     yield '<section id="buckets"><h2>Datasets and buckets</h2>\n'
-    for place, dataset in enumerate(data.datasets):
-        yield f"<h3>{dataset_title(place, dataset.config)}</h3>{_changed_html(dataset.config)}"
+    for index, dataset in enumerate(data.datasets):
+        yield f"<h3>{dataset_title(index, dataset.config)}</h3>{_changed_html(dataset.config)}"
         yield _subset_table(dataset) + _bucket_table(dataset)
     yield "</section>\n"
 
 
-def dataset_title(place: int, config: DatasetConfig) -> str:
-    return f"Dataset {place + 1}: {size_text(config.resolution)}, batch size {config.batch_size}"
+def dataset_title(index: int, config: DatasetConfig) -> str:
+    return f"Dataset {index + 1}: {size_text(config.resolution)}, batch size {config.batch_size}"
 
 
 def subset_title(config: SubsetConfig) -> str:
@@ -85,7 +85,7 @@ def subset_title(config: SubsetConfig) -> str:
 
 
 def _changed_html(config: DatasetConfig | SubsetConfig) -> str:
-    """The settings that are not at their defaults, with the keys of the dataset file."""
+    """The settings that differ from their defaults, by their keys in the dataset file."""
     changed = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -129,7 +129,7 @@ def _bar(share: float, text: str) -> str:
 def tags_html(data: TrainingData) -> Iterator[str]:
     counts = tag_counts(data)
     once = sum(count == 1 for _, count in counts)
-    yield f'<section id="tags"><h2>Tags</h2><p>{len(counts):,} different tags, {once:,} of them on one image only.'
+    yield f'<section id="tags"><h2>Tags</h2><p>{len(counts):,} distinct tags, {once:,} of them on one image only.'
     if len(counts) > _MOST_TAGS:
         yield f" The {_MOST_TAGS:,} most frequent are listed."
     yield '</p>\n<details open><summary>All tags</summary><div class="scroll tall"><table class="sortable">'

@@ -1,4 +1,4 @@
-"""Steps through a dataset on the screen, as training would take it."""
+"""The window of --debug_dataset_window: shows the images one by one, in the order of training."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ logger = logging.getLogger(__name__)
 
 FLAG = "--debug_dataset_window"
 _ESCAPE = 27
-_TITLE = "any key: next image, S: next batch, E: next epoch, Esc: end"
+_TITLE = "any key: next image, S: next batch, E: next epoch, Esc: quit"
 
 
 def open_window() -> None:
-    """Opens the window. Raises `UserError` where there is no screen, or OpenCV has no windows."""
-    hint = "give --debug_dataset instead: it writes a page for any browser"
-    # without a display, OpenCV would end the program
+    """Opens the window. Raises `UserError` without a display, or if OpenCV is built without windows."""
+    hint = "use --debug_dataset instead: it writes an HTML page"
+    # without a display, OpenCV would abort the program
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise UserError(f"{FLAG} needs a display, and there is none", hint=hint)
+        raise UserError(f"{FLAG} needs a display, but none was found", hint=hint)
     try:
         cv2.namedWindow(_TITLE)
     except cv2.error:
-        raise UserError(f"{FLAG}: this build of OpenCV opens no windows", hint=hint) from None
+        raise UserError(f"{FLAG}: this build of OpenCV has no window support", hint=hint) from None
 
 
 def step_through(
     data: TrainingData, draw: DrawSettings, num_epochs: int, show: Callable[[Item, MicroBatch], int]
 ) -> None:
-    """Gives the items to `show` in the order of training, until a key ends it.
+    """Calls `show` with the items in the order of training, until Esc is pressed.
 
-    `show` returns the code of the key that was pressed: S goes on with the next batch, E with the next epoch, Esc
-    ends, and any other key goes on with the next image.
+    `show` returns the code of the key that was pressed: S skips to the next batch, E to the next epoch, Esc quits, any
+    other key goes to the next image.
     """
     for epoch in range(num_epochs):
         for micro_batch in data.batches_of_epoch(draw.seed, epoch):
@@ -56,7 +56,7 @@ def step_through(
 def _step_through_batch(
     data: TrainingData, draw: DrawSettings, micro_batch: MicroBatch, show: Callable[[Item, MicroBatch], int]
 ) -> int:
-    """The last key that was pressed, in small letters."""
+    """The last key that was pressed, in lower case."""
     key = 0
     for item in draw_items(data.datasets[micro_batch.dataset_index], micro_batch, draw.seed, draw.clock):
         key = ord(chr(show(item, micro_batch) & 0xFF).lower())
@@ -66,7 +66,7 @@ def _step_through_batch(
 
 
 def show_in_window(item: Item, micro_batch: MicroBatch) -> int:
-    """Shows one image, with its caption in the log, and waits for a key. Raises no error for a bad image."""
+    """Shows one image, logs its caption, and waits for a key. An unreadable image is only a warning."""
     logger.info(
         "epoch %d, batch %d: %s: %r", micro_batch.epoch + 1, micro_batch.index + 1, item.latent_key.path, item.caption
     )

@@ -114,11 +114,11 @@ def test_each_image_is_shown_as_it_is_trained(page):
     # 384 x 128 becomes 192 x 64, of which 32 columns are cut off on each side
     expected = noise(2, (384, 128)).reshape(64, 2, 192, 2, 3).mean(axis=(1, 3))[:, 32:160]
     assert np.abs(pixels(shown["wide.png"].all("img")[0]) - expected).mean() < 2
-    assert "384 × 128 → resized 192 × 64 → cropped 128 × 64 · 33.3% cut away" in shown["wide.png"].text
+    assert "384x128 → resized 192x64 → cropped 128x64 · 33.3% cropped away" in shown["wide.png"].text
     # turned upright before anything else
     expected = np.rot90(noise(3, (128, 256)), -1).reshape(64, 2, 128, 2, 3).mean(axis=(1, 3))
     assert np.abs(pixels(shown["turned.png"].all("img")[0]) - expected).mean() < 2
-    assert "256 × 128 → resized 128 × 64" in shown["turned.png"].text
+    assert "256x128 → resized 128x64" in shown["turned.png"].text
 
 
 def test_the_mask_of_the_loss_is_shown(page):
@@ -128,7 +128,7 @@ def test_the_mask_of_the_loss_is_shown(page):
     expected = np.zeros((8, 16))  # one value for each 8 x 8 pixels
     expected[:, :8] = 255
     assert np.array_equal(pixels(mask), expected)
-    assert "3 × an epoch" in shown["mask.png"].text
+    assert "3 uses per epoch" in shown["mask.png"].text
 
 
 def test_nothing_is_fetched_from_anywhere(page):
@@ -195,10 +195,11 @@ def test_totals_buckets_and_tags_are_counted(page):
     read = read_page(page)
     tiles = [tile.text for tile in read.by_id("totals").all("div")]
     # 12 + 1 x 3 items, and as many of the class images; batches of 4
-    for text in ("13training images", "30regularisation images", "30items an epoch", "8batches", "3subsets"):
+    for text in ("13training images", "30regularisation images", "30items per epoch", "8batches", "3subsets"):
         assert any(tile.startswith(text) for tile in tiles), text
     (row,) = read.by_id("buckets").all("tbody")[1].all("tr")
-    assert [cell.text for cell in row.all("td")] == ["128 × 64", "28", "30", "8", "94%"]
+    assert [cell.text for cell in row.all("td")] == ["128x64", "28", "30", "8", "94%"]
+    assert "key_path" not in read.by_id("buckets").text
     fill = row.all("i")[-1].attributes["style"]
     assert fill == "width:93.8%"
     counts = {row.all("td")[0].text: row.all("td")[1].text for row in read.by_id("tags").all("tbody")[0].all("tr")}
@@ -248,7 +249,7 @@ def test_large_datasets_are_shown_in_part_and_the_page_says_so(nasty, tmp_path):
     read = read_page(tmp_path / "index.html")
     assert len(cards(read)) == 10
     assert "10 of 43 images are shown" in read.by_id("images").text
-    # a finding about an image that is not shown has no link to nowhere
+    # a warning about an image that is not shown has no link to nowhere
     anchors = {element.attributes.get("id") for element in read.all()}
     links = [link.attributes["href"][1:] for link in read.all("a")]
     assert [link for link in links if link not in anchors and not link.startswith("only=")] == []
@@ -299,7 +300,7 @@ def test_a_browser_shows_the_page_and_its_filter_works(fragment, left, page, tmp
     assert said == ""
     (tmp_path / "dom.html").write_text(dom, encoding="utf-8")
     read = read_page(tmp_path / "dom.html")
-    assert read.all("title")[0].text == "What training sees"  # the hostile caption did not run
+    assert read.all("title")[0].text == "Dataset preview"  # the hostile caption did not run
     visible = {name for name, card in cards(read).items() if "hidden" not in card.attributes}
     assert visible == (set(cards(read)) if left is None else left)
     assert "hidden" not in read.all(of_class="controls")[0].attributes

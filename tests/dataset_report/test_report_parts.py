@@ -9,7 +9,7 @@ from PIL import Image
 from library.cli.errors import UserError
 from library.data.records import StepCounter
 from library.dataset_report.caption_length import TokenLimit, measure_caption
-from library.dataset_report.duplicates import grey_thumbnail, same_looks
+from library.dataset_report.duplicates import grey_thumbnail, near_duplicates
 from library.dataset_report.rendering import longest_side
 from library.dataset_report.sampled_items import DrawSettings, ImageId, choose_images
 from library.dataset_report.window import open_window, step_through
@@ -42,7 +42,7 @@ def test_the_same_image_is_known_after_resizing_and_saving_again_but_not_another
     again = large[7].resize((300, 225), Image.Resampling.LANCZOS)
     flat = [Image.new("RGB", (64, 64), (grey, grey, grey)) for grey in (250, 251)]
     looks = [(ImageId(0, index), grey_thumbnail(image)) for index, image in enumerate([*large, again, *flat])]
-    assert same_looks(looks) == {ImageId(0, 40): ImageId(0, 7)}
+    assert near_duplicates(looks) == {ImageId(0, 40): ImageId(0, 7)}
 
 
 def test_a_page_stays_small_however_many_images_it_has():

@@ -289,7 +289,7 @@ def flag_values(options: DatasetOptions, level: str) -> dict[str, Any]:
 class CachingOptions:
     """Caching of latents and text encoder outputs, and dataloader workers."""
 
-    GROUP: ClassVar[str] = "Latents and loading"
+    GROUP: ClassVar[str] = "Caching and data loading"
 
     cache_latents: bool = option(
         False, help="encode each image to latents once, before training, and keep them in memory"

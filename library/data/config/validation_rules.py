@@ -42,17 +42,37 @@ def source_problems(
 def caching_problems(
     configs: Sequence[DatasetConfig], options: DatasetOptions, caching: CachingOptions
 ) -> Iterator[UserError]:
-    """Augmentations that cannot be used with cached latents, which are the same each time: all but flipping."""
-    if not caching.caches_latents:
-        return
-    flag = "--cache_latents_to_disk" if caching.cache_latents_to_disk else "--cache_latents"
+    """What varies at random, and so cannot be used with what is cached and the same each time."""
     subsets = [subset for config in configs for subset in config.subsets]
+    if caching.caches_latents:
+        yield from _latent_problems(subsets, options, caching)
+    if caching.caches_text_encoder_outputs:
+        yield from _caption_problems(subsets)
+
+
+def _latent_problems(
+    subsets: Sequence[SubsetConfig], options: DatasetOptions, caching: CachingOptions
+) -> Iterator[UserError]:
+    """Augmentations other than flipping, of which both orientations are cached."""
+    flag = "--cache_latents_to_disk" if caching.cache_latents_to_disk else "--cache_latents"
     for key in _RANDOM_PIXELS:
         where = _where_given(key, subsets, options)
         if where is not None:
             yield UserError(
                 f"{flag} cannot be used with {where}",
                 hint="remove one of them: a cached latent is the same each time",
+            )
+
+
+def _caption_problems(subsets: Sequence[SubsetConfig]) -> Iterator[UserError]:
+    """Options that vary captions; caption dropout is none, as the empty caption is cached too."""
+    flag = "--cache_text_encoder_outputs"
+    for subset in subsets:
+        keys = subset.random_caption_options
+        if keys:
+            yield UserError(
+                f"{subset.key_path}: {' and '.join(keys)} with {flag}: cached outputs are of one fixed caption",
+                hint=f"leave out {flag}, or {'these' if len(keys) > 1 else keys[0]}",
             )
 
 

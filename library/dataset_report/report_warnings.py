@@ -1,4 +1,4 @@
-"""What about a dataset its user may want to change."""
+"""Warnings about a dataset: unreadable images, empty or truncated captions, duplicates, strong crops, small batches."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from library.data.batches.plan import PlannedDataset, TrainingData
-from library.data.records import ImageRecord, Placement
+from library.data.records import ImageRecord, Placement, size_text
 from library.dataset_report.sampled_items import ImageId
 
 _STRONG_CROP = 0.2  # of the area
-_ENLARGED = 1.05  # less is rounding
+_UPSCALED = 1.05  # less is rounding
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of finding: its title, what marks an image about which there is no more to say, and what can be done."""
+    """A kind of warning: its title, the mark of an image without a note of its own, and advice."""
 
     title: str
     mark: str
@@ -25,23 +25,25 @@ class Kind:
 
 KINDS = {
     "unreadable": Kind(
-        "Images that cannot be read",
+        "Unreadable images",
         "unreadable",
         "Training stops at the first of them. Repair or remove them, or train with --skip_bad_images.",
     ),
     "missing": Kind(
         "Images without a caption file",
         "no caption file",
-        "The class tokens are their caption. Check the ending in --caption_extension if the files are there.",
+        "Their caption is the class tokens. If they have caption files, check --caption_extension.",
     ),
-    "empty": Kind("Empty captions", "empty caption", "They teach the model what it paints without a prompt."),
+    "empty": Kind("Empty captions", "empty caption", "They train the model's output for an empty prompt."),
     "long": Kind(
         "Captions over the token limit",
-        "caption cut off",
-        "What is struck through is not read. Shorten them, put what matters first, or raise --max_token_length.",
+        "truncated caption",
+        "The text struck through is truncated. Shorten them, put important tags first, or raise --max_token_length.",
     ),
     "duplicate": Kind(
-        "Files with the same content", "duplicate", "They count twice. Remove one, or use num_repeats on purpose."
+        "Files with the same content",
+        "duplicate",
+        "They are trained twice as often. Remove one, or use num_repeats instead.",
     ),
     "similar": Kind(
         "Images that look nearly the same",
@@ -51,12 +53,12 @@ KINDS = {
     "crop": Kind(
         f"Images that lose more than {_STRONG_CROP:.0%} of their area",
         "strong crop",
-        "Look at what is left of them. enable_bucket, or smaller bucket_reso_steps, cuts less away.",
+        "Check what is left of them. enable_bucket, or smaller bucket_reso_steps, crops less.",
     ),
     "tiny": Kind(
         "Images smaller than their bucket",
-        "enlarged",
-        "They are enlarged, and what is learned is blurred. Use larger ones, a lower resolution, or bucket_no_upscale.",
+        "upscaled",
+        "They are upscaled, which trains the model on blur. Use larger ones, a lower resolution, or bucket_no_upscale.",
     ),
     "batches": Kind(
         "Buckets with fewer items than a batch",
@@ -65,31 +67,31 @@ KINDS = {
         "or use larger bucket_reso_steps.",
     ),
     "unused": Kind(
-        "Regularisation images that are not used",
+        "Unused regularisation images",
         "not used",
-        "There are more of them than training images with repeats. Raise num_repeats of those, or remove these.",
+        "There are more of them than training images times repeats. Raise num_repeats of those, or remove some.",
     ),
 }
 
 
 @dataclass(frozen=True)
-class ReportWarnings:
-    """For each kind found, the images with a note on each, in order."""
+class DatasetWarnings:
+    """The images of each kind of warning, in order, each with a note."""
 
     notes: Mapping[str, Mapping[ImageId, str]]
 
     def marks(self, image: ImageId) -> dict[str, str]:
-        """The kinds that an image has, each with its note."""
+        """The kinds of warnings of an image, each with its note."""
         return {kind: notes[image] for kind, notes in self.notes.items() if image in notes}
 
 
-def collect_findings(data: TrainingData, seen: Mapping[str, Mapping[ImageId, str]]) -> ReportWarnings:
-    """What sizes, captions and buckets show, and `seen`: what was found when images and captions were looked at."""
+def collect_warnings(data: TrainingData, seen: Mapping[str, Mapping[ImageId, str]]) -> DatasetWarnings:
+    """Warnings about sizes, captions and buckets, and `seen`: those from decoding images and tokenizing captions."""
     notes: dict[str, dict[ImageId, str]] = {kind: dict(seen.get(kind, {})) for kind in KINDS}
-    for place, dataset in enumerate(data.datasets):
+    for dataset_index, dataset in enumerate(data.datasets):
         for kind, index, note in _of_dataset(dataset):
-            notes[kind].setdefault(ImageId(place, index), note)
-    return ReportWarnings({kind: dict(sorted(found.items())) for kind, found in notes.items() if found})
+            notes[kind].setdefault(ImageId(dataset_index, index), note)
+    return DatasetWarnings({kind: dict(sorted(found.items())) for kind, found in notes.items() if found})
 
 
 def _of_dataset(dataset: PlannedDataset) -> Iterator[tuple[str, int, str]]:
@@ -103,12 +105,12 @@ def _of_dataset(dataset: PlannedDataset) -> Iterator[tuple[str, int, str]]:
             yield "unused", index, ""
         if record.prepared is not None:
             continue  # its latents were made elsewhere
-        lost = share_cut_away(placement)
+        lost = cropped_fraction(placement)
         if lost > _STRONG_CROP and dataset.subset_of(record).face_crop_aug_range is None:
-            yield "crop", index, f"{lost:.0%} cut away"
-        factor = enlarged_by(record, placement)
-        if factor > _ENLARGED:
-            yield "tiny", index, f"enlarged {factor:.1f} times"
+            yield "crop", index, f"{lost:.0%} cropped away"
+        factor = upscale_factor(record, placement)
+        if factor > _UPSCALED:
+            yield "tiny", index, f"upscaled {factor:.1f} times"
         if index in used and placement.bucket in small:
             yield "batches", index, small[placement.bucket]
 
@@ -118,8 +120,8 @@ def _of_caption(dataset: PlannedDataset, record: ImageRecord) -> Iterator[tuple[
     if not record.caption.strip():
         yield "empty", ""
     elif subset.metadata_file is None and record.caption == subset.class_tokens and not record.is_reg:
-        # only for those whose caption could be the class tokens, the folder is asked again; regularisation images
-        # are meant to have the class tokens alone
+        # only images whose caption could be the class tokens need a look at the folder; regularisation images are
+        # meant to have the class tokens alone
         file = os.path.splitext(record.path)[0] + subset.caption_extension
         if not os.path.exists(file):
             yield "missing", "no caption file"
@@ -128,18 +130,18 @@ def _of_caption(dataset: PlannedDataset, record: ImageRecord) -> Iterator[tuple[
 def _small_buckets(dataset: PlannedDataset) -> dict[tuple[int, int], str]:
     batch_size = dataset.config.batch_size
     return {
-        size: f"bucket {size[0]} × {size[1]} has {count} for batches of {batch_size}"
+        size: f"bucket {size_text(size)} has {count} items, batch size {batch_size}"
         for size, count in dataset.bucket_counts.items()
         if count < batch_size
     }
 
 
-def share_cut_away(placement: Placement) -> float:
-    """The share of the resized image's area outside the crop."""
+def cropped_fraction(placement: Placement) -> float:
+    """The fraction of the resized image's area outside the crop."""
     (width, height), (bucket_width, bucket_height) = placement.resized, placement.bucket
     return max(0.0, 1 - bucket_width * bucket_height / (width * height))
 
 
-def enlarged_by(record: ImageRecord, placement: Placement) -> float:
-    """By which factor an image is enlarged; below 1, made smaller."""
+def upscale_factor(record: ImageRecord, placement: Placement) -> float:
+    """The factor by which an image is upscaled; below 1, downscaled."""
     return max(placement.resized[0] / record.size[0], placement.resized[1] / record.size[1])
