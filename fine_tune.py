@@ -1,4 +1,4 @@
-"""Trains a whole Stable Diffusion model on images that a metadata file describes (fine-tuning)."""
+"""Trains all weights of a Stable Diffusion model on images listed in a metadata file (fine-tuning)."""
 
 from __future__ import annotations
 

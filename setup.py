@@ -1,4 +1,4 @@
-"""Metadata and extras; running it does nothing else."""
+"""Package metadata and extras."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def requirements(name: str) -> list[str]:
 setup(
     name="stable-diffusion-training-toolkit",
     version="0.1.0",
-    description="Training of LoRAs, whole models and new words for Stable Diffusion from the command line",
+    description="Training of LoRAs, whole models and textual inversion embeddings for Stable Diffusion",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["library", "library.*", "networks", "networks.*"]),

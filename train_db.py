@@ -1,4 +1,4 @@
-"""Trains a whole Stable Diffusion model on images of a subject, beside images of its class (DreamBooth)."""
+"""Trains all weights of a Stable Diffusion model on images of a subject (DreamBooth)."""
 
 from __future__ import annotations
 

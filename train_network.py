@@ -1,4 +1,4 @@
-"""Trains a LoRA, or another adapter network, on a Stable Diffusion model."""
+"""Trains a LoRA, or another adapter network, for a Stable Diffusion model."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def train(argv: Sequence[str]) -> None:
         "train_network.py",
         __doc__,
         OPTION_GROUPS,
+        NetworkOptions,
         make_method,
         ending_of=lambda options: f".{options[NetworkOptions].save_model_as}",
     )

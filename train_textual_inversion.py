@@ -1,4 +1,4 @@
-"""Teaches a Stable Diffusion model a new word (textual inversion; with --xti each of its layers its own)."""
+"""Trains an embedding for a Stable Diffusion model (textual inversion; with --xti one for each of its layers)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from library.cli.entry import run_entry
 from library.cli.parser import Options
 from library.methods.options import TextualInversionOptions
-from library.methods.token_captions import captions_with_token, text_caching_problems
+from library.methods.token_captions import captions_with_token
 from library.training.script import TrainingScript, option_groups, run_script
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def train(argv: Sequence[str]) -> None:
         "train_textual_inversion.py",
         __doc__,
         OPTION_GROUPS,
+        TextualInversionOptions,
         make_method,
-        checks=[text_caching_problems],
         ending_of=lambda options: f".{options[TextualInversionOptions].save_model_as}",
         adapt_data=captions_with_token,
     )

@@ -1,4 +1,4 @@
-"""The training method of `train_network.py`: an adapter network learns, the model stays as it is."""
+"""The training method of `train_network.py`: an adapter network (LoRA) is trained, the model is frozen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from library.training.step_plan import Position
 
 
 class AdapterTraining:
-    """A network of `--network_module`, through the plug-in contract that such modules share.
+    """Trains a network of `--network_module`, through the plug-in interface that such modules share.
 
     Implements `library.training.method.TrainingMethod`.
     """
@@ -42,7 +42,7 @@ class AdapterTraining:
         self._unet: Any = None
 
     def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
-        """Creates the network and attaches it to the model. Raises `UserError` for arguments it does not take."""
+        """Creates the network and attaches it to the model. Raises `UserError` for arguments it does not accept."""
         module = _import_module(self._options.network_module)
         roots = family.adapter_roots()
         self._unet = roots.unet
@@ -71,9 +71,9 @@ class AdapterTraining:
                 **self._options.keyword_arguments(),
             )
         except (AssertionError, TypeError, ValueError, KeyError) as error:
-            # third-party modules have no errors for users
+            # third-party modules raise no `UserError`
             raise UserError(
-                f"--network_module {self._options.network_module} does not take these arguments: {error}",
+                f"--network_module {self._options.network_module} does not accept these arguments: {error}",
                 hint="check --network_args; with lycoris.kohya, preset=attn-mlp fits these models",
             ) from error
 
@@ -88,7 +88,7 @@ class AdapterTraining:
             named.append(ParamGroup(name, params, group.get("lr", default_learning_rate)))
         if not any(group.params for group in named):
             raise UserError(
-                "nothing would be trained: every part of the network has learning rate 0 or no layer",
+                "nothing would be trained: every part of the network has learning rate 0 or no layers",
                 hint="check --unet_lr, --text_encoder_lr and --network_args",
             )
         return named
@@ -108,13 +108,13 @@ class AdapterTraining:
 
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
         with atomic_path(path) as temporary:
-            self._network.save_weights(str(temporary), dtype, dict(metadata))  # some add to what they are given
+            self._network.save_weights(str(temporary), dtype, dict(metadata))  # some networks add entries to it
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return dict(self._network.state_dict())
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Raises `UserError` when the state is that of another network."""
+        """Raises `UserError` for the state of another network."""
         try:
             self._network.load_state_dict(state)
         except RuntimeError as error:

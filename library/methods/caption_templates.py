@@ -1,7 +1,7 @@
-"""Captions for a new word: templates in place of an image's own, and whether the word stands in those that are used.
+"""Captions of textual inversion: templates in place of the images' own, and a check that captions have the token.
 
-The templates are those of "An Image is Worth One Word" (Gal et al., 2208.01618), appendix; of the styles two stand
-there twice.
+The templates are those of "An Image is Worth One Word" (Gal et al., 2208.01618), appendix, without the two style
+templates that it lists twice.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ STYLE_TEMPLATES = (
 )
 
 
-def with_templates(data: TrainingData, templates: Sequence[str], word: str) -> TrainingData:
-    """The same data with captions made of `templates`; regularisation images keep theirs, they show something else.
+def with_templates(data: TrainingData, templates: Sequence[str], token: str) -> TrainingData:
+    """The data with captions made from `templates`; regularisation images keep their own.
 
-    Held-out images have the first template each time.
+    Validation images always have the first template.
     """
-    captions = tuple(template.replace(_PLACEHOLDER, word) for template in templates)
+    captions = tuple(template.replace(_PLACEHOLDER, token) for template in templates)
     held_out = data.validation
     if held_out is not None:
         held_out = replace(held_out, datasets=tuple(_with_captions(each, captions[:1]) for each in held_out.datasets))
@@ -95,27 +95,27 @@ def _with_captions(dataset: PlannedDataset, captions: tuple[str, ...]) -> Planne
     return changed
 
 
-def check_token_in_captions(data: TrainingData, word: str, flag: str) -> None:
-    """Raises `UserError` when no caption of a training image holds the word; warns when some do not."""
+def check_token_in_captions(data: TrainingData, token: str, flag: str) -> None:
+    """Raises `UserError` when no caption of a training image has the token; warns when some have not."""
     captions = [pair for dataset in data.datasets for pair in _captions(dataset)]
-    without = [(key, caption) for key, caption in captions if word.lower() not in caption.lower()]
+    without = [(key, caption) for key, caption in captions if token.lower() not in caption.lower()]
     if not without:
         return
     examples = "; ".join(f"{key}: {caption[:_EXAMPLE_LENGTH]!r}" for key, caption in without[:_NUM_EXAMPLES])
     if len(without) < len(captions):
         logger.warning(
-            "%d of %d captions do not hold %s; such images teach it nothing: %s",
-            len(without), len(captions), word, examples,
+            "%d of %d captions do not have the token %s, whose images do not train it: %s",
+            len(without), len(captions), token, examples,
         )  # fmt: skip
         return
     raise UserError(
-        f"{flag} {word} stands in none of the {len(captions)} captions, such as {examples}",
-        hint="write the word into the captions, or let --use_object_template or --use_style_template replace them",
+        f"{flag} {token} is in none of the {len(captions)} captions, such as {examples}",
+        hint="add the token to the captions, or give --use_object_template or --use_style_template",
     )
 
 
 def _captions(dataset: PlannedDataset) -> Iterator[tuple[str, str]]:
-    """Key and whole caption of each training image."""
+    """Key and full caption of each training image."""
     for record in dataset.records:
         subset = dataset.subset_of(record)
         if not record.is_reg:

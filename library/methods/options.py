@@ -1,4 +1,4 @@
-"""Options of what is trained: an adapter network, the whole model, or a new word."""
+"""Options of the training methods: an adapter network (LoRA), full fine-tuning, textual inversion."""
 
 from __future__ import annotations
 
@@ -30,43 +30,51 @@ _NETWORKS_OF_FAMILIES = {
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The adapter network and its learning rates."""
+    """The adapter network, its rank and alpha, and its learning rates."""
 
     GROUP: ClassVar[str] = "LoRA network"
+    HOW_TO_FREEZE: ClassVar[str] = "with --network_train_unet_only"
 
     network_module: str = option(
         "networks.lora", help="Python module of the network", metavar="MODULE", on_resume="same"
     )
-    network_dim: int = option(4, help="rank: more can learn more, and makes a larger file", minimum=1, on_resume="same")
-    network_alpha: float = option(
-        1.0, help="the network's output is scaled by alpha / dim; 0 stands for the dim", minimum=0, on_resume="same"
+    network_dim: int = option(
+        4,
+        help="rank (dimension): higher ranks train more parameters and make larger files",
+        minimum=1,
+        on_resume="same",
     )
-    network_dropout: float | None = option(help="share of the network's neurons left out in each step", minimum=0)
+    network_alpha: float = option(
+        1.0, help="the network's output is scaled by alpha / rank; 0 stands for the rank", minimum=0, on_resume="same"
+    )
+    network_dropout: float | None = option(
+        help="dropout: probability of dropping each of the network's neurons in a step", minimum=0
+    )
     network_args: tuple[str, ...] = option(
         (), help="arguments of the network module, each as key=value", on_resume="same"
     )
-    network_weights: str | None = option(help="start from the weights in this file", metavar="FILE")
+    network_weights: str | None = option(help="start from the weights in this LoRA file", metavar="FILE")
     unet_lr: float | None = option(
-        help="learning rate of the U-Net's part (default: --learning_rate)", minimum=0, on_resume="kept"
+        help="learning rate of the U-Net's LoRA layers (default: --learning_rate)", minimum=0, on_resume="kept"
     )
     text_encoder_lr: float | None = option(
-        help="learning rate of the text encoder's part (default: --learning_rate)",
+        help="learning rate of the text encoder's LoRA layers (default: --learning_rate)",
         minimum=0,
         takes_first=True,
         aliases=("learning_rate_te",),
         on_resume="kept",
     )
-    network_train_unet_only: bool = option(False, help="train no part on the text encoder", on_resume="same")
-    network_train_text_encoder_only: bool = option(False, help="train no part on the U-Net", on_resume="same")
+    network_train_unet_only: bool = option(False, help="train the U-Net's LoRA only", on_resume="same")
+    network_train_text_encoder_only: bool = option(False, help="train the text encoder's LoRA only", on_resume="same")
     dim_from_weights: bool = option(
         False,
-        help="take the ranks from --network_weights",
+        help="take ranks and alphas from --network_weights",
         refused=("is not implemented yet", "give --network_dim and --network_alpha as the file has them"),
     )
     scale_weight_norms: float | None = option(
-        help="largest norm of each layer's update",
+        help="max-norm regularisation: largest norm of each LoRA layer's weights",
         above=0,
-        refused=("is not implemented yet: the weights would grow larger than it asks for", "leave it out"),
+        refused=("is not implemented yet: the weights would not be limited", "leave it out"),
     )
     base_weights: tuple[str, ...] = option(
         (),
@@ -83,6 +91,10 @@ class NetworkOptions:
     )
 
     @property
+    def trains_text_encoder(self) -> bool:
+        return not self.network_train_unet_only
+
+    @property
     def alpha(self) -> float:
         """The alpha of a network of the rank `network_dim`."""
         return self.network_alpha or float(self.network_dim)
@@ -94,7 +106,7 @@ class NetworkOptions:
                 hint="keep one of them, or neither to train both",
             )
         if self.network_dropout is not None and self.network_dropout >= 1:
-            yield UserError(f"--network_dropout {self.network_dropout} leaves nothing", hint="give less than 1")
+            yield UserError(f"--network_dropout {self.network_dropout} drops every neuron", hint="give less than 1")
         for argument in self._network_pairs():
             if "=" not in argument:
                 yield UserError(f"--network_args {argument} is not key=value", hint="write it as key=value")
@@ -105,7 +117,7 @@ class NetworkOptions:
         yield from self._module_problems()
 
     def _module_problems(self) -> Iterator[UserError]:
-        """A network of this project says what is wrong with its arguments before anything is loaded."""
+        """Problems of `--network_module` and, for a network of this project, of its arguments; loads no torch."""
         name, family = self.network_module, _NETWORKS_OF_FAMILIES.get(self.network_module)
         if self._module_exists():
             yield from self._argument_problems()
@@ -136,7 +148,7 @@ class NetworkOptions:
         return is_own and importlib.util.find_spec(f"{self.network_module}_options") is not None
 
     def _module_exists(self) -> bool:
-        # only the top package is looked for: looking for lycoris.kohya would import lycoris, and torch with it
+        # only the top package is searched for: finding lycoris.kohya would import lycoris, and torch with it
         top, *rest = self.network_module.split(".")
         try:
             found = top in sys.modules or importlib.util.find_spec(top) is not None
@@ -147,7 +159,7 @@ class NetworkOptions:
         return found
 
     def keyword_arguments(self) -> dict[str, str]:
-        """`--network_args` as the network module takes them; all values are texts."""
+        """`--network_args` as keyword arguments of the network module; all values are strings."""
         pairs = (argument.partition("=") for argument in self._network_pairs())
         return {name.strip(): value.strip() for name, _, value in pairs}
 
@@ -157,31 +169,31 @@ class NetworkOptions:
 
 @dataclass(frozen=True)
 class WholeModelOptions:
-    """What `train_db.py` and `fine_tune.py` have in common; each adds what it does with the text encoder."""
+    """Full fine-tuning: options of both `train_db.py` and `fine_tune.py`; each adds those of the text encoder."""
 
     GROUP: ClassVar[str] = "Whole model"
-    HOW_TO_FREEZE: ClassVar[str]  # how its user leaves the text encoder as it is
+    HOW_TO_FREEZE: ClassVar[str]  # the flag that freezes the text encoder, for messages
 
     save_model_as: str | None = option(
-        help="format of saved models (default: that of the model trained on)", choices=tuple(FORMATS)
+        help="format of saved models (default: that of the base model)", choices=tuple(FORMATS)
     )
-    use_safetensors: bool = option(False, help="save .safetensors where the format would be one of pickles")
+    use_safetensors: bool = option(False, help="save .safetensors instead of pickles (.ckpt, .bin)")
     learning_rate_te: float | None = option(
         help="learning rate of the text encoder (default: --learning_rate)", minimum=0, on_resume="kept"
     )
 
     @property
     def trains_text_encoder(self) -> bool:
-        """Whether the text encoder is made ready for training, however soon it stops."""
+        """Whether the text encoder has gradients at the start, however soon it is frozen."""
         return True
 
     @property
     def text_encoder_stops_at(self) -> int | None:
-        """Steps after which the text encoder stays as it is; None where it learns to the end."""
+        """Steps after which the text encoder is frozen; None where it is trained to the end."""
         return None
 
     def without_effect(self) -> Iterator[str]:
-        """What was asked for and changes nothing beside the other options."""
+        """One line for each option that has no effect together with the others."""
         if self.learning_rate_te is not None and not self.trains_text_encoder:
             yield (
                 f"--learning_rate_te {self.learning_rate_te:g} does nothing: the text encoder is not trained"
@@ -191,83 +203,87 @@ class WholeModelOptions:
 
 @dataclass(frozen=True)
 class DreamBoothOptions(WholeModelOptions):
-    """Of train_db.py: the text encoder learns, for as long as its user wants."""
+    """Of train_db.py: the text encoder is trained, unless --stop_text_encoder_training freezes it."""
 
     HOW_TO_FREEZE: ClassVar[str] = "with --stop_text_encoder_training -1"
 
     stop_text_encoder_training: int | None = option(
-        help="steps after which the text encoder stays as it is; 0 stops it from the start; -1 does not even make it"
-        " ready for training, which needs less memory (default: it learns to the end)",
+        help="freeze the text encoder after this many steps; 0: from the start; -1: never make it trainable, which"
+        " needs less memory (default: train it to the end)",
         minimum=-1,
         metavar="STEPS",
     )
 
     @property
     def trains_text_encoder(self) -> bool:
-        """Whether the text encoder is made ready for training, however soon it stops."""
+        """Whether the text encoder has gradients at the start, however soon it is frozen."""
         return self.stop_text_encoder_training != -1
 
     @property
     def text_encoder_stops_at(self) -> int | None:
-        """Steps after which the text encoder stays as it is; None where it learns to the end."""
+        """Steps after which the text encoder is frozen; None where it is trained to the end."""
         return self.stop_text_encoder_training if self.trains_text_encoder else None
 
 
 @dataclass(frozen=True)
 class FineTuningOptions(WholeModelOptions):
-    """Of fine_tune.py: the text encoder stays as it is, unless its user asks."""
+    """Of fine_tune.py: the text encoder is frozen, unless --train_text_encoder is given."""
 
     HOW_TO_FREEZE: ClassVar[str] = "without --train_text_encoder"
 
-    train_text_encoder: bool = option(False, help="let the text encoder learn too", on_resume="same")
+    train_text_encoder: bool = option(False, help="train the text encoder too", on_resume="same")
 
     @property
     def trains_text_encoder(self) -> bool:
-        """Whether the text encoder learns."""
+        """Whether the text encoder is trained."""
         return self.train_text_encoder
 
 
 _EMBEDDING_FILE_ENDINGS = (".safetensors", ".pt", ".ckpt", ".bin", ".png")
-_CAPTION_SYNTAX = "()[]{}|\\,"  # which weigh, choose and divide there
+_CAPTION_SYNTAX = "()[]{}|\\,"  # the characters of prompt weights, wildcards and tags
 
 
 @dataclass(frozen=True)
 class TextualInversionOptions:
-    """The new word."""
+    """The token of the embedding, its vectors and its captions."""
 
     GROUP: ClassVar[str] = "Textual inversion"
+    HOW_TO_FREEZE: ClassVar[str] = ""  # it holds the trained vectors
+    trains_text_encoder: ClassVar[bool] = True
 
     token_string: str | None = option(
-        help="the new word, as captions and prompts hold it: one that the model does not know, such as <shs>",
+        help="the token that stands for the embedding in captions and prompts; not one of the vocabulary: <my-dog>",
         required=True,
-        metavar="WORD",
+        metavar="TOKEN",
         on_resume="same",
     )
     num_vectors_per_token: int | None = option(
-        help="vectors that the word stands for, and tokens that it takes (default: as many as --weights holds, or 1)",
+        help="number of vectors; each takes one token of a prompt (default: as many as --weights holds, or 1)",
         minimum=1,
         maximum=75,
         on_resume="same",
     )
     init_word: str | None = option(
-        help="a known word that comes close: the vectors begin as its tokens' (default: at random)", metavar="TEXT"
+        help="initialise the vectors from this word of the vocabulary (default: at random)", metavar="TEXT"
     )
     weights: str | None = option(
-        help="go on from the word in this file: of this program, of Diffusers, or of a web UI (.pt, .png)",
+        help="start from the embedding in this file: of this program, of Diffusers, or of a web UI (.pt, .png)",
         metavar="FILE",
     )
-    use_object_template: bool = option(False, help='captions "a photo of a WORD" and the like, instead of their own')
+    use_object_template: bool = option(
+        False, help='train with captions such as "a photo of a TOKEN" instead of those of the images'
+    )
     use_style_template: bool = option(
-        False, help='captions "a painting in the style of WORD" and the like, instead of their own'
+        False, help='train with captions such as "a painting in the style of TOKEN" instead of those of the images'
     )
     xti: bool = option(
         False,
-        help="learn vectors for each cross-attention layer of the U-Net (P+, extended textual inversion)",
+        help="extended textual inversion (P+): train separate vectors for each cross-attention layer of the U-Net",
         on_resume="same",
     )
     save_model_as: str = option(
         "pt",
-        help="format of the file; pt and ckpt are that of web UIs",
+        help="format of the embedding file; pt and ckpt are the format of web UIs",
         choices=("safetensors", "ckpt", "pt"),
         off=(False, "none"),
     )
@@ -275,28 +291,30 @@ class TextualInversionOptions:
     def problems(self) -> Iterator[UserError]:
         if self.use_object_template and self.use_style_template:
             yield UserError(
-                "--use_object_template and --use_style_template are different captions", hint="give one of them"
+                "--use_object_template and --use_style_template cannot be combined", hint="give one of them"
             )
         if self.init_word is not None and not self.init_word.strip():
-            yield UserError("--init_word is empty", hint="give a word that comes close, or leave it out")
+            yield UserError("--init_word is empty", hint="give a word of the vocabulary, or leave it out")
         yield from self._token_problems()
         yield from self._file_problems()
 
     def _token_problems(self) -> Iterator[UserError]:
-        word = self.token_string
-        if word is None:
+        token = self.token_string
+        if token is None:
             return
-        if not word or word != "".join(word.split()):
-            yield UserError(f"--token_string {word!r} is not one word", hint="give a word without spaces: <my-dog>")
-        elif any(sign in word for sign in _CAPTION_SYNTAX):
+        if not token or token != "".join(token.split()):
             yield UserError(
-                f"--token_string {word} holds signs that mean something else in captions: {_CAPTION_SYNTAX}",
-                hint="give a word of letters, digits, <, >, - and _: <my-dog>",
+                f"--token_string {token!r} is empty or has spaces", hint="give a token without spaces: <my-dog>"
             )
-        elif is_one_token(word):
+        elif any(sign in token for sign in _CAPTION_SYNTAX):
             yield UserError(
-                f"--token_string {word} is in the model's vocabulary already",
-                hint=f"give a word that it does not know, such as <{word.strip('<>') or 'my-dog'}>",
+                f"--token_string {token} has characters of the caption syntax: {_CAPTION_SYNTAX}",
+                hint="give a token of letters, digits, <, >, - and _: <my-dog>",
+            )
+        elif is_one_token(token):
+            yield UserError(
+                f"--token_string {token} is in the model's vocabulary already",
+                hint=f"give a token that it does not know, such as <{token.strip('<>') or 'my-dog'}>",
             )
 
     def _file_problems(self) -> Iterator[UserError]:
@@ -304,7 +322,7 @@ class TextualInversionOptions:
             return
         path = Path(self.weights)
         if not path.is_file():
-            yield UserError(f"--weights {path} does not exist", hint="give the path of a file of a learned word")
+            yield UserError(f"--weights {path} does not exist", hint="give the path of an embedding file")
         elif path.suffix.lower() not in _EMBEDDING_FILE_ENDINGS:
             yield UserError(
                 f"--weights {path}: unknown kind of file {path.suffix or '(no ending)'!r}",
@@ -313,7 +331,7 @@ class TextualInversionOptions:
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """What stands in place of captions; nothing where they are used themselves."""
+        """The caption templates; empty where the images' own captions are used."""
         if self.use_object_template:
             return OBJECT_TEMPLATES
         return STYLE_TEMPLATES if self.use_style_template else ()

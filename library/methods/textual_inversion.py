@@ -1,4 +1,4 @@
-"""The training method of `train_textual_inversion.py`: the vectors of a new word learn, the model stays as it is.
+"""Textual inversion, the method of `train_textual_inversion.py`: trains one embedding; the model is frozen.
 
 "An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion" (Gal et al., 2208.01618);
 with vectors for each cross-attention layer "P+: Extended Textual Conditioning in Text-to-Image Generation" (Voynov et
@@ -30,9 +30,9 @@ _ANOTHER_RUN = "give the same --token_string, --num_vectors_per_token and --xti 
 
 
 class TextualInversion:
-    """A new word in the text encoder's table; implements `library.training.method.TrainingMethod`."""
+    """An embedding beside the text encoder's token table; implements `library.training.method.TrainingMethod`."""
 
-    trains_text_encoders = True  # gradients go through it to the word's vectors
+    trains_text_encoders = True  # gradients pass through it to the embedding's vectors
     trained_parts: frozenset[str] = frozenset()
     architecture_suffix = "/textual-inversion"
 
@@ -48,11 +48,13 @@ class TextualInversion:
         self._learning_rate = 0.0
 
     def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
-        """Adds the word to the model. Raises `UserError` for a word that it knows, and vectors that do not fit."""
+        """Adds the token to the model. Raises `UserError` for a token of its vocabulary, or vectors that do not fit."""
         self._learning_rate = default_learning_rate
         if self._options.xti:
             self._layers = family.cross_attention_layers()
-            logger.info("vectors for each of %d cross-attention layers: %s", len(self._layers), ", ".join(self._layers))
+            logger.info(
+                "separate vectors for each of %d cross-attention layers: %s", len(self._layers), ", ".join(self._layers)
+            )
         num_layers = len(self._layers) or 1
         if self._initial is not None:
             vectors = _checked_initial(self._initial, family, self._layers, f"--weights {self._options.weights}")
@@ -61,7 +63,9 @@ class TextualInversion:
         self._embedding = TokenEmbedding(self._text, vectors.expand(num_layers, -1, -1))
         family.add_token(self._embedding)
         if self._embedding.num_vectors > 1:
-            logger.info("%s stands for %d vectors, and takes as many tokens", self._text, self._embedding.num_vectors)
+            logger.info(
+                "%s has %d vectors, and takes as many tokens of a prompt", self._text, self._embedding.num_vectors
+            )
 
     def param_groups(self) -> list[ParamGroup]:
         return [ParamGroup("word", [self._embedding.vectors], self._learning_rate)]
@@ -74,15 +78,17 @@ class TextualInversion:
     def on_step_start(self, step: int) -> None: ...
 
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
-        word = EmbeddingVectors(self._embedding.vectors.detach(), self._layers)
+        embedding = EmbeddingVectors(self._embedding.vectors.detach(), self._layers)
         with atomic_path(path) as temporary:
-            write_embedding(temporary, word, name=self._text, dtype=dtype, metadata=metadata, step=position.global_step)
+            write_embedding(
+                temporary, embedding, name=self._text, dtype=dtype, metadata=metadata, step=position.global_step
+            )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {self._text: self._embedding.vectors.detach()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Raises `UserError` when the state is that of another word, or of another number of vectors."""
+        """Raises `UserError` for the state of another token, or of another number of vectors."""
         if set(state) != {self._text}:
             raise UserError(f"the state to resume from is not of {self._text} but of {', '.join(state)}", _ANOTHER_RUN)
         saved, own = state[self._text], self._embedding.vectors
@@ -108,9 +114,9 @@ class TextualInversion:
 
     def usage_hint(self, path: Path) -> str:
         if self._options.xti:
-            return f"learn on from it with --xti --weights {path}; few programs read vectors for each layer"
+            return f"train it further with --xti --weights {path}; few programs read vectors for each layer"
         return (
-            "put it into the folder of embeddings of your image program, where its name is the word; or in Diffusers:"
+            "put it into the embeddings folder of your image program (the file name is its token); or in Diffusers:"
             f" pipe.load_textual_inversion({str(path)!r}, token={self._text!r})"
         )
 
@@ -118,22 +124,23 @@ class TextualInversion:
 def _read_initial(options: TextualInversionOptions) -> EmbeddingVectors:
     assert options.weights is not None
     try:
-        word = read_embedding(Path(options.weights))
+        embedding = read_embedding(Path(options.weights))
     except UserError as error:
         raise UserError(f"--weights {error.message}", error.hint) from error
-    num_vectors, wanted = word.vectors.shape[1], options.num_vectors_per_token
+    num_vectors, wanted = embedding.vectors.shape[1], options.num_vectors_per_token
     if wanted is not None and wanted != num_vectors:
         raise UserError(
-            f"--num_vectors_per_token {wanted}, and --weights {options.weights} holds {num_vectors}",
+            f"--num_vectors_per_token {wanted}, but --weights {options.weights} holds {num_vectors}",
             "leave out --num_vectors_per_token",
         )
-    if word.layers and not options.xti:
+    if embedding.layers and not options.xti:
         raise UserError(
-            f"--weights {options.weights} has vectors for each of {len(word.layers)} layers", "give --xti too"
+            f"--weights {options.weights} has separate vectors for {len(embedding.layers)} cross-attention layers",
+            "give --xti too",
         )
     if options.init_word is not None:
-        logger.warning("--init_word is not used: the vectors begin as those of --weights")
-    return word
+        logger.warning("--init_word is not used: the vectors are initialised from --weights")
+    return embedding
 
 
 def _checked_initial(
@@ -147,7 +154,7 @@ def _checked_initial(
             "give a file made for this kind of model: SD 1.x has width 768, SD 2.x has 1024",
         )
     if not initial.layers:
-        return initial.vectors  # all layers begin alike
+        return initial.vectors  # the same for all layers
     if set(initial.layers) != set(layers):
         raise UserError(
             f"{source} has vectors for {len(initial.layers)} layers, the model's U-Net has {len(layers)}:"
@@ -158,19 +165,19 @@ def _checked_initial(
 
 
 def _first_vectors(options: TextualInversionOptions, family: ModelFamily, seed: int) -> torch.Tensor:
-    """(1, vectors, width): those of the tokens of `--init_word`, in turn, or random ones like the vocabulary's."""
+    """(1, vectors, width): those of the tokens of `--init_word`, repeated, or random ones like the vocabulary's."""
     num_vectors = options.num_vectors_per_token or 1
     if options.init_word is None:
         table = family.token_vectors()
         generator = torch.Generator().manual_seed(derive_seed("new word", seed))
         noise = torch.randn((num_vectors, table.shape[-1]), generator=generator)
-        logger.info("without --init_word the vectors of %s begin at random", options.token_string)
+        logger.info("without --init_word the vectors of %s are initialised at random", options.token_string)
         return (table.mean(dim=0).cpu() + table.std(dim=0).cpu() * noise)[None]
     tokens = family.token_vectors(options.init_word).cpu()
     if len(tokens) != num_vectors:
         logger.info(
             "--init_word %r has %d tokens for %d vectors: %s",
             options.init_word, len(tokens), num_vectors,
-            "the last are left out" if len(tokens) > num_vectors else "they are taken in turn",
+            "the last are not used" if len(tokens) > num_vectors else "they are repeated",
         )  # fmt: skip
     return tokens[torch.arange(num_vectors) % len(tokens)][None]

@@ -1,6 +1,6 @@
-"""The training method of `train_db.py` and `fine_tune.py`: the model's own weights learn.
+"""Full fine-tuning, the training method of `train_db.py` and `fine_tune.py`: the model's own weights are trained.
 
-The two differ in the data they take and in what the text encoder does, which their options say.
+The two differ in their data and in whether the text encoder is trained, which their options say.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class FullFineTuning:
-    """U-Net, and text encoder where the options let it learn.
+    """Trains the U-Net, and the text encoder where the options say so.
 
     Implements `library.training.method.TrainingMethod`.
     """
@@ -31,19 +31,19 @@ class FullFineTuning:
     architecture_suffix = ""
 
     def __init__(self, options: WholeModelOptions, format: str):
-        """`format`: of saved models, a row of `model_saving.FORMATS`."""
+        """`format`: of saved models, a key of `library.models.layouts.formats.FORMATS`."""
         self._options = options
         self._format = format
         self.trains_text_encoders = options.trains_text_encoder
         self.trained_parts = frozenset({"unet", "text_encoder"} if options.trains_text_encoder else {"unet"})
         self.ending = FORMATS[format].ending
-        self._has_stopped = False
+        self._is_frozen = False
         self._family: ModelFamily
         self._groups: list[ParamGroup] = []
-        self._modules: dict[str, nn.Module] = {}  # that learn, under their names in states
+        self._modules: dict[str, nn.Module] = {}  # the trained ones, under their names in states
 
     def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
-        """Unfreezes what learns. Nothing is new, so nothing is drawn; the family does the checkpointing."""
+        """Unfreezes the trained parts; `seed` is not used, and the family does the gradient checkpointing."""
         self._family = family
         self._modules = {"unet": family.unet}
         if self.trains_text_encoders:
@@ -68,20 +68,20 @@ class FullFineTuning:
         pass
 
     def on_step_start(self, step: int) -> None:
-        """Stops the text encoder when its time has come.
+        """Freezes the text encoder at the step of `--stop_text_encoder_training`.
 
-        Without gradients no optimizer touches its weights, be it by momentum or by decay.
+        Without gradients no optimizer changes its weights, neither by momentum nor by weight decay.
         """
         stops_at = self._options.text_encoder_stops_at
-        if stops_at is None or step < stops_at or self._has_stopped:
+        if stops_at is None or step < stops_at or self._is_frozen:
             return
         for encoder in self._family.text_encoders:
             encoder.requires_grad_(False)
             encoder.eval()
             for param in encoder.parameters():
                 param.grad = None
-        self._has_stopped = True
-        logger.info("the text encoder stays as it is from step %d on", step)
+        self._is_frozen = True
+        logger.info("the text encoder is frozen from step %d on", step)
 
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
         """Writes U-Net, text encoder and VAE. Raises `UserError` when they cannot be written."""
@@ -104,7 +104,7 @@ class FullFineTuning:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Raises `UserError` when the state is that of another model, or of another choice of what learns."""
+        """Raises `UserError` for the state of another model, or of a run that trains other parts."""
         own = self.state_dict()
         if own.keys() != state.keys():
             then, now = _parts(state), _parts(own)

@@ -1,4 +1,4 @@
-"""What can be wrong with training a whole model before anything is loaded. Imports no torch."""
+"""Checks of full fine-tuning before anything is loaded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 def whole_model_checks() -> list[Callable[[Options], Problems]]:
     """Checks for `parse_options`, beside those of `Preflight`."""
-    return [_check_text_caching, _check_padding, _check_float8, _check_target]
+    return [_check_padding, _check_float8, _check_target]
 
 
 def chosen_format(options: Options) -> str:
-    """The format that models are saved in, a row of `model_saving.FORMATS`."""
+    """The format that models are saved in, a key of `FORMATS`."""
     chosen = options[WholeModelOptions]
     source = options[ModelOptions].pretrained_model_name_or_path or ""
     return choose_format(chosen.save_model_as, use_safetensors=chosen.use_safetensors, source=source)
@@ -39,19 +39,10 @@ def chosen_ending(options: Options) -> str:
     return FORMATS[chosen_format(options)].ending
 
 
-def _check_text_caching(options: Options) -> Problems:
-    whole = options[WholeModelOptions]
-    if options[CachingOptions].caches_text_encoder_outputs and whole.trains_text_encoder:
-        yield UserError(
-            "--cache_text_encoder_outputs: the text encoder is trained, its outputs change",
-            hint=f"leave it out, or train the U-Net alone, {whole.HOW_TO_FREEZE}",
-        )
-
-
 def _check_padding(options: Options) -> Problems:
     if options[CachingOptions].caches_text_encoder_outputs and options[PromptOptions].no_token_padding:
         yield UserError(
-            "--cache_text_encoder_outputs with --no_token_padding: what is cached would have many lengths",
+            "--cache_text_encoder_outputs with --no_token_padding: cached outputs would have different lengths",
             hint="leave one of them out",
         )
 
@@ -60,24 +51,24 @@ def _check_float8(options: Options) -> Problems:
     memory = options[MemoryOptions]
     if memory.keeps_fp8_unet:
         logger.warning(
-            "--fp8_base%s does nothing: it keeps a frozen U-Net in 8 bits, and here the U-Net is trained",
+            "--fp8_base%s does nothing: it stores a frozen U-Net in fp8, and here the U-Net is trained",
             "" if memory.fp8_base else "_unet",
         )
     return ()
 
 
 def check_sharding(options: Options, plan: ShardingConfig) -> Problems:
-    """What does not go with a whole model being shared out over processes."""
+    """Options that cannot be combined with sharding (FSDP)."""
     stops_at = options[WholeModelOptions].text_encoder_stops_at
     if stops_at is not None:
         yield UserError(
-            f"{plan.flag} with --stop_text_encoder_training {stops_at}: what is shared out learns to the end",
+            f"{plan.flag} with --stop_text_encoder_training {stops_at}: sharded parameters are trained to the end",
             hint="leave one of them out, or give --stop_text_encoder_training -1",
         )
 
 
 def _check_target(options: Options) -> Problems:
-    """Said at once, not when hours of training are to be saved."""
+    """Where the model cannot be saved: checked at the start, not after hours of training."""
     if options[ReportOptions].replaces_training or options[OutputOptions].output_dir is None:
         return
     output, format = options[OutputOptions], chosen_format(options)

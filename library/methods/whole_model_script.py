@@ -1,4 +1,4 @@
-"""What the scripts that train whole models share: the method, its checks, and the ending of what they save."""
+"""The script definition that `train_db.py` and `fine_tune.py` share: training method, checks, file ending."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 def whole_model_script(
     program: str, description: str, option_groups: tuple[type, ...], data_source: Source
 ) -> TrainingScript:
-    """A script whose text-encoder policy is that of its `WholeModelOptions`."""
+    """A full fine-tuning script; its `WholeModelOptions` say how the text encoder is trained."""
     return TrainingScript(
         program,
         description,
         option_groups,
+        WholeModelOptions,
         _make_method,
         checks=whole_model_checks(),
         data_source=data_source,

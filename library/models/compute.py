@@ -1,4 +1,4 @@
-"""How attention is computed: PyTorch's own way, that of xformers, or in chunks with little memory."""
+"""Attention (PyTorch's, xformers', or chunked, which needs less memory), and fp8 storage of weights."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from library.models.options import MemoryOptions
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_ELEMENTS = 2**24  # of the matrix of attention that exist at once: 64 MiB in float32
+_CHUNK_ELEMENTS = 2**24  # of the attention matrix in memory at once: 64 MiB in float32
 
 
 def chunked_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, chunk_elements: int = _CHUNK_ELEMENTS
 ) -> torch.Tensor:
-    """Attention (B, heads, N, d) of queries (B, heads, N, d) to M keys and values, some queries at a time.
+    """Attention (B, heads, N, d) of queries (B, heads, N, d) to M keys and values, in chunks of queries.
 
-    The matrix of attention, N x M, is never there as a whole, in the backward pass neither: each piece is computed
-    again there. After "Self-attention Does Not Need O(n^2) Memory" (Rabe and Staats, 2112.05682), whose chunks of the
-    keys are not needed at the lengths of images.
+    The attention matrix, N x M, is never in memory as a whole; in the backward pass each chunk is recomputed.
+    After "Self-attention Does Not Need O(n^2) Memory" (Rabe and Staats, 2112.05682), whose chunks of keys are not
+    needed at the lengths of images.
     """
     batch_size, heads, num_keys = key.shape[:3]
     length = max(1, chunk_elements // (batch_size * heads * num_keys))
@@ -75,9 +75,9 @@ class ChunkedAttention:
 
 
 def set_attention(modules: tuple[nn.Module, ...], options: MemoryOptions, device: torch.device) -> None:
-    """Chooses how the modules (U-Net, VAE) compute attention: in chunks, else by xformers, else as PyTorch chooses.
+    """Sets the attention of the modules (U-Net, VAE): chunked, else xformers, else PyTorch's own.
 
-    `--xformers` where it cannot work is left aside with a warning.
+    `--xformers` is ignored with a warning where it cannot work.
     """
     if options.mem_eff_attn:
         for module in modules:
@@ -92,9 +92,9 @@ def _set_processor(module: Any, processor: ChunkedAttention) -> None:
 
 
 def xformers_works(device: torch.device) -> bool:
-    """Whether xformers is installed and the device is one it has kernels for; says so where not."""
+    """Whether xformers is installed and has kernels for the device; logs a warning where not."""
     if importlib.util.find_spec("xformers") is None:
-        return False  # said already, when the options were read
+        return False  # warned of already, when the options were read
     if device.type != "cuda":
         logger.warning("--xformers needs a GPU: PyTorch's own attention is used on %s", device.type)
         return False
@@ -106,9 +106,9 @@ STORED = torch.float8_e4m3fn
 
 @torch.no_grad()
 def store_in_float8(network: nn.Module) -> None:
-    """Rounds the weights of all linear and convolutional layers to 8 bits (4 of exponent, 3 of mantissa).
+    """Stores the weights of all linear and convolutional layers in fp8 (e4m3); they compute in their input's dtype.
 
-    Norms and biases stay as they are. What is to be attached to the layers must be attached afterwards.
+    Norms and biases keep their precision. Adapters must be attached afterwards.
     """
     for module in network.modules():
         kind = type(module)

@@ -1,4 +1,4 @@
-"""Converts a Stable Diffusion model to another format, or says what a file of weights contains (--inspect)."""
+"""Converts a Stable Diffusion model to another format, or shows what a file of weights contains (--inspect)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _WIDE_ARCHITECTURE = "stable-diffusion-v2-768-v"
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What is converted to what."""
+    """Source, destination, format and precision."""
 
     GROUP: ClassVar[str] = "Conversion"
 
@@ -43,7 +43,7 @@ class ConvertOptions:
         help="the model: a .safetensors or .ckpt file, a Diffusers folder, or a name on the Hub (owner/name)",
     )
     destination: str | None = option(
-        positional=True, required=True, help="where it goes: a name ending in .safetensors or .ckpt, or a new folder"
+        positional=True, required=True, help="where to write: a name ending in .safetensors or .ckpt, or a new folder"
     )
     format: str | None = option(
         help=f"format to write (default: by the ending of DESTINATION; for a folder {_FOLDER_FORMAT})",
@@ -52,11 +52,15 @@ class ConvertOptions:
     save_precision: str | None = option(
         help="data type of the weights (default: that of the source)", choices=tuple(_PRECISIONS)
     )
-    vae: str | None = option(help="put this VAE in: a VAE or a model, as a file, a folder or a name on the Hub")
-    v2: bool = option(False, help="the model is Stable Diffusion 2.x (found out; a contradiction is an error)")
-    v_parameterization: bool = option(False, help="the model predicts v, where it does not say so or says noise")
+    vae: str | None = option(
+        help="replace the VAE by this one: a VAE or a model, as a file, a folder or a name on the Hub"
+    )
+    v2: bool = option(False, help="the model is Stable Diffusion 2.x (detected; a contradiction is an error)")
+    v_parameterization: bool = option(
+        False, help="v-prediction: the model predicts v, where it does not say so or says noise"
+    )
     overwrite: bool = option(False, help="replace what is at DESTINATION")
-    inspect: bool = option(False, help="say what SOURCE contains, and write nothing", waives=("destination",))
+    inspect: bool = option(False, help="show what SOURCE contains, and write nothing", waives=("destination",))
 
     @property
     def model_options(self) -> ModelOptions:
@@ -64,7 +68,7 @@ class ConvertOptions:
 
     @property
     def chosen_format(self) -> str:
-        """The format asked for, else that of the destination's ending."""
+        """The format given by --format, else that of the destination's ending."""
         ending = Path(self.destination or "").suffix.lower()
         by_ending = {row.ending: name for name, row in FORMATS.items() if row.ending}
         return self.format or by_ending.get(ending, _FOLDER_FORMAT)
@@ -93,12 +97,12 @@ def _check_source(options: Options) -> Problems:
 
 
 def _about_source(error: UserError) -> UserError:
-    """Errors of models name the flag that entry scripts have for them."""
+    """Errors of models name the flag of the training scripts: here it is SOURCE."""
     return UserError(error.message.replace(FLAG, "SOURCE"), error.hint)
 
 
 def convert(argv: Sequence[str]) -> None:
-    """Converts, or inspects, as a command line says. Raises `UserError`."""
+    """Converts or inspects the model of a command line. Raises `UserError`."""
     options = parse_options(
         argv,
         (ConvertOptions, MetadataOptions),
@@ -106,7 +110,7 @@ def convert(argv: Sequence[str]) -> None:
         description=__doc__ or "",
         checks=(_check_source, _check_destination),
     )
-    # heavy imports only now: --help and mistakes are answered without them
+    # heavy imports only now: --help and wrong options are answered without them
     from library.models.registry import inspect_model
     from library.models.weights.inspection import report_lines
 
@@ -145,7 +149,7 @@ def _load(options: ModelOptions) -> ModelFamily:
 
 
 def _main_type(contents: Inspection) -> str:
-    """The data type of most of the U-Net; float32 where models are not saved in it."""
+    """The data type of most of the U-Net's weights; float32 where models cannot be saved in it."""
     sizes = contents.parts[0].num_bytes
     largest = max(sizes, key=lambda name: sizes[name])
     return largest if largest in _PRECISIONS.values() else "float32"

@@ -1,4 +1,4 @@
-"""The first seam: what is being trained on."""
+"""The interface of a model family: everything that training needs of a loaded model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Conditioning:
-    """What prompts say to the denoiser: hidden states of the text encoder.
+    """The conditioning of the denoiser: hidden states of the text encoder for a batch of prompts.
 
-    (B, tokens, width); or (layers, B, tokens, width) where each cross-attention layer is told something of its own, in
-    the order of `ModelFamily.cross_attention_layers`.
+    (B, tokens, width); or (layers, B, tokens, width) with separate ones for each cross-attention layer, in the order of
+    `ModelFamily.cross_attention_layers`.
     """
 
     hidden_states: torch.Tensor
@@ -50,12 +50,12 @@ class ModelFamily(Protocol):
         """The noise schedule, (num_train_timesteps,) float32."""
 
     def rescale_to_zero_terminal_snr(self) -> None:
-        """From now on the noise schedule ends in noise alone: when training, drawing samples and in what is saved."""
+        """Rescales the noise schedule to zero terminal SNR, for training, sampling and the saved scheduler config."""
 
     def adapter_roots(self) -> AdapterRoots: ...
 
     def snapshot_frozen(self, parts: Collection[str]) -> None:
-        """Keeps copies of parts that `place` is going to round ("text_encoder", "vae"), which `save` then writes."""
+        """Copies frozen parts ("text_encoder", "vae") before `to_device` rounds them; `save` writes the copies."""
 
     def to_device(
         self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype
@@ -63,37 +63,37 @@ class ModelFamily(Protocol):
         """Moves all parts to a device, each in its data type."""
 
     def apply_memory_options(self, options: MemoryOptions, device: torch.device) -> None:
-        """Attention, the VAE and the storage of weights as the options say; after `place` and before adapters."""
+        """Sets attention, VAE slicing and fp8 storage; to be called after `to_device` and before adapters."""
 
     def compile(self, backend: str) -> None:
-        """Compiles the denoiser, with whatever is attached to it."""
+        """Compiles the denoiser with torch.compile, with whatever is attached to it."""
 
     def offload_vae(self) -> None:
-        """Frees the device of the VAE; decoding works nevertheless."""
+        """Moves the VAE to the CPU; decoding brings it back for as long as it takes."""
 
     def enable_gradient_checkpointing(self) -> None: ...
 
     def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Conditioning:
         """Tokenizes and encodes; gradients flow unless the caller forbids them.
 
-        `weighted`: whether brackets in the prompts weigh their parts; None for captions, which are as the options
-        say. Other prompts are always padded, as programs that draw images do it.
+        `weighted`: whether brackets in the prompts are prompt weights; None for captions, where the options decide.
+        Prompts that are not captions are always padded, as in image programs.
         """
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """How many tokens each prompt has, start and end not counted, however many of them are read."""
+        """The number of tokens of each prompt, without start and end and before truncation."""
 
     def cross_attention_layers(self) -> tuple[str, ...]:
-        """Names of the denoiser's layers that see the text, in the order in which they are computed."""
+        """Names of the denoiser's cross-attention layers, in the order in which they are computed."""
 
     def layers_after_clip_skip(self) -> tuple[nn.Module, ...]:
-        """Layers of the text encoders that nothing is read from (`--clip_skip`): no gradient reaches them."""
+        """Layers of the text encoders that `--clip_skip` skips: no gradient reaches them."""
 
     def token_vectors(self, text: str | None = None) -> torch.Tensor:
-        """Rows of the text encoder's table, (tokens, width) float32: of a text's tokens, or of all the vocabulary."""
+        """Token embeddings, (tokens, width) float32: of a text's tokens, or of all the vocabulary."""
 
-    def add_token(self, word: TokenEmbedding) -> None:
-        """From now on prompts are read with this word in them. Raises `UserError` if it is in the vocabulary."""
+    def add_token(self, embedding: TokenEmbedding) -> None:
+        """Adds the token of an embedding to the vocabulary. Raises `UserError` if it is in it already."""
 
     def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), image i sampled with seeds[i]."""
@@ -108,10 +108,10 @@ class ModelFamily(Protocol):
         """The denoiser's output for noisy scaled latents (B, 4, h, w) and timesteps (B,)."""
 
     def text_fingerprint(self) -> str:
-        """Names the text encoder's weights, precision and prompt options, for caches of what it says."""
+        """A digest of the text encoder's weights, precision and prompt options, for caches of its outputs."""
 
     def vae_fingerprint(self) -> str:
-        """Names the VAE's weights and precision, so that a cache can tell whether it was made with them."""
+        """A digest of the VAE's weights and precision, for caches of latents."""
 
     def save(
         self,
@@ -123,7 +123,7 @@ class ModelFamily(Protocol):
         epoch: int = 0,
         global_step: int = 0,
     ) -> None:
-        """Writes the whole model in a format of `model_saving.FORMATS`, whole or not at all; the model stays as it is.
+        """Writes the whole model in a format of `layouts.formats.FORMATS`, atomically; the model is not changed.
 
-        `metadata` is for formats that have a place for it. Raises `UserError` when it cannot be written.
+        `metadata` is used by formats that can hold it. Raises `UserError` when it cannot be written.
         """

@@ -1,4 +1,4 @@
-"""Which model is trained on."""
+"""Options of the model: base model, prompts, attention and memory, metadata of saved files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from library.models.thumbnail import thumbnail_url
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Where the model is, and what its user says of it."""
+    """The base model and its VAE."""
 
     GROUP: ClassVar[str] = "Model"
 
@@ -22,13 +22,13 @@ class ModelOptions:
         None,
         required=True,
         metavar="PATH",
-        help="the model to train on: a Diffusers folder, a .safetensors or .ckpt file in the Stability layout, or a"
-        " name on the Hugging Face Hub (owner/name)",
+        help="base model: a Diffusers folder, a .safetensors or .ckpt file in the Stability layout, or a name on the"
+        " Hugging Face Hub (owner/name)",
     )
     vae: str | None = option(
         None,
         metavar="PATH",
-        help="another VAE than the model's own: a VAE or a model with one, as a file, a folder or a name on the Hub",
+        help="VAE that replaces the model's own: a VAE or a model with one, as a file, a folder or a name on the Hub",
     )
     tokenizer_cache_dir: str | None = option(
         None,
@@ -38,22 +38,21 @@ class ModelOptions:
     )
     disable_mmap_load_safetensors: bool = option(
         False,
-        help="read .safetensors files of the model and the VAE plainly, not mapped to memory: faster from some network"
-        " drives",
+        help="read .safetensors files of the model and the VAE without memory mapping: faster from some network drives",
         on_resume="unimportant",
     )
     v2: bool = option(
-        False, help="the model is Stable Diffusion 2.x (found out from the model; a contradiction is an error)"
+        False, help="the model is Stable Diffusion 2.x (detected from the model; a contradiction is an error)"
     )
     v_parameterization: bool = option(
         False,
-        help="the model predicts v, not noise (needed for single files such as SD 2.x 768, which do not say so), or is"
-        " to learn it, with a warning where it says that it predicts noise",
+        help="v-prediction: the model predicts v, not noise (needed for single files such as SD 2.x 768, which do not"
+        " say so), or is to be trained to, with a warning where it says that it predicts noise",
     )
 
 
 _TOKEN_LENGTHS = (75, 150, 225)
-_NO_TOKEN_LENGTH = ("", "none", "0")  # as front ends write that nothing was chosen
+_NO_TOKEN_LENGTH = ("", "none", "0")  # as front ends write "nothing chosen"
 
 
 def parse_token_length(value: Any) -> int:
@@ -74,19 +73,21 @@ def parse_token_length(value: Any) -> int:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """How captions and prompts reach the model."""
+    """How captions and prompts are tokenized and encoded."""
 
     GROUP: ClassVar[str] = "Prompts"
 
     clip_skip: int | None = option(
-        None, help="take the text encoder's output at the n-th layer from its end; 1 is the last", minimum=1
+        None,
+        help="clip skip: use the hidden states of the n-th text encoder layer from the end; 1 is the last",
+        minimum=1,
     )
     max_token_length: int = option(
-        75, help="tokens of a caption that are read, 75, 150 or 225, in pieces of 75", parse=parse_token_length,
+        75, help="maximum caption length in tokens, 75, 150 or 225, encoded in chunks of 75", parse=parse_token_length,
         metavar="N",
     )  # fmt: skip
     weighted_captions: bool = option(
-        False, help="brackets weigh parts of captions: (more), (much:1.3), [less]; \\( and \\[ are plain brackets"
+        False, help="prompt weights in captions: (more), (much:1.3), [less]; \\( and \\[ are plain brackets"
     )
     no_token_padding: bool = False  # captions are padded to the longest of their batch
 
@@ -94,13 +95,13 @@ class PromptOptions:
         if self.no_token_padding and self.max_token_length > _TOKEN_LENGTHS[0]:
             yield UserError(
                 f"--no_token_padding with --max_token_length {self.max_token_length}",
-                hint="leave one of them out: longer captions come in padded pieces",
+                hint="leave one of them out: longer captions are encoded in padded chunks",
             )
 
 
 @dataclass(frozen=True)
 class DreamBoothPromptOptions(PromptOptions):
-    """Those of train_db.py."""
+    """The prompt options of train_db.py."""
 
     no_token_padding: bool = option(
         False, help="pad captions to the longest of their batch, not to 75 tokens; sample prompts are always padded"
@@ -117,7 +118,7 @@ _OTHER_SPELLINGS = {"tensort": "tensorrt"}
 
 
 def parse_dynamo_backend(value: Any) -> str:
-    """The name of a backend as PyTorch spells it. Raises `ValueError` with what was expected."""
+    """The name of a torch.compile backend as PyTorch spells it. Raises `ValueError` with what was expected."""
     name = _OTHER_SPELLINGS.get(value, value) if isinstance(value, str) else value
     if name not in _DYNAMO_BACKENDS:
         raise ValueError(f"one of {', '.join(_DYNAMO_BACKENDS)}")
@@ -126,39 +127,41 @@ def parse_dynamo_backend(value: Any) -> str:
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """How the model is kept and computed: memory against time."""
+    """Attention, precision of frozen parts, and torch.compile: memory against speed."""
 
     GROUP: ClassVar[str] = "Attention and memory"
 
-    sdpa: bool = option(False, help="PyTorch's own attention; the default")
+    sdpa: bool = option(False, help="PyTorch's scaled dot-product attention; the default")
     xformers: bool = option(
         False,
-        help="attention of the package xformers, where it is installed and there is a GPU; before --sdpa",
+        help="xformers attention, where the package is installed and there is a GPU; takes precedence over --sdpa",
         aliases=("diffusers_xformers",),
     )
-    mem_eff_attn: bool = option(False, help="attention in pieces: little memory, slower; before --xformers and --sdpa")
+    mem_eff_attn: bool = option(
+        False, help="chunked attention: less memory, slower; takes precedence over --xformers and --sdpa"
+    )
     no_half_vae: bool = option(False, help="keep the VAE in float32 with --mixed_precision")
-    vae_slicing: bool = option(False, help="let the VAE take one image at a time")
-    fp8_base: bool = option(False, help="keep the weights of the frozen U-Net in 8 bits and compute in more")
-    fp8_base_unet: bool = option(False, help="the same as --fp8_base, which leaves the text encoder as it is too")
+    vae_slicing: bool = option(False, help="VAE slicing: process one image at a time")
+    fp8_base: bool = option(False, help="store the frozen U-Net in fp8 (8-bit floats) and compute in --mixed_precision")
+    fp8_base_unet: bool = option(False, help="same as --fp8_base (neither changes the text encoder)")
     cpu_offload_checkpointing: bool = option(
         False,
-        help="accepted and does nothing: what --gradient_checkpointing keeps stays on the GPU",
-        inert="what --gradient_checkpointing keeps stays on the GPU",
+        help="accepted and does nothing: checkpointed activations stay on the GPU",
+        inert="the activations that --gradient_checkpointing keeps stay on the GPU",
     )
-    lowram: bool = option(False, help="load the model straight into the memory of the GPU")
-    highvram: bool = option(False, help="keep the VAE on the GPU after latents were cached")
-    torch_compile: bool = option(False, help="compile the U-Net with torch.compile: a slow start, faster steps")
+    lowram: bool = option(False, help="load the model directly to the GPU")
+    highvram: bool = option(False, help="keep the VAE on the GPU after caching latents")
+    torch_compile: bool = option(False, help="compile the U-Net with torch.compile: slow first step, faster steps")
     dynamo_backend: str = option(
         "inductor",
-        help="what torch.compile compiles with; no: nothing is compiled, with --torch_compile neither",
+        help="backend of torch.compile; no: compile nothing, not even with --torch_compile",
         choices=_DYNAMO_BACKENDS,
         parse=parse_dynamo_backend,
     )
 
     @property
     def keeps_fp8_unet(self) -> bool:
-        """Whether the weights of the frozen U-Net are kept in 8 bits."""
+        """Whether the frozen U-Net is stored in fp8."""
         return self.fp8_base or self.fp8_base_unet
 
     @property
@@ -167,7 +170,7 @@ class MemoryOptions:
         return self.torch_compile and self.dynamo_backend != _NOTHING_COMPILED
 
     def without_effect(self) -> Iterator[str]:
-        """What was asked for and changes nothing beside the other options."""
+        """One line for each option that has no effect together with the others."""
         chosen = [f"--{name}" for name in _ATTENTION if getattr(self, name)]
         if len(chosen) > 1:
             yield f"of {', '.join(chosen[:-1])} and {chosen[-1]} only {chosen[0]} is used"
@@ -185,38 +188,36 @@ def parse_true_false(value: Any) -> str:
 
 @dataclass(frozen=True)
 class MetadataOptions:
-    """What a saved .safetensors file says of itself, beside what is found out."""
+    """Entries of the model specification (modelspec.*) in saved .safetensors files."""
 
     GROUP: ClassVar[str] = "Metadata of saved files"
 
     metadata_title: str | None = option(help="title of the model (default: the name of the file)", metavar="TEXT")
-    metadata_author: str | None = option(help="who made it", metavar="TEXT")
-    metadata_description: str | None = option(help="what it is", metavar="TEXT")
-    metadata_license: str | None = option(help="what others may do with it", metavar="TEXT")
-    metadata_tags: str | None = option(help="words to find it by, with commas between", metavar="TEXT")
-    metadata_usage_hint: str | None = option(help="how it is to be used", metavar="TEXT")
+    metadata_author: str | None = option(help="author of the model", metavar="TEXT")
+    metadata_description: str | None = option(help="description of the model", metavar="TEXT")
+    metadata_license: str | None = option(help="license of the model", metavar="TEXT")
+    metadata_tags: str | None = option(help="comma-separated tags", metavar="TEXT")
+    metadata_usage_hint: str | None = option(help="usage hint", metavar="TEXT")
     metadata_thumbnail: str | None = option(
-        help="a small image: the path of a JPEG, PNG or WebP file, of which a JPEG of 256x256 at most is kept, or a"
-        " data URL (data:image/jpeg;base64,...)",
+        help="thumbnail: the path of a JPEG, PNG or WebP image, stored as a JPEG of at most 256x256, or a data URL"
+        " (data:image/jpeg;base64,...)",
         metavar="FILE",
         on_resume="unimportant",
     )
-    metadata_merged_from: str | None = option(help="the models that it was merged from", metavar="TEXT")
-    metadata_trigger_phrase: str | None = option(help="words that bring out what it learned", metavar="TEXT")
-    metadata_preprocessor: str | None = option(
-        help="what images have to go through before they reach it", metavar="TEXT"
-    )
+    metadata_merged_from: str | None = option(help="models that it was merged from", metavar="TEXT")
+    metadata_trigger_phrase: str | None = option(help="trigger phrase", metavar="TEXT")
+    metadata_preprocessor: str | None = option(help="preprocessor that input images need", metavar="TEXT")
     metadata_is_negative_embedding: str | None = option(
-        help="true or false: whether it is an embedding for negative prompts",
+        help="whether it is an embedding for negative prompts",
         metavar="true|false",
         parse=parse_true_false,
     )
 
     @cached_property
     def thumbnail(self) -> str | None:
-        """The small image as a data URL; read once, so that it need not be there any more when a file is saved.
+        """The thumbnail as a data URL; read once, so that its file is not needed any more when a model is saved.
 
-        Raises `UserError` where there is none.
+        Raises `UserError` where it cannot be read.
         """
         return None if self.metadata_thumbnail is None else thumbnail_url(self.metadata_thumbnail)
 

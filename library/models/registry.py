@@ -1,4 +1,4 @@
-"""The model families there are, and loading of whichever a path holds."""
+"""The known model families, and loading of the model at a path."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ModelSource = DiffusersFolder | WeightFile
 
 @dataclass(frozen=True)
 class FamilyEntry:
-    """One family: how to tell its models from others, and how to load one."""
+    """One family: how to detect, load and inspect its models."""
 
     title: str
     detect: Callable[[ModelSource], bool]
@@ -48,7 +48,7 @@ def load_family(
 ) -> ModelFamily:
     """Loads the model at `options.pretrained_model_name_or_path`, in float32.
 
-    Nothing but local files is read, unless the path is a name on the Hub.
+    Reads local files only, unless the path is a name on the Hub.
 
     Raises `UserError` when there is no model, when it is damaged or of a kind that is not known, and when flags
     contradict it.
@@ -69,7 +69,7 @@ def load_family(
 
 
 def inspect_model(path: str) -> Inspection:
-    """What a file of weights or a Diffusers folder contains, without reading it all.
+    """What a file of weights or a Diffusers folder contains, read from headers and shapes.
 
     Raises `UserError` for what cannot be read, and for folders of no known family.
     """

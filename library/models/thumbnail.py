@@ -1,6 +1,6 @@
-"""The small image that a saved file shows of itself: `modelspec.thumbnail`, a JPEG of 256x256 at most in a data URL.
+"""The thumbnail of a saved file: `modelspec.thumbnail`, a JPEG of at most 256x256 in a data URL.
 
-The Stability AI model specification 1.0.0 asks for that form; data URLs are described in RFC 2397.
+The Stability AI model specification 1.0.0 defines that form; data URLs are described in RFC 2397.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def thumbnail_url(value: str) -> str:
     """
     if value[:5].lower() == "data:":
         return _checked(value)
-    if not os.path.isfile(value):  # which, unlike Path's, says so too of names that are too long
+    if not os.path.isfile(value):  # unlike Path.is_file, False for names that are too long
         raise UserError(f"{FLAG} {_shortened(value)}: there is no such file", _HINT)
     return f"data:image/jpeg;base64,{base64.b64encode(_small_jpeg(value)).decode('ascii')}"
 

@@ -43,7 +43,7 @@ WARNINGS = {
         "--wandb_run_name: accepted, not implemented yet",
         NO_PROMPT_FILE,
         NO_XFORMERS,
-        "single files do not show",  # how small this model is
+        "single files do not hold",  # how small this model is
     ],
     "gui_lora": [UNUSED, "--wandb_run_name: accepted, not implemented yet", NO_PROMPT_FILE, NO_XFORMERS],
     "mem_eff_and_xformers": ["of --mem_eff_attn and --xformers only --mem_eff_attn is used"],

@@ -176,7 +176,7 @@ def test_what_a_file_says_of_its_training(images, tmp_path, caplog):
     assert metadata["ss_init_word"] == "red dog" and metadata["ss_use_style_template"] == "True"
     assert metadata["ss_steps"] == "4" and WORD in metadata["ss_tag_frequency"]
     assert metadata["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
-    assert "--init_word 'red dog' has 2 tokens for 3 vectors: they are taken in turn" in caplog.text
+    assert "--init_word 'red dog' has 2 tokens for 3 vectors: they are repeated" in caplog.text
     assert f"token='{WORD}'" in caplog.text.split("Next:")[1]
 
 

@@ -47,8 +47,8 @@ def test_help_and_mistakes_load_no_heavy_library():
         ({"weights": __file__}, "unknown kind of file '.py'", ".safetensors, .pt"),
         ({"save_model_as": "diffusers"}, "--save_model_as diffusers is not valid", "safetensors, ckpt, pt"),
         ({"num_vectors_per_token": -1}, "--num_vectors_per_token -1 is not valid", "1 or more"),
-        ({"cache_text_encoder_outputs": True}, "--cache_text_encoder_outputs: the new word changes", "leave out"),
-        ({"cache_text_encoder_outputs_to_disk": True}, "--cache_text_encoder_outputs: the new word", "leave out"),
+        ({"cache_text_encoder_outputs": True}, "--cache_text_encoder_outputs: the text encoder", "leave it out"),
+        ({"cache_text_encoder_outputs_to_disk": True}, "--cache_text_encoder_outputs: the text", "leave it out"),
     ],
 )
 def test_found_before_anything_is_loaded(images, tmp_path, options, message, hint):

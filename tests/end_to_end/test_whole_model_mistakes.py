@@ -120,7 +120,7 @@ def test_nothing_of_the_users_is_replaced_by_a_saved_model(data_dir, tmp_path, c
     (tmp_path / "prompts.txt").write_text("a fox\n")
     cases = [
         ({"output_name": "base", "pretrained_model_name_or_path": tmp_path / "models" / "base"}, "--pretrained_model"),
-        ({"output_name": "notes"}, "holds other things than a model"),
+        ({"output_name": "notes"}, "is not empty and not a model"),
         ({"output_name": "sample", "sample_prompts": tmp_path / "prompts.txt"}, "sample images"),
         ({"output_name": "base", "logging_dir": tmp_path / "models" / "base" / "logs"}, "--logging_dir"),
     ]
@@ -150,7 +150,7 @@ def test_what_does_nothing_for_a_frozen_part_is_warned_of(data_dir, tmp_path, ca
     options = {"learning_rate_te": 1e-5, "fp8_base": True, "max_train_steps": 1}
     train_whole("fine_tune", None, tmp_path / "tuned", **{**described, **options})
     assert "--learning_rate_te 1e-05 does nothing: the text encoder is not trained without --train" in caplog.text
-    assert "--fp8_base does nothing: it keeps a frozen U-Net in 8 bits, and here the U-Net is trained" in caplog.text
+    assert "--fp8_base does nothing: it stores a frozen U-Net in fp8, and here the U-Net is trained" in caplog.text
     options = {"learning_rate_te": 1e-5, "stop_text_encoder_training": -1, "max_train_steps": 1}
     caplog.clear()
     train_whole("train_db", data_dir, tmp_path / "db", **options)

@@ -91,7 +91,7 @@ def test_a_word_in_no_caption_is_an_error_with_count_and_examples(tmp_path):
     with pytest.raises(UserError) as raised:
         check_token_in_captions(data, "<fox>", "--token_string")
     assert raised.value.message.startswith(
-        "--token_string <fox> stands in none of the 3 captions, such as 0.png: 'a cat'; 1.png: 'a dog'; 2.png: ''"
+        "--token_string <fox> is in none of the 3 captions, such as 0.png: 'a cat'; 1.png: 'a dog'; 2.png: ''"
     )
     assert "--use_object_template" in raised.value.hint
 
@@ -102,7 +102,7 @@ def test_a_word_in_some_captions_is_warned_of_and_in_any_case_of_letters_found(t
     check_token_in_captions(
         make_data(tmp_path / "some", {**CAPTIONS, "train/1_x/9.png": "a cat"}), "<fox>", "--token_string"
     )
-    assert "1 of 5 captions do not hold <fox>; such images teach it nothing: 9.png: 'a cat'" in caplog.text
+    assert "1 of 5 captions do not have the token <fox>, whose images do not train it: 9.png: 'a cat'" in caplog.text
 
 
 def test_the_word_can_come_from_caption_prefix_and_not_from_regularisation_images(tmp_path):

@@ -164,7 +164,7 @@ def test_nothing_is_replaced_unless_asked_for(folder_v1, tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "cat.png").write_text("mine")
-    assert "other things than a model" in errors_of(capsys, folder_v1, photos, "--overwrite")
+    assert "not empty and not a model" in errors_of(capsys, folder_v1, photos, "--overwrite")
     assert (photos / "cat.png").read_text() == "mine"
 
 
@@ -243,7 +243,7 @@ def test_what_a_file_holds_beside_the_model_is_told(tiny_v1, tmp_path, capsys):
     said = inspected(capsys, tmp_path / "model.safetensors")
     assert "averaged weights (EMA), which are not read: 1.00 k parameters in 1 tensors" in said
     assert "other keys, which are not read: 1.00 k parameters in 1 tensors" in said and "alphas_cumprod" in said
-    assert "VAE" in said and "not whole" in said and "no metadata" in said
+    assert "VAE" in said and "incomplete" in said and "no metadata" in said
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""What the weights in a single file do not show: values that every reader assumes, and an entry for models that differ.
+"""The configuration that a single file cannot express in its weights: a metadata entry for models that differ.
 
-Heads of attention, the VAE's scaling factor, the noise schedule and what is predicted stand in no tensor. Readers of
-such files, this program too, take them to be Stable Diffusion's. A model for which that is wrong gets an entry of
-metadata, a JSON object of configurations by part, that says so; a model of the usual kind does not.
+The number of attention heads, the VAE's scaling factor, the noise schedule and the prediction type are not in the
+tensors. Readers of such files, this program too, assume those of Stable Diffusion. A model with other values gets a
+metadata entry, a JSON object of configurations by part; a usual model gets none.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _USUAL_SCHEDULER = {
     "rescale_betas_zero_snr": False,
     "prediction_type": "epsilon",
 }
-# of no meaning for the result, or decided by the weights
+# without effect on the result, or implied by the weights
 _IGNORED = ("sample_size", "use_linear_projection", "force_upcast")
-_HARMLESS = {"upcast_attention"}  # only a matter of precision
+_HARMLESS = {"upcast_attention"}  # only changes precision
 
 
 def overrides_entry(
     parts: ModelParts, scheduler: Mapping[str, Any], tensors: Mapping[str, StoredTensor], *, is_v2: bool
 ) -> dict[str, str]:
-    """The entry for a model whose single file is to hold `tensors`; empty when all is as readers assume it.
+    """The metadata entry for a single file with `tensors`; empty when all values are as readers assume.
 
     `scheduler`: entries of a Diffusers scheduler's configuration. Logs a warning where other programs would build
-    another network from the file.
+    a different network from the file.
     """
     found = {
         "unet": _differences(_assumed_unet(parts, tensors, is_v2), parts.unet.config),
@@ -58,7 +58,7 @@ def overrides_entry(
 
 
 def config_overrides(metadata: Mapping[str, str], part: str, source: str) -> dict[str, Any]:
-    """What a file's metadata says of a part ("unet", "vae", "text_encoder", "scheduler"); empty without the entry.
+    """The configuration of a part ("unet", "vae", "text_encoder", "scheduler") in a file's metadata; empty without one.
 
     Raises `UserError` for a damaged entry of the file called `source`.
     """
@@ -66,7 +66,7 @@ def config_overrides(metadata: Mapping[str, str], part: str, source: str) -> dic
         values = json.loads(metadata.get(ENTRY, "{}")).get(part, {})
         return dict(values)
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{source}: the metadata entry {ENTRY} is damaged: {error}", "remove or mend it") from error
+        raise UserError(f"{source}: the metadata entry {ENTRY} is damaged: {error}", "remove or correct it") from error
 
 
 def _section(tensors: Mapping[str, StoredTensor], prefix: str, part: str, ignored: tuple[str, ...] = ()) -> Any:
@@ -77,7 +77,7 @@ def _section(tensors: Mapping[str, StoredTensor], prefix: str, part: str, ignore
 def _assumed_unet(parts: ModelParts, tensors: Mapping[str, StoredTensor], is_v2: bool) -> dict[str, Any]:
     inferred = ldm_unet.infer_config(_section(tensors, ldm_unet.PREFIX, ldm_unet.PART), is_v2=is_v2)
     heads, actual = inferred["attention_head_dim"], parts.unet.config["attention_head_dim"]
-    if isinstance(heads, int) != isinstance(actual, int):  # one number stands for that number at every level
+    if isinstance(heads, int) != isinstance(actual, int):  # a single number applies to every level
         levels = len(inferred["block_out_channels"])
         heads = [heads] * levels if isinstance(heads, int) else heads[0] if len(set(heads)) == 1 else heads
     return {**_defaults(parts.unet), **inferred, "attention_head_dim": heads}
@@ -99,7 +99,7 @@ def _defaults(module: Any) -> dict[str, Any]:
 
 
 def _differences(assumed: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `actual` is not as assumed; tuples and lists are the same."""
+    """The entries of `actual` that are not as assumed; tuples and lists compare equal."""
     now = {key: json.loads(json.dumps(actual[key])) for key in assumed if key in actual and key not in _IGNORED}
     return {key: value for key, value in now.items() if value != json.loads(json.dumps(assumed[key]))}
 
@@ -108,7 +108,7 @@ def _warn(unusual: Mapping[str, set[str]]) -> None:
     named = [f"{part} {', '.join(sorted(keys))}" for part, keys in unusual.items() if keys]
     if named:
         logger.warning(
-            "single files do not show %s, in which this model differs from Stable Diffusion; other programs may read"
-            " the file wrongly, a Diffusers folder not",
+            "single files do not hold %s, in which this model differs from Stable Diffusion: other programs may load"
+            " the wrong configuration; a Diffusers folder holds it",
             "; ".join(named),
         )

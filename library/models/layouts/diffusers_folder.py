@@ -1,4 +1,4 @@
-"""Reads a Diffusers model folder: configurations and weights of its parts, never anything but local files."""
+"""Reads a Diffusers model folder: configurations and weights of its parts, from local files only."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class DiffusersFolder:
         return contents
 
     def tensors(self, part: str, subfolder: str) -> tuple[Path, Mapping[str, torch.Tensor]]:
-        """The file of weights of one part ("unet", "vae", "text_encoder") and its tensors, under today's names."""
+        """The file of weights of one part ("unet", "vae", "text_encoder") and its tensors, under current names."""
         path = find_weights(self.path / subfolder, part)
         if path is None:
             hint = f"looked for {', '.join(WEIGHT_FILES[part])}"
@@ -63,7 +63,7 @@ class DiffusersFolder:
 def load_folder(folder: DiffusersFolder) -> ModelParts:
     """Builds U-Net, VAE and text encoder of a folder, float32, frozen, in eval mode.
 
-    Raises `UserError` that names, all parts together, what is missing or does not fit its config.json.
+    Raises one `UserError` for all parts: what is missing or does not fit its config.json.
     """
     parts: list[nn.Module] = []
     errors: list[UserError] = []
@@ -77,7 +77,7 @@ def load_folder(folder: DiffusersFolder) -> ModelParts:
 
 
 def load_part(folder: DiffusersFolder, part: str, subfolder: str | None = None) -> nn.Module:
-    """Builds one part ("unet", "vae", "text_encoder"), which lies in the folder of its name or in `subfolder`.
+    """Builds one part ("unet", "vae", "text_encoder") from the folder of its name or from `subfolder`.
 
     Raises `UserError` for what is missing or does not fit its config.json.
     """
@@ -96,25 +96,25 @@ def _unet_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _text_encoder_names(keys: Iterable[str]) -> dict[str, str]:
-    """Without the level `text_model`, which depends on the version of `transformers`, and what other models add."""
+    """Without the level `text_model`, which depends on the version of `transformers`, and without other keys."""
     names = {key.removeprefix("text_model."): key for key in keys}
     kept = ("embeddings.", "encoder.", "final_layer_norm.")
     return {new: old for new, old in names.items() if new.startswith(kept) and not new.endswith(".position_ids")}
 
 
 def vae_names(keys: Iterable[str]) -> dict[str, str]:
-    """Today's names of a VAE's tensors -> those given, which may be older."""
-    return {_today(key): key for key in keys}
+    """Current names of a VAE's tensors -> those given, which may be older."""
+    return {_current_name(key): key for key in keys}
 
 
-def _today(key: str) -> str:
+def _current_name(key: str) -> str:
     if ".attentions." not in key:
         return key
     module, layer, kind = key.rsplit(".", 2)
     return f"{module}.{_OLD_ATTENTION_NAMES.get(layer, layer)}.{kind}"
 
 
-# today's names of a part's tensors -> those in its file
+# current names of a part's tensors -> those in its file
 _NAMES = {"unet": _unet_names, "vae": vae_names, "text_encoder": _text_encoder_names}
 _PARTS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
     "unet": ("U-Net", empty_unet),

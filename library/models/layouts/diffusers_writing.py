@@ -18,7 +18,7 @@ from library.models.text.tokenizer import CHUNK_LENGTH, PromptTokenizer
 from library.models.weights.weight_writing import StoredTensor, stored, write_pickle, write_safetensors
 
 _DIFFUSERS_NAME, _TRANSFORMERS_NAME = "diffusion_pytorch_model", "model"
-# the level that files of the field have, whatever the version of transformers
+# the level that published files have, whatever the version of transformers
 _TEXT_LEVEL = "text_model."
 _SCHEDULER = {
     "_class_name": "DDIMScheduler",
@@ -31,7 +31,10 @@ _SCHEDULER = {
     "steps_offset": 1,
     "trained_betas": None,
 }
-_CORRECTED = {"clip_sample": False, "steps_offset": 1}  # other values are mistakes, which pipelines mend and warn of
+_CORRECTED = {
+    "clip_sample": False,
+    "steps_offset": 1,
+}  # other values are legacy mistakes, which pipelines correct with a warning
 _PIXELS_512, _PIXELS_768 = 512, 768
 
 
@@ -44,7 +47,7 @@ def write_folder(
     dtype: torch.dtype,
     metadata: Mapping[str, str] | None,
 ) -> None:
-    """Fills an empty folder with the parts of a model and what goes with them.
+    """Fills an empty folder with the parts of a model, its tokenizer and its scheduler.
 
     `scheduler`: entries of its configuration, those absent are Stable Diffusion's. `metadata` None: weights become
     pickles (.bin); else .safetensors, each with the `modelspec.*` entries and the U-Net's with all of them. Raises

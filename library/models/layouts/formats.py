@@ -1,4 +1,4 @@
-"""The formats that whole models are written in. A new one is a row of `FORMATS`.
+"""The file formats of saved models. A new one is a row of `FORMATS`.
 
 Imports no torch: options take their choices from the table.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A Stable Diffusion model, and how it is to be saved."""
+    """A Stable Diffusion model and how to save it."""
 
     parts: ModelParts
     tokenizer: PromptTokenizer
@@ -90,7 +90,7 @@ _WITH_SAFETENSORS = {"ckpt": "safetensors", "diffusers": "diffusers_safetensors"
 
 
 def choose_format(save_model_as: str | None, *, use_safetensors: bool, source: str) -> str:
-    """The format to save in: the one asked for, else that of the model at `source`; diffusers for a name on the Hub.
+    """The format to save in: the given one, else that of the model at `source`; diffusers for a name on the Hub.
 
     `use_safetensors` (the flag --use_safetensors) turns a format of pickles into its safetensors twin.
     """
@@ -107,9 +107,9 @@ def choose_format(save_model_as: str | None, *, use_safetensors: bool, source: s
 
 
 def save_model(path: Path, format: str, model: SavedModel) -> None:
-    """Writes a model in one of `FORMATS`; a file or folder that was at `path` is replaced when the new one is whole.
+    """Writes a model in one of `FORMATS`, atomically; a file or folder at `path` is replaced by the complete new one.
 
-    Raises `UserError` when it cannot be written, and for a folder at `path` that is none of a model.
+    Raises `UserError` when it cannot be written, and for a folder at `path` that is not a model.
     """
     row = FORMATS[format]
     problem = target_problem(path, format)
@@ -126,12 +126,12 @@ def save_model(path: Path, format: str, model: SavedModel) -> None:
 
 
 def target_problem(path: Path, format: str) -> UserError | None:
-    """Why a model must not be written to `path`: something stands there that is not of the same kind."""
+    """Why a model must not be written to `path`: there is something else than a model of that kind."""
     if FORMATS[format].ending:
         return UserError(f"{path} is a folder", "give the path of a file") if path.is_dir() else None
     if path.is_dir():
         if any(path.iterdir()) and not (path / "model_index.json").is_file():
-            return UserError(f"{path} holds other things than a model", "give the path of a new folder")
+            return UserError(f"{path} is not empty and not a model", "give the path of a new folder")
     elif path.exists():
         return UserError(f"{path} is a file", "give the path of a folder")
     return None

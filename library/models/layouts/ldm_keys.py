@@ -1,4 +1,4 @@
-"""What the parts of a file in the Stability (LDM) layout share: keys, and sizes read off the shapes of tensors."""
+"""Keys of files in the Stability (LDM) layout, and sizes inferred from the shapes of tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _USUAL_NORM_GROUPS = 32
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a file: its tensors, keys without `prefix`; `source` and `part` ("U-Net") stand in messages."""
+    """One part of a file: its tensors, keys without `prefix`; `source` and `part` ("U-Net") are for messages."""
 
     source: str
     part: str
@@ -25,13 +25,13 @@ class Section:
     tensors: Mapping[str, torch.Tensor]
 
     def shape(self, key: str, *, num_dims: int) -> tuple[int, ...]:
-        """The shape of a tensor; raises `UserError` when it is missing or has other dimensions."""
+        """The shape of a tensor; raises `UserError` when it is missing or has another number of dimensions."""
         if key not in self.tensors:
             raise lacking_keys_error(self.source, self.part, [self.prefix + key])
         shape = tuple(self.tensors[key].shape)
         if len(shape) != num_dims:
             raise UserError(
-                f"{self.source}: {self.part}: {self.prefix}{key} has the shape {shape}, not {num_dims} sides",
+                f"{self.source}: {self.part}: {self.prefix}{key} has the shape {shape}, not {num_dims} dimensions",
                 "the file is damaged, or not a Stable Diffusion 1.x or 2.x model",
             )
         return shape
@@ -53,7 +53,7 @@ def section_of(
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """Where a tensor is in a file: the whole of `key`, or the part number `third` (0, 1, 2) of it, along side 0."""
+    """Where a tensor is in a file: all of `key`, or one `third` (0, 1, 2) of it along dimension 0."""
 
     key: str
     third: int | None = None
@@ -65,7 +65,7 @@ class TensorSlice:
 
 
 def rename_key(key: str, modules: Mapping[str, str]) -> str:
-    """Replaces the longest prefix of `key` that is a module in the table; without one the key stays as it is."""
+    """Replaces the longest prefix of `key` that is a module in the table; without one the key is unchanged."""
     levels = key.split(".")
     for length in range(len(levels) - 1, 0, -1):
         prefix = ".".join(levels[:length])
@@ -75,5 +75,5 @@ def rename_key(key: str, modules: Mapping[str, str]) -> str:
 
 
 def norm_groups(channels: Sequence[int]) -> int:
-    """Groups of the group norms, which weights do not show: 32 as ever, else the largest power of two dividing all."""
+    """Groups of the group norms, which are not in the weights: 32, or the largest divisor of 32 that divides all."""
     return gcd(_USUAL_NORM_GROUPS, *channels)

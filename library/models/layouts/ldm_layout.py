@@ -1,4 +1,4 @@
-"""Single files in the Stability (LDM) layout: one file of U-Net, VAE and text encoder under names of their own."""
+"""Reads single files in the Stability (LDM) layout: U-Net, VAE and text encoder in one file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def unwrapped(file: WeightFile) -> WeightFile:
-    """The file with the usual keys, where the program that saved it put something in front of them, or left it out."""
+    """The file with the usual keys, where the program that saved it added or dropped a prefix."""
     names = usual_keys(file.tensors)
     return file if list(names) == list(file.tensors) else replace(file, tensors=renamed(file.tensors, names))
 
@@ -33,8 +33,8 @@ def unwrapped(file: WeightFile) -> WeightFile:
 def load_single_file(file: WeightFile) -> ModelParts:
     """Builds the parts of the model in a file, float32, frozen, in eval mode; sizes come from the shapes of tensors.
 
-    Keys of other things (averaged weights, optimizers, schedules) are left aside. Raises `UserError` that names the
-    file and, all parts together, what is missing or of the wrong shape.
+    Other keys (EMA weights, optimizer states, schedules) are ignored. Raises one `UserError` for all parts that names
+    the file and what is missing or has the wrong shape.
     """
     parts: list[nn.Module] = []
     errors: list[UserError] = []
@@ -64,7 +64,7 @@ def _load_vae(file: WeightFile) -> AutoencoderKL:
 
 
 def load_vae(section: Section, overrides: Mapping[str, Any] | None = None) -> AutoencoderKL:
-    """Builds a VAE from its section of a file, as above, with what weights do not show. Raises `UserError`."""
+    """Builds a VAE from its section of a file, with configuration overrides. Raises `UserError`."""
     config = {**ldm_vae.infer_config(section), **(overrides or {})}
     vae = empty_vae(config, section.source)
     modules = ldm_vae.module_names(config)
@@ -72,7 +72,7 @@ def load_vae(section: Section, overrides: Mapping[str, Any] | None = None) -> Au
 
 
 def load_diffusers_vae(section: Section) -> AutoencoderKL:
-    """Builds a VAE from a file that has Diffusers' names, but no configuration beside it. Raises `UserError`."""
+    """Builds a VAE from a file with Diffusers' names and without a config.json. Raises `UserError`."""
     vae = empty_vae(ldm_vae.infer_diffusers_config(section), section.source)
     return _fill(vae, section, {name: TensorSlice(name) for name in vae.state_dict()})
 
@@ -102,14 +102,14 @@ def _load_text_encoder_v2(file: WeightFile) -> nn.Module:
 
 
 def _unused_tensors_v2(file: WeightFile, encoder: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of what an SD 2.x file holds and this program does not use, so that saving can write it again."""
+    """Copies of the tensors of an SD 2.x file that are never used, so that saving can write them again."""
     unused = (f"{ldm_text.BLOCKS}{encoder.config.num_hidden_layers}.", "text_projection", "logit_scale")
     names = [key.removeprefix(ldm_text.PREFIX_V2) for key in file.tensors if key.startswith(ldm_text.PREFIX_V2)]
     return {name: file.tensors[ldm_text.PREFIX_V2 + name].clone() for name in names if name.startswith(unused)}
 
 
 def _fill(module: ModuleT, section: Section, slices: Mapping[str, TensorSlice]) -> ModuleT:
-    """Fills `module` with the tensors of a section, which are at `slices` (module's name -> where)."""
+    """Fills `module` with the tensors of a section; `slices`: the module's tensor names -> where they are."""
     lacking = [
         section.prefix + tensor_slice.key for tensor_slice in slices.values() if tensor_slice.key not in section.tensors
     ]

@@ -1,6 +1,6 @@
 """The text encoders of the Stability (LDM) layout: OpenAI's CLIP in SD 1.x files, OpenCLIP's in SD 2.x files.
 
-Names on our side are those of CLIP's text transformer in `transformers`, without the level `text_model`.
+"Our" names are those of CLIP's text transformer in `transformers`, without the level `text_model`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from library.models.weights.model_kinds import TEXT_PREFIX_V1, TEXT_PREFIX_V2
 PREFIX_V1 = TEXT_PREFIX_V1
 PREFIX_V2 = TEXT_PREFIX_V2
 PART = "text encoder"
-OPTIONAL_LEVEL = "text_model."  # present or not in SD 1.x files
+OPTIONAL_LEVEL = "text_model."  # present in some SD 1.x files
 NOT_USED_V1 = ("embeddings.position_ids", "text_projection", "logit_scale")
-NOT_USED_V2 = ("text_projection", "logit_scale", "attn_mask")  # keys of its training beside images
+NOT_USED_V2 = ("text_projection", "logit_scale", "attn_mask")  # of CLIP's contrastive training
 BLOCKS = "transformer.resblocks."
 
 _HEAD_WIDTH = 64
-_WIDTH_SD2, _LAYERS_SD2 = 1024, 23  # of OpenCLIP's ViT-H, less its last layer
+_WIDTH_SD2, _LAYERS_SD2 = 1024, 23  # of OpenCLIP's ViT-H, without its last layer
 
 _OPEN_CLIP_ENDS = {
     "embeddings.token_embedding.weight": "token_embedding.weight",
@@ -35,7 +35,7 @@ _LAYER = {
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
-_STACKED = ("q_proj", "k_proj", "v_proj")  # one above the other in OpenCLIP's in_proj
+_STACKED = ("q_proj", "k_proj", "v_proj")  # concatenated in OpenCLIP's in_proj
 
 
 def infer_config_v1(section: Section) -> dict[str, Any]:
@@ -52,8 +52,8 @@ def infer_config_v1(section: Section) -> dict[str, Any]:
 def infer_config_v2(section: Section) -> dict[str, Any]:
     """The same for an SD 2.x file.
 
-    SD 2.x conditions on the last layer but one, so the last is not counted and not read. Some programs leave it out
-    of the files they write; at the known full size that shows.
+    SD 2.x conditions on the penultimate layer, so the last is not counted and not read. Some programs omit it from
+    their files; that is detected at the known full size.
     """
     token_embedding = section.shape("token_embedding.weight", num_dims=2)
     num_layers = section.count(BLOCKS) - 1
@@ -74,7 +74,7 @@ def tensor_slices_v1(names: Iterable[str]) -> dict[str, TensorSlice]:
 
 
 def tensor_slices_v2(names: Iterable[str]) -> dict[str, TensorSlice]:
-    """Where each of our tensors is in an SD 2.x file; queries, keys and values share one tensor there."""
+    """Where each of our tensors is in an SD 2.x file; queries, keys and values are one tensor there."""
     return {name: _tensor_slice_v2(name) for name in names}
 
 

@@ -1,7 +1,7 @@
-"""The U-Net of the Stability (LDM) layout: its sizes from the shapes of its tensors, and its names.
+"""The U-Net of the Stability (LDM) layout: its configuration from the shapes of its tensors, and its names.
 
-In that layout all layers of the way down are numbered through as `input_blocks.N`, those of the way up as
-`output_blocks.N`; in Diffusers they are grouped by resolution.
+That layout numbers all layers of the down path as `input_blocks.N` and those of the up path as `output_blocks.N`;
+Diffusers groups them by resolution.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HEAD_WIDTH_V2 = 64
 def module_names(config: Mapping[str, Any]) -> dict[str, str]:
     """Diffusers' module names -> those of the Stability layout, without its prefix, for a U-Net's configuration.
 
-    The table is one to one, so that it can be read in both directions.
+    The table is one to one, so it can be inverted.
     """
     names = dict(_ENDS)
     names.update(_resnet("mid_block.resnets.0", "middle_block.0"))
@@ -76,9 +76,9 @@ def _up_names(attends: list[bool], num_layers: int) -> dict[str, str]:
             if has_attention:
                 names[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{number}.1"
         if level < len(attends) - 1:
-            # the upsampler stands behind the last layer of its level, and behind that one's attention
-            place = 2 if has_attention else 1
-            names[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{number}.{place}.conv"
+            # the upsampler comes after the last layer of its level, and after that layer's attention
+            position = 2 if has_attention else 1
+            names[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{number}.{position}.conv"
     return names
 
 
@@ -88,7 +88,7 @@ def _resnet(diffusers_name: str, ldm_name: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Level:
-    """One resolution of the way down."""
+    """One resolution of the down path."""
 
     channels: int
     num_layers: int
@@ -98,7 +98,7 @@ class _Level:
 def infer_config(section: Section, *, is_v2: bool) -> dict[str, Any]:
     """The arguments of Diffusers' `UNet2DConditionModel` for the U-Net of a file.
 
-    Heads are not in the weights: SD 1.x has 8 everywhere, SD 2.x heads of width 64. Raises `UserError`.
+    The number of attention heads is not in the weights: SD 1.x has 8, SD 2.x heads of width 64. Raises `UserError`.
     """
     levels = _levels(section)
     channels = [level.channels for level in levels]

@@ -1,4 +1,4 @@
-"""The VAE of the Stability (LDM) layout: its sizes from the shapes of its tensors, and its names."""
+"""The VAE of the Stability (LDM) layout: its configuration from the shapes of its tensors, and its names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SCALING_FACTOR = 0.18215
 
 
 def module_names(config: Mapping[str, Any]) -> dict[str, str]:
-    """Diffusers' module names -> those of the Stability layout, without its prefix; names not in it are equal."""
+    """Diffusers' module names -> those of the Stability layout, without its prefix; other names are equal."""
     names = {}
     num_levels = len(config["block_out_channels"])
     num_layers = config["layers_per_block"]
@@ -28,7 +28,7 @@ def module_names(config: Mapping[str, Any]) -> dict[str, str]:
         for ours, theirs in _ATTENTION.items():
             names[f"{half}.mid_block.attentions.0.{ours}"] = f"{half}.mid.attn_1.{theirs}"
     for level in range(num_levels):
-        mirrored = num_levels - 1 - level  # numbered by resolution there, in order of use here
+        mirrored = num_levels - 1 - level  # the layout numbers by resolution, Diffusers by order of use
         names.update(_layers(f"encoder.down_blocks.{level}", f"encoder.down.{level}", num_layers))
         names.update(_layers(f"decoder.up_blocks.{level}", f"decoder.up.{mirrored}", num_layers + 1))
         if level < num_levels - 1:
@@ -47,7 +47,7 @@ def _layers(diffusers_level: str, ldm_level: str, num_layers: int) -> dict[str, 
 def infer_config(section: Section) -> dict[str, Any]:
     """The arguments of Diffusers' `AutoencoderKL` for the VAE of a file.
 
-    Raises `UserError` when the tensors that show the sizes are missing.
+    Raises `UserError` when tensors that sizes are inferred from are missing.
     """
     num_levels = max(1, section.count("encoder.down."))
     first_layers = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(num_levels)]

@@ -1,4 +1,4 @@
-"""A model's parts -> the tensors of a single file in the Stability (LDM) layout, by the tables that reading uses."""
+"""A model's parts -> the tensors of a single file in the Stability (LDM) layout, by the same tables as reading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GROUPED_LEVELS = {"down_blocks", "up_blocks", "mid_block"}  # of Diffusers' nam
 
 
 def single_file_tensors(parts: ModelParts, *, is_v2: bool, dtype: torch.dtype) -> dict[str, StoredTensor]:
-    """The tensors of a single file under their keys. Raises `UserError` for layers that the layout has no place for."""
+    """The tensors of a single file under their keys. Raises `UserError` for layers that the layout has no name for."""
     text = text_tensors_v2(parts, dtype) if is_v2 else text_tensors_v1(parts, dtype)
     return {**unet_tensors(parts.unet, is_v2=is_v2, dtype=dtype), **vae_tensors(parts.vae, dtype), **text}
 
@@ -36,7 +36,7 @@ def unet_tensors(unet: torch.nn.Module, *, is_v2: bool, dtype: torch.dtype) -> d
 
 
 def vae_tensors(vae: torch.nn.Module, dtype: torch.dtype) -> dict[str, StoredTensor]:
-    """The VAE's tensors; its attention consists of 1x1 convolutions in the layout."""
+    """The VAE's tensors; the layout has 1x1 convolutions in its attention."""
     modules = ldm_vae.module_names(vae.config)
     tensors = {}
     for name, tensor in vae.state_dict().items():
@@ -66,10 +66,10 @@ def text_tensors_v1(parts: ModelParts, dtype: torch.dtype) -> dict[str, StoredTe
 
 
 def text_tensors_v2(parts: ModelParts, dtype: torch.dtype) -> dict[str, StoredTensor]:
-    """The tensors of an SD 2.x text encoder, and those that are never used but always there: a last layer and two more.
+    """The tensors of an SD 2.x text encoder, with the unused ones that files have: a last layer, projection and scale.
 
-    They are those of the file that the model was read from, else stand-ins: the layer before once more, the identity
-    as projection, and 1.
+    They come from the file that the model was read from, else they are placeholders: a copy of the layer before, the
+    identity as projection, and 1.
     """
     text = text_state(parts.text_encoder)
     stacks: dict[str, dict[int, torch.Tensor]] = {}
@@ -93,6 +93,6 @@ def text_tensors_v2(parts: ModelParts, dtype: torch.dtype) -> dict[str, StoredTe
 
 
 def text_state(encoder: Any) -> dict[str, torch.Tensor]:
-    """The text encoder's tensors, without the positions, which are no weights though older versions keep them so."""
+    """The text encoder's tensors without `position_ids`, which older versions of transformers keep as weights."""
     state = encoder.text_model.state_dict()
     return {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}

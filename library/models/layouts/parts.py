@@ -1,4 +1,4 @@
-"""The networks that a Stable Diffusion model is made of, built from their configurations."""
+"""The parts of a Stable Diffusion model (U-Net, VAE, text encoder), built from their configurations."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 @dataclass(frozen=True)
 class ModelParts:
-    """Loaded networks, float32, frozen, in eval mode."""
+    """The loaded parts, float32, frozen, in eval mode."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoder: TextEncoder
-    # tensors that an SD 2.x file holds beside them and nothing uses, under their keys there without prefix
+    # unused tensors of an SD 2.x file, under their keys without prefix
     unused_tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def empty_unet(config: Mapping[str, Any], source: str) -> UNet2DConditionModel:
-    """A U-Net without weights for a Diffusers configuration; raises `UserError` when there is no such U-Net."""
+    """A U-Net without weights for a Diffusers configuration; raises `UserError` for an invalid one."""
     return _build(lambda: UNet2DConditionModel.from_config(dict(config)), source, "U-Net")
 
 
 def empty_vae(config: Mapping[str, Any], source: str) -> AutoencoderKL:
-    """A VAE without weights for a Diffusers configuration; raises `UserError` when there is no such VAE."""
+    """A VAE without weights for a Diffusers configuration; raises `UserError` for an invalid one."""
     return _build(lambda: AutoencoderKL.from_config(dict(config)), source, "VAE")
 
 
 def empty_text_encoder(config: Mapping[str, Any], source: str) -> TextEncoder:
-    """A text encoder without weights for a CLIP text config.json; raises `UserError` when there is no such encoder."""
+    """A text encoder without weights for a CLIP text config.json; raises `UserError` for an invalid one."""
     encoder = _build(lambda: build_text_encoder(config), source, "text encoder")
     restore_position_ids(encoder)
     return encoder.eval()
@@ -50,5 +50,5 @@ def _build(build: Callable[[], ModuleT], source: str, part: str) -> ModuleT:
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         # what libraries raise for configurations that contradict themselves
         raise UserError(
-            f"{source}: no {part} can be built as configured: {first_line(error)}", "check its config.json"
+            f"{source}: the {part} cannot be built from its configuration: {first_line(error)}", "check its config.json"
         ) from error

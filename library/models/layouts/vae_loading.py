@@ -1,4 +1,4 @@
-"""Another VAE than the model's own, for `--vae`: from a model or by itself, in every form that they come in."""
+"""Loads the VAE of `--vae`: a VAE alone or that of a model, in every layout."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def load_vae(path: str, *, is_mapped: bool = True) -> AutoencoderKL:
 
     `is_mapped`: how its weights are read, as `open_weights` has it. Raises `UserError` where there is none.
     """
-    place = local_path(path, VAE_FLAG)
-    if place.is_dir():
-        return _of_folder(DiffusersFolder(place, is_mapped))
-    if not place.is_file():
+    source = local_path(path, VAE_FLAG)
+    if source.is_dir():
+        return _of_folder(DiffusersFolder(source, is_mapped))
+    if not source.is_file():
         raise UserError(f"{VAE_FLAG} {path}: there is no such file or folder", "give the path of a VAE or a model")
-    if (place.parent / "config.json").is_file() and _is_vae_config(place.parent / "config.json"):
-        return _of_folder(DiffusersFolder(place.parent, is_mapped))
-    return _of_file(open_weights(place, is_mapped=is_mapped))
+    if (source.parent / "config.json").is_file() and _is_vae_config(source.parent / "config.json"):
+        return _of_folder(DiffusersFolder(source.parent, is_mapped))
+    return _of_file(open_weights(source, is_mapped=is_mapped))
 
 
 def _of_folder(folder: DiffusersFolder) -> AutoencoderKL:
@@ -40,7 +40,9 @@ def _of_folder(folder: DiffusersFolder) -> AutoencoderKL:
         return load_part(folder, "vae")
     if (folder.path / "config.json").is_file():
         return load_part(folder, "vae", subfolder="")
-    raise UserError(f"{VAE_FLAG} {folder.path}: holds neither vae/ nor config.json", "give that of a VAE or of a model")
+    raise UserError(
+        f"{VAE_FLAG} {folder.path}: holds neither vae/ nor config.json", "give the folder of a VAE or of a model"
+    )
 
 
 def _is_vae_config(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a model says of itself: Stable Diffusion 1.x or 2.x, what it predicts, its noise schedule."""
+"""Detects a model's version (1.x or 2.x), prediction type and noise schedule."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WIDTH_SD2 = 1024
 
 @dataclass(frozen=True)
 class DetectedModel:
-    """What a model shows. `prediction_type` is None where it says nothing of it."""
+    """What was detected of a model. `prediction_type` is None where it does not say."""
 
     source: str
     is_v2: bool
@@ -64,29 +64,29 @@ def detect_file(file: WeightFile) -> DetectedModel:
 
 
 def check_flags(detected: DetectedModel, options: ModelOptions) -> None:
-    """Raises `UserError` for --v2 where the model shows that it is Stable Diffusion 1.x."""
+    """Raises `UserError` for --v2 with a Stable Diffusion 1.x model."""
     if options.v2 and not detected.is_v2:
         raise UserError(f"--v2 was given, but {detected.source} is Stable Diffusion 1.x", "leave out --v2")
 
 
 def choose_prediction_type(detected: DetectedModel, options: ModelOptions) -> str:
-    """What the model is taken to predict, from here to what is saved; logs where that could surprise.
+    """The prediction type for training and saving; logs where it is not obvious.
 
-    v where the flag or the model says so, else noise. (A model that predicts noise can be trained to predict v.)
+    v where the flag or the model says so, else epsilon. (A noise-prediction model can be trained to predict v.)
     """
     if options.v_parameterization:
         if detected.prediction_type == EPSILON:
             logger.warning(
-                "%s says that it predicts noise (epsilon): with --v_parameterization it is taken to predict v, and what"
-                " is saved says so; leave the flag out where you do not want to turn it into such a model",
+                "%s says that it predicts noise (epsilon): with --v_parameterization it is trained and saved as a"
+                " v-prediction model; leave the flag out unless you want to turn it into one",
                 detected.source,
             )
         return V_PREDICTION
     if detected.prediction_type == V_PREDICTION:
-        logger.info("%s says that it predicts v: trained so, as with --v_parameterization", detected.source)
+        logger.info("%s is a v-prediction model: trained as with --v_parameterization", detected.source)
     if detected.prediction_type is None and detected.is_v2:
         logger.warning(
-            "%s does not say what it predicts, noise is assumed; SD 2.x for 768 pixels needs --v_parameterization",
+            "%s does not say what it predicts, noise (epsilon) is assumed; SD 2.x 768 needs --v_parameterization",
             detected.source,
         )
     return detected.prediction_type or EPSILON
@@ -95,7 +95,7 @@ def choose_prediction_type(detected: DetectedModel, options: ModelOptions) -> st
 def make_alphas_cumprod(scheduler: Mapping[str, Any], source: str) -> torch.Tensor:
     """The noise schedule (num_train_timesteps,) float32 that a scheduler's configuration describes.
 
-    What is absent has Stable Diffusion's value: scaled linear, 0.00085 to 0.012, 1000 steps; computed in float32 as
+    Absent entries have Stable Diffusion's values: scaled linear, 0.00085 to 0.012, 1000 steps; computed in float32 as
     Diffusers does. Raises `UserError` for other kinds of schedule.
     """
     start, end = scheduler.get("beta_start", 0.00085), scheduler.get("beta_end", 0.012)

@@ -1,4 +1,4 @@
-"""What a Stable Diffusion 1.x or 2.x model consists of, without its weights being read."""
+"""What a Stable Diffusion 1.x or 2.x model consists of, without reading its weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, listed
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
 from library.models.layouts.config_metadata import config_overrides
 from library.models.layouts.diffusers_folder import DiffusersFolder
@@ -19,7 +19,7 @@ from library.models.weights.modelspec import kept_entries
 from library.models.weights.path_checks import WEIGHT_FILES, find_weights
 
 _TITLES = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder"}
-_TEXT_PREFIX = "cond_stage_model."  # of both generations
+_TEXT_PREFIX = "cond_stage_model."  # of both versions
 _SINGLE_FILE_PARTS = (
     ("unet", ldm_unet.PREFIX),
     ("vae", ldm_vae.PREFIX),
@@ -29,7 +29,7 @@ _SINGLE_FILE_PARTS = (
 
 
 def inspect(source: DiffusersFolder | WeightFile) -> Inspection:
-    """Tells generation, prediction, dimensions and contents; of a file's tensors, shapes are enough.
+    """Version, prediction type, dimensions and contents; of a file's tensors, only shapes are used.
 
     Raises `UserError` for what cannot be read.
     """
@@ -38,17 +38,17 @@ def inspect(source: DiffusersFolder | WeightFile) -> Inspection:
 
 def _inspect_file(file: WeightFile) -> Inspection:
     detected = detect_file(file)
-    left = dict.fromkeys(file.tensors)
+    remaining = dict.fromkeys(file.tensors)
     parts = []
     for part, prefix in _SINGLE_FILE_PARTS:
-        keys = [key for key in left if key.startswith(prefix)]
+        keys = [key for key in remaining if key.startswith(prefix)]
         for key in keys:
-            del left[key]
+            del remaining[key]
         if keys:
             parts.append(_count(part, file.tensors, keys, _dimensions_in_file(part, file, detected.is_v2)))
-    if left:
-        names = ", ".join(list(left)[:3]) + (", ..." if len(left) > 3 else "")
-        parts.append(_count("other keys, which are not read", file.tensors, list(left), names))
+    if remaining:
+        others = list(remaining)
+        parts.append(_count("other keys, which are not read", file.tensors, others, listed(others, 3)))
     return _inspection(detected, tuple(parts), file.metadata)
 
 
@@ -62,7 +62,7 @@ def _dimensions_in_file(part: str, file: WeightFile, is_v2: bool) -> str:
     try:
         config = _INFER[part](file, is_v2) | config_overrides(file.metadata, part, str(file.path))
     except UserError as error:
-        return f"not whole: {error.message}"
+        return f"incomplete: {error.message}"
     return _DIMENSIONS[part](config)
 
 
@@ -112,14 +112,14 @@ def _inspection(detected: DetectedModel, parts: tuple[PartContents, ...], metada
 
 def _unet_dimensions(config: Mapping[str, Any]) -> str:
     return (
-        f"channels {_listed(config.get('block_out_channels'))}; {config.get('layers_per_block')} layers a level;"
-        f" context width {config.get('cross_attention_dim')}; heads {_listed(config.get('attention_head_dim'))}"
+        f"channels {_joined(config.get('block_out_channels'))}; {config.get('layers_per_block')} layers a level;"
+        f" context width {config.get('cross_attention_dim')}; heads {_joined(config.get('attention_head_dim'))}"
     )
 
 
 def _vae_dimensions(config: Mapping[str, Any]) -> str:
     return (
-        f"channels {_listed(config.get('block_out_channels'))}; {config.get('layers_per_block')} layers a level;"
+        f"channels {_joined(config.get('block_out_channels'))}; {config.get('layers_per_block')} layers a level;"
         f" {config.get('latent_channels', 4)} channels of latents"
     )
 
@@ -131,7 +131,7 @@ def _text_dimensions(config: Mapping[str, Any]) -> str:
     )
 
 
-def _listed(values: Any) -> str:
+def _joined(values: Any) -> str:
     return ", ".join(map(str, values)) if isinstance(values, (list, tuple)) else str(values)
 
 

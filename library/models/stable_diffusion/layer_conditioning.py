@@ -1,9 +1,9 @@
-"""Each cross-attention layer of a U-Net is told something of its own.
+"""Separate text conditioning for each cross-attention layer of a U-Net (P+, extended textual inversion).
 
 After "P+: Extended Textual Conditioning in Text-to-Image Generation" (Voynov et al., 2303.09522). The U-Net's own
-forward hands one tensor through to all its layers: here it holds what each is told, one layer after the other along
-the first dimension, and a hook before each layer takes out that layer's part. Nothing is kept between calls, so that
-activations that are computed again in the backward pass are the same.
+forward passes one tensor to all its layers: here it holds the hidden states of all layers, concatenated along the
+first dimension, and a forward pre-hook of each layer takes out that layer's part. No state is kept between calls, so
+that activations recomputed in the backward pass (gradient checkpointing) are the same.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from torch import nn
 from library.cli.errors import UserError
 from library.models.layouts import ldm_unet
 
-_WAYS = {"input": (0, "IN{:02d}"), "middle": (1, "MID"), "output": (2, "OUT{:02d}")}
+_PATHS = {"input": (0, "IN{:02d}"), "middle": (1, "MID"), "output": (2, "OUT{:02d}")}
 
 
 def cross_attention_layers(unet: nn.Module) -> dict[str, str]:
-    """Name -> module path of each layer that sees the text, in the order in which they are computed.
+    """Name -> module path of each cross-attention layer, in the order in which they are computed.
 
-    Names count as the Stability layout does: `IN01` is its `input_blocks.1`, then come `MID` and `OUT03`. SD 1.x and
-    2.x have 16. Raises `UserError` for a U-Net of another build.
+    Names are numbered like the Stability layout: `IN01` is its `input_blocks.1`; then `MID`, `OUT03`. SD 1.x and
+    2.x have 16. Raises `UserError` for another architecture.
     """
     paths = {path for path, module in unet.named_modules() if isinstance(module, Transformer2DModel)}
-    places = []
+    found = []
     for path, ldm_name in ldm_unet.module_names(unet.config).items():  # type: ignore[arg-type]
         if path in paths:
-            way, number = re.match(r"(\w+)_blocks?\.(\d+)", ldm_name).groups()  # type: ignore[union-attr]
-            order, form = _WAYS[way]
-            places.append((order, int(number), form.format(int(number)), path))
-    if not paths or len(places) != len(paths):
+            side, number = re.match(r"(\w+)_blocks?\.(\d+)", ldm_name).groups()  # type: ignore[union-attr]
+            order, form = _PATHS[side]
+            found.append((order, int(number), form.format(int(number)), path))
+    if not paths or len(found) != len(paths):
         raise UserError(
-            f"of the U-Net's {len(paths)} cross-attention layers {len(places)} are where Stable Diffusion has them",
+            f"of the U-Net's {len(paths)} cross-attention layers {len(found)} are where Stable Diffusion has them",
             hint="--xti works with Stable Diffusion 1.x and 2.x",
         )
-    return {name: path for _, _, name, path in sorted(places)}
+    return {name: path for _, _, name, path in sorted(found)}
 
 
 class LayerConditioning:
-    """Teaches a U-Net to take hidden states for each of its layers."""
+    """Makes a U-Net accept separate hidden states for each cross-attention layer."""
 
     def __init__(self, unet: nn.Module):
         layers = cross_attention_layers(unet)
@@ -54,7 +54,7 @@ class LayerConditioning:
             unet.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
 
     def pack(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """What the U-Net is to be given: (layers x B, tokens, width).
+        """The `encoder_hidden_states` for the U-Net: (layers x B, tokens, width).
 
         hidden_states: (layers, B, tokens, width), or (B, tokens, width) for all layers alike.
         """

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: one family, whose members differ in values."""
+"""The model family Stable Diffusion 1.x and 2.x: loading, prompts, latents, prediction, saving."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ModelSource = DiffusersFolder | WeightFile
 
 @dataclass(frozen=True)
 class _Version:
-    """How a generation is called, by what it predicts, and how it pads prompts."""
+    """Names of a version (1.x or 2.x) by prediction type, and how it pads prompts."""
 
     names: Mapping[str, str]
     architectures: Mapping[str, str]
@@ -94,18 +94,18 @@ class StableDiffusion:
         self._scaling_factor: float = parts.vae.config.scaling_factor
         self._alphas_cumprod = make_alphas_cumprod(detected.scheduler, detected.source)
         self._fingerprints: dict[tuple[int, torch.dtype], str] = {}
-        self._vae_in_float32: AutoencoderKL | None = None  # made when the VAE's own precision turns out too low
+        self._vae_in_float32: AutoencoderKL | None = None  # made when the VAE overflows in fp16
         self._unet_dtype = torch.float32
         self._snapshots: dict[str, nn.Module] = {}
         self._embedding: TokenEmbedding | None = None
-        self._layer_conditioning: LayerConditioning | None = None  # where layers are told different things
+        self._layer_conditioning: LayerConditioning | None = None  # where layers have separate hidden states
 
     def alphas_cumprod(self) -> torch.Tensor:
         """The noise schedule, (num_train_timesteps,) float32; a copy, which may be changed."""
         return self._alphas_cumprod.clone()
 
     def rescale_to_zero_terminal_snr(self) -> None:
-        """From now on the noise schedule ends in noise alone: when training, drawing samples and in what is saved."""
+        """Rescales the noise schedule to zero terminal SNR, for training, sampling and the saved scheduler config."""
         self._alphas_cumprod = rescale_to_zero_terminal_snr(self._alphas_cumprod)
         self._scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
@@ -114,7 +114,7 @@ class StableDiffusion:
         return AdapterRoots(self.unet, self.text_encoders)
 
     def snapshot_frozen(self, parts: Collection[str]) -> None:
-        """Keeps copies of parts ("text_encoder", "vae") as they are now, on the CPU; `save` writes those."""
+        """Copies frozen parts ("text_encoder", "vae") to the CPU as they are now; `save` writes the copies."""
         (encoder,) = self.text_encoders
         modules = {"text_encoder": encoder, "vae": self.vae}
         self._snapshots = {name: nn.Module.to(copy.deepcopy(modules[name]), "cpu") for name in parts}
@@ -123,7 +123,7 @@ class StableDiffusion:
         self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype
     ) -> None:
         """Moves all parts to a device, each in its data type."""
-        # Diffusers' own `to` warns of parts to be kept in float32 even where there are none
+        # Diffusers' own `to` warns of modules to keep in float32 even where there are none
         nn.Module.to(self.unet, device, unet)
         self._unet_dtype = unet
         for encoder in self.text_encoders:
@@ -131,7 +131,7 @@ class StableDiffusion:
         nn.Module.to(self.vae, device, vae)
 
     def apply_memory_options(self, options: MemoryOptions, device: torch.device) -> None:
-        """Attention, slices of the VAE and 8-bit weights as the options say; after `place` and before adapters."""
+        """Sets attention, VAE slicing and fp8 storage; to be called after `to_device` and before adapters."""
         set_attention((self.unet, self.vae), options, device)
         if options.vae_slicing:
             self.vae.enable_slicing()
@@ -139,7 +139,7 @@ class StableDiffusion:
             store_in_float8(self.unet)
 
     def compile(self, backend: str) -> None:
-        """Compiles the U-Net, with whatever is attached to it."""
+        """Compiles the U-Net with torch.compile, with whatever is attached to it."""
         self.unet.compile(backend=backend)
 
     def offload_vae(self) -> None:
@@ -149,8 +149,8 @@ class StableDiffusion:
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes activations of U-Net and text encoder in the backward pass.
 
-        Puts both in train mode, without which text encoders (and U-Nets of older versions of Diffusers) do not do
-        so; the models have no dropout, so that nothing else changes.
+        Puts both in train mode, which text encoders (and U-Nets of older versions of Diffusers) need for it; the
+        models have no dropout, so nothing else changes.
         """
         self.unet.enable_gradient_checkpointing()
         self.unet.train()
@@ -159,10 +159,10 @@ class StableDiffusion:
             encoder.train()
 
     def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Conditioning:
-        """Prompts -> hidden states (B, 2 + 75 n, D); what is beyond `max_token_length` = 75 n is lost. Gradients flow.
+        """Prompts -> hidden states (B, 2 + 75 n, D); truncated at `max_token_length` = 75 n. Gradients flow.
 
-        With a word that has vectors for each layer: (layers, B, 2 + 75 n, D). The n pieces are encoded one by one; of
-        their start and end tokens, the first and the last are kept.
+        With an embedding that has vectors for each layer: (layers, B, 2 + 75 n, D). The n chunks are encoded one by
+        one; of their start and end tokens, the first start and the last end are kept.
         """
         options = self._prompt_options
         if weighted is None:
@@ -181,41 +181,42 @@ class StableDiffusion:
         (encoder,) = self.text_encoders
         device = next(encoder.parameters()).device
         ids, clip_skip = tokens.ids.to(device), self._prompt_options.clip_skip or 1
-        pieces = [encoder(ids[:, piece], clip_skip) for piece in range(ids.shape[1])]
+        chunks = [encoder(ids[:, index], clip_skip) for index in range(ids.shape[1])]
         if tokens.weights is not None:
-            weights = tokens.weights.to(device, pieces[0].dtype).unsqueeze(-1)
-            pieces = [states * weights[:, piece] for piece, states in enumerate(pieces)]
-        inner = [states[:, 1:-1] for states in pieces]
-        return torch.cat([pieces[0][:, :1], *inner, pieces[-1][:, -1:]], dim=1)
+            weights = tokens.weights.to(device, chunks[0].dtype).unsqueeze(-1)
+            chunks = [states * weights[:, index] for index, states in enumerate(chunks)]
+        inner = [states[:, 1:-1] for states in chunks]
+        return torch.cat([chunks[0][:, :1], *inner, chunks[-1][:, -1:]], dim=1)
 
     def cross_attention_layers(self) -> tuple[str, ...]:
-        """Names of the U-Net's layers that see the text, in the order in which they are computed; usually 16."""
+        """Names of the U-Net's cross-attention layers, in the order in which they are computed; usually 16."""
         return tuple(cross_attention_layers(self.unet))
 
     def layers_after_clip_skip(self) -> tuple[nn.Module, ...]:
-        """Layers of the text encoder behind the one that `--clip_skip` takes."""
+        """Layers of the text encoder after the one that `--clip_skip` reads."""
         (encoder,) = self.text_encoders
         layers = encoder.text_model.encoder.layers
         return tuple(layers[len(layers) + 1 - (self._prompt_options.clip_skip or 1) :])
 
     def token_vectors(self, text: str | None = None) -> torch.Tensor:
-        """Rows of the text encoder's table, (tokens, D) float32: of a text's tokens, or of all the vocabulary."""
+        """Token embeddings, (tokens, D) float32: of a text's tokens, or of all the vocabulary."""
         (encoder,) = self.text_encoders
         table = encoder.token_embedding.weight.detach()
         return (table if text is None else table[self.tokenizer.token_ids(text)]).float()
 
-    def add_token(self, word: TokenEmbedding) -> None:
-        """From now on prompts are read with this word in them. Raises `UserError` if it is in the vocabulary."""
+    def add_token(self, embedding: TokenEmbedding) -> None:
+        """Adds the token of an embedding to the vocabulary. Raises `UserError` if it is in it already."""
         (encoder,) = self.text_encoders
-        if self.tokenizer.knows(word.text):
-            raise UserError(f"{word.text} is in the model's vocabulary already", "choose a word that it does not know")
-        self.tokenizer = self.tokenizer.with_token(word.text, word.attach(encoder.token_embedding))
-        self._embedding = word
-        if word.num_layers > 1 and self._layer_conditioning is None:
+        text = embedding.text
+        if self.tokenizer.knows(text):
+            raise UserError(f"{text} is in the model's vocabulary already", "choose a token that it does not know")
+        self.tokenizer = self.tokenizer.with_token(text, embedding.attach(encoder.token_embedding))
+        self._embedding = embedding
+        if embedding.num_layers > 1 and self._layer_conditioning is None:
             self._layer_conditioning = LayerConditioning(self.unet)
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """How many tokens each prompt has, start and end not counted, however many of them are read."""
+        """The number of tokens of each prompt, without start and end and before truncation."""
         weighted = self._prompt_options.weighted_captions
         return [self.tokenizer.count(prompt, weighted) for prompt in prompts]
 
@@ -235,12 +236,12 @@ class StableDiffusion:
         return mean + torch.exp(0.5 * log_variance) * noise.to(mean.device)
 
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents as the VAE gives them -> latents as the U-Net takes them, about of unit variance."""
+        """Latents as the VAE gives them -> latents as the U-Net takes them, of about unit variance."""
         return latents * self._scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), about in [-1, 1], float32."""
+        """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), roughly in [-1, 1], float32."""
         home = self.vae.device
         nn.Module.to(self.vae, latents.device)
         unscaled = latents / self._scaling_factor
@@ -254,9 +255,11 @@ class StableDiffusion:
         return values.dtype == torch.float16 and not bool(torch.isfinite(values).all())
 
     def _float32_vae(self) -> AutoencoderKL:
-        """A copy of the VAE that computes in float32; made at the first need, with a warning."""
+        """A float32 copy of the VAE, made when first needed, with a warning."""
         if self._vae_in_float32 is None:
-            logger.warning("the VAE overflows in fp16: such images are done in float32, as by --no_half_vae")
+            logger.warning(
+                "the VAE overflows in fp16 (NaN or inf): such images are computed in float32, as with --no_half_vae"
+            )
             self._vae_in_float32 = copy.deepcopy(self.vae)
             nn.Module.to(self._vae_in_float32, torch.float32)
         return self._vae_in_float32
@@ -264,7 +267,7 @@ class StableDiffusion:
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """The U-Net's output (B, 4, h, w) for noisy scaled latents (B, 4, h, w) and timesteps (B,).
 
-        Inputs are brought to the U-Net's precision, which that of the text encoder need not be.
+        Inputs are cast to the U-Net's precision, which that of the text encoder need not be.
         """
         hidden_states = conditioning.hidden_states.to(self._unet_dtype)
         if self._layer_conditioning is not None:
@@ -272,11 +275,11 @@ class StableDiffusion:
         return self.unet(latents.to(self._unet_dtype), timesteps, encoder_hidden_states=hidden_states).sample
 
     def vae_fingerprint(self) -> str:
-        """16 hexadecimal digits that name the VAE's weights in their present precision."""
+        """A digest of the VAE's weights in their present precision, 16 hexadecimal digits."""
         return self._fingerprint_of(self.vae, self.vae.encoder.conv_in.weight.dtype)
 
     def text_fingerprint(self) -> str:
-        """The same of the text encoder, and the prompt options."""
+        """The same for the text encoder, followed by the prompt options."""
         (encoder,) = self.text_encoders
         return f"{self._fingerprint_of(encoder, encoder.dtype)} {self._prompt_options}"
 
@@ -296,9 +299,9 @@ class StableDiffusion:
         epoch: int = 0,
         global_step: int = 0,
     ) -> None:
-        """Writes the whole model in a format of `model_saving.FORMATS`. Raises `UserError` when it cannot be written.
+        """Writes the whole model in one of `layouts.formats.FORMATS`. Raises `UserError` when it cannot be written.
 
-        `epoch` and `global_step` stand in .ckpt files.
+        `epoch` and `global_step` are stored in .ckpt files.
         """
         (encoder,) = self.text_encoders
         snapshots = self._snapshots
@@ -356,7 +359,7 @@ def load(
     tokenizer = load_tokenizer(tokenizer_folder, pads_with_end=_VERSIONS[detected.is_v2].pads_with_end)
     num_tokens, vocab_size = len(tokenizer.tokenizer), parts.text_encoder.config.vocab_size
     if num_tokens > vocab_size:
-        message = f"{detected.source}: the tokenizer has {num_tokens} tokens, the text encoder knows {vocab_size}"
+        message = f"{detected.source}: the tokenizer has {num_tokens} tokens, the text encoder {vocab_size}"
         raise UserError(message, "tokenizer and text_encoder are of different models")
     _check_clip_skip(parts, detected, prompt_options)
     family = StableDiffusion(parts, tokenizer, detected, prediction_type, prompt_options)
@@ -378,14 +381,14 @@ def _check_clip_skip(parts: ModelParts, detected: DetectedModel, options: Prompt
         )
     if detected.is_v2 and options.clip_skip is not None and options.clip_skip > 1:
         logger.warning(
-            "--clip_skip %d is counted from the layer that SD 2.x takes anyway, the last but one; such models are "
-            "used without it",
+            "--clip_skip %d counts from the penultimate layer, which SD 2.x uses by default; such models are normally"
+            " used without clip skip",
             options.clip_skip,
         )
 
 
 def _check_fit(parts: ModelParts, source: str) -> None:
-    """Raises `UserError` for parts that do not belong together, and for variants with inputs of their own."""
+    """Raises `UserError` for parts that do not fit together, and for variants with additional inputs."""
     latents, unet = parts.vae.config.latent_channels, parts.unet.config
     if unet.in_channels != latents or unet.out_channels != latents:
         raise UserError(

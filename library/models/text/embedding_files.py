@@ -1,12 +1,11 @@
-"""Files of learned words (textual inversion): one reader, one writer.
+"""Embedding files (textual inversion): one reader, one writer.
 
 Written: `.safetensors` with `emb_params` (vectors, width); `.pt` and `.ckpt` with `string_to_param`, as the
-AUTOMATIC1111 web UI writes them. A word with vectors for each cross-attention layer has one tensor (vectors, width)
-under each layer's name (`IN01`, ..., `MID`, ..., `OUT11`) instead.
+AUTOMATIC1111 web UI writes them. An embedding with vectors for each cross-attention layer has one tensor
+(vectors, width) under each layer's name (`IN01`, ..., `MID`, ..., `OUT11`) instead.
 
-Read beside these: files of Diffusers, `{"<word>": tensor}`, and PNG images of the web UI that hold an embedding in
-the text chunk `sd-ti-embedding`. (Those that hold it in their pixels alone, after a program took the text away, are
-not.)
+Read too: files of Diffusers, `{"<token>": tensor}`, and PNG images of the web UI that hold an embedding in the text
+chunk `sd-ti-embedding` (not those that hold it in their pixels only, after a program removed the text).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from library.models.weights.weight_writing import StoredTensor, stored, write_pi
 PNG_ENDING = ".png"
 _KEY = "emb_params"
 _PARAMETERS = "string_to_param"
-_ANY_TOKEN = "*"  # under which the web UI keeps the vectors, whatever the word is
+_ANY_TOKEN = "*"  # the key of the vectors in files of the web UI, whatever the token is
 _ANY_TOKEN_ID = 265  # of "*" in the vocabulary, which the web UI notes beside it
 _PNG_CHUNK = "sd-ti-embedding"
 _PNG_TENSOR = "TORCHTENSOR"
@@ -38,16 +37,16 @@ _SDXL_KEYS = {"clip_l", "clip_g"}
 
 @dataclass(frozen=True)
 class EmbeddingVectors:
-    """The vectors of a word: (layers, vectors, width) float32."""
+    """The vectors of an embedding: (layers, vectors, width) float32."""
 
     vectors: torch.Tensor
-    layers: tuple[str, ...] = ()  # names of the layers; none where all are told the same
+    layers: tuple[str, ...] = ()  # names of the cross-attention layers; empty where one set of vectors serves all
 
 
 def read_embedding(path: Path) -> EmbeddingVectors:
-    """The one word that a file holds.
+    """The embedding in a file.
 
-    Raises `UserError` for a file that is damaged, holds several words, or none.
+    Raises `UserError` for a file that is damaged, or holds none or several.
     """
     tensors = _from_png(path) if path.suffix.lower() == PNG_ENDING else dict(open_weights(path).tensors)
     parameters = {key: value for key, value in tensors.items() if key.startswith(f"{_PARAMETERS}.")}
@@ -57,8 +56,8 @@ def read_embedding(path: Path) -> EmbeddingVectors:
     layers = tuple(key for key in tensors if _LAYER.fullmatch(key))
     if len(tensors) != 1 and len(layers) != len(tensors):
         raise UserError(
-            f"{path} holds {len(tensors)} tensors ({listed(sorted(tensors), 3)}), not one word",
-            "give a file of one word",
+            f"{path} holds {len(tensors)} tensors ({listed(sorted(tensors), 3)}), not one embedding",
+            "give a file with one embedding",
         )
     vectors = [_checked(path, name, tensors[name]) for name in layers or tensors]
     if len({each.shape for each in vectors}) > 1:
@@ -70,11 +69,11 @@ def _checked(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """(vectors, width) float32, a copy."""
     if tensor.dim() not in (1, 2) or tensor.numel() == 0 or not tensor.is_floating_point():
         raise UserError(
-            f"{path}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not the vectors of a word",
+            f"{path}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not the vectors of an embedding",
             "give a file made by textual inversion",
         )
     if not bool(torch.isfinite(tensor).all()):
-        raise UserError(f"{path}: {name} holds numbers that are not finite", "give a file that was saved earlier")
+        raise UserError(f"{path}: {name} holds NaN or inf", "give a file that was saved earlier")
     return tensor.to(torch.float32, copy=True).reshape(-1, tensor.shape[-1])
 
 
@@ -90,7 +89,7 @@ def _from_png(path: Path) -> dict[str, torch.Tensor]:
     if text is None:
         raise UserError(
             f"{path} is an image without the text {_PNG_CHUNK} that holds an embedding",
-            "give the file as it was made; programs that save it again take such texts away",
+            "give the original file: programs that save it again remove such texts",
         )
     try:
         parameters = json.loads(base64.b64decode(text, validate=True))[_PARAMETERS]
@@ -108,9 +107,9 @@ def write_embedding(
     metadata: Mapping[str, str],
     step: int = 0,
 ) -> None:
-    """Writes the file; its ending says in which form. Raises `OSError` when it cannot be written.
+    """Writes the file; its ending chooses the format. Raises `OSError` when it cannot be written.
 
-    name: the word, and step: how long it was trained, stand in pickles, `metadata` in .safetensors files.
+    name (the token) and step (of the training) are stored in pickles, `metadata` in .safetensors files.
     """
     tensors = {
         layer: stored(each, dtype) for layer, each in zip(embedding.layers or (_KEY,), embedding.vectors, strict=True)
@@ -120,10 +119,10 @@ def write_embedding(
     elif embedding.layers:
         write_pickle(path, tensors)
     else:
-        write_pickle(path, _web_ui_form(tensors[_KEY], name, step))
+        write_pickle(path, _web_ui_contents(tensors[_KEY], name, step))
 
 
-def _web_ui_form(vectors: StoredTensor, name: str, step: int) -> dict[str, object]:
+def _web_ui_contents(vectors: StoredTensor, name: str, step: int) -> dict[str, object]:
     return {
         "string_to_token": {_ANY_TOKEN: _ANY_TOKEN_ID},
         _PARAMETERS: {_ANY_TOKEN: vectors},

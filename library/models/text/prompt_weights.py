@@ -1,4 +1,4 @@
-"""The syntax of weighted prompts: (more), (much:1.3), [less], with \\ before a bracket that is meant as one."""
+"""The syntax of prompt weights: (more), (much:1.3), [less]; \\( and \\[ are plain brackets."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _OPENINGS = {")": "(", "]": "["}
 def parse_prompt_weights(prompt: str) -> list[WeightedText]:
     """The parts of a prompt with their weights; neighbours of equal weight are one part.
 
-    A bracket that is never closed weighs all that follows it, one that was never opened is text, as is what follows
-    a colon and is not a number. A prompt without text gives one empty part.
+    An unclosed bracket applies to all that follows it; an unopened one is text, as is what follows a colon and is not
+    a number. A prompt without text gives one empty part.
     """
     parts: list[list] = []  # [text, weight]
     open_brackets: dict[str, list[int]] = {"(": [], "[": []}

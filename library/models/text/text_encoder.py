@@ -1,4 +1,4 @@
-"""CLIP's text transformer, always reachable as `text_model`."""
+"""CLIP's text encoder: hidden states with clip skip, gradient checkpointing, configuration."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 class TextEncoder(nn.Module):
     """Wraps CLIP's text transformer, so that its layers have the same names under every version of `transformers`.
 
-    Older versions keep the transformer in `CLIPTextModel.text_model`, newer ones made it the model itself. Names that
-    others read, such as those of adapter weights, contain that level.
+    Older versions keep the transformer in `CLIPTextModel.text_model`, newer ones made it the model itself. The keys
+    of LoRA files contain that level.
     """
 
     def __init__(self, model: CLIPTextModel):
@@ -34,7 +34,7 @@ class TextEncoder(nn.Module):
 
     @property
     def token_embedding(self) -> nn.Embedding:
-        """The table of tokens: a row for each id of the vocabulary."""
+        """The token embedding table: a row for each id of the vocabulary."""
         return self.text_model.embeddings.token_embedding
 
     def forward(self, input_ids: torch.Tensor, clip_skip: int = 1) -> torch.Tensor:
@@ -43,7 +43,7 @@ class TextEncoder(nn.Module):
             return self.text_model(input_ids=input_ids).last_hidden_state
         states: list[torch.Tensor] = []
         layer = self.text_model.encoder.layers[-clip_skip]
-        # not by `output_hidden_states`: that depends on the classes of modules, which FSDP changes
+        # not `output_hidden_states`: it depends on the classes of modules, which FSDP changes
         hook = layer.register_forward_hook(lambda module, given, output: states.append(output))
         try:
             self.text_model(input_ids=input_ids)
@@ -53,10 +53,10 @@ class TextEncoder(nn.Module):
         return self.text_model.final_layer_norm(output[0] if isinstance(output, tuple) else output)
 
     def gradient_checkpointing_enable(self) -> None:
-        """Recomputes each layer in the backward pass, in train mode only.
+        """Gradient checkpointing: recomputes each layer in the backward pass, in train mode only.
 
-        Not reentrant: a reentrant checkpoint gives no gradients to adapters inside a layer when its input, coming from
-        frozen embeddings, needs none.
+        Not reentrant: a reentrant checkpoint gives no gradients to adapters inside a layer whose input, coming from
+        frozen embeddings, requires none.
         """
         for module in self.text_model.modules():
             if hasattr(module, "gradient_checkpointing"):
@@ -64,7 +64,7 @@ class TextEncoder(nn.Module):
                 module.gradient_checkpointing = True
 
 
-# of the many entries of a config.json, those that shape this model
+# the entries of a config.json that define the architecture
 _CONFIG_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -83,18 +83,18 @@ _CONFIG_KEYS = (
 
 
 def config_entries(config: CLIPTextConfig) -> dict[str, Any]:
-    """The entries of a config.json that build the same text encoder."""
+    """The entries of a config.json that define the text encoder's architecture."""
     return {key: getattr(config, key) for key in _CONFIG_KEYS if hasattr(config, key)}
 
 
 def build_text_encoder(config: Mapping[str, Any]) -> TextEncoder:
-    """An untrained text encoder for the entries of a config.json; under `torch.device("meta")` one without memory."""
+    """A text encoder with random weights for the entries of a config.json."""
     known = {key: config[key] for key in _CONFIG_KEYS if key in config}
     return TextEncoder(CLIPTextModel(CLIPTextConfig(**known)))
 
 
 def restore_position_ids(encoder: TextEncoder) -> None:
-    """Fills the one buffer that no file holds, after the encoder was built without memory."""
+    """Fills the buffer `position_ids`, which no file holds, after the encoder was built on the device "meta"."""
     embeddings = encoder.text_model.embeddings
     num_positions = embeddings.position_embedding.num_embeddings
     embeddings.register_buffer("position_ids", torch.arange(num_positions).unsqueeze(0), persistent=False)

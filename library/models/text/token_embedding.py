@@ -1,4 +1,4 @@
-"""A word that a text encoder learns: vectors beside its table of tokens, which stays as it is.
+"""The trained embedding of textual inversion: vectors beside the text encoder's frozen token table.
 
 After "An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion" (Gal et al.,
 2208.01618).
@@ -12,17 +12,17 @@ from torch.nn import functional
 
 
 class TokenEmbedding(nn.Module):
-    """The vectors of a word, the only weights that learn."""
+    """The vectors of one token, the only trained parameters."""
 
     def __init__(self, text: str, vectors: torch.Tensor):
-        """vectors: (layers, vectors, width), each layer's in the order of the denoiser's layers; or one for all."""
+        """vectors: (layers, vectors, width), in the order of the cross-attention layers; or (1, ...) for all layers."""
         super().__init__()
         self.text = text
         self.vectors = nn.Parameter(vectors.detach().to(torch.float32, copy=True))
 
     @property
     def num_layers(self) -> int:
-        """1 where all layers of the denoiser are told the same."""
+        """1 where all cross-attention layers share the vectors."""
         return self.vectors.shape[0]
 
     @property
@@ -30,10 +30,10 @@ class TokenEmbedding(nn.Module):
         return self.vectors.shape[1]
 
     def attach(self, table: nn.Embedding) -> range:
-        """Lets `table` find the vectors under ids behind its own, those of one layer after the other.
+        """Makes `table` look up the vectors under ids that follow its own, layer after layer.
 
-        Returns the ids of the first layer's. Gradients reach the vectors alone if the table is frozen; they are there
-        (as zeros) for a text without the word too.
+        Returns the ids of the first layer's vectors. With a frozen table only the vectors have gradients; for a text
+        without the token these are zero, not None.
         """
         look_up, first = table.forward, table.num_embeddings
 
@@ -47,9 +47,9 @@ class TokenEmbedding(nn.Module):
         return range(first, first + self.num_vectors)
 
     def ids_of_layers(self, ids: torch.Tensor, first: int) -> torch.Tensor:
-        """(B, ...) ids with the word's for the first layer -> (layers, B, ...) with those of each layer.
+        """Token ids (B, ...), with the embedding's ids of the first layer -> (layers, B, ...) with those of each layer.
 
-        first: the first of the ids that `attach` gave.
+        first: the first of the ids that `attach` returned.
         """
         offsets = torch.arange(self.num_layers, device=ids.device) * self.num_vectors
         return ids + offsets.view(-1, *[1] * ids.dim()) * (ids >= first)

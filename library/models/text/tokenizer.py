@@ -1,4 +1,4 @@
-"""Prompts -> token ids of CLIP."""
+"""CLIP's tokenizer: prompts -> token ids and weights, in chunks of 75 tokens."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from library.models.text.prompt_weights import parse_prompt_weights
 CHUNK_LENGTH = 75  # of the 77 positions of CLIP's text encoders; start and end token take the others
 SHIPPED_VOCABULARY = Path(__file__).parent / "clip_vocabulary"
 _VOCABULARY_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
-_HINT = "copy or download it again, or remove the folder: the usual vocabulary is then taken"
+_HINT = "copy or download it again, or remove the folder to use the vocabulary of this program"
 _OPEN_CLIP_PADDING = "!"  # token 0 of the vocabulary
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Token ids of B prompts in n pieces of 77: start, 75 tokens, end. Weights are None where all are 1."""
+    """Token ids of B prompts in n chunks of 77: start, 75 tokens, end. Weights are None where all are 1."""
 
-    ids: torch.Tensor  # (B, n, 77) int64; one chunk can be shorter
+    ids: torch.Tensor  # (B, n, 77) int64; a single chunk can be shorter
     weights: torch.Tensor | None = None  # (B, n, 77) float32, 1 at start, end and padding
 
 
@@ -37,26 +37,26 @@ class PromptTokenizer:
     pad_id: int
     added_tokens: Mapping[int, tuple[int, ...]] = field(
         default_factory=dict
-    )  # id of a new word -> ids read in its place
+    )  # id of an added token -> ids that replace it
 
-    def knows(self, word: str) -> bool:
-        """Whether the vocabulary has the word as one token already, at the end of a word or within one."""
+    def knows(self, token: str) -> bool:
+        """Whether the text is one token of the vocabulary already, at the end of a word or within one."""
         vocabulary = self.tokenizer.get_vocab()
-        return word in vocabulary or len(self.token_ids(word)) < 2
+        return token in vocabulary or len(self.token_ids(token)) < 2
 
-    def with_token(self, word: str, ids: Sequence[int]) -> PromptTokenizer:
-        """A tokenizer that reads a new word, in any case of letters and wherever it stands in a text, as these ids."""
+    def with_token(self, token: str, ids: Sequence[int]) -> PromptTokenizer:
+        """A tokenizer with an added token, which becomes these ids: case-insensitive, anywhere in a text."""
         tokenizer = copy.deepcopy(self.tokenizer)
-        tokenizer.add_tokens(word)
-        number = tokenizer.convert_tokens_to_ids(word)
+        tokenizer.add_tokens(token)
+        number = tokenizer.convert_tokens_to_ids(token)
         return replace(self, tokenizer=tokenizer, added_tokens={**self.added_tokens, number: tuple(ids)})
 
     def encode(
         self, prompts: Sequence[str], options: PromptOptions | None = None, weighted: bool = False
     ) -> PromptTokens:
-        """Token ids and, with `weighted`, the weights that the brackets in the prompts give them.
+        """Token ids and, with `weighted`, the prompt weights given by brackets.
 
-        Tokens beyond `max_token_length` are dropped. A prompt that is shorter than the others has pieces of padding.
+        Prompts are truncated to `max_token_length`; shorter ones are padded, with whole chunks of padding too.
         """
         options = options or PromptOptions()
         parsed = [self._tokens(prompt, weighted) for prompt in prompts]
@@ -75,11 +75,11 @@ class PromptTokenizer:
         return PromptTokens(ids, weights if weighted else None)
 
     def token_ids(self, text: str) -> list[int]:
-        """Token ids of a text as it stands, without start and end."""
+        """Token ids of a text, without start and end; brackets are plain text."""
         return self._tokens(text, False)[0]
 
     def count(self, prompt: str, weighted: bool = False) -> int:
-        """Tokens of a prompt without start and end, however long it is; with `weighted`, without its brackets."""
+        """The number of tokens of a prompt, without start and end, before truncation; weights do not count."""
         return len(self._tokens(prompt, weighted)[0])
 
     def _tokens(self, prompt: str, weighted: bool) -> tuple[list[int], list[float]]:
@@ -93,14 +93,14 @@ class PromptTokenizer:
 
 
 def load_tokenizer(folder: Path | None, *, pads_with_end: bool) -> PromptTokenizer:
-    """The tokenizer in `folder`, or the one that comes with this package when there is none.
+    """The tokenizer in `folder`, or the one in this package for None.
 
-    `pads_with_end`: SD 1.x pads with the end token, SD 2.x with "!", which is then a token of its own wherever it
-    stands in a prompt. Raises `UserError` for a folder that holds no readable tokenizer.
+    `pads_with_end`: SD 1.x pads with the end token, SD 2.x with "!", which is then a special token
+    wherever it is in a prompt. Raises `UserError` for a folder that holds no readable tokenizer.
     """
     folder = folder or SHIPPED_VOCABULARY
     if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARY_FILES):
-        # without them transformers makes a tokenizer that knows no words
+        # without them transformers makes a tokenizer with an empty vocabulary
         raise UserError(f"{folder} holds neither vocab.json and merges.txt nor tokenizer.json", _HINT)
     settings = {} if pads_with_end else {"pad_token": _OPEN_CLIP_PADDING}
     try:
@@ -109,6 +109,6 @@ def load_tokenizer(folder: Path | None, *, pads_with_end: bool) -> PromptTokeniz
     except Exception as error:  # the library behind it raises bare `Exception` for damaged files
         raise UserError(f"{folder} holds no readable tokenizer: {first_line(error)}", _HINT) from error
     if len(tokens) != 3 or tokens[1] == tokenizer.unk_token_id:
-        raise UserError(f"{folder} holds no vocabulary of CLIP: it does not know the word 'a'", _HINT)
+        raise UserError(f"{folder} does not hold the vocabulary of CLIP: it lacks the token 'a'", _HINT)
     pad_id = tokenizer.eos_token_id if pads_with_end else tokenizer.convert_tokens_to_ids(_OPEN_CLIP_PADDING)
     return PromptTokenizer(tokenizer, pad_id)

@@ -1,4 +1,4 @@
-"""What can be asked of CLIP's vocabulary without a tokenizer. Standard library only, so that it answers at once."""
+"""Look-ups in CLIP's vocabulary without a tokenizer. Standard library only, so that option checks are instant."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ _END_OF_WORD = "</w>"
 
 
 def is_one_token(word: str) -> bool:
-    """Whether the vocabulary of Stable Diffusion 1.x and 2.x has the word as one token, whole or as part of others."""
+    """Whether the vocabulary of Stable Diffusion 1.x and 2.x has the text as one token, whole or as part of words."""
     vocabulary = json.loads(_VOCABULARY.read_text(encoding="utf-8"))
     return any(form in vocabulary for form in (word, word.lower(), word.lower() + _END_OF_WORD))

@@ -524,7 +524,7 @@ def test_other_peoples_files_are_not_replaced(folder_v1, tmp_path):
         path = path_for(tmp_path, format)
         path.mkdir()
         (path / "photo.png").write_text("mine")
-        with pytest.raises(UserError, match="other things than a model|is a folder"):
+        with pytest.raises(UserError, match="not empty and not a model|is a folder"):
             save(family, tmp_path, format)
         assert (path / "photo.png").read_text() == "mine"
         shutil.rmtree(path)

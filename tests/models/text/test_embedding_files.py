@@ -1,4 +1,4 @@
-"""If these fail, other programs cannot load a learned word, or this one cannot go on from theirs."""
+"""If these fail, other programs cannot load an embedding, or this one cannot continue training theirs."""
 
 from __future__ import annotations
 
@@ -147,11 +147,11 @@ def _uneven(path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_two_words, r"x.bin holds 2 tensors \(<a>, <b>\), not one word"),
+        (_two_words, r"x.bin holds 2 tensors \(<a>, <b>\), not one embedding"),
         (_sdxl, "was made for SDXL"),
         (lambda path: _of_numbers(path, torch.ones(2, 8, dtype=torch.int64)), "emb_params is torch.int64"),
         (lambda path: _of_numbers(path, torch.ones(2, 8, 1)), r"emb_params is torch.float32 of shape \(2, 8, 1\)"),
-        (lambda path: _of_numbers(path, torch.full((2, 8), torch.nan)), "numbers that are not finite"),
+        (lambda path: _of_numbers(path, torch.full((2, 8), torch.nan)), "holds NaN or inf"),
         (_code, "x.pt is refused: beside tensors it holds code"),
         (_uneven, "its layers have different numbers of vectors"),
         (lambda path: image_with(path, "no base64!"), "its text sd-ti-embedding is damaged"),
