@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from library.cli.errors import UserError, listed
 from library.cli.foreign_options import OtherFamily
@@ -45,6 +45,16 @@ AdaptData = Callable[[Options, "TrainingData"], "TrainingData"]
 CheckSharding = Callable[[Options, ShardingConfig], Problems]
 
 
+class MethodOptions(Protocol):
+    """What the options of a method say, beside what only the method reads."""
+
+    HOW_TO_FREEZE: ClassVar[str]  # what freezes the text encoder, for messages; empty where nothing does
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether gradients flow through the text encoder."""
+
+
 @dataclass(frozen=True)
 class PreflightResult:
     """What the checks have read already."""
@@ -53,7 +63,7 @@ class PreflightResult:
     prompts: list[SamplePrompt]
     state: FoundState | None
     data_warnings: tuple[Message, ...] = ()  # that were logged while the data was read
-    sharding: ShardingConfig | None = None  # how what learns is shared out over the processes
+    sharding: ShardingConfig | None = None  # how trained parameters are sharded over the processes
 
 
 class Preflight:
@@ -66,6 +76,7 @@ class Preflight:
         ending_of: Callable[[Options], str],
         adapt_data: AdaptData | None = None,
         check_sharding: CheckSharding | None = None,
+        method_options: type[MethodOptions],
     ):
         """`data_source`: what must describe all images, folders or metadata files; None for either.
 
@@ -78,6 +89,7 @@ class Preflight:
         self._adapt_data = adapt_data
         self._data: TrainingData | None = None
         self._check_sharding = check_sharding
+        self._method_options = method_options
         self._sharding: ShardingConfig | None = None
         self._prompts: list[SamplePrompt] = []
         self._state: FoundState | None = None
@@ -86,6 +98,7 @@ class Preflight:
     def checks(self) -> list[Callable[[Options], Problems]]:
         return [
             self._check_model,
+            self._check_text_caching,
             self._check_processes,
             self._check_objective,
             self._check_folders,
@@ -120,6 +133,16 @@ class Preflight:
         if memory.xformers and not memory.mem_eff_attn and importlib.util.find_spec("xformers") is None:
             logger.warning("--xformers: the package xformers is not installed; PyTorch's own attention is used")
         return model_problems(options[ModelOptions])
+
+    def _check_text_caching(self, options: Options) -> Problems:
+        """A text encoder that is trained says something else after every step. (For captions: `caching_problems`.)"""
+        method = options[self._method_options]
+        if options[CachingOptions].caches_text_encoder_outputs and method.trains_text_encoder:
+            instead = f", or train the U-Net alone, {method.HOW_TO_FREEZE}" if method.HOW_TO_FREEZE else ""
+            yield UserError(
+                "--cache_text_encoder_outputs: the text encoder is trained, so its outputs change",
+                hint=f"leave it out{instead}",
+            )
 
     def _check_processes(self, options: Options) -> Problems:
         processes, training = options[ProcessOptions], options[TrainingOptions]

@@ -15,7 +15,7 @@ from library.training.run_setup import start_run
 
 def run_training(options: Options, preflight: PreflightResult, method: TrainingMethod) -> None:
     """Trains `method` on the model that the options name. Raises `UserError` for what the user can mend."""
-    run, data = start_run(options, preflight, method), preflight.data
+    run, data = start_run(options, preflight), preflight.data
     family = load_model(options, method, run.accelerator)
     attach_method(options, method, family, data, run)
     saved = None if run.state is None else restore_weights(method, run.state.folder)

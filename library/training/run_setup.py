@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from library.cli.errors import UserError
 from library.cli.parser import Options
 from library.data.batches.plan import TrainingData
-from library.data.config.options import CachingOptions
 from library.models.options import MemoryOptions
 from library.training.checkpoints.options import HubOptions, OutputOptions
 from library.training.checkpoints.resuming import FoundState, differences, option_values
@@ -22,8 +21,6 @@ from library.training.checkpoints.uploads import Uploads, make_uploads
 from library.training.devices import check_memory_options, make_accelerator
 from library.training.distributed.options import ProcessOptions
 from library.training.distributed.processes import check_same_run
-from library.training.inputs.text_outputs import check_text_caching
-from library.training.method import TrainingMethod
 from library.training.optimization.ema import check_average
 from library.training.optimization.fused_backward import check_fused_backward
 from library.training.optimization.lr_schedules import check_lr_schedule, schedule_kind
@@ -51,7 +48,7 @@ class RunSetup:
     uploads: Uploads | None = None
 
 
-def start_run(options: Options, preflight: PreflightResult, method: TrainingMethod) -> RunSetup:
+def start_run(options: Options, preflight: PreflightResult) -> RunSetup:
     """Starts the processes, checks what needs a device, and plans the run; no model is loaded yet.
 
     Raises `UserError` for what the device, the optimizer or the resumed state does not allow.
@@ -68,7 +65,6 @@ def start_run(options: Options, preflight: PreflightResult, method: TrainingMeth
     check_fused_backward(training, accelerator.num_processes)
     check_optimizer(options[OptimizerOptions], accelerator.device)
     run = _plan_run(options, preflight.data, state, accelerator)
-    check_text_caching(options[CachingOptions], preflight.data, method.trains_text_encoders)
     uploads = make_uploads(options[HubOptions], accelerator.num_processes) if accelerator.is_main_process else None
     return replace(run, uploads=uploads)
 

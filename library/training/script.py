@@ -22,7 +22,7 @@ from library.training.foreign_options import FOREIGN_OPTIONS
 from library.training.monitoring.options import LoggingOptions
 from library.training.optimization.options import AverageOptions, OptimizerOptions
 from library.training.options import TrainingOptions
-from library.training.preflight import AdaptData, CheckSharding, Preflight, PreflightResult
+from library.training.preflight import AdaptData, CheckSharding, MethodOptions, Preflight, PreflightResult
 
 if TYPE_CHECKING:
     from library.training.method import TrainingMethod
@@ -32,15 +32,16 @@ if TYPE_CHECKING:
 class TrainingScript:
     """What is a script's own.
 
-    `make_method` is called when the options are valid, and may import what is heavy only then. `data_source`: what
-    must describe all images, folders or metadata files; None for either. `ending_of`: of the files of a run;
-    empty for folders. `adapt_data`: gives the data as the method wants it. `check_sharding`: what does not go with what
-    learns being shared out over processes; None where it is too small to be.
+    `method_options`: the group of `option_groups` that says what is trained. `make_method` is called when the options
+    are valid, and may import what is heavy only then. `data_source`: what must describe all images, folders or metadata
+    files; None for either. `ending_of`: of the files of a run; empty for folders. `adapt_data`: gives the data as the
+    method wants it. `check_sharding`: what of the method cannot be sharded; None where it is too small to be.
     """
 
     program: str
     description: str
     option_groups: tuple[type, ...]
+    method_options: type[MethodOptions]
     make_method: Callable[[Options], TrainingMethod]
     checks: Sequence[Callable[[Options], Problems]] = ()
     data_source: Source | None = None
@@ -81,6 +82,7 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
         ending_of=script.ending_of,
         adapt_data=script.adapt_data,
         check_sharding=script.check_sharding,
+        method_options=script.method_options,
     )
     options = parse_options(
         argv,

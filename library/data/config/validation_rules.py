@@ -72,7 +72,7 @@ def _caption_problems(subsets: Sequence[SubsetConfig]) -> Iterator[UserError]:
         if keys:
             yield UserError(
                 f"{subset.key_path}: {' and '.join(keys)} with {flag}: cached outputs are of one fixed caption",
-                hint=f"leave out {flag}, or {'these' if len(keys) > 1 else keys[0]}",
+                hint=f"remove {flag}, or {'these' if len(keys) > 1 else keys[0]}",
             )
 
 

@@ -24,19 +24,10 @@ from library.training.distributed.processes import file_shares
 
 logger = logging.getLogger(__name__)
 
-_FLAG = "--cache_text_encoder_outputs"
+_MOST_CAPTIONS = 20_000
+_NUM_EXAMPLES = 3
+_EXAMPLE_LENGTH = 60
 
-
-def check_text_caching(options: CachingOptions, data: TrainingData, trains_text_encoders: bool) -> None:
-    """Raises `UserError` where the text-encoder outputs would change during training and so cannot be cached."""
-    if not options.caches_text_encoder_outputs:
-        return
-    if trains_text_encoders:
-        raise UserError(
-            f"{_FLAG}: the text encoder is trained, so its outputs change",
-            hint=f"leave out {_FLAG}, or train the U-Net alone (--network_train_unet_only)",
-        )
-    check_captions_are_fixed(data, _FLAG)
 
 
 class TextSource:
@@ -110,18 +101,6 @@ class TextSource:
             return self._family.encode_prompts([caption]).hidden_states[0].float().cpu()
 
 
-def check_captions_are_fixed(data: TrainingData, flag: str) -> None:
-    """Raises `UserError` where a subset has options that vary captions randomly."""
-    for dataset in data.datasets:
-        for subset in dataset.config.subsets:
-            options = subset.random_caption_options
-            if options:
-                raise UserError(
-                    f"{subset.key_path}: {' and '.join(options)} with {flag}: cached outputs are of one fixed caption",
-                    hint=f"leave out {flag}, or {'these' if len(options) > 1 else options[0]}",
-                )
-
-
 def fixed_captions(data: TrainingData) -> dict[str, tuple[str, ...]]:
     """The captions of each image, by path: one for each subset that the image is in."""
     captions: dict[str, dict[str, None]] = {}
@@ -136,9 +115,6 @@ def _fixed_caption(caption: str, subset: SubsetConfig) -> str:
     return final_caption(caption, subset, keyed_random("caption"))
 
 
-_MOST_CAPTIONS = 20_000
-_NUM_EXAMPLES = 3
-_EXAMPLE_LENGTH = 60
 
 
 def warn_long_captions(data: TrainingData, family: ModelFamily, limit: int) -> None:

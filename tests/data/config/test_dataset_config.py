@@ -457,3 +457,24 @@ def test_caching_goes_with_what_is_the_same_each_time(make_images, tmp_path: Pat
     file.write_text((CACHED + line).replace("{dir}", tmp_path.as_posix()))
     caching = CachingOptions(cache_latents=True)
     assert load_training_data(DatasetOptions(dataset_config=str(file)), caching).num_items == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ("shuffle_caption = true", "shuffle_caption with --cache_text_encoder_outputs"),
+        ("enable_wildcard = true\ntoken_warmup_step = 5", "enable_wildcard and token_warmup_step with"),
+    ],
+)
+def test_captions_that_vary_are_not_cached(tmp_path: Path, make_images, keys: str, named: str) -> None:
+    """Said with everything else that is wrong with the data, and without a model."""
+    make_images("a", 1, caption="a cat")
+    file = tmp_path / "data.toml"
+    subset = f'[[datasets.subsets]]\nimage_dir = "{tmp_path / "a"}"\n{keys}\ncolor_aug = true\n'
+    file.write_text(f"[[datasets]]\nresolution = 64\n{subset}", encoding="utf-8")
+    options = DatasetOptions(dataset_config=str(file))
+    load_training_data(options, CachingOptions())
+    caching = CachingOptions(cache_text_encoder_outputs=True, cache_latents=True)
+    with pytest.raises(UserErrors) as caught:
+        load_training_data(options, caching)
+    assert len(caught.value.errors) == 2 and named in str(caught.value) and "color_aug" in str(caught.value)

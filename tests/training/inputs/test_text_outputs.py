@@ -10,14 +10,13 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from library.cli.errors import UserError
 from library.data.batches.loader import BatchDataset
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.data.load_data import load_training_data
 from library.data.records import StepCounter
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
-from library.training.inputs.text_outputs import TextSource, check_text_caching
+from library.training.inputs.text_outputs import TextSource
 from tests.tiny_models import make_tiny, write_folder
 
 CAPTIONS = ["a cat, (sitting:1.2)", "a dog", ""]
@@ -110,18 +109,3 @@ def test_a_caption_that_is_left_out_is_encoded_too(model: Path, images: Path, to
     ours = _source(family, data, to_disk=to_disk).conditioning_of(batch).hidden_states
     with torch.no_grad():
         torch.testing.assert_close(ours, family.encode_prompts([""] * 3).hidden_states, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("options", "trains", "words"),
-    [
-        ({}, True, "the text encoder is trained"),
-        ({"shuffle_caption": True}, False, "shuffle_caption with --cache_text_encoder_outputs"),
-        ({"enable_wildcard": True, "token_warmup_step": 5.0}, False, "enable_wildcard and token_warmup_step with"),
-    ],
-)
-def test_what_would_change_is_not_cached(images: Path, options: dict, trains: bool, words: str) -> None:
-    data = _data(images, **options)
-    check_text_caching(CachingOptions(), data, trains)
-    with pytest.raises(UserError, match=words):
-        check_text_caching(CachingOptions(cache_text_encoder_outputs=True), data, trains)
