@@ -88,7 +88,7 @@ def test_mistakes_of_several_datasets_come_together_without_heavy_libraries(fold
     status, said, errors = answer(_argv(folder, text + "[[datasets]]\nresolution = 0\n", cache_latents=True))
     assert (status, said) == (2, "loaded: []\n"), errors
     parts = ("line 2, column 8", "none does not exist", "datasets[2].resolution = 0", "datasets[2] has no")
-    parts += ("--cache_latents cannot be used with datasets[1].subsets[0].color_aug", "batch_size stands in the wrong")
+    parts += ("--cache_latents cannot be used with datasets[1].subsets[0].color_aug", "batch_size is in the wrong")
     for part in parts:
         assert errors.count(part) == 1, (part, errors)
 
