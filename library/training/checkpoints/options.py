@@ -55,7 +55,7 @@ class OutputOptions:
     )
     skip_until_initial_step: bool = option(
         False,
-        help="with --initial_step, start at exactly that step, not at the beginning of its epoch",
+        help="with --initial_step, start after exactly that step, not at the beginning of its epoch",
         on_resume="unimportant",
     )
     training_comment: str | None = option(help="comment in the metadata of saved files", metavar="TEXT")
