@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from library.cli.errors import UserError
 from library.cli.options import Problems
@@ -274,13 +274,19 @@ def _download(place: HubPath, token: str | None) -> Path:
     return found
 
 
+class _Repository(TypedDict):
+    repo_id: str
+    repo_type: str
+    revision: str
+
+
 def _fetch(place: HubPath, token: str | None) -> Path:
     """The local copy of the repository at the newest commit; at the last cached one where the Hub does not answer."""
     from huggingface_hub import snapshot_download
 
     # an exact list: other files of the repository are neither downloaded nor read
     names = [re.sub(r"([*?[])", r"[\1]", f"{place.path}/{name}") for name in (HEADER, WEIGHTS, TRAINING)]
-    repository = {"repo_id": place.repo_id, "repo_type": place.repo_type, "revision": place.revision}
+    repository = _Repository(repo_id=place.repo_id, repo_type=place.repo_type, revision=place.revision)
     waiting = f"--resume {place} is not downloaded yet"
     try:
         retried(lambda: _api(token).repo_info(**repository), WAITS[:1], waiting, token)

@@ -113,7 +113,7 @@ class HubOptions:
         help="resume from a state on the Hub: --resume OWNER/NAME/PATH, or OWNER/NAME/PATH:REVISION:KIND",
         on_resume="unimportant",
     )
-    async_upload: bool = option(False, help="upload in the background while training goes on", on_resume="unimportant")
+    async_upload: bool = option(False, help="upload in the background during training", on_resume="unimportant")
 
     @property
     def folder(self) -> str:

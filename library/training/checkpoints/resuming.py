@@ -44,7 +44,7 @@ def read_whole_state(folder: str) -> FoundState:
     return FoundState(folder, header)
 
 
-def newest_state(output_dir: str, name: str) -> FoundState | None:
+def newest_state(output_dir: str, name: str | None) -> FoundState | None:
     """The undamaged state of this output name with the most steps; damaged ones are logged and skipped."""
     folder = Path(output_dir)
     for target in set_aside_targets(folder):

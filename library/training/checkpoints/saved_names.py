@@ -10,6 +10,7 @@ from typing import Literal
 
 STATE_ENDING = "-state"
 DEFAULT_NAME = "last"
+When = Literal["epoch", "step", "end"]
 # before the suffix, where the run has no name
 _UNNAMED = {"epoch": "epoch", "step": "at", "end": DEFAULT_NAME}
 # of weight files; a full model can be a folder too
@@ -36,7 +37,7 @@ class Saved:
     """A checkpoint or state that a run has written: a file or folder."""
 
     path: Path
-    when: Literal["epoch", "step", "end"]
+    when: When
     number: int  # the epoch, counted from 1, or the step; 0 at the end
     ending: str  # "-state", or the extension of a weight file; empty for a folder
 
@@ -57,7 +58,7 @@ def saved_under(folder: Path, name: str | None) -> Iterator[Saved]:
         if match is None or (match[3] == "" and not (path / "model_index.json").is_file()):
             continue
         epoch, step, ending = match.groups()
-        when = "epoch" if epoch else "step" if step else "end"
+        when: When = "epoch" if epoch else "step" if step else "end"
         yield Saved(path, when, int(epoch or step or 0), ending)
 
 

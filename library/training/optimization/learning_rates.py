@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+
+if TYPE_CHECKING:
+    from transformers.optimization import Adafactor
 
 Rate = float | torch.Tensor
 
@@ -68,6 +72,8 @@ class AdafactorRates(LambdaLR):
     It is the rate of the group's first parameter. The class in `transformers` looks at gradients to see which groups
     stepped: it miscounts when part of the model is no longer trained, and when gradients are already freed.
     """
+
+    optimizer: Adafactor
 
     def __init__(self, optimizer: torch.optim.Optimizer, initial_rate: float):
         """`initial_rate`: reported before the first step."""

@@ -62,7 +62,7 @@ def check_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> None
     shown = ", ".join(f"{group.name} {group.learning_rate:g}" for group in groups)
     used = used_rates(options, groups)
     if not any(used):
-        raise UserError(f"--optimizer_type {name} cannot learn with rate 0", hint="give --learning_rate 1.0")
+        raise UserError(f"--optimizer_type {name} cannot train with learning rate 0", hint="give --learning_rate 1.0")
     if used != [group.learning_rate for group in groups]:
         logger.warning(
             "--optimizer_type %s uses one learning rate for all parameter groups: %g, the first of %s",
