@@ -1,4 +1,4 @@
-"""LoRA: small trainable updates beside the Linear and convolution layers of U-Net and text encoder.
+"""LoRA: trained low-rank updates of the Linear and convolution layers of U-Net and text encoder.
 
 The `--network_module` plug-in `networks.lora`: `create_network` for training, `create_network_from_weights` for files.
 """
@@ -32,22 +32,22 @@ def create_network(
     neuron_dropout: float | None = None,
     **network_args: str,
 ) -> LoRANetwork:
-    """A fresh adapter that does nothing yet: `lora_up` is zero, `lora_down` comes from torch's global generator.
+    """A new adapter without effect yet: `lora_up` is zero, `lora_down` is drawn from torch's global generator.
 
-    `network_dim` None is 4; `network_alpha` None or 0 is `network_dim`. Raises UserError for values that cannot be
-    and for an unknown one of the `network_args`, whose values may be the strings of `--network_args`.
+    `network_dim` None is 4; `network_alpha` None or 0 is `network_dim`. Raises UserError for invalid values and for
+    unknown `network_args`, whose values may be the strings of `--network_args`.
     """
     options = parse_network_args(network_dim, network_alpha, neuron_dropout, network_args)
     convolutions = options.conv_dim is not None
     if not convolutions and network_args.get("conv_alpha"):
         logger.warning("conv_alpha of --network_args does nothing without conv_dim")
     return LoRANetwork(
-        text_encoder_layers=[_fresh(target, multiplier, options) for target in text_encoder_layers(text_encoder)],
-        unet_layers=[_fresh(target, multiplier, options) for target in unet_layers(unet, convolutions)],
+        text_encoder_layers=[_new_layer(target, multiplier, options) for target in text_encoder_layers(text_encoder)],
+        unet_layers=[_new_layer(target, multiplier, options) for target in unet_layers(unet, convolutions)],
     )
 
 
-def _fresh(target: Target, multiplier: float, options: LoRAOptions) -> LoRALayer:
+def _new_layer(target: Target, multiplier: float, options: LoRAOptions) -> LoRALayer:
     spatial = is_spatial(target.module)
     return LoRALayer(
         target.name,
@@ -72,7 +72,7 @@ def create_network_from_weights(
 ) -> tuple[LoRANetwork, dict[str, torch.Tensor]]:
     """The adapter of a file, or of `weights_sd`, with its weights loaded, and those weights.
 
-    Ranks and alphas are the file's, layer by layer. Raises UserError if something in it has no place in the model.
+    Ranks and alphas are the file's, layer by layer. Raises UserError if a layer in it is not in the model.
     """
     options = parse_network_args(None, None, neuron_dropout, network_args)
     source = str(file) if file is not None else "the adapter weights"
@@ -132,7 +132,7 @@ class LoRANetwork(nn.Module):
         apply_text_encoder: bool = True,
         apply_unet: bool = True,
     ) -> None:
-        """Puts the layers into the models the network was made for; a part not applied is no longer in the network."""
+        """Attaches the layers to the models that the network was made for; a part not applied is removed from it."""
         assert not self._applied, "the network is applied already"
         self._applied = True
         if not apply_text_encoder:
@@ -179,7 +179,7 @@ class LoRANetwork(nn.Module):
     ) -> tuple[list[dict], list[str]]:
         """Parameter groups for the optimizer, and their names: "textencoder", "unet".
 
-        A learning rate of None is `default_lr`. A part given the rate 0, or none at all, is left out and wants no
+        A learning rate of None is `default_lr`. A part with the rate 0, or without any, is left out and requires no
         gradients.
         """
         rates = {"textencoder": text_encoder_lr, "unet": unet_lr}
@@ -201,11 +201,11 @@ class LoRANetwork(nn.Module):
             layer.requires_grad_("unet" not in self._parts_without_lr)
 
     def prepare_grad_etc(self, text_encoder: nn.Module | Sequence[nn.Module], unet: nn.Module) -> None:
-        """Makes the parameters that have a learning rate require gradients; the base model's are left alone."""
+        """Makes the parameters that have a learning rate require gradients; the base model's are not changed."""
         self._require_gradients()
 
     def enable_gradient_checkpointing(self) -> None:
-        """Nothing to do: the layers run inside the base model's blocks and are recomputed with them."""
+        """Nothing to do: gradient checkpointing of the base model's blocks recomputes the layers with them."""
 
     def on_epoch_start(self, text_encoder: nn.Module | Sequence[nn.Module], unet: nn.Module) -> None:
         self.train()
@@ -217,9 +217,9 @@ class LoRANetwork(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def load_weights(self, file: str | os.PathLike[str]) -> LoadInfo:
-        """Goes on from an adapter file: layers that it has not begin new, as a warning says, and others are left out.
+        """Starts from an adapter file; a warning names layers missing in it, and layers of it that are not used.
 
-        Raises UserError if it has no layer of the network, or ranks or shapes are not the network's.
+        Raises UserError if it has no layer of the network, or for other ranks or shapes than the network's.
         """
         weights, source = load_adapter(file), str(file)
         in_file, own = set(ranks_and_alphas(weights, source)), {layer.name for layer in self.layers()}
@@ -232,16 +232,16 @@ class LoRANetwork(nn.Module):
         return LoadInfo(file=source, num_layers=len(in_file & own))
 
     def load_checked(self, weights: Mapping[str, torch.Tensor], source: str, partly: bool = False) -> None:
-        """Loads weights after comparing names and shapes; `source` names them in errors, `partly` lets some be missing.
+        """Loads weights after comparing names and shapes; `source` is for messages, `partly` allows missing ones.
 
-        A missing alpha is the rank, as in files that carry none. The alpha of the weights replaces the network's.
+        A missing alpha is the rank, as in files without alphas. The alpha of the weights replaces the network's.
         """
         own = self.state_dict()
         weights = fit_weights(weights, own)
         check_weights(weights, own, source, partly)
         changed = [name for name in weights if name.endswith(".alpha") and float(weights[name]) != float(own[name])]
         if changed:
-            logger.warning("%s has another alpha than asked for; %s is used", source, float(weights[changed[0]]))
+            logger.warning("%s has another alpha than --network_alpha; %s is used", source, float(weights[changed[0]]))
         self.load_state_dict(weights, strict=not partly)
 
     def save_weights(
@@ -250,22 +250,22 @@ class LoRANetwork(nn.Module):
         dtype: torch.dtype | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Writes the adapter file, all or nothing; `metadata` gets the `sshs_*` hashes and is not changed itself."""
+        """Writes the adapter file atomically, with `metadata` and the `sshs_*` hashes; `metadata` is not changed."""
         save_adapter(file, self.state_dict(), dtype, metadata)
 
 
 def _difference(in_file: set[str], own: set[str]) -> str:
-    """Which layers of a network a file has no weights for, and which layers of the file the network has not."""
+    """The layers of a network that a file lacks, and the layers of the file that the network lacks."""
     parts = []
     if own - in_file:
-        parts.append(f"it has no weights for {_counted(own - in_file)}, which begin new")
+        parts.append(f"it has no weights for {_counted(own - in_file)}, which start untrained")
     if in_file - own:
         parts.append(f"its weights for {_counted(in_file - own)} are not used: this network has no such layers")
     return "; ".join(parts)
 
 
 def _counted(names: set[str]) -> str:
-    """How many layers of which parts: "72 layers of the text encoder (lora_te_text_model_..., ...)"."""
+    """The number of layers of each part: "72 layers of the text encoder (lora_te_text_model_..., ...)"."""
     texts = []
     for part, start in (("text encoder", "lora_te"), ("U-Net", "lora_unet")):
         found = sorted(name for name in names if name.startswith(start))

@@ -1,4 +1,4 @@
-"""Adapter weight files: one reader, one writer, and the hashes by which other programs know a file."""
+"""LoRA files: one reader, one writer, and the hashes by which other programs identify a file."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def save_adapter(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes adapter weights, all or nothing.
+    """Writes adapter weights atomically.
 
-    `.safetensors` gets `metadata` plus `sshs_model_hash` and `sshs_legacy_hash`; `.pt`, `.ckpt` and `.bin` have no
-    place for metadata. `dtype` None keeps each tensor's own. Raises UserError for any other suffix.
+    `.safetensors` gets `metadata` plus `sshs_model_hash` and `sshs_legacy_hash`; `.pt`, `.ckpt` and `.bin` hold no
+    metadata. `dtype` None keeps each tensor's own. Raises UserError for any other suffix.
     """
     path = Path(path)
     tensors = {name: _storable(tensor, dtype) for name, tensor in state_dict.items()}
@@ -50,9 +50,9 @@ def _storable(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 def adapter_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """`sshs_model_hash` and `sshs_legacy_hash` of a `.safetensors` adapter, as web UIs compute them for their index.
 
-    The first is the SHA-256 of the tensor data, which no metadata changes. The second hashes 64 KiB at 1 MiB of the
-    file as it would be with the `ss_*` metadata alone, because users edit the rest of it. With entries of the model
-    specification (SAI ModelSpec) comes its `modelspec.hash_sha256`, the first under another name.
+    The first is the SHA-256 of the tensor data, whatever the metadata. The second hashes 64 KiB at offset 1 MiB of the
+    file as it would be with the `ss_*` metadata only, because users edit the rest. With entries of the model
+    specification (SAI ModelSpec), its `modelspec.hash_sha256` is added, which is the first hash again.
     """
     training_metadata = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     content = memoryview(safetensors.torch.save(dict(tensors), training_metadata))
@@ -66,7 +66,7 @@ def adapter_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, s
 def load_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Reads adapter weights onto the CPU; a pickle only with `weights_only=True`.
 
-    Raises UserError if the file is missing, damaged, of another kind, or holds something else than tensors.
+    Raises UserError if the file is missing, damaged, of another kind, or holds anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,7 +79,7 @@ def load_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     except (SafetensorError, *DAMAGED_PICKLE_ERRORS) as error:
         raise UserError(f"cannot read adapter weights from {path}: {first_line(error)}", hint=_DAMAGED_HINT) from error
     if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise UserError(f"{path} holds something else than adapter weights", hint="give a LoRA file")
+        raise UserError(f"{path} does not hold adapter weights", hint="give a LoRA file")
     return content
 
 

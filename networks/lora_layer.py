@@ -1,4 +1,4 @@
-"""One low-rank update beside one layer of the base model."""
+"""LoRA layer: the low-rank update of one layer of the base model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn import functional
 
 
 class LoRALayer(nn.Module):
-    """y = W x + multiplier * alpha / rank * up(down(x)), beside a Linear or Conv2d that stays as it is.
+    """y = W x + multiplier * alpha / rank * up(down(x)), for a frozen Linear or Conv2d layer.
 
     Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", with alpha as a saved buffer. A convolution's
-    `down` takes over kernel, stride, padding and dilation; its `up` is 1x1. Weights are float32 unless moved.
+    `down` has its kernel size, stride, padding and dilation; its `up` is 1x1. Weights are float32 unless moved.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class LoRALayer(nn.Module):
         self.multiplier = float(multiplier)
         self.neuron_dropout = neuron_dropout
         alpha = float(alpha or rank)
-        self.scale = alpha / rank  # a Python number, so that a step never waits for the device
+        self.scale = alpha / rank  # a Python number, so that a step needs no device synchronisation
         self.register_buffer("alpha", torch.tensor(alpha))
         self.lora_down, self.lora_up = _make_projections(base, rank)
         nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
@@ -46,7 +46,7 @@ class LoRALayer(nn.Module):
         return self._base[0]
 
     def attach(self) -> None:
-        """Puts the update into the base layer's forward; the layer's hooks and attributes stay as they are."""
+        """Adds the update to the base layer's forward; the layer's hooks and attributes are unchanged."""
         assert self._base_forward is None, f"{self.name} is attached already"
         self._base_forward = self.base.forward
         self.base.forward = self.forward
@@ -64,11 +64,11 @@ class LoRALayer(nn.Module):
         hidden = self.lora_down(x)
         if self.neuron_dropout:
             hidden = functional.dropout(hidden, self.neuron_dropout, self.training)
-        return self.lora_up(hidden * (self.multiplier * self.scale))  # scaled where it is small
+        return self.lora_up(hidden * (self.multiplier * self.scale))  # scaled at the rank, where the tensor is small
 
     @torch.no_grad()
     def weight_update(self) -> torch.Tensor:
-        """What to add to the base layer's weight instead, in its shape, float32."""
+        """The update as an addend to the base layer's weight, in its shape, float32."""
         down, up = self.lora_down.weight.float(), self.lora_up.weight.float()
         product = (up.flatten(1) @ down.flatten(1)).reshape(self.base.weight.shape)
         return product * (self.multiplier * self.scale)

@@ -1,4 +1,4 @@
-"""What the `--network_*` flags and `--network_args` may say to `networks.lora`."""
+"""Options of `networks.lora`: the `--network_*` flags and `--network_args`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def parse_network_args(
     neuron_dropout: float | None,
     network_args: Mapping[str, Any],
 ) -> LoRAOptions:
-    """Checks all values together; those of `network_args` may be strings. Raises UserError."""
+    """Parses and checks all values; those of `network_args` may be strings. Raises UserError."""
     later = [name for name, value in network_args.items() if name in _LATER_ARGS and says_something(value)]
     known = (*_NETWORK_ARGS, *_LATER_ARGS)
     errors = [_unknown(name) for name in network_args if name not in known]
     if later:
         message = f"--network_args {', '.join(later)}: networks.lora does not implement this yet"
-        errors.append(UserError(message, hint="leave it out: the LoRA would be another than it asks for"))
+        errors.append(UserError(message, hint="leave it out: the LoRA would be a different one"))
 
     def read(flag: str, value: Any, parse: Callable[[Any], Any], default: Any) -> Any:
         if value is None:
@@ -93,7 +93,7 @@ def _probability(value: Any) -> float:
 
 
 _NETWORK_ARGS: dict[str, Callable[[Any], Any]] = {"conv_dim": _rank, "conv_alpha": _alpha}
-# arguments that are documented for this network and not implemented yet; "off" values of theirs ask for nothing
+# known arguments that are not implemented yet; their "off" values are accepted
 _LATER_ARGS = (
     "rank_dropout", "module_dropout", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas",
     "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold", "loraplus_lr_ratio",

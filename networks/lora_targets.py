@@ -1,4 +1,4 @@
-"""Which layers of a model an adapter goes beside, and what its keys call them."""
+"""Target layers of a LoRA in a model, and their names in its keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TEXT_ENCODER_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPFlashAttentio
 
 @dataclass(frozen=True)
 class Target:
-    """A layer of the base model and the name of its update in adapter files."""
+    """A target layer of the base model and its name in adapter files."""
 
     name: str
     module: nn.Linear | nn.Conv2d
@@ -40,14 +40,14 @@ def text_encoder_layers(text_encoder: nn.Module | Sequence[nn.Module]) -> list[T
 
 
 def all_layers(text_encoder: nn.Module | Sequence[nn.Module], unet: nn.Module) -> Iterator[Target]:
-    """Every layer that an adapter file could have an update for."""
+    """Every layer that an adapter file can have weights for."""
     for prefix, encoder in _named_text_encoders(text_encoder):
         yield from _layers(prefix, encoder)
     yield from _layers("lora_unet", unet)
 
 
 def is_spatial(module: nn.Module) -> bool:
-    """Whether a layer is a convolution that sees more than one pixel."""
+    """Whether a layer is a convolution with a kernel larger than 1x1."""
     return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
 
 
@@ -55,7 +55,7 @@ def _named_text_encoders(text_encoder: nn.Module | Sequence[nn.Module]) -> list[
     encoders = [text_encoder] if isinstance(text_encoder, nn.Module) else list(text_encoder or ())
     single = len(encoders) == 1
     prefixes = ["lora_te" if single else f"lora_te{number}" for number in range(1, len(encoders) + 1)]
-    # recent transformers have no inner text_model; adapter keys say it always
+    # recent transformers have no inner text_model; adapter keys always have it
     return [
         (prefix if hasattr(encoder, "text_model") else f"{prefix}_text_model", encoder)
         for prefix, encoder in zip(prefixes, encoders, strict=True)

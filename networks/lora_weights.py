@@ -1,4 +1,4 @@
-"""Adapter weights as read from a file, compared with what a network or model expects."""
+"""Adapter weights of a file: ranks and alphas, and checks against the network that they are loaded into."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, listed
 
 _NUM_NAMED = 3
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
@@ -15,14 +15,14 @@ DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 
 @dataclass(frozen=True)
 class RankAndAlpha:
-    """Of one layer; `alpha` None where the file does not say."""
+    """Rank and alpha of one layer; `alpha` None where the file has none."""
 
     rank: int
     alpha: float | None
 
 
 def ranks_and_alphas(weights: Mapping[str, torch.Tensor], source: str) -> dict[str, RankAndAlpha]:
-    """Rank and alpha by layer name. Raises UserError if there is no layer in it or one is not a whole LoRA layer."""
+    """Rank and alpha by layer name. Raises UserError if there is none, or one is incomplete."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in weights.items():
         name, _, part = key.partition(".")
@@ -45,9 +45,9 @@ _KIND_HINT = "give a LoRA file with lora_down, lora_up and alpha for each layer,
 
 
 def fit_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`weights` with missing alphas added, and with (a, b) and (a, b, 1, 1) turned into what is `expected`.
+    """`weights` with missing alphas added, and with (a, b) and (a, b, 1, 1) reshaped to the `expected` one.
 
-    SD 2.x has its projections as Linear in one layout and as 1x1 convolutions in the other: the numbers are the same.
+    SD 2.x has its projections as Linear in one layout and as 1x1 convolutions in the other, with the same values.
     """
     fitted = dict(weights)
     for key, tensor in weights.items():
@@ -67,8 +67,8 @@ def _without_pixels(shape: torch.Size) -> tuple[int, ...]:
 def check_weights(
     weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str, partly: bool = False
 ) -> None:
-    """Raises UserError for keys that are not expected, for missing ones unless `partly`, and for other shapes."""
-    _refuse([key for key in weights if key not in expected], source, "have no place in the network")
+    """Raises UserError for surplus keys, for missing ones unless `partly`, and for other shapes."""
+    _refuse([key for key in weights if key not in expected], source, "are not in the network")
     if not partly:
         _refuse([key for key in expected if key not in weights], source, "are missing")
     for key, tensor in weights.items():
@@ -80,8 +80,7 @@ def check_weights(
 def _refuse(keys: Iterable[str], source: str, problem: str) -> None:
     keys = list(keys)
     if keys:
-        named = ", ".join(keys[:_NUM_NAMED]) + (", ..." if len(keys) > _NUM_NAMED else "")
-        raise UserError(f"{source}: {len(keys)} keys {problem}: {named}", hint=_OTHER_NETWORK_HINT)
+        raise UserError(f"{source}: {len(keys)} keys {problem}: {listed(keys, _NUM_NAMED)}", hint=_OTHER_NETWORK_HINT)
 
 
 _OTHER_NETWORK_HINT = (

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there: written beside their target, flushed, then moved over it."""
+"""Atomic writing of files and folders: written beside the target, flushed to disk, then moved over it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FIRST_WAIT_SECONDS = 0.05
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path in the folder of `path`, with its suffix; on leaving, moves what is there to `path`.
+    """Yields a temporary path in the folder of `path`, with its suffix; at the end, moves the file to `path`.
 
-    If the block raises, the temporary file is removed and a file that stood at `path` stays as it was. The name begins
-    with a dot and does not contain that of `path`, so that a name of full length stays possible.
+    If the block raises, the temporary file is removed and a file at `path` is unchanged. The name begins with a dot and
+    does not contain that of `path`, so that names of maximum length work.
     """
     target = Path(path)
     temporary = target.with_name(f".tmp-{secrets.token_hex(8)}{target.suffix}")
@@ -36,10 +36,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary folder beside `path`, to be filled; on leaving, it takes the place of what is at `path`.
+    """Yields a temporary folder beside `path`, to be filled; at the end, it replaces the folder at `path`.
 
-    A folder cannot be replaced in one go: `restore_folder` mends what a kill between two renames leaves behind. If the
-    block raises, the temporary folder is removed and a folder that stood at `path` stays as it was.
+    A folder cannot be replaced in one operation: `restore_folder` repairs what a kill between the two renames leaves.
+    If the block raises, the temporary folder is removed and a folder at `path` is unchanged.
     """
     target = Path(path)
     restore_folder(target)
@@ -64,7 +64,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def restore_folder(path: str | os.PathLike[str]) -> None:
-    """Puts back the folder at `path` that a kill set aside while it was being replaced; else does nothing."""
+    """Restores the folder at `path` if a kill interrupted its replacement; else does nothing."""
     target = Path(path)
     old = _set_aside(target)
     if old.is_dir() and target.exists():
@@ -75,19 +75,19 @@ def restore_folder(path: str | os.PathLike[str]) -> None:
 
 
 def set_aside_targets(folder: str | os.PathLike[str]) -> list[Path]:
-    """The folders in `folder` that `restore_folder` has something to do for."""
+    """The folders in `folder` that `restore_folder` has to restore."""
     parent = Path(folder)
     return [parent / path.name[1 : -len(".old")] for path in parent.glob(".*.old") if path.is_dir()]
 
 
 def remove_whole(path: Path) -> None:
-    """Removes a file or folder; of a folder nothing is left that could be taken for a whole one."""
+    """Removes a file or folder; an interrupted removal leaves no folder under this name."""
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
-    leaving = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    os.replace(path, leaving)
-    shutil.rmtree(leaving, ignore_errors=True)
+    renamed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    os.replace(path, renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def _set_aside(folder: Path) -> Path:
@@ -100,7 +100,7 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """`os.replace`, patient with virus scanners and viewers that hold a file open on Windows for a moment."""
+    """`os.replace` with retries, for virus scanners and viewers that briefly hold a file open on Windows."""
     wait = _FIRST_WAIT_SECONDS
     for _ in range(_REPLACE_ATTEMPTS - 1):
         try:

@@ -1,4 +1,4 @@
-"""The `--config_file`: reads the options in it, those of other programs of the field among them, and writes one."""
+"""The `--config_file`: reads options from it, also those that other training programs write, and writes one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from library.cli.options import OptionField, convert, option_fields
 
 @dataclass
 class Findings:
-    """What reading the options has found: errors, and lines to warn of once it is known that the file fits at all."""
+    """Errors and warnings from reading options; warnings are logged once the file is known to be for this script."""
 
     problems: list[UserError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -24,7 +24,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class FileValue:
-    """A value from a configuration file, which errors name. `section`: the table it stands in, "" for none."""
+    """A value from a configuration file, with its file and key for messages. `section`: its table, "" for none."""
 
     value: Any
     file: str
@@ -35,10 +35,10 @@ class FileValue:
 def read_config_file(
     path: str, fields: Mapping[str, OptionField], foreign: ForeignOptions, findings: Findings
 ) -> dict[str, FileValue]:
-    """The options in the file, by name; its tables are flattened. What is wrong is added to the `findings`.
+    """The options in the file, by name; its tables are flattened. Errors are added to `findings`.
 
-    One warning names the keys of other programs that are not used. Raises `OtherFamily` for a file that is made for
-    another model family.
+    One warning lists the keys of other programs that are not used. Raises `OtherFamily` for a file for another model
+    family.
     """
     if not Path(path).exists() and Path(f"{path}.toml").exists():
         path = f"{path}.toml"
@@ -51,7 +51,7 @@ def read_config_file(
     by_spelling = {name: field for field in fields.values() for name in field.spellings}
     _check_family(path, [each for each in found if each.key not in by_spelling], foreign)
     given: dict[str, FileValue] = {}
-    strangers = []
+    foreign_values = []
     for each in found:
         if each.key in by_spelling:
             option = by_spelling[each.key]
@@ -60,8 +60,8 @@ def read_config_file(
             elif not _is_same(option, given[option.name].value, each.value):
                 findings.problems.append(_contradiction(given[option.name], each))
         else:
-            strangers.append(each)
-    unused = [name for each in strangers for name in _take_stranger(each, fields, given, foreign, findings)]
+            foreign_values.append(each)
+    unused = [name for each in foreign_values for name in _apply_foreign_key(each, fields, given, foreign, findings)]
     if unused:
         findings.warnings.append(f"{path}: not used here: {', '.join(unused)}")
     return given
@@ -75,12 +75,12 @@ def _flatten(table: Mapping[str, Any], section: str = "") -> Iterator[tuple[str,
             yield section, key, value
 
 
-def _check_family(path: str, strangers: Iterable[FileValue], foreign: ForeignOptions) -> None:
-    named = [each.key for each in strangers if each.key in foreign.families and says_something(each.value)]
+def _check_family(path: str, foreign_values: Iterable[FileValue], foreign: ForeignOptions) -> None:
+    named = [each.key for each in foreign_values if each.key in foreign.families and says_something(each.value)]
     if named:
         raise OtherFamily(
             f"{path} is for {foreign.family_of(named)}, which this script does not train: it sets {', '.join(named)}",
-            hint="give a file for the model that you train, or take these lines out",
+            hint="give a file for the model that you train, or remove these lines",
         )
 
 
@@ -98,14 +98,14 @@ def _contradiction(first: FileValue, second: FileValue) -> UserError:
     return UserError(f"{first.file}: {text(first)}, and {text(second)}", hint="keep one of the two lines")
 
 
-def _take_stranger(
+def _apply_foreign_key(
     each: FileValue,
     fields: Mapping[str, OptionField],
     given: dict[str, FileValue],
     foreign: ForeignOptions,
     findings: Findings,
 ) -> Iterator[str]:
-    """Carries out a key that is no option here, or yields how to name it among those that are not used."""
+    """Applies a key of another program, or yields its name for the warning of unused keys."""
     target = foreign.renamed.get(each.key, "")
     if target in fields:
         if target not in given:
@@ -125,22 +125,22 @@ def _take_stranger(
 
 
 def _add_argument(each: FileValue, target: str, given: dict[str, FileValue], findings: Findings) -> None:
-    """Adds `key=value` to a list option, unless that has the key already."""
+    """Adds `key=value` to a list option, unless the key is in it already."""
     earlier = given[target].value if target in given else []
     arguments = [earlier] if isinstance(earlier, str) else list(earlier)
     if any(str(argument).partition("=")[0].strip() == each.key for argument in arguments):
         return
     given[target] = FileValue([*arguments, f"{each.key}={each.value}"], each.file, each.section, target)
     findings.warnings.append(
-        f"{each.file}: {each.key} = {each.value!r} is carried out, as an argument of --{target}"
-        " (the scripts that it was written for ignore it there)"
+        f"{each.file}: {each.key} = {each.value!r} is used as an argument of --{target}"
+        " (the scripts that the file was written for ignore it there)"
     )
 
 
 def unknown_option(
     name: str, fields: Mapping[str, OptionField], foreign: ForeignOptions, form: str, where: str = ""
 ) -> UserError:
-    """The error for a name that is no option, with the one that was probably meant. `form`: "--{}" for flags."""
+    """The error for an unknown option, with the one that was probably meant. `form`: "--{}" for flags."""
     message = f"{where}unknown option {form.format(name)}"
     by_meaning = foreign.instead_of(name, fields)
     nearest = nearest_name(name, {spelling for field in fields.values() for spelling in field.spellings})
@@ -156,11 +156,11 @@ def unknown_option(
 
 
 def write_config_file(target: str, groups: Iterable[Any]) -> str:
-    """Writes the options of all groups but secrets, a table for each group; returns the file's path."""
+    """Writes the options of all groups, without secrets, a table for each group; returns the file's path."""
     if not target.endswith(".toml"):
         target += ".toml"
     if Path(target).exists():
-        raise UserError(f"--config_file {target} exists already", hint="name a new file, or delete that one first")
+        raise UserError(f"--config_file {target} exists already", hint="name a new file, or delete this one first")
     document = {
         group.GROUP.lower().replace(" ", "_"): {
             option.name: _toml_value(getattr(group, option.name))

@@ -1,4 +1,4 @@
-"""Text, TOML and JSON files that users write or other programs hand over: read whole, or told by what is wrong."""
+"""Reads text, TOML and JSON files of users; errors name the file, line and column."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def read_toml(path: str | Path, named_by: str) -> dict[str, Any]:
 
 
 def parse_toml(text: str, path: str | Path, named_by: str) -> dict[str, Any]:
-    """The tables of a TOML 1.0 text. `path` and `named_by` say whose it is in errors.
+    """The tables of a TOML 1.0 text. `path` and `named_by` are for messages.
 
     Raises `UserError` with line and column where it is not TOML.
     """
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        # RecursionError: brackets in brackets without end; ValueError: a number of thousands of digits
+        # RecursionError: nested too deeply; ValueError: also a number of thousands of digits
         reason = "its tables or lists are nested too deeply" if isinstance(error, RecursionError) else error
         raise UserError(f"{named_by} {path} is not valid TOML: {reason}", hint=_hint(text)) from None
 
@@ -40,7 +40,7 @@ def parse_toml(text: str, path: str | Path, named_by: str) -> dict[str, Any]:
 def _hint(text: str) -> str:
     if "\\" in text:
         return "write Windows paths in single quotes, 'C:\\images', or with forward slashes"
-    return "mend the file at that place"
+    return "fix the file at that place"
 
 
 def toml_text(document: dict[str, Any]) -> str:
@@ -53,8 +53,8 @@ def toml_text(document: dict[str, Any]) -> str:
 def read_text(path: str | Path, named_by: str, ending: str) -> str:
     """The text of a UTF-8 file, with or without a byte order mark, that the user named with `named_by`.
 
-    Raises `UserError` for a file that is missing, is a folder, cannot be read or is not UTF-8. `ending`: of the file
-    that is expected, for the hint.
+    Raises `UserError` for a file that is missing, is a folder, cannot be read or is not UTF-8. `ending`: the expected
+    file ending, for the hint.
     """
     file = Path(path)
     try:
@@ -65,19 +65,19 @@ def read_text(path: str | Path, named_by: str, ending: str) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{named_by} {path} is not UTF-8 text: byte {error.start}", hint="save it as UTF-8") from None
     except ValueError:  # a null character
-        raise UserError(f"{named_by} {str(path)!r} is no path", hint=f"give the path of a {ending} file") from None
+        raise UserError(f"{named_by} {str(path)!r} is not a path", hint=f"give the path of a {ending} file") from None
     except OSError as error:
         raise UserError(
             f"{named_by} {path} cannot be read: {error.strerror}", hint="make it readable, or name another file"
         ) from None
 
 
-_MEND = "mend the file at that place"
+_FIX = "fix the file at that place"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character outside the basic plane
 
 
 class _Refused(ValueError):
-    """What the parser takes and the standard (RFC 8259), or common sense, does not."""
+    """JSON that Python's parser accepts and the standard (RFC 8259) does not, or that is ambiguous."""
 
 
 def read_json(path: str | Path, named_by: str) -> Any:
@@ -90,7 +90,7 @@ def read_json(path: str | Path, named_by: str) -> Any:
 
 
 def parse_json(text: str, path: str | Path, named_by: str) -> Any:
-    """The value of a JSON text. `path` and `named_by` say whose it is in errors.
+    """The value of a JSON text. `path` and `named_by` are for messages.
 
     Raises `UserError` with line and column where it is not JSON, or if a table has a key twice.
     """
@@ -100,13 +100,13 @@ def parse_json(text: str, path: str | Path, named_by: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except json.JSONDecodeError as error:
-        reason, hint = f"{error.msg} (at line {error.lineno}, column {error.colno})", _MEND
+        reason, hint = f"{error.msg} (at line {error.lineno}, column {error.colno})", _FIX
     except UnicodeEncodeError as error:
         reason, hint = f"{ascii(error.object[error.start])} is half of a character", "write the character itself"
     except RecursionError:
         reason, hint = "its tables or lists are nested too deeply", "make it flatter"
-    except ValueError as error:  # of ours, and a number of thousands of digits
-        reason, hint = str(error), _MEND
+    except ValueError as error:  # `_Refused`, or a number of thousands of digits
+        reason, hint = str(error), _FIX
     raise UserError(f"{named_by} {path} is not valid JSON: {reason}", hint)
 
 
@@ -115,9 +115,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _Refused(f"{json.dumps(twice, ensure_ascii=False)} stands there twice")
+        raise _Refused(f"{json.dumps(twice, ensure_ascii=False)} is there twice")
     return table
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _Refused(f"{name} is no number of JSON")
+    raise _Refused(f"{name} is not a JSON number")

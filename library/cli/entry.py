@@ -1,4 +1,4 @@
-"""What every entry script does around its work: logging, errors, exit status."""
+"""The frame of every entry script: logging, errors, exit status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIGNAL_STATUS = 128  # plus the number of the signal, as shells have it
 
 
 def run_entry(work: Callable[[], None]) -> int:
-    """Runs `work` and returns the exit status: 0, 2 for what the user can mend, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Runs `work` and returns the exit status: 0, 2 for a user's error, 130 for Ctrl-C, 143 for SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(_Formatter())
     for chatty in ("httpx", "tensorboard", "PIL", "diffusers", "transformers", "accelerate"):
@@ -32,10 +32,12 @@ def run_entry(work: Callable[[], None]) -> int:
     except OutputConfigWritten as written:
         sys.stderr.write(f"options written to {written}\n")
     except UserError as error:
-        return _say_error(error)
+        return _report(error)
     except Stopped as stopped:
-        if is_first_process():  # which is the one that saves
-            sys.stderr.write(f"stopped by {signal.Signals(stopped.signal_number).name}. {_way_on(stopped, start)}\n")
+        if is_first_process():  # the one that saves
+            sys.stderr.write(
+                f"stopped by {signal.Signals(stopped.signal_number).name}. {_resume_hint(stopped, start)}\n"
+            )
         return SIGNAL_STATUS + stopped.signal_number
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -46,7 +48,7 @@ def run_entry(work: Callable[[], None]) -> int:
     return 0
 
 
-def _say_error(error: UserError) -> int:
+def _report(error: UserError) -> int:
     errors = error.errors if isinstance(error, UserErrors) else (error,)
     text = "\n".join(f"error: {each}" for each in errors)
     sys.stderr.write(f"{text}\n")
@@ -54,29 +56,29 @@ def _say_error(error: UserError) -> int:
     return USER_ERROR_STATUS
 
 
-def _way_on(stopped: Stopped, start: Sequence[str]) -> str:
-    """The command that continues the run, without its secrets. `start`: its beginning."""
+def _resume_hint(stopped: Stopped, start: Sequence[str]) -> str:
+    """How to resume the run: its command line without secrets. `start`: the launch command."""
     if stopped.state is None:
         return "No state was saved."
     kept, left_out = _without_start(sys.argv, stopped.secret_flags)
     words = [*start, *kept, "--resume", stopped.state]
     quoted = subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
     again = f" (give {' and '.join(left_out)} again)" if left_out else ""
-    return f"To go on{again}: {quoted}"
+    return f"To resume{again}: {quoted}"
 
 
 def _without_start(words: Sequence[str], secret_flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command line without what says where the run begins and without secrets; the secret flags it had."""
-    valued = ("--resume", "--initial_epoch", "--initial_step", *secret_flags)
-    alone = ("--skip_until_initial_step", "--overwrite", "--resume_from_huggingface")
+    """A command line without the options for resuming and without secrets; the secret flags that it had."""
+    with_value = ("--resume", "--initial_epoch", "--initial_step", *secret_flags)
+    without_value = ("--skip_until_initial_step", "--overwrite", "--resume_from_huggingface")
     kept, secrets, is_value = [], [], False
     for word in words:
         flag = "" if is_value else word.split("=")[0]
         if flag in secret_flags and flag not in secrets:
             secrets.append(flag)
-        if not is_value and flag not in (*valued, *alone):
+        if not is_value and flag not in (*with_value, *without_value):
             kept.append(word)
-        is_value = not is_value and word in valued
+        is_value = not is_value and word in with_value
     return kept, secrets
 
 

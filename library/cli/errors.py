@@ -1,4 +1,4 @@
-"""Errors that a user can cause and can mend."""
+"""Errors that a user can cause and fix, and lists of names in messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
-    """Something the user can mend: `message` names the thing, `hint` says what to do."""
+    """An error the user can fix: `message` names what is wrong, `hint` says what to do."""
 
     def __init__(self, message: str, hint: str | None = None):
         super().__init__(message)
@@ -18,7 +18,7 @@ class UserError(Exception):
         return self.message if self.hint is None else f"{self.message}\n  {self.hint}"
 
     def __reduce__(self):
-        # a worker process hands its errors over by pickling
+        # worker processes send their errors pickled
         return type(self), (self.message, self.hint)
 
 
@@ -34,14 +34,14 @@ class UserErrors(UserError):
 
 
 class LostProcess(UserError):
-    """Another process of the run has ended: what it said is the cause, not this."""
+    """Another process of the run has ended: its own error is the cause, not this one."""
 
 
 class Stopped(Exception):
-    """A signal has ended the program, which has saved what there was to save."""
+    """A signal has stopped the run, which has saved what it could."""
 
     def __init__(self, signal_number: int, state: str | None, secret_flags: Sequence[str] = ()):
-        """state: the folder to go on from, if one was saved. secret_flags: whose values may not be shown."""
+        """state: the state folder to resume from, if any. secret_flags: options whose values are not shown."""
         super().__init__(signal_number, state, secret_flags)
         self.signal_number = signal_number
         self.state = state

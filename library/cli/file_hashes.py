@@ -1,15 +1,15 @@
-"""Hashes by which image programs know model files."""
+"""Hashes by which image programs identify model files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 
-LEGACY_BLOCK = slice(0x100000, 0x110000)  # 64 KiB at 1 MiB of a file
+LEGACY_BLOCK = slice(0x100000, 0x110000)  # 64 KiB at offset 1 MiB
 
 
 def model_hash(path: str | os.PathLike[str]) -> str:
-    """The short, old hash of a model file: SHA-256 of its 64 KiB at 1 MiB, first 8 hexadecimal digits."""
+    """The legacy hash of a model file: SHA-256 of 64 KiB at offset 1 MiB, first 8 hexadecimal digits."""
     with open(path, "rb") as file:
         file.seek(LEGACY_BLOCK.start)
         return hashlib.sha256(file.read(LEGACY_BLOCK.stop - LEGACY_BLOCK.start)).hexdigest()[:8]

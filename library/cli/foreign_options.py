@@ -1,4 +1,4 @@
-"""Names that users' files and commands hold and that are no options here: what becomes of each."""
+"""Options of other training programs in users' files and commands, and how each is handled."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from library.cli.errors import UserError
 
 @dataclass(frozen=True)
 class ForeignOptions:
-    """What is known of the options of other programs. A script's own options are looked for first.
+    """The known options of other programs. A script's own options take precedence.
 
-    `unused`: names that a `--config_file` may hold, without effect. `renamed`: names that are carried out as the option
-    of another name. `arguments`: those that are carried out as `name=value` in a list option. `families`: names that
-    say which model families a file can be for. `meanings`: options that do the work of a name, the likeliest first;
-    hints, where such an option exists.
+    `unused`: names that a `--config_file` may hold, without effect. `renamed`: name -> option of this program.
+    `arguments`: names that become `name=value` in a list option. `families`: name -> the model families that have it.
+    `meanings`: name -> options with the same purpose, the likeliest first, for hints.
     """
 
     unused: Collection[str] = ()
@@ -25,23 +24,23 @@ class ForeignOptions:
     meanings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def knows(self, name: str) -> bool:
-        """Whether it is an option of some other program of the field."""
+        """Whether it is an option of another training program."""
         return any(name in names for names in (self.unused, self.renamed, self.arguments, self.families))
 
     def instead_of(self, name: str, options: Collection[str]) -> str | None:
-        """The one of the `options` that does what `name` says."""
+        """The one of the `options` that has the purpose of `name`."""
         likely = (*self.meanings.get(name, ()), self.renamed.get(name))
         return next((option for option in likely if option in options), None)
 
     def family_of(self, names: Collection[str]) -> str:
-        """The model family that has all of the `names`, of `families`; several where they do not tell."""
+        """The model family that has all of the `names`, of `families`; several where that is ambiguous."""
         sets = [self.families[name] for name in names]
         fitting = [family for family in sets[0] if all(family in each for each in sets)]
         return " or ".join(fitting or dict.fromkeys(family for each in sets for family in each))
 
 
 class OtherFamily(UserError):
-    """The model or the file is of a model family that is not trained here: other errors beside it would mislead."""
+    """The model or the file is of an unsupported model family: reported alone, other errors would mislead."""
 
 
 def says_something(value: object) -> bool:

@@ -1,7 +1,7 @@
-"""What the launcher of several processes (`accelerate launch`, `torchrun`) is told of a process that fails.
+"""The launcher of several processes (`accelerate launch`, `torchrun`): rank, launch command, and error file.
 
-The launcher ends all processes when one fails, and its last lines name the first failure with the message that the
-process has left in a file of a given form; without one it says that there is none.
+The launcher ends all processes when one fails, and reports the first failure with the message in that process's
+error file (torchelastic).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-# of accelerate: the variable, the option that sets it, and the variables that go with it with their options
+# accelerate's variable, the option that sets it, and the prefix and names of related variables with their options
 _SHARDING = {
     "ACCELERATE_USE_DEEPSPEED": (
         "--use_deepspeed",
@@ -43,12 +43,12 @@ _SHARDING = {
 
 
 def is_launched() -> bool:
-    """Whether this is one of several processes that a launcher has started."""
+    """Whether this is one of several processes started by a launcher."""
     return int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
 def launch_command() -> list[str]:
-    """What starts as many processes again, in the same way. On several machines, each adds its options.
+    """The start of the command line that launches the run again. On several machines, each adds its options.
 
     To be called before anything else reads accelerate's variables.
     """
@@ -63,7 +63,7 @@ def launch_command() -> list[str]:
 
 
 def _sharding_options(environment: Mapping[str, str]) -> list[str]:
-    """The launcher's options behind the variables by which it says that processes share out what learns."""
+    """The launcher's sharding options (DeepSpeed, FSDP), read back from the environment variables that it sets."""
     for variable, (flag, prefix, names) in _SHARDING.items():
         if environment.get(variable, "").lower() == "true":
             given = [(option, environment.get(prefix + name, "")) for name, option in names.items()]
@@ -72,12 +72,12 @@ def _sharding_options(environment: Mapping[str, str]) -> list[str]:
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks for all of a run."""
+    """Whether this is the main process (rank 0)."""
     return int(os.environ.get("RANK") or 0) == 0
 
 
 def local_rank_and_count() -> tuple[int, int]:
-    """Process i of the n of this machine."""
+    """The local rank of this process, and the number of processes on this machine."""
     if not is_launched():
         return 0, 1
     num_processes = os.environ["WORLD_SIZE"]
@@ -86,14 +86,14 @@ def local_rank_and_count() -> tuple[int, int]:
 
 
 def write_elastic_error_file(message: str, *, is_cause: bool = True) -> None:
-    """Leaves what this process failed of where the launcher looks for it, if there is a launcher."""
-    place = os.environ.get(_ERROR_FILE)
-    if not place:
+    """Writes this process's error to the launcher's error file, if there is a launcher."""
+    path = os.environ.get(_ERROR_FILE)
+    if not path:
         return
-    # the launcher takes the earliest failure for the cause, in whole seconds, and of equals the first process's:
-    # those that only lost this one are seen in the same second
-    told = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - is_cause)}}}
+    # the launcher reports the earliest failure, in whole seconds, and among equals that of the lowest rank: processes
+    # that fail because they lost this one do so in the same second
+    content = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - is_cause)}}}
     try:
-        Path(place).write_text(json.dumps(told), encoding="utf-8")
-    except OSError:  # it stands among the messages of this process too
+        Path(path).write_text(json.dumps(content), encoding="utf-8")
+    except OSError:  # the error is on standard error too
         return

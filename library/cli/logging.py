@@ -1,4 +1,4 @@
-"""What reading the data says, kept for the page."""
+"""Collects the warnings of reading the data, for the dataset report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PACKAGE = "library.data"
 
 @dataclass(frozen=True)
 class Message:
-    """A warning, and what it is about, one by one, where the log only has room for a summary."""
+    """A warning; `details`: the single items of a warning that only summarises them."""
 
     text: str
     details: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class _WarningCollector(logging.Handler):
 
 @contextmanager
 def kept_warnings() -> Iterator[list[Message]]:
-    """Gives a list that fills with the warnings of this room while the block runs; they are logged as well."""
+    """Yields a list that receives the warnings of `library.data` inside the block; they are logged as well."""
     collector = _WarningCollector()
     logger = logging.getLogger(_PACKAGE)
     logger.addHandler(collector)

@@ -3,7 +3,7 @@
 A field is declared with `option(...)`. Its annotation gives the type: `bool` (a flag without value), `int`, `float`,
 `str`, `tuple[str, ...]` (a list of values), each possibly `| None`. A dataclass has a `GROUP` class variable, the
 title under which its flags stand in `--help`, and may have two methods: `problems()` yields a `UserError` for each
-contradiction between its fields, `without_effect()` a line for each value that changes nothing beside the others.
+contradiction between its fields, `without_effect()` a line for each value that has no effect with the others.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any, Literal
 
 from library.cli.errors import UserError
 
-Problems = Iterable[UserError]  # what a check finds
-FREE_TEXT = "TEXT"  # the metavar of options that take any words, "none" too
-_NONE = ("none", "null")  # words for no value
+Problems = Iterable[UserError]  # what a check yields
+FREE_TEXT = "TEXT"  # the metavar of options that take any text, "none" too
+_NONE = ("none", "null")  # texts that mean "no value"
 _PATHS = ("FILE", "FOLDER", "PATH")  # the metavars of options that take a path
 
 
 @dataclasses.dataclass(frozen=True)
 class OptionSpec:
-    """What is known of one option beside its name, type and default."""
+    """The specification of one option, apart from its name, type and default."""
 
     help: str
     choices: tuple[str, ...] | None = None
@@ -48,7 +48,7 @@ class OptionSpec:
     on_resume: Literal["listed", "kept", "same", "unimportant"] = "listed"
 
 
-NOT_YET = "accepted, not implemented yet"  # why an option is `inert` that is to have an effect one day
+NOT_YET = "accepted, not implemented yet"  # the `inert` reason of an option that will have an effect later
 
 
 def option(default: Any = None, *, help: str, **details: Any) -> Any:
@@ -57,9 +57,9 @@ def option(default: Any = None, *, help: str, **details: Any) -> Any:
     `minimum` and `maximum` are inclusive, `above` exclusive. `parse` turns the value given (a string from the command
     line, any TOML value from a file) into the field's value and raises `ValueError` saying what was expected.
     `toml_level` is "dataset" or "subset" for an option that is the default of a dataset-TOML key, `toml_key` that key
-    where it is spelled differently. `waives` names required options that are not needed when this one is given.
+    where its name differs. `waives` names required options that are not needed when this one is given.
     `positional`: the value stands on the command line without a flag, in the order of declaration. `secret`: it is
-    written nowhere. `takes_first`: of a list of values the first one counts. `off`: values that mean "not given",
+    written nowhere. `takes_first`: of a list of values only the first is used. `off`: values that mean "not given",
     beside those of `OptionField.is_off`. `inert`: why a value is accepted and does nothing; one warning names all such
     options of a run. `refused`: why any value but "off" is an error, and what to do. `on_resume`: what a difference
     to the saved run means when a run is resumed: it is "listed"; listed, with the saved value "kept" in force; an
@@ -71,7 +71,7 @@ def option(default: Any = None, *, help: str, **details: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class OptionField:
-    """One declared option: where it is, its type and its specification."""
+    """One declared option: its dataclass, type and specification."""
 
     name: str
     owner: type
@@ -86,11 +86,11 @@ class OptionField:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """The names that it goes by, without dashes."""
+        """The option's name and aliases, without dashes."""
         return (self.name, *self.spec.aliases)
 
     def is_off(self, value: Any) -> bool:
-        """Whether a given value means "not given", as programs that write every option have it.
+        """Whether a given value means "not given", as programs that write every option do.
 
         That is "" and an empty list; for an option that is off by default also false, "none", and 0 where no number
         that it takes is 0; for a path the number 0; and what `spec.off` holds.
@@ -135,7 +135,7 @@ def _unwrap(annotation: Any) -> tuple[type, bool]:
 
 
 def secret_flags(owners: Iterable[type]) -> tuple[str, ...]:
-    """The flags, in all spellings, whose values are shown nowhere."""
+    """The flags, in all spellings, whose values are never shown."""
     secret = (field for owner in owners for field in option_fields(owner) if field.spec.secret)
     return tuple(f"--{name}" for field in secret for name in field.spellings)
 
@@ -146,9 +146,9 @@ TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "tr
 def convert(field: OptionField, value: Any) -> Any:
     """Checks and converts one given value: a text of a command line, or any value of a TOML or JSON file.
 
-    Values as programs write them are read where there is no doubt: 0 and 1 for a switch, 1.0 for a whole number, a
-    number as text, a text as number. One that means "off" becomes the default. Raises `ValueError` with what was
-    expected.
+    Unambiguous values of other types are accepted, as programs write them: 0 and 1 for a switch, 1.0 for a whole
+    number, a number as text, a text as number. One that means "off" becomes the default.
+    Raises `ValueError` with what was expected.
     """
     if field.is_off(value):
         return field.default

@@ -1,4 +1,4 @@
-"""The page of all options, made from their declarations."""
+"""The documentation page of all options, made from their declarations."""
 
 from __future__ import annotations
 

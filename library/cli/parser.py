@@ -23,16 +23,16 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFileOptions:
-    """Where options come from beside the command line."""
+    """Options of the configuration file."""
 
     GROUP: ClassVar[str] = "Configuration file"
 
     config_file: str | None = option(
-        help="TOML file of options; sections are flattened, the command line wins", metavar="FILE",
+        help="TOML file of options; sections are ignored, the command line takes precedence", metavar="FILE",
         on_resume="unimportant",
     )  # fmt: skip
     output_config: bool = option(
-        False, help="write the options given to --config_file and end", on_resume="unimportant"
+        False, help="write the given options to --config_file and exit", on_resume="unimportant"
     )
 
     def problems(self) -> Iterator[UserError]:
@@ -41,9 +41,9 @@ class ConfigFileOptions:
 
 
 class Options:
-    """The option groups of a run, each under its class: `options[NoiseOptions].noise_offset`.
+    """The option groups of a run, by class: `options[NoiseOptions].noise_offset`.
 
-    A group that a script extends, a subclass with more options, is found under the class that it extends too.
+    A group that a script extends by a subclass is found under the base class too.
     """
 
     def __init__(self, groups: Iterable[Any]):
@@ -54,7 +54,7 @@ class Options:
         return self._groups[owner]
 
     def get(self, owner: type[T]) -> T | None:
-        """A group, or None where a check must do without it because it has problems of its own."""
+        """A group, or None in a check where the group itself is invalid."""
         return self._groups[owner]
 
     def __iter__(self) -> Iterator[Any]:
@@ -62,7 +62,7 @@ class Options:
 
 
 class OutputConfigWritten(Exception):
-    """`--output_config` did its work: the program is to end without doing anything else."""
+    """`--output_config` has written the file: the program exits."""
 
 
 class _ArgumentParser(argparse.ArgumentParser):
@@ -71,7 +71,7 @@ class _ArgumentParser(argparse.ArgumentParser):
 
 
 class _ListAction(argparse.Action):
-    """The last list given holds, as the last of any option does; no values are an empty list."""
+    """The last list given is used, as for any option; no values are an empty list."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         earlier = getattr(namespace, self.dest, None)
@@ -81,7 +81,7 @@ class _ListAction(argparse.Action):
 
 
 def build_argument_parser(groups: Sequence[type], program: str, description: str) -> argparse.ArgumentParser:
-    """The flags of all groups, titled as in the documents. Values stay text: conversion is done by `convert`."""
+    """The flags of all groups, titled as in the docs. Values stay text: `convert` converts them."""
     parser = _ArgumentParser(
         prog=program, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
@@ -129,9 +129,9 @@ def parse_options(
 ) -> Options:
     """Parses, converts and checks.
 
-    `checks` look at several groups, or at files; one that reads a group with problems of its own is left out. `screen`
-    comes before them, and what it raises is said alone: everything else would mislead. `foreign`: what is known of the
-    options of other programs. Raises `UserError` with everything that is wrong, or `OutputConfigWritten`.
+    `checks` concern several groups, or files; a check that reads an invalid group is skipped. `screen` runs before
+    them, and an error of it is reported alone. `foreign`: the known options of other programs. Raises `UserError` with
+    all errors, or `OutputConfigWritten`.
     """
     groups, foreign = (*groups, ConfigFileOptions), foreign or ForeignOptions()
     fields = {field.name: field for owner in groups for field in option_fields(owner)}
@@ -162,7 +162,7 @@ def _from_command_line(
 ) -> dict[str, Any]:
     has_positionals = any(field.spec.positional for field in fields.values())
     parse = parser.parse_known_intermixed_args if has_positionals else parser.parse_known_args
-    namespace, unknown = parse([_in_full(word, fields, found) for word in argv])
+    namespace, unknown = parse([_unabbreviated(word, fields, found) for word in argv])
     after_flag = False
     for word in unknown:
         if word.startswith("--"):
@@ -173,8 +173,8 @@ def _from_command_line(
     return vars(namespace)
 
 
-def _in_full(word: str, fields: Mapping[str, OptionField], found: Findings) -> str:
-    """The word of a command line with its flag in full, where it begins that of one option alone, as argparse does."""
+def _unabbreviated(word: str, fields: Mapping[str, OptionField], found: Findings) -> str:
+    """A word of the command line with an unambiguously abbreviated flag written in full, as argparse does."""
     flag, equals, value = word.partition("=")
     begun = _flags_begun(flag, fields)
     if len(begun) != 1 or begun == [flag]:
@@ -184,7 +184,7 @@ def _in_full(word: str, fields: Mapping[str, OptionField], found: Findings) -> s
 
 
 def _flags_begun(text: str, fields: Mapping[str, OptionField]) -> list[str]:
-    """The flags that a word of a command line can stand for: itself, or those that it begins."""
+    """The flags that a word of the command line can mean: itself, or those it abbreviates."""
     flags = {f"--{spelling}": field.flag for field in fields.values() for spelling in field.spellings}
     if not text.startswith("--") or text == "--":
         return []
@@ -237,7 +237,7 @@ def _convert_all(
 
 
 def _shown(field: OptionField, raw: Any) -> str:
-    """A given value as its user wrote it."""
+    """A given value as the user wrote it."""
     if isinstance(raw, FileValue):
         return f"{raw.file}: {raw.key} = {'...' if field.spec.secret else repr(raw.value)}"
     text = " ".join(map(str, raw)) if isinstance(raw, list) else raw
@@ -253,7 +253,7 @@ def _refusals(values: Mapping[str, Any], fields: Mapping[str, OptionField]) -> I
 
 
 def _inert(values: Mapping[str, Any], fields: Mapping[str, OptionField]) -> Iterator[str]:
-    """One line for each reason for which options have no effect, which names them all."""
+    """One line for each reason why options have no effect, with all options that it applies to."""
     by_reason: dict[str, list[str]] = {}
     for name, value in values.items():
         reason = fields[name].spec.inert
@@ -264,7 +264,7 @@ def _inert(values: Mapping[str, Any], fields: Mapping[str, OptionField]) -> Iter
 
 
 class _OnlyValid(Options):
-    """Options seen by a check: reading a group that has problems of its own stops the check."""
+    """The options for a check: reading an invalid group ends the check."""
 
     class Invalid(Exception):
         pass

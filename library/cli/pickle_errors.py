@@ -1,11 +1,11 @@
-"""What PyTorch's reader of pickles raises on bytes that are damaged, cut off, or something else."""
+"""What `torch.load` raises for files that are damaged, truncated, or not PyTorch files."""
 
 from __future__ import annotations
 
 import pickle
 import struct
 
-# found by feeding it damaged files: it checks little, and stumbles where the damage leads it
+# found by trying damaged files: `torch.load` checks little, so that any of these can come up
 DAMAGED_PICKLE_ERRORS = (
     pickle.UnpicklingError,
     struct.error,

@@ -1,4 +1,4 @@
-"""If these fail, a configuration file made by another program is refused, or carried out as it was not meant."""
+"""If these fail, a configuration file made by another program is refused, or is misread."""
 
 import dataclasses
 from typing import ClassVar
@@ -65,7 +65,7 @@ def test_keys_with_a_plain_meaning_are_carried_out(tmp_path, caplog):
     training = parse(tmp_path, 'lr_cycles = 3\nplus_ratio = 4\nnetwork_args = ["conv_dim=2"]')
     assert (training.num_cycles, training.network_args) == (3, ("conv_dim=2", "plus_ratio=4"))
     assert "lr_cycles = 3 is read as num_cycles" in caplog.text
-    assert "plus_ratio = 4 is carried out, as an argument of --network_args" in caplog.text
+    assert "plus_ratio = 4 is used as an argument of --network_args" in caplog.text
     assert parse(tmp_path, "plus_ratio = 0").network_args == ()
     # what the options say themselves comes first
     assert parse(tmp_path, 'plus_ratio = 4\nnetwork_args = ["plus_ratio=2"]').network_args == ("plus_ratio=2",)
@@ -101,7 +101,7 @@ def test_a_file_for_another_model_family_is_one_line(tmp_path, caplog):
     assert said == [
         (
             "c.toml is for FLUX, which this script does not train: it sets ae, t5",
-            "give a file for the model that you train, or take these lines out",
+            "give a file for the model that you train, or remove these lines",
         )
     ]
     assert caplog.messages == []

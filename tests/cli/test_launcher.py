@@ -60,5 +60,5 @@ def test_only_the_process_that_saves_says_how_to_go_on(failure_of, monkeypatch, 
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("RANK", "0")
     failure_of(Stopped(15, "out/run-state"))
-    line = "To go on: accelerate launch --multi_gpu --num_processes 2 train.py --seed 3 --resume out/run-state\n"
+    line = "To resume: accelerate launch --multi_gpu --num_processes 2 train.py --seed 3 --resume out/run-state\n"
     assert capsys.readouterr().err == f"stopped by SIGTERM. {line}"

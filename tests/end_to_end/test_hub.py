@@ -130,7 +130,7 @@ def test_a_run_that_is_stopped_finishes_its_uploads_and_keeps_the_token(images, 
     files = {f"fox/{path.relative_to(out).as_posix()}" for path in out.rglob("*") if path.is_file()}
     assert set(hub.repositories["model", NAME].files) == {name for name in files if "/logs/" not in name}
     last = said.strip().splitlines()[-1]
-    assert "To go on (give --huggingface_token again): python" in last and WRITE_TOKEN not in said
+    assert "To resume (give --huggingface_token again): python" in last and WRITE_TOKEN not in said
     words = shlex.split(last.split("again): ")[1])
     assert words[-2] == "--resume" and "--huggingface_token" not in words and "--huggingface_repo_id" in words
 

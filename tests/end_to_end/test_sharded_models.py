@@ -163,8 +163,8 @@ def test_a_signal_saves_and_says_how_to_go_on_in_the_same_way(data_dir, tmp_path
     run.send_signal(signal.SIGTERM)
     said = ended(run)
     (state,) = tmp_path.glob("run-step*-state")
-    (line,) = [line for line in said.splitlines() if "To go on: " in line]
-    words = shlex.split(line.split("To go on: ")[1])
+    (line,) = [line for line in said.splitlines() if "To resume: " in line]
+    words = shlex.split(line.split("To resume: ")[1])
     assert words[:2] == ["accelerate", "launch"] and words[-2:] == ["--resume", str(state)]
     for flag, value in zip(launcher, launcher[1:], strict=False):
         if flag.startswith(("--use_", "--zero", "--fsdp", "--offload", "--num_processes")) and value[0] != "-":

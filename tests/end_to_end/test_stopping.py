@@ -50,9 +50,9 @@ def test_a_signal_saves_and_says_how_to_go_on(images, whole, tmp_path, number, s
     (state,) = tmp_path.glob("run-step*-state")
     assert state.with_name(f"{state.name.removesuffix('-state')}.safetensors").exists()
     last = said.strip().splitlines()[-1]
-    assert last.startswith(f"stopped by {signal.Signals(number).name}. To go on: python")
+    assert last.startswith(f"stopped by {signal.Signals(number).name}. To resume: python")
     assert int(state.name[8:16]) < STEPS and not (tmp_path / "run.safetensors").exists()
-    words = shlex.split(last.split("To go on: ")[1])
+    words = shlex.split(last.split("To resume: ")[1])
     done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same(load_file(tmp_path / "run.safetensors"), whole)

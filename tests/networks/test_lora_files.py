@@ -139,7 +139,7 @@ def change(weights, kind):
     ("kind", "message"),
     [
         ("missing", f"{FC1}.lora_up.weight is missing"),
-        ("nothing of it", "have no place in the network: lora_unet_nowhere.lora_down.weight, lora_unet_nowhere."),
+        ("nothing of it", "are not in the network: lora_unet_nowhere.lora_down.weight, lora_unet_nowhere."),
         ("other rank", f"{FC1}.lora_down.weight has the shape (8, 16), the network (4, 16)"),
     ],
 )
@@ -171,7 +171,7 @@ def test_a_network_goes_on_from_what_a_file_has_of_it(tmp_path, network, text_en
     text_layers = [layer.name for layer in network.layers() if is_of_text(layer.name)]
     assert info.num_layers == len(list(network.layers())) - len(text_layers)
     said = f"{path}: it has no weights for {len(text_layers)} layers of the text encoder ({min(text_layers)}, ...)"
-    assert caplog.messages == [f"{said}, which begin new"]
+    assert caplog.messages == [f"{said}, which start untrained"]
 
 
 def test_layers_of_a_file_that_the_network_has_not_are_named_and_not_used(tmp_path, network, caplog):
@@ -185,7 +185,7 @@ def test_layers_of_a_file_that_the_network_has_not_are_named_and_not_used(tmp_pa
     ("kind", "message"),
     [
         ("missing", f"{FC1}.lora_up.weight is missing"),
-        ("unknown", "3 keys have no place in the network: lora_unet_nowhere.lora_down.weight"),
+        ("unknown", "3 keys are not in the network: lora_unet_nowhere.lora_down.weight"),
         ("other rank", f"{FC1}.lora_up.weight has the shape (32, 4), the network (32, 8)"),
         ("other kind", "lora_unet_x.hada_w1_a is not the key of a LoRA weight"),
     ],
@@ -216,7 +216,7 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
     with pytest.raises(UserError, match="not found: .*nowhere"):
         load_adapter(tmp_path / "nowhere.safetensors")
     torch.save({"epoch": 3}, tmp_path / "state.pt")
-    with pytest.raises(UserError, match="state.pt holds something else"):
+    with pytest.raises(UserError, match="state.pt does not hold adapter weights"):
         load_adapter(tmp_path / "state.pt")
 
 

@@ -1,4 +1,4 @@
-"""Reads files of weights: .safetensors and PyTorch's pickles, the latter without running anything in them."""
+"""Reads checkpoint files: .safetensors and PyTorch pickles, the latter without running code in them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DOWNLOAD_AGAIN = "copy or download it again"
 
 @dataclass(frozen=True)
 class WeightFile:
-    """An opened file of weights. Tensors may be views of the mapped file: copy what is to be kept."""
+    """An opened file of weights. Tensors may be views of the memory-mapped file: copy what is to be kept."""
 
     path: Path
     tensors: Mapping[str, torch.Tensor]
@@ -42,8 +42,8 @@ class WeightFile:
 def open_weights(path: Path, *, is_mapped: bool = True) -> WeightFile:
     """Opens a file of weights on the CPU, in the precision it is stored in.
 
-    `is_mapped`: tensors of .safetensors files are views of the file in memory; else each is read as a whole when it is
-    asked for, which is faster from some network drives.
+    `is_mapped`: tensors of .safetensors files are memory-mapped; else each is read as a whole on access, which is
+    faster from some network drives.
 
     Raises `UserError` for a file that is missing, cut off, of another kind, or a pickle that holds more than tensors.
     """
@@ -62,9 +62,9 @@ def open_weights(path: Path, *, is_mapped: bool = True) -> WeightFile:
 
 
 def open_shapes(path: Path) -> WeightFile:
-    """A file of weights for its names, shapes and data types alone: its tensors are on the device "meta".
+    """A file of weights with names, shapes and data types only: its tensors are on the device "meta".
 
-    Of a .safetensors file nothing but the header is read. Raises `UserError` as `open_weights` does.
+    Of a .safetensors file only the header is read. Raises `UserError` as `open_weights` does.
     """
     file = open_weights(path)
     if path.suffix.lower() != SAFETENSORS_ENDING:
@@ -90,22 +90,22 @@ def _get_tensor(get_bytes: Callable[[Path, int, int], torch.Tensor], path: Path,
     return get_bytes(path, entry.start, entry.end - entry.start).view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
-def _map_placed(path: Path, empty: torch.Tensor) -> torch.Tensor:
-    """The same for a tensor of a zip file that was read to a device without memory."""
+def _map_zipped(path: Path, empty: torch.Tensor) -> torch.Tensor:
+    """A memory-mapped tensor of a zip file; `empty`: the tensor as it was loaded to the device "meta"."""
     storage = empty.untyped_storage()
     whole = _map_bytes(path, storage._checkpoint_offset, storage.nbytes()).view(empty.dtype)
     return whole.as_strided(empty.shape, empty.stride(), empty.storage_offset())
 
 
 def _map_bytes(path: Path, start: int, num_bytes: int) -> torch.Tensor:
-    """Bytes of a file, uint8 (num_bytes,); what is mapped goes when the tensor goes.
+    """Memory-mapped bytes of a file, uint8 (num_bytes,); the mapping is freed with the tensor.
 
-    (Libraries map a file as a whole, and so in time hold all that was read of it.)
+    (Libraries map a file as a whole, and so keep in memory all that was read of it.)
     """
     if num_bytes == 0:
         return torch.empty(0, dtype=torch.uint8)
     try:
-        # copy-on-write: torch wants memory that can be written to
+        # copy-on-write: torch expects writable memory
         mapped = np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(num_bytes,))
     except (OSError, ValueError) as error:
         raise _changed_error(path, error) from error
@@ -113,7 +113,7 @@ def _map_bytes(path: Path, start: int, num_bytes: int) -> torch.Tensor:
 
 
 def _read_bytes(path: Path, start: int, num_bytes: int) -> torch.Tensor:
-    """The same by plain reading: uint8 (num_bytes,) in memory of its own."""
+    """The same without memory mapping."""
     if num_bytes == 0:
         return torch.empty(0, dtype=torch.uint8)
     try:
@@ -136,9 +136,9 @@ def _open_pickle(path: Path) -> WeightFile:
             # the list of contents stands at the end of a zip file
             raise UserError(f"{path} is cut off: its list of contents is missing", _DOWNLOAD_AGAIN)
     try:
-        # of a zip file only the places of tensors in it, each to be mapped by itself when it is asked for
+        # of a zip file only the offsets of tensors are loaded; each is memory-mapped on access
         is_mappable = is_zip and _is_uncompressed(path)
-        with torch.serialization.safe_globals([nn.ParameterDict]):  # of the first embeddings of textual inversion
+        with torch.serialization.safe_globals([nn.ParameterDict]):  # in the first textual inversion embeddings
             loaded = torch.load(path, map_location="meta" if is_mappable else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
@@ -146,12 +146,12 @@ def _open_pickle(path: Path) -> WeightFile:
         raise UserError(f"{path} cannot be read: {first_line(error)}", _DOWNLOAD_AGAIN) from error
     tensors: Mapping[str, torch.Tensor] = _tensors_in(path, loaded)
     if is_mappable:
-        tensors = LazyTensors({key: partial(_map_placed, path, tensor) for key, tensor in tensors.items()})
+        tensors = LazyTensors({key: partial(_map_zipped, path, tensor) for key, tensor in tensors.items()})
     return WeightFile(path, tensors, _metadata_in(loaded))
 
 
 def _is_uncompressed(path: Path) -> bool:
-    """Whether the bytes of tensors stand in the zip file as they are; PyTorch writes no others, but reads them."""
+    """Whether the zip file is uncompressed; PyTorch writes no others, but reads them."""
     try:
         with zipfile.ZipFile(path) as file:
             return all(entry.compress_type == zipfile.ZIP_STORED for entry in file.infolist())
@@ -164,7 +164,7 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> UserError:
     if needed is None:
         return UserError(f"{path} cannot be read: it is cut off or not a PyTorch file", _DOWNLOAD_AGAIN)
     return UserError(
-        f"{path} is refused: beside tensors it holds code or objects ({needed.group(1)}), which could do anything",
+        f"{path} is refused: it is a pickle with code or objects ({needed.group(1)}), which could run anything",
         "use a .safetensors version of the model",
     )
 
@@ -183,7 +183,7 @@ def _tensors_in(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
 
 
 def _tensors_below(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Tensors one level down, as in embeddings of textual inversion: `string_to_param.*`."""
+    """Tensors one level down, as in textual inversion embeddings: `string_to_param.*`."""
     groups = {key: value for key, value in loaded.items() if isinstance(value, (Mapping, nn.ParameterDict))}
     return {
         f"{key}.{name}": value
@@ -194,6 +194,6 @@ def _tensors_below(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _metadata_in(loaded: Any) -> dict[str, str]:
-    """What this program writes beside the weights of a .ckpt file where they do not show all of a model."""
+    """The metadata that this program writes to .ckpt files (see `layouts.config_metadata`)."""
     found = loaded.get("metadata") if isinstance(loaded, Mapping) else None
     return {str(key): str(value) for key, value in found.items()} if isinstance(found, Mapping) else {}

@@ -1,4 +1,4 @@
-"""Models named by their place on the Hugging Face Hub: "owner/name", from its cache or the network."""
+"""Models named by their Hugging Face Hub repository, "owner/name": from the cache or downloaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _download(repo_id: str, flag: str) -> Path:
         return _fetch(repo_id, flag)
     except GatedRepoError as error:
         raise UserError(
-            f"{flag} {repo_id}: its owner asks for an agreement first", "accept it on the Hub, then: hf auth login"
+            f"{flag} {repo_id}: it is a gated model", "accept its conditions on the Hub, then: hf auth login"
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
@@ -43,24 +43,24 @@ def _download(repo_id: str, flag: str) -> Path:
 
 
 def _fetch(repo_id: str, flag: str) -> Path:
-    """Configurations, the tokenizer, and of each part the best file of weights that there is."""
+    """Downloads configurations, the tokenizer, and the best available weights of each part."""
     from huggingface_hub import snapshot_download
 
     folder = Path(snapshot_download(repo_id, allow_patterns=list(_CONFIGURATIONS)))
     if (folder / "model_index.json").is_file():
-        places = {f"{part}/": candidates for part, candidates in WEIGHT_FILES.items()}
+        folders = {f"{part}/": candidates for part, candidates in WEIGHT_FILES.items()}
     elif (folder / "config.json").is_file():
-        places = {"": WEIGHT_FILES["vae"]}  # a VAE alone
+        folders = {"": WEIGHT_FILES["vae"]}  # a VAE alone
     else:
         raise UserError(
-            f"{flag} {repo_id}: the Hub's model is not in the layout of Diffusers",
-            "download the single file that it offers, and give its path",
+            f"{flag} {repo_id}: the repository is not in the Diffusers layout",
+            "download a single file from it, and give its path",
         )
     for number in range(_NUM_CANDIDATES):
         wanted = [
-            place + candidates[number]
-            for place, candidates in places.items()
-            if not any((folder / place / candidate).is_file() for candidate in candidates)
+            subfolder + candidates[number]
+            for subfolder, candidates in folders.items()
+            if not any((folder / subfolder / candidate).is_file() for candidate in candidates)
         ]
         if wanted:
             folder = Path(snapshot_download(repo_id, allow_patterns=wanted))

@@ -1,4 +1,4 @@
-"""What a file or folder of weights contains, told from headers and shapes: no weights are read."""
+"""What a file or folder of weights contains, from headers and shapes: no weights are read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PartContents:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What there is at a path. `kind` names the family, or what else it is."""
+    """The contents of a path. `kind`: the model family, or what else it is."""
 
     path: str
     kind: str
@@ -35,7 +35,7 @@ class Inspection:
 
 
 def count_tensors(title: str, tensors: Mapping[str, torch.Tensor], dimensions: str = "") -> PartContents:
-    """Counts the tensors of a part, and the numbers in them, without reading any."""
+    """Counts the tensors and parameters of a part, without reading them."""
     num_parameters, num_bytes = 0, Counter[str]()
     for tensor in tensors.values():
         num_parameters += tensor.numel()
@@ -56,12 +56,14 @@ def report_lines(inspection: Inspection) -> Iterator[str]:
             yield f"    {part.dimensions}"
     yield "  metadata:" if inspection.metadata else "  no metadata"
     for key, value in sorted(inspection.metadata.items()):
-        shown = value if len(value) <= _MAX_VALUE_LENGTH else f"{value[:_MAX_VALUE_LENGTH]}... ({len(value)} letters)"
+        shown = (
+            value if len(value) <= _MAX_VALUE_LENGTH else f"{value[:_MAX_VALUE_LENGTH]}... ({len(value)} characters)"
+        )
         yield f"    {key}: {shown}"
 
 
 def _short(number: int) -> str:
-    """1234567 as "1.23 M", with a unit or a blank behind it."""
+    """1234567 as "1.23 M", with a unit or a space at the end."""
     for size, unit in _UNITS:
         if number >= size:
             return f"{number / size:.2f} {unit}"

@@ -1,4 +1,4 @@
-"""Tensors that are read when they are asked for, and not kept: so that a model is never in memory twice."""
+"""Tensors that are read on access and not kept, so that a model is never in memory twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class LazyTensors(Mapping[str, torch.Tensor]):
-    """Names with what reads, or computes, the tensor of each."""
+    """A mapping of names to tensors, each read or computed on access."""
 
     def __init__(self, readers: Mapping[str, Callable[[], torch.Tensor]]):
         self._readers = dict(readers)
@@ -27,12 +27,12 @@ class LazyTensors(Mapping[str, torch.Tensor]):
 
 
 def renamed(tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> LazyTensors:
-    """`tensors` under other names: `names` maps each new name to the old one; what it leaves out is left out."""
+    """`tensors` under other names: `names` maps each new name to the old one; others are dropped."""
     return LazyTensors({new: _Item(tensors, old) for new, old in names.items()})
 
 
 class _Item:
-    """One tensor of a mapping, read anew each time."""
+    """One tensor of a mapping, read on each call."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], key: str):
         self._tensors = tensors

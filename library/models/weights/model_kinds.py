@@ -1,4 +1,4 @@
-"""What a model is, told from the names in it: Stable Diffusion 1.x, 2.x, or something else. Standard library only."""
+"""Detects what a model is from its keys: Stable Diffusion 1.x, 2.x, or something else. Standard library only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT_PREFIX_V2 = "cond_stage_model.model."
 DIFFUSERS_VAE_MARK = "encoder.down_blocks."
 PLAIN_VAE_MARK = "encoder.down."
 
-_WRAPPERS = ("state_dict.", "model.", "module.")  # what programs put in front of all keys
+_WRAPPERS = ("state_dict.", "model.", "module.")  # prefixes that programs add to all keys
 _BARE_TEXT = "transformer.text_model."
 _PARTS = ("unet", "vae", "text_encoder")
 _OTHER_PARTS = ("text_encoder_2", "transformer", "prior", "image_encoder")
@@ -25,14 +25,14 @@ _MODEL_INDEX = "model_index.json"
 
 @dataclass(frozen=True)
 class OtherKind:
-    """What is not a Stable Diffusion 1.x or 2.x model: a phrase, and the family's name where it is another family."""
+    """What a file that is not Stable Diffusion 1.x or 2.x is: a phrase, and the name where it is another family."""
 
     phrase: str
     family: str | None = None
 
 
 def usual_keys(keys: Iterable[str]) -> dict[str, str]:
-    """The keys that Stable Diffusion files usually have -> those given, which may have something before them."""
+    """The keys that Stable Diffusion files usually have -> those given, which may have a prefix."""
     names = {key: key for key in keys}
     for front in _WRAPPERS:
         if not _has(names, UNET_PREFIX) and _has(names, front + UNET_PREFIX):
@@ -43,12 +43,12 @@ def usual_keys(keys: Iterable[str]) -> dict[str, str]:
 
 
 def is_v1(keys: Collection[str]) -> bool:
-    """Whether these are the usual keys of an SD 1.x file, or the larger part of one."""
+    """Whether these are the usual keys of an SD 1.x file, or most of one."""
     return _has(keys, UNET_PREFIX) and _has(keys, TEXT_PREFIX_V1)
 
 
 def is_v2(keys: Collection[str]) -> bool:
-    """Whether these are the usual keys of an SD 2.x file, or the larger part of one."""
+    """Whether these are the usual keys of an SD 2.x file, or most of one."""
     return _has(keys, UNET_PREFIX) and _has(keys, TEXT_PREFIX_V2)
 
 
@@ -73,7 +73,7 @@ def kind_of_keys(keys: Collection[str]) -> OtherKind | None:
         if _has(usual, *signs):
             return kind
     first = ", ".join(list(keys)[:3])
-    return OtherKind(f"not a model of a known family; it lacks the keys {UNET_PREFIX}*, and has {first}, ...")
+    return OtherKind(f"not a model of a known family: it has no keys {UNET_PREFIX}*, but {first}, ...")
 
 
 def kind_of_folder(folder: Path) -> OtherKind | None:
@@ -87,9 +87,9 @@ def kind_of_folder(folder: Path) -> OtherKind | None:
     if (folder / "unet").is_dir() and (folder / "text_encoder_2").is_dir():
         return _family("Stable Diffusion XL")
     if pipeline and not pipeline.startswith("StableDiffusion"):
-        return OtherKind(f"a model for {pipeline}, which is not known")
+        return OtherKind(f"a model for {pipeline}, which is not supported")
     if (folder / "transformer").is_dir():
-        return OtherKind("a model with a transformer in the place of the U-Net")
+        return OtherKind("a model with a transformer instead of a U-Net")
     return None
 
 
@@ -98,7 +98,7 @@ def _has(keys: Iterable[str], *beginnings: str) -> bool:
 
 
 def _pipeline(folder: Path) -> str:
-    """The name of the pipeline that a folder says it is for; empty where it says none that can be read."""
+    """The pipeline class in a folder's model_index.json; empty where there is none."""
     try:
         index = json.loads((folder / _MODEL_INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -110,8 +110,8 @@ def _family(name: str) -> OtherKind:
     return OtherKind(f"{'an' if name.startswith('A') else 'a'} {name} model", name)
 
 
-def _in_front(*beginnings: str) -> tuple[str, ...]:
-    """Beginnings of a network's keys, by itself and in a file of a whole model."""
+def _with_prefix(*beginnings: str) -> tuple[str, ...]:
+    """Prefixes of a network's keys, alone and in a file of a whole model."""
     return tuple(front + beginning for beginning in beginnings for front in ("", UNET_PREFIX))
 
 
@@ -121,24 +121,24 @@ _EMBEDDING = OtherKind("a textual inversion embedding")
 _VAE = OtherKind("a VAE alone")
 _TEXT_ENCODER = OtherKind("a text encoder alone")
 _CONTROL_NET = OtherKind("a ControlNet")
-# beginnings of keys in files of other kinds; the first that is found tells, so that what is special stands first
+# prefixes of keys in files of other kinds; the first match counts, so specific ones come first
 _SIGNS: tuple[tuple[tuple[str, ...], OtherKind], ...] = (
     (("lora_", "lycoris_"), _ADAPTER),
     ((f"{UNET_PREFIX}input_blocks.1.0.time_stack.",), _family("Stable Video Diffusion")),
     (("conditioner.embedders.",), _family("Stable Diffusion XL")),
-    (_in_front("joint_blocks."), _family("Stable Diffusion 3")),
-    (_in_front("txt_in.individual_token_refiner."), _family("HunyuanVideo")),
-    (_in_front("distilled_guidance_layer."), _family("Chroma")),
-    (_in_front("single_stream_modulation."), _family("FLUX.2")),
-    (_in_front("early_stream_modulations."), _family("FLUX.3")),
-    (_in_front("double_stream_blocks."), _family("HiDream")),
-    (_in_front("double_blocks."), _family("FLUX")),
-    (_in_front("double_layers.0.attn.w1q."), _family("AuraFlow")),
-    (_in_front("layers.0.adaLN_modulation.0."), _family("Z-Image")),
-    (_in_front("cap_embedder."), _family("Lumina")),
-    (_in_front("blocks.0.cross_attn.q_linear."), _family("Sana")),
-    (_in_front("head.modulation"), _family("Wan")),
-    (_in_front("patchify_proj."), _family("LTX-Video")),
+    (_with_prefix("joint_blocks."), _family("Stable Diffusion 3")),
+    (_with_prefix("txt_in.individual_token_refiner."), _family("HunyuanVideo")),
+    (_with_prefix("distilled_guidance_layer."), _family("Chroma")),
+    (_with_prefix("single_stream_modulation."), _family("FLUX.2")),
+    (_with_prefix("early_stream_modulations."), _family("FLUX.3")),
+    (_with_prefix("double_stream_blocks."), _family("HiDream")),
+    (_with_prefix("double_blocks."), _family("FLUX")),
+    (_with_prefix("double_layers.0.attn.w1q."), _family("AuraFlow")),
+    (_with_prefix("layers.0.adaLN_modulation.0."), _family("Z-Image")),
+    (_with_prefix("cap_embedder."), _family("Lumina")),
+    (_with_prefix("blocks.0.cross_attn.q_linear."), _family("Sana")),
+    (_with_prefix("head.modulation"), _family("Wan")),
+    (_with_prefix("patchify_proj."), _family("LTX-Video")),
     (("clip_txt_mapper.", "down_blocks.1.0.channelwise."), _family("Stable Cascade")),
     (("control_model.", "controlnet_cond_embedding."), _CONTROL_NET),
     (("down_blocks.0.motion_modules.",), OtherKind("a motion module (AnimateDiff)")),
@@ -148,7 +148,7 @@ _SIGNS: tuple[tuple[tuple[str, ...], OtherKind], ...] = (
     (("text_model.", "encoder.block.", TEXT_PREFIX), _TEXT_ENCODER),
     (("emb_params", "string_to_param", "clip_g", "IN01"), _EMBEDDING),
 )
-# beginnings of the names of other families' pipelines in Diffusers
+# prefixes of other families' pipeline classes in Diffusers
 _PIPELINES = (
     ("StableDiffusionXL", "Stable Diffusion XL"),
     ("StableDiffusion3", "Stable Diffusion 3"),

@@ -12,34 +12,34 @@ from dataclasses import dataclass
 from library.models.options import MetadataOptions
 
 _PREFIX = "modelspec."
-# entries that are as the option --metadata_<entry> says
+# entries given by the option --metadata_<entry>
 _GIVEN = (
     "title", "author", "description", "license", "tags", "usage_hint", "merged_from", "trigger_phrase", "preprocessor",
     "is_negative_embedding",
 )  # fmt: skip
-# entries that are of one file and no other
+# entries that describe one file and are not copied
 _OF_ONE_FILE = ("format", "config_not_in_weights", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 
 
 @dataclass(frozen=True)
 class SpecifiedModel:
-    """What the specification asks of a model. `resolution` is (width, height)."""
+    """What the specification requires of a model. `resolution` is (width, height)."""
 
-    architecture: str  # "stable-diffusion-v1", with "/lora" behind it for an adapter
+    architecture: str  # "stable-diffusion-v1", with "/lora" appended for an adapter
     prediction_type: str  # "epsilon" or "v_prediction"
     resolution: tuple[int, int]
     implementation: str = "diffusers"
     clip_skip: int | None = None
-    timestep_range: tuple[int, int] | None = None  # what it was trained on, first and last, where not on all
+    timestep_range: tuple[int, int] | None = None  # first and last trained timestep, where not all were
 
 
 def specification_entries(
     model: SpecifiedModel, texts: MetadataOptions, *, title: str, earlier: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The entries of a file saved now.
+    """The entries for a file that is saved now.
 
-    `title` is that of a model without `--metadata_title`. `earlier`: the metadata of the file that this one is made
-    from, whose entries of the specification are kept where there are no new ones.
+    `title`: the default for `--metadata_title`. `earlier`: the metadata of the source file, whose entries of the
+    specification are kept where there are no new ones.
     """
     width, height = model.resolution
     entries: dict[str, str | None] = {
@@ -60,5 +60,5 @@ def specification_entries(
 
 
 def kept_entries(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Of a file's metadata, what is as true of a file that is made from it."""
+    """The entries of a file's metadata that still apply to a file converted from it."""
     return {key: value for key, value in metadata.items() if key not in _OF_ONE_FILE}

@@ -1,4 +1,4 @@
-"""Fills a module with weights, checking every name and shape, and says what is wrong in a line."""
+"""Fills a module with weights, checking every key and shape; errors name the first keys in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, listed
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -16,7 +16,7 @@ _NAMED_KEYS = 3
 
 
 def build_empty(build: Callable[[], ModuleT]) -> ModuleT:
-    """Builds a module without memory for its weights, which `fill_module` gives it."""
+    """Builds a module on the device "meta", without memory; `fill_module` gives it its weights."""
     with torch.device("meta"):
         return build()
 
@@ -24,8 +24,8 @@ def build_empty(build: Callable[[], ModuleT]) -> ModuleT:
 def fill_module(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source: str, part: str) -> None:
     """Gives an empty module its weights, as float32 copies; afterwards it is in eval mode and frozen.
 
-    `source` and `part` ("U-Net") stand in messages. Raises `UserError` for names that are lacking or not of the
-    module, and for tensors of another shape or kind.
+    `source` and `part` ("U-Net") are for messages. Raises `UserError` for missing and surplus keys, and for tensors of
+    another shape or type.
     """
     expected = module.state_dict()
     lacking = [name for name in expected if name not in tensors]
@@ -42,11 +42,13 @@ def fill_module(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, sourc
 
 
 def lacking_keys_error(source: str, part: str, lacking: Sequence[str], num_expected: int | None = None) -> UserError:
-    """The error for a file without some of its keys, of `num_expected` where that number is known."""
+    """The error for a file that lacks keys, of `num_expected` where that number is known."""
     if num_expected is None:
-        message = f"{source} lacks the {part}, or parts of it: {_listed(lacking)}"
+        message = f"{source} lacks the {part}, or parts of it: {listed(lacking, _NAMED_KEYS)}"
     else:
-        message = f"{source} lacks {len(lacking)} of the {num_expected} keys of the {part}: {_listed(lacking)}"
+        message = (
+            f"{source} lacks {len(lacking)} of the {num_expected} keys of the {part}: {listed(lacking, _NAMED_KEYS)}"
+        )
     return UserError(
         message,
         "the file is incomplete, or not a Stable Diffusion 1.x or 2.x model",
@@ -56,22 +58,18 @@ def lacking_keys_error(source: str, part: str, lacking: Sequence[str], num_expec
 def surplus_keys_error(source: str, part: str, surplus: Sequence[str]) -> UserError:
     """The error for a file that holds more of a part than Stable Diffusion 1.x and 2.x have."""
     return UserError(
-        f"{source} holds {len(surplus)} keys that the {part} does not have: {_listed(surplus)}",
+        f"{source} holds {len(surplus)} keys that the {part} does not have: {listed(surplus, _NAMED_KEYS)}",
         "the file is damaged, or a variant that is not Stable Diffusion 1.x or 2.x",
     )
 
 
-def _listed(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:_NAMED_KEYS]) + (", ..." if len(keys) > _NAMED_KEYS else "")
-
-
 def _float32_copy(tensor: torch.Tensor, shape: Iterable[int], name: str) -> torch.Tensor:
     if not tensor.is_floating_point():
-        raise UserError(f"{name} holds {tensor.dtype}, not floating-point numbers", "use a model that is not quantised")
+        raise UserError(f"{name} is {tensor.dtype}, not floating-point", "use a model that is not quantised")
     if tuple(tensor.shape) != tuple(shape):
         raise UserError(
-            f"{name} has the shape {tuple(tensor.shape)} where {tuple(shape)} belongs",
+            f"{name} has the shape {tuple(tensor.shape)} instead of {tuple(shape)}",
             "the file is damaged, or its configuration is that of another model",
         )
-    # a copy always: the tensor given may be a view of a file that somebody replaces meanwhile
+    # always a copy: the tensor may be a memory-mapped view of a file that is replaced later
     return torch.empty(tuple(shape), dtype=torch.float32).copy_(tensor)

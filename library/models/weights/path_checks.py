@@ -1,4 +1,4 @@
-"""What can be said of a model's path without reading its weights. Standard library only, so that it answers at once."""
+"""Checks of a model's path without reading its weights. Standard library only, so that they are instant."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ FLAG = "--pretrained_model_name_or_path"
 VAE_FLAG = "--vae"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _DOWNLOAD_AGAIN = "copy or download it again"
-_KNOWN = "this program knows Stable Diffusion 1.x and 2.x: give a model of these"
+_KNOWN = "this program supports Stable Diffusion 1.x and 2.x: give such a model"
 
 
 def model_problems(options: ModelOptions) -> list[UserError]:
-    """All that is visibly wrong with the paths of the model and of `--vae`.
+    """Problems of the paths of the model and of `--vae`.
 
-    Looks at names, sizes and the headers of .safetensors files. An absent option is left to the parser, which knows
-    that it is required; what may be a name on the Hub is left to loading.
+    Checks names, sizes and the headers of .safetensors files. A missing option is reported by the parser; what may be
+    a name on the Hub is checked when it is loaded.
     """
     problems = []
     model, vae = options.pretrained_model_name_or_path, options.vae
@@ -54,10 +54,10 @@ def model_problems(options: ModelOptions) -> list[UserError]:
 
 
 def other_family(path: str) -> str | None:
-    """The name of the model family at `path` where it is not Stable Diffusion 1.x or 2.x, as far as names in it tell.
+    """The name of the model family at `path` where its keys show that it is not Stable Diffusion 1.x or 2.x.
 
-    None for Stable Diffusion 1.x and 2.x, for what is no whole model, and where it cannot be told at once: pickles,
-    names on the Hub, files that are damaged.
+    None for Stable Diffusion 1.x and 2.x, for what is not a whole model, and where headers do not show it: pickles,
+    names on the Hub, damaged files.
     """
     kind = _other_kind(Path(path))
     return None if kind is None else kind.family
@@ -71,7 +71,7 @@ def _other_kind(path: Path) -> OtherKind | None:
 
 
 def _safetensors_keys(path: Path) -> Collection[str] | None:
-    """The names of the tensors of a whole .safetensors file; None for other files."""
+    """The keys of a valid .safetensors file; None for other files."""
     if path.suffix.lower() != SAFETENSORS_ENDING:
         return None
     try:
@@ -122,7 +122,7 @@ def find_weights(folder: Path, part: str) -> Path | None:
 
 
 def safetensors_problem(path: Path) -> str | None:
-    """What the header and size of a .safetensors file show to be wrong with it: a phrase, None when all is well."""
+    """What is wrong with a .safetensors file, by its header and size: a phrase, or None."""
     try:
         read_header(path)
     except HeaderError as error:
@@ -144,9 +144,9 @@ def _file_problems(flag: str, path: Path) -> list[UserError]:
 
 
 def weight_file_problem(path: Path) -> str | None:
-    """What is visibly wrong with a file of weights of either kind: a phrase, None when all is well."""
+    """What is wrong with a file of weights, by its header or size: a phrase, or None."""
     if not os.access(path, os.R_OK):
-        return "may not be read"
+        return "is not readable"
     if path.suffix.lower() == SAFETENSORS_ENDING:
         return safetensors_problem(path)
     return "is empty (0 bytes)" if path.stat().st_size == 0 else None

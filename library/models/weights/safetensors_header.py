@@ -1,4 +1,4 @@
-"""The header of a .safetensors file: what tensors it holds, and where. Standard library only, to answer at once.
+"""The header of a .safetensors file: its tensors and their offsets. Standard library only, so that it is fast.
 
 Format: 8 bytes little-endian length, that many bytes of JSON, then the data of all tensors without gaps.
 """
@@ -32,7 +32,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class SafetensorsHeader:
-    """What a file says of itself."""
+    """The tensors and the metadata of a file."""
 
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
@@ -54,7 +54,7 @@ def read_header(path: Path) -> SafetensorsHeader:
         if header_size > _MAX_HEADER_BYTES:
             raise HeaderError("is not a safetensors file: its first 8 bytes are not the length of a header")
         if header_size > size - 8:
-            raise HeaderError(f"is cut off within its header: {size} bytes, the header alone takes {8 + header_size}")
+            raise HeaderError(f"is cut off within its header: {size} bytes, the header alone has {8 + header_size}")
         text = file.read(header_size)
     try:
         document = json.loads(text)
@@ -78,12 +78,12 @@ def _check(tensors: dict[str, TensorEntry], data_start: int, size: int) -> None:
     position = data_start
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.dtype not in _ITEM_BITS:
-            raise HeaderError(f"holds numbers of a kind that is not known: {name} is {entry.dtype}")
+            raise HeaderError(f"holds an unknown data type: {name} is {entry.dtype}")
         num_bytes = math.prod(entry.shape) * _ITEM_BITS[entry.dtype] // 8
         if entry.start != position or entry.end - entry.start != num_bytes:
             raise HeaderError(f"is damaged: its header contradicts itself at {name}")
         position = entry.end
     if size < position:
-        raise HeaderError(f"is cut off: {size} bytes where its header speaks of {position}")
+        raise HeaderError(f"is cut off: {size} bytes where its header describes {position}")
     if size > position:
-        raise HeaderError(f"is damaged: {size} bytes where its header speaks of {position}")
+        raise HeaderError(f"is damaged: {size} bytes where its header describes {position}")

@@ -1,4 +1,4 @@
-"""Writes files of weights tensor by tensor, so that a model is never in memory twice because it is saved."""
+"""Writes files of weights tensor by tensor, so that saving needs no second copy of a model in memory."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _HEADER_ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as a file is to hold it, made when it is written: `pieces` one above the other, in another shape."""
+    """A tensor for a file, made when it is written: `pieces` concatenated, in the given shape and data type."""
 
     pieces: tuple[torch.Tensor, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     def make(self) -> torch.Tensor:
-        """The tensor, on the CPU; not a copy where none is needed."""
+        """The tensor, on the CPU; copied only if needed."""
         pieces = [piece.detach().to("cpu", self.dtype) for piece in self.pieces]
         whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return whole.reshape(self.shape).contiguous()
@@ -40,16 +40,16 @@ class StoredTensor:
 
 
 def stored(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> StoredTensor:
-    """A tensor in another precision, which integers do not take on, and in `shape` if that is given."""
+    """A tensor to be stored as `dtype` (integers keep theirs), in `shape` if that is given."""
     kept = dtype if tensor.is_floating_point() else tensor.dtype
     return StoredTensor((tensor,), tuple(tensor.shape) if shape is None else shape, kept)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> None:
-    """Writes a .safetensors file, holding one tensor at a time beside those given.
+    """Writes a .safetensors file, with one converted tensor in memory at a time.
 
-    The layout is that of the format's description: the length of the header (8 bytes), the header (JSON, padded with
-    blanks), the data without gaps. Wide data types come first, so that all are aligned. `modelspec.hash_sha256`, the
+    The layout of the format: the length of the header (8 bytes), the header (JSON, padded with
+    spaces), the data without gaps. Wide data types come first, so that all are aligned. `modelspec.hash_sha256`, the
     SHA-256 of the data, is added; it is known at the end, so the header is written again then, with the same length.
     Raises `OSError` when the file cannot be written.
     """
@@ -65,7 +65,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], metadata:
         }
         offset = end
     with open(path, "wb") as file:
-        # "format" is asked for by readers of older versions of transformers
+        # older versions of transformers require "format"
         texts = {"format": "pt", **metadata}
         _write_header(file, {**texts, HASH_ENTRY: _NO_HASH}, entries)
         digest = hashlib.sha256()
@@ -86,18 +86,18 @@ def _write_header(file: BinaryIO, metadata: Mapping[str, str], entries: Mapping[
 def write_pickle(path: Path, contents: Mapping[str, Any]) -> None:
     """Writes a PyTorch file; `StoredTensor`s in `contents`, at its first or second level, become tensors.
 
-    What needs another precision is in memory twice meanwhile: PyTorch writes a file from tensors that are there.
+    Tensors that change precision are in memory twice meanwhile: PyTorch writes from tensors in memory.
     Raises `OSError` when the file cannot be written.
     """
     try:
         torch.save({key: _made(value) for key, value in contents.items()}, path)
-    except RuntimeError as error:  # what PyTorch makes of a full disk
+    except RuntimeError as error:  # PyTorch's error for a full disk
         raise OSError(first_line(error)) from error
 
 
 def _made(value: Any) -> Any:
     if isinstance(value, StoredTensor):
         tensor = value.make()
-        # PyTorch writes all that lies behind a view
+        # PyTorch writes the whole storage of a view
         return tensor if tensor.untyped_storage().nbytes() == value.num_bytes else tensor.clone()
     return {key: _made(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value

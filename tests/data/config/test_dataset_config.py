@@ -386,7 +386,7 @@ def test_json_says_the_same_as_toml(tmp_path: Path, name: str, start: str) -> No
         ('{\n "datasets": [}\n', "line 2, column 15"),
         ("[]", "not a table"),
         ("resolution = 3", "line 1, column 1"),
-        ('{"datasets": [], "datasets": []}', '"datasets" stands there twice'),
+        ('{"datasets": [], "datasets": []}', '"datasets" is there twice'),
     ],
 )
 def test_a_mistake_in_json_has_line_and_column(tmp_path: Path, text: str, named: str) -> None:

@@ -276,7 +276,7 @@ def test_a_unet_with_more_than_stable_diffusion_has_is_refused(tiny_v1, stabilit
 def test_a_tensor_of_another_shape_is_named(tiny_v1, stability_layout, tmp_path):
     tensors = stability_layout(tiny_v1)
     tensors["model.diffusion_model.middle_block.1.norm.weight"] = torch.zeros(63)
-    with pytest.raises(UserError, match=r"mid_block.attentions.0.norm.weight has the shape \(63,\) where \(64,\)"):
+    with pytest.raises(UserError, match=r"mid_block.attentions.0.norm.weight has the shape \(63,\) instead of \(64,\)"):
         load_with(tensors, tmp_path / "some.safetensors")
 
 

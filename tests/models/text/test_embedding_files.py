@@ -152,7 +152,7 @@ def _uneven(path):
         (lambda path: _of_numbers(path, torch.ones(2, 8, dtype=torch.int64)), "emb_params is torch.int64"),
         (lambda path: _of_numbers(path, torch.ones(2, 8, 1)), r"emb_params is torch.float32 of shape \(2, 8, 1\)"),
         (lambda path: _of_numbers(path, torch.full((2, 8), torch.nan)), "holds NaN or inf"),
-        (_code, "x.pt is refused: beside tensors it holds code"),
+        (_code, "x.pt is refused: it is a pickle with code"),
         (_uneven, "its layers have different numbers of vectors"),
         (lambda path: image_with(path, "no base64!"), "its text sd-ti-embedding is damaged"),
         (lambda path: image_with(path, encoded({"*": [1, 2]})), "its text sd-ti-embedding is damaged"),

@@ -97,4 +97,4 @@ def test_a_model_in_another_layout_is_refused(caller: Caller, tmp_path: Path) ->
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.ckpt").write_bytes(b"x")
     caller.hub.add_folder("someone/tiny", tmp_path / "other")
-    assert "not in the layout of Diffusers" in caller.local_path("someone/tiny")
+    assert "not in the Diffusers layout" in caller.local_path("someone/tiny")

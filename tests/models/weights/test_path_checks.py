@@ -153,7 +153,7 @@ def test_a_file_of_another_family_is_told_with_the_other_mistakes(tmp_path):
         ("encoder.down_blocks.0.resnets.0.norm1.weight", "is a VAE alone"),
         ("model.diffusion_model.out.2.bias", "is a U-Net without a text encoder"),
         ("down_blocks.0.resnets.0.norm1.weight", "is a U-Net alone"),
-        ("anything", "is not a model of a known family; it lacks the keys model.diffusion_model.*, and has anything"),
+        ("anything", "is not a model of a known family: it has no keys model.diffusion_model.*, but anything"),
     ],
 )
 def test_a_file_that_is_no_whole_model_is_told_from_its_header(tmp_path, key, words):
@@ -198,7 +198,7 @@ def test_a_folder_for_a_pipeline_that_is_not_known_is_told_with_its_name(tmp_pat
     folder = make_folder(tmp_path / "unnamed", None, "transformer")
     (folder / "model_index.json").write_text("[]")
     (problem,) = problems_of(folder)
-    assert "with a transformer in the place of the U-Net" in problem
+    assert "with a transformer instead of a U-Net" in problem
 
 
 @pytest.mark.parametrize("pipeline", ["StableDiffusionInpaintPipeline", "LatentConsistencyModelPipeline", None])
