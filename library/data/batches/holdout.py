@@ -23,15 +23,6 @@ Described = tuple[DatasetConfig, list[ImageRecord]]
 
 _MAX_NAMES_IN_WARNING = 5
 
-# held-out images are used without augmentation, with their whole caption
-_WITHOUT_AUGMENTATION = {
-    "num_repeats": 1,
-    "color_aug": False,
-    "flip_aug": False,
-    "face_crop_aug_range": None,
-    "random_crop": False,
-}
-
 
 def split_off(described: Sequence[Described]) -> tuple[list[Described], list[Described]]:
     """(training, held out): the datasets with their records, without empty ones.
@@ -105,7 +96,18 @@ def _warn_held_out_elsewhere(
 
 
 def _without_augmentation(config: DatasetConfig) -> DatasetConfig:
-    subsets = (replace(with_whole_captions(subset), **_WITHOUT_AUGMENTATION) for subset in config.subsets)
+    """Held-out images are used without augmentation, with their whole caption."""
+    subsets = (
+        replace(
+            with_whole_captions(subset),
+            num_repeats=1,
+            color_aug=False,
+            flip_aug=False,
+            face_crop_aug_range=None,
+            random_crop=False,
+        )
+        for subset in config.subsets
+    )
     return replace(config, subsets=tuple(subsets))
 
 

@@ -188,9 +188,9 @@ class EpochBatches(Sequence[MicroBatch]):
         """
         self._epoch = epoch
         # memory views return Python numbers, several times faster than arrays
-        self._items = memoryview(np.ascontiguousarray(items, dtype=np.int64))
-        self._starts = memoryview(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        self._dataset_indices = memoryview(np.ascontiguousarray(dataset_indices, dtype=np.int64))
+        self._items = np.ascontiguousarray(items, dtype=np.int64).data
+        self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64).data
+        self._dataset_indices = np.ascontiguousarray(dataset_indices, dtype=np.int64).data
 
     def __len__(self) -> int:
         return len(self._dataset_indices)
@@ -272,10 +272,9 @@ class TrainingData:
                     key = dataset.latent_key(index, flipped)
                     placement = key.placement
                     # what differs most comes first: comparing the keys themselves takes several times as long
-                    order = (key.path, placement.resized, flipped, placement.crop, key.image_size, key.mtime_ns)
-                    order += (key.alpha_is_mask, key.interpolation or "", key.prepared_path or "")
-                    order += (key.mask_path or "",)
-                    by_bucket.setdefault(placement.bucket, {})[order] = key
+                    image = (key.path, placement.resized, flipped, placement.crop, key.image_size, key.mtime_ns)
+                    rest = (key.alpha_is_mask, key.interpolation or "", key.prepared_path or "", key.mask_path or "")
+                    by_bucket.setdefault(placement.bucket, {})[image + rest] = key
         return [keys[order] for _, keys in sorted(by_bucket.items()) for order in sorted(keys)]
 
     @property

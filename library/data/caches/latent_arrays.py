@@ -41,6 +41,7 @@ def opened_arrays(path: str | os.PathLike[str]) -> Iterator[Mapping[str, np.ndar
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise ValueError("a single array, not an .npz file")
     with file:
+        assert file.zip is not None  # the file is open
         # other compressions, which a corrupt file can seem to have, raise errors of optional modules
         if any(info.compress_type not in _COMPRESSIONS for info in file.zip.infolist()):
             raise ValueError("unknown compression")

@@ -60,6 +60,7 @@ def check_prepared(keys: Iterable[LatentKey]) -> None:
 
 
 def _not_found(path: Path, key: LatentKey) -> UserError:
+    assert key.prepared_path is not None
     if key.flipped and os.path.exists(key.prepared_path):
         hint = "make them with --flip_aug too, or remove flip_aug here"
         return UserError(f"flip_aug: legacy .npz latents of the flipped image not found: {path}", hint)

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,8 @@ def write_text_outputs(image: str, states: Mapping[str, np.ndarray], encoder: st
 
     Raises `UserError` if the folder is not writable.
     """
-    path, arrays = text_cache_path(image), {}
+    path = text_cache_path(image)
+    arrays: dict[str, Any] = {}
     for number, (caption, each) in enumerate(states.items()):
         arrays[f"{_HIDDEN_STATES}{number}"] = np.asarray(each, dtype=np.float32)
         arrays[f"{_MADE_FROM}{number}"] = np.array(_made_from(caption, encoder))

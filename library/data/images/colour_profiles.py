@@ -34,14 +34,20 @@ def _converter(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image
         expected = _MODES.get(opened.profile.xcolor_space.strip())
         if expected == mode == "L":
             return _grey_converter(opened)
-        if expected != mode and (mode, expected) != ("L", "RGB"):
+        if expected is None or (expected != mode and (mode, expected) != ("L", "RGB")):
             return None
         transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), expected, "RGB")
         if expected == "RGB" and _is_identity(transform):
             return None
     except _PROFILE_ERRORS:
         return None
-    return lambda image: ImageCms.applyTransform(image.convert(expected), transform)
+    return lambda image: _transformed(image.convert(expected), transform)
+
+
+def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    result = ImageCms.applyTransform(image, transform)
+    assert result is not None  # None only with inPlace
+    return result
 
 
 def _grey_converter(profile: ImageCms.ImageCmsProfile) -> Callable[[Image.Image], Image.Image]:

@@ -123,6 +123,7 @@ def load_mask(key: LatentKey) -> np.ndarray:
     Its resolution may differ from the image's. Raises `UserError` naming the file if it cannot be decoded, or has
     another aspect ratio than the image.
     """
+    assert key.mask_path is not None
     red = decode_image(key.mask_path)[:, :, 0]
     (height, width), (image_width, image_height) = red.shape, key.image_size
     if abs(width * image_height / (height * image_width) - 1) > _MOST_ASPECT_ERROR:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from library.cli.errors import UserError
 from library.data.images.image_headers import HEAD_LENGTH, size_from_head
@@ -70,6 +70,7 @@ _DAMAGE_ERRORS = (
     zlib.error,
 )
 
+_UPRIGHT = 1
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -96,7 +97,7 @@ class UnreadableImage(UserError):
 
 
 @contextmanager
-def opened_image(path: str) -> Iterator[Image.Image]:
+def opened_image(path: str) -> Iterator[ImageFile.ImageFile]:
     """The image, opened but not yet decoded. Errors of its reader in the block become `UnreadableImage`.
 
     Raises `UserError` if the library that reads this format is not installed.
@@ -149,7 +150,7 @@ def exif_transpose(image: Image.Image) -> Image.Transpose | None:
     if image.format == "JXL" and not getattr(image, "jpeg", False):
         return None  # ISO 18181-2: it is upright when decoded, its EXIF orientation is for information
     # the method of the base class: that of PNG images would decode the whole file to find EXIF data after the pixels
-    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, _UPRIGHT)
     return _TRANSPOSE.get(orientation)
 
 

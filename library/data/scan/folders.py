@@ -39,7 +39,7 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_unreadable: boo
     other_endings = _other_endings(pairs, entries)
     del entries  # as large as everything kept of the images
     scanned = scan_files(
-        subset.image_dir,
+        _image_dir(subset),
         pairs,
         all_lines=subset.enable_wildcard,
         use_index=subset.cache_info,
@@ -49,8 +49,14 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_unreadable: boo
         pairs, scanned = _skip_unreadable(subset, pairs, scanned)
     raise_together(each for each in scanned if isinstance(each, UserError))
     _report_missing_captions(subset, pairs, other_endings)
-    _warn_empty_captions(subset, pairs, scanned)
-    return _make_records(subset, subset_index, pairs, scanned)
+    images = [each for each in scanned if isinstance(each, ScannedImage)]
+    _warn_empty_captions(subset, pairs, images)
+    return _make_records(subset, subset_index, pairs, images)
+
+
+def _image_dir(subset: SubsetConfig) -> str:
+    assert subset.image_dir is not None  # a subset without a metadata file has one
+    return subset.image_dir
 
 
 def with_masks(subset: SubsetConfig, records: list[ImageRecord]) -> list[ImageRecord]:
@@ -100,7 +106,7 @@ def _list_folder(subset: SubsetConfig, key: _FolderKey = "image_dir") -> set[str
 
 
 def _no_images(subset: SubsetConfig, entries: set[str]) -> NoImages:
-    folder = Path(subset.image_dir)
+    folder = Path(_image_dir(subset))
     hint = f"put images ({' '.join(IMAGE_ENDINGS)}) directly in it"
     below = next((child.name for child in sorted(folder.iterdir()) if child.is_dir() and _contains_images(child)), None)
     if below is not None:
@@ -133,8 +139,8 @@ def _pair_with_captions(names: Sequence[str], entries: set[str], extension: str)
 
 
 def _skip_unreadable(
-    subset: SubsetConfig, pairs: Sequence[Pair], scanned: Sequence[Scanned]
-) -> tuple[Sequence[Pair], Sequence[Scanned]]:
+    subset: SubsetConfig, pairs: list[Pair], scanned: list[Scanned]
+) -> tuple[list[Pair], list[Scanned]]:
     unreadable = [index for index, each in enumerate(scanned) if _is_unreadable(each)]
     if not unreadable:
         return pairs, scanned
@@ -185,34 +191,30 @@ def _report_missing_captions(subset: SubsetConfig, pairs: Sequence[Pair], other_
     )  # fmt: skip
 
 
-def _warn_empty_captions(subset: SubsetConfig, pairs: Sequence[Pair], scanned: Sequence[Scanned]) -> None:
-    empty = [
-        file
-        for (_, file), each in zip(pairs, scanned, strict=True)
-        if file is not None and isinstance(each, ScannedImage) and not each.caption
-    ]
+def _warn_empty_captions(subset: SubsetConfig, pairs: Sequence[Pair], images: Sequence[ScannedImage]) -> None:
+    empty = [file for (_, file), each in zip(pairs, images, strict=True) if file is not None and not each.caption]
     if empty:
         logger.warning("%s: %d empty captions: %s", subset.image_dir, len(empty), listed(empty, _MAX_NAMES_IN_WARNING))
 
 
 def _make_records(
-    subset: SubsetConfig, subset_index: int, pairs: Sequence[Pair], scanned: Sequence[Scanned]
+    subset: SubsetConfig, subset_index: int, pairs: Sequence[Pair], images: Sequence[ScannedImage]
 ) -> list[ImageRecord]:
-    folder, without_file = os.path.join(subset.image_dir, ""), subset.class_tokens or ""
+    folder, without_file = os.path.join(_image_dir(subset), ""), subset.class_tokens or ""
     sizes: dict[Size, Size] = {}  # one object per size: there are few sizes and many images
     num_repeats, is_reg = subset.num_repeats, subset.is_reg
     return [
         ImageRecord(
             name,
             folder + name,
-            sizes.setdefault(scanned_image.size, scanned_image.size),
-            scanned_image.mtime_ns,
-            without_file if scanned_image.caption is None else scanned_image.caption,
+            sizes.setdefault(image.size, image.size),
+            image.mtime_ns,
+            without_file if image.caption is None else image.caption,
             num_repeats,
             subset_index,
             is_reg,
         )
-        for (name, _), scanned_image in zip(pairs, scanned, strict=True)
+        for (name, _), image in zip(pairs, images, strict=True)
     ]
 
 

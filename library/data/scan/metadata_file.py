@@ -251,7 +251,8 @@ def _make_records(
         problems.append(_images_not_found(subset, missing))
     headers = _read_headers([each.path for each in found if each.exists], subset.cache_info, skip_unreadable)
     root = None if subset.image_dir is None else os.path.join(os.path.abspath(subset.image_dir), "")
-    records, unreadable = [], []
+    records: list[ImageRecord] = []
+    unreadable: list[UserError] = []
     for each in found:
         header = headers[each.path] if each.exists else _header_of_missing(each)
         if isinstance(header, UserError):

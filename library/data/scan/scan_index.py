@@ -56,7 +56,8 @@ class IndexHits(NamedTuple):
 
 
 _State = tuple[int, int, int, int]  # mtime and size of an image, then of its caption file
-_UNKNOWN = (None, None, None)
+_Row = tuple[Pair | None, _State | None, ScannedImage | None]  # of the index
+_UNKNOWN: _Row = (None, None, None)
 
 
 class _Block(NamedTuple):
@@ -184,9 +185,10 @@ def _match(pairs: Sequence[Pair], states: Iterator[_State], blocks: Iterable[_Bl
         num_known += len(block.pairs)
         end = bisect.bisect_right(pairs, block.pairs[-1][0], lo=len(images), key=operator.itemgetter(0))
         here = pairs[len(images) : end]
-        rows = zip(block.pairs, block.states, block.images, strict=True)
+        own_rows = zip(block.pairs, block.states, block.images, strict=True)
+        rows: Iterable[_Row] = own_rows
         if here != block.pairs:  # images were added or removed
-            known = {pair[0]: (pair, state, each) for pair, state, each in rows}
+            known = {pair[0]: (pair, state, each) for pair, state, each in own_rows}
             rows = (known.get(name, _UNKNOWN) for name, _ in here)
         images += [
             each if pair == known_pair and state == known_state else None

@@ -39,13 +39,13 @@ def scan_files(
         return list(map_in_chunks(read, pairs, pool_from))
     started = time.time_ns()
     known, has_stale = read_index(folder, pairs, all_lines)
-    unknown = [index for index, each in enumerate(known) if each is None]
-    found: list[Scanned] = list(known)
-    for index, each in zip(unknown, map_in_chunks(read, [pairs[index] for index in unknown], pool_from), strict=True):
-        found[index] = each
-    has_changes = has_stale or any(isinstance(found[index], ScannedImage) for index in unknown)
+    unknown = [pair for pair, each in zip(pairs, known, strict=True) if each is None]
+    scanned = list(map_in_chunks(read, unknown, pool_from))
+    in_turn = iter(scanned)
+    found = [next(in_turn) if each is None else each for each in known]
+    has_changes = has_stale or any(isinstance(each, ScannedImage) for each in scanned)
     tolerated = (ScannedImage, UnreadableImage) if skip_unreadable else ScannedImage
-    if has_changes and all(isinstance(found[index], tolerated) for index in unknown):
+    if has_changes and all(isinstance(each, tolerated) for each in scanned):
         write_index(
             folder, pairs, [each if isinstance(each, ScannedImage) else None for each in found], all_lines, started
         )
