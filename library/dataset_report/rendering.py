@@ -77,10 +77,10 @@ def _to_image(image: TrainedImage) -> Image.Image:
 
 
 def _figure(image: TrainedImage, caption: str, side: int) -> str:
-    image = _to_image(image)
-    size = image.size
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return _tag(image, size, caption, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    shown = _to_image(image)
+    size = shown.size
+    shown.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _tag(shown, size, caption, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
 
 
 def _mask_figure(mask: np.ndarray, size: tuple[int, int]) -> str:
