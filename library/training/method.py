@@ -24,18 +24,18 @@ class ParamGroup:
 
 
 class TrainingMethod(Protocol):
-    """What is trained on a model family: an adapter, the whole model, new words.
+    """What is trained on a model family: an adapter network (LoRA), the whole model, an embedding.
 
-    The trainer calls `prepare` once, then the hooks; it never asks which method it has.
+    The trainer calls `attach` once, then the hooks; it never asks which method it has.
     """
 
     trains_text_encoders: bool  # gradients flow through them
-    trained_parts: frozenset[str]  # "unet", "text_encoder": whose own weights learn; a method with any saves the model
+    trained_parts: frozenset[str]  # "unet", "text_encoder": whose own weights are trained; a method with any saves the model
     architecture_suffix: str  # behind the model's architecture in `modelspec.architecture`: "/lora", or nothing
     ending: str  # of the files that `save` writes; empty for folders
 
     def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
-        """Creates what learns, in float32, on the CPU, or chooses it. New weights depend on `seed` alone."""
+        """Creates or selects the trained parameters, in float32, on the CPU. New weights depend on `seed` alone."""
 
     def param_groups(self) -> list[ParamGroup]: ...
 
@@ -51,7 +51,7 @@ class TrainingMethod(Protocol):
         """Writes the result as other programs read it, whole or not at all; `path` has the method's ending."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What learns, exactly, for resuming."""
+        """The trained parameters, exactly, for resuming."""
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None: ...
 

@@ -164,7 +164,7 @@ class Preflight:
                 hint="leave it out, or give --zero_stage 2; several processes share the work anyway",
             )
         else:
-            logger.warning("%s does nothing: what learns is small, and each process holds all of it", plan.flag)
+            logger.warning("%s does nothing: the trained parameters are few, and every process holds a full copy", plan.flag)
 
     def _check_objective(self, options: Options) -> Problems:
         loss = options[LossOptions]
@@ -211,7 +211,7 @@ class Preflight:
         if path is None:
             return ()
         if Path(path).suffix.lower() in (".toml", ".json"):
-            logger.warning("--sample_prompts %s: such files are not implemented yet; no samples are drawn", path)
+            logger.warning("--sample_prompts %s: such files are not implemented yet; no sample images are generated", path)
             return ()
         try:
             self._prompts = read_prompt_file(path)
@@ -219,7 +219,7 @@ class Preflight:
             if samples.draws_during_training:
                 raise
             # front ends name a file whether it is there or not
-            logger.warning("no samples are drawn: %s", error.message)
+            logger.warning("no sample images are generated: %s", error.message)
         return ()
 
     def _check_folders(self, options: Options) -> Problems:

@@ -188,11 +188,12 @@ def first_position(output: OutputOptions, plan: StepPlan, saved: Position) -> Po
 
     Raises `UserError` when that is behind the end of the run.
     """
-    if output.initial_step is None and output.initial_epoch is None:
-        return saved
-    flag, step = "--initial_step", output.initial_step
-    if step is None:
+    if output.initial_step is not None:
+        flag, step = "--initial_step", output.initial_step
+    elif output.initial_epoch is not None:
         flag, step = "--initial_epoch", (output.initial_epoch - 1) * plan.steps_per_epoch
+    else:
+        return saved
     if step >= plan.num_steps:
         raise UserError(
             f"{flag} begins behind step {step}, and the run has {plan.num_steps}",

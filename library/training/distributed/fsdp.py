@@ -58,7 +58,7 @@ class FSDP:
         names = {id(param): name for name, param in _named_params(modules)}
         names_in_groups = [[names[id(param)] for param in group.params] for group in groups]
         self._shard_modules(config)
-        self.groups = [
+        self.groups: Sequence[ParamGroup] = [
             replace(group, params=[module.get_parameter(name) for module, name in inside])
             for group, inside in zip(groups, names_in_groups, strict=True)
         ]
@@ -89,7 +89,7 @@ class FSDP:
         (loss * self._accelerator.num_processes).backward()  # FSDP averages the gradients
 
     def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
-        shards = [param.grad.to_local() for param in self._params if param.grad is not None]
+        shards = [_sharded(param.grad).to_local() for param in self._params if param.grad is not None]
         squares = torch.nn.utils.get_total_norm(shards).to(self._accelerator.device, torch.float32) ** 2
         if self._accelerator.num_processes > 1:
             squares = self._accelerator.reduce(squares, reduction="sum")
@@ -109,7 +109,7 @@ class FSDP:
         self.optimizer.zero_grad(set_to_none=True)
 
     def are_weights_finite(self) -> bool:
-        return are_all_finite([param.to_local() for param in self._params], self._accelerator)
+        return are_all_finite([_sharded(param).to_local() for param in self._params], self._accelerator)
 
     def gathered_weights(self) -> AbstractContextManager[None]:
         return swapped_weights(self._modules, self._gather_one, is_reader=self._accelerator.is_main_process)
@@ -118,7 +118,7 @@ class FSDP:
         """Sharded value -> full tensor on the device (all-gather)."""
         if not isinstance(value, DTensor):
             return value.detach()
-        shard = value.detach().to_local().to(self._accelerator.device)
+        shard = _sharded(value.detach()).to_local().to(self._accelerator.device)
         on_device = DTensor.from_local(
             shard, self._mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
         )
@@ -137,7 +137,7 @@ class FSDP:
 
     def _shard_one(self, index: int, value: torch.Tensor) -> torch.Tensor:
         shard = distribute_tensor(
-            value.to(self._accelerator.device), self._mesh, self._params[index].placements, src_data_rank=None
+            value.to(self._accelerator.device), self._mesh, _sharded(self._params[index]).placements, src_data_rank=None
         )
         return shard.cpu() if self._offloads else shard
 
@@ -159,6 +159,11 @@ def _named_params(modules: Sequence[nn.Module]) -> Iterator[tuple[tuple[nn.Modul
     for root in modules:
         for name, param in root.named_parameters(remove_duplicate=False):
             yield (root, name), param
+
+
+def _sharded(value: torch.Tensor) -> DTensor:
+    assert isinstance(value, DTensor)
+    return value
 
 
 def _units(config: FSDPConfig, modules: Sequence[nn.Module]) -> list[nn.Module]:

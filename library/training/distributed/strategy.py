@@ -249,11 +249,12 @@ def reduce_gradients(accelerator: Accelerator, params: list[torch.nn.Parameter])
         if param.grad is None:
             param.grad = torch.zeros_like(param)
     for bucket in _buckets(params):
-        total = accelerator.reduce(torch.cat([param.grad.flatten() for param in bucket]), reduction="sum")
+        grads = [param.grad for param in bucket if param.grad is not None]  # all have one now
+        total = accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), reduction="sum")
         start = 0
-        for param in bucket:
-            param.grad.copy_(total[start : start + param.numel()].view_as(param))
-            start += param.numel()
+        for grad in grads:
+            grad.copy_(total[start : start + grad.numel()].view_as(grad))
+            start += grad.numel()
 
 
 def _buckets(params: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:

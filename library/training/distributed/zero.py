@@ -173,6 +173,16 @@ def _fuse(optimizer: torch.optim.Optimizer) -> dict[str, None]:
     return {"fused": None}
 
 
+def _mapping_of(param: Any) -> Any:
+    """Where DeepSpeed keeps the optimizer states of a parameter; None if no part is in this process's shard."""
+    return param._hp_mapping
+
+
+def _whole_shape(param: Any) -> torch.Size:
+    """The shape of a parameter of which DeepSpeed leaves an empty tensor between its uses."""
+    return param.ds_shape
+
+
 class _StateShards:
     """Optimizer states in stages 1 and 2: one flat shard for each group, of its concatenated parameters."""
 
@@ -189,15 +199,17 @@ class _StateShards:
 
     def whole_state(self, param: nn.Parameter, key: str, flat: torch.Tensor) -> torch.Tensor:
         whole = torch.zeros(param.numel(), dtype=flat.dtype, device=param.device)
-        if param._hp_mapping is not None:  # part of it is in this process's shard
-            here, there = param._hp_mapping.lp_fragment_address, param._hp_mapping.get_hp_fragment_address()
+        mapping = _mapping_of(param)
+        if mapping is not None:
+            here, there = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
             whole.narrow(0, here.start, here.numel).copy_(flat.narrow(0, there.start, there.numel))
         torch.distributed.all_reduce(whole)
         return whole.view(param.shape)
 
     def put_state(self, param: nn.Parameter, key: str, flat: torch.Tensor, whole: torch.Tensor) -> None:
-        if param._hp_mapping is not None:
-            here, there = param._hp_mapping.lp_fragment_address, param._hp_mapping.get_hp_fragment_address()
+        mapping = _mapping_of(param)
+        if mapping is not None:
+            here, there = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
             flat.narrow(0, there.start, there.numel).copy_(whole.flatten().narrow(0, here.start, here.numel))
 
 
@@ -206,7 +218,7 @@ class _WeightShards:
 
     def __init__(self, zero: Any, params: Sequence[nn.Parameter]):
         self._zero = zero
-        self.shapes = [param.ds_shape for param in params]
+        self.shapes = [_whole_shape(param) for param in params]
 
     @property
     def flat(self) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from library.cli.errors import UserError, raise_together
 from library.training.evaluation.samplers import SAMPLER_NAMES, sampler_row
@@ -60,7 +61,7 @@ PROMPT_OPTIONS: dict[str, tuple[str, Callable[[str], object], str]] = {
 def parse_prompt_line(line: str, where: str) -> SamplePrompt:
     """Parses one line. Raises `UserError` naming `where`, the file and line, for an invalid value."""
     prompt, *parts = line.split(" --")
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for part in parts:
         letter, _, text = part.strip().partition(" ")
         known = PROMPT_OPTIONS.get(letter.lower())

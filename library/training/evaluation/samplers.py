@@ -6,13 +6,30 @@ Imports no Diffusers: the options and prompt files take their choices from the t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
-    from diffusers import SchedulerMixin
+    import torch
 
     from library.models.family import ModelFamily
+
+
+class Scheduler(Protocol):
+    """What sampling uses of a scheduler of Diffusers."""
+
+    timesteps: torch.Tensor
+
+    @property
+    def init_noise_sigma(self) -> float | torch.Tensor: ...
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None: ...
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor: ...
+
+    def step(
+        self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *, generator: torch.Generator | None
+    ) -> Any: ...
 
 
 _LEAST_ALPHA = 2.0**-24  # the image computed from predicted noise is divided by the root of this
@@ -40,8 +57,8 @@ def _ends_in_noise(family: ModelFamily) -> bool:
     return float(family.alphas_cumprod()[-1]) == 0
 
 
-def _ddim(family: ModelFamily) -> SchedulerMixin:
-    from diffusers import DDIMScheduler
+def _ddim(family: ModelFamily) -> Scheduler:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     return DDIMScheduler(
         trained_betas=_betas(family, 0.0 if family.prediction_type == "v_prediction" else _LEAST_ALPHA),
@@ -53,8 +70,8 @@ def _ddim(family: ModelFamily) -> SchedulerMixin:
     )
 
 
-def _euler_a(family: ModelFamily) -> SchedulerMixin:
-    from diffusers import EulerAncestralDiscreteScheduler
+def _euler_a(family: ModelFamily) -> Scheduler:
+    from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 
     return EulerAncestralDiscreteScheduler(
         trained_betas=_betas(family),
@@ -65,7 +82,7 @@ def _euler_a(family: ModelFamily) -> SchedulerMixin:
     )
 
 
-SAMPLERS: dict[str, Callable[[ModelFamily], SchedulerMixin]] = {"ddim": _ddim, "euler_a": _euler_a}
+SAMPLERS: dict[str, Callable[[ModelFamily], Scheduler]] = {"ddim": _ddim, "euler_a": _euler_a}
 DEFAULT_SAMPLER = "ddim"
 
 # every name that options and prompt files may hold; those without a row yet use the default sampler

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import SchedulerMixin
 from PIL import Image
 from torch import nn
 
@@ -17,7 +16,7 @@ from library.data.randomness import derive_seed
 from library.models.family import Conditioning, ModelFamily
 from library.training.evaluation.modes import evaluation_mode
 from library.training.evaluation.prompts import SamplePrompt
-from library.training.evaluation.samplers import SAMPLERS
+from library.training.evaluation.samplers import SAMPLERS, Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def _guided(
 
 
 def _advance(
-    scheduler: SchedulerMixin,
+    scheduler: Scheduler,
     prediction: torch.Tensor,
     timestep: torch.Tensor,
     latents: torch.Tensor,

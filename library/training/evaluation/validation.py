@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -66,7 +67,7 @@ class Validator:
         with evaluation_mode(self._modules):
             for index, batch in enumerate(self._loader.batches(share)):
                 with torch.no_grad():
-                    losses = run(lambda batch=batch: self._losses_of(batch))
+                    losses = run(partial(self._losses_of, batch))
                 if index < num_mine:
                     sums += losses
         if self._accelerator.num_processes > 1:

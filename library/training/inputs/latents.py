@@ -141,12 +141,14 @@ class LatentProvider:
         device = self._accelerator.device
         keys = [key for key in batch.latent_keys if not self._comes_from_file(key)]
         if not keys:
+            assert batch.latents is not None  # all come from files
             latents = batch.latents.to(device, non_blocking=True)
         elif batch.pixels is not None:
             latents = self._encode(batch.pixels, keys)
         else:
             latents = torch.stack([torch.from_numpy(self._in_memory[key].latents) for key in keys]).to(device)
         if 0 < len(keys) < len(batch.latent_keys):
+            assert batch.latents is not None  # some come from files
             files, others = iter(batch.latents.to(device)), iter(latents)
             latents = torch.stack([
                 next(files if self._comes_from_file(key) else others) for key in batch.latent_keys

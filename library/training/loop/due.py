@@ -32,7 +32,7 @@ class OutputSchedule:
         return Due(validate=True, sample=self.samples.sample_at_first)
 
     def after_step(self, step: int) -> Due:
-        """After step `step`, counted from 1. Samples every so many epochs replace those every so many steps."""
+        """After step `step`, counted from 1. `--sample_every_n_epochs` overrides `--sample_every_n_steps`."""
         return Due(
             validate=_is_due(step, self.validation.validate_every_n_steps),
             sample=not self.samples.sample_every_n_epochs and _is_due(step, self.samples.sample_every_n_steps),
@@ -57,4 +57,4 @@ class OutputSchedule:
 
 
 def _is_due(number: int, every: int | None) -> bool:
-    return bool(every) and number % every == 0
+    return bool(every and number % every == 0)

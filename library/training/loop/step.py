@@ -8,6 +8,7 @@ import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class Step:
         shares = []
         num_mine = len(range(self._accelerator.process_index, num_in_step, self._accelerator.num_processes))
         for index, batch in enumerate(batches):
-            loss = self.strategy.run(lambda batch=batch: self._objective.training_loss(batch, self._seed))
+            loss = self.strategy.run(partial(self._objective.training_loss, batch, self._seed))
             loss = (loss if index < num_mine else loss * 0) / num_in_step
             # with --fused_backward_pass the backward pass is the step already
             if not self._options.fused_backward_pass or torch.isfinite(loss):

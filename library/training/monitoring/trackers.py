@@ -41,7 +41,10 @@ class TensorBoardTracker:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            self._write(lambda writer, name=name, value=value: writer.add_scalar(name, value, step))
+            self._scalar(name, value, step)
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        self._write(lambda writer: writer.add_scalar(name, value, step))
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
         import numpy as np
