@@ -13,7 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from library.cli.errors import UserError
 
@@ -21,6 +21,12 @@ Problems = Iterable[UserError]  # what a check yields
 FREE_TEXT = "TEXT"  # the metavar of options that take any text, "none" too
 _NONE = ("none", "null")  # texts that mean "no value"
 _PATHS = ("FILE", "FOLDER", "PATH")  # the metavars of options that take a path
+
+
+class OptionGroup(Protocol):
+    """A dataclass of options; its methods `problems` and `without_effect` are optional."""
+
+    GROUP: ClassVar[str]
 
 
 @dataclasses.dataclass(frozen=True)

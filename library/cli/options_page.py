@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from library.cli.options import OptionField, option_fields
+from library.cli.options import OptionField, OptionGroup, option_fields
 
 
-def options_page(program: str, groups: Sequence[type]) -> str:
+def options_page(program: str, groups: Sequence[type[OptionGroup]]) -> str:
     """A Markdown page with one table for each group of options."""
     parts = [
         f"# Options of {program}",

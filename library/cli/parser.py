@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from library.cli.config_file import FileValue, Findings, read_config_file, unknown_option, write_config_file
 from library.cli.errors import UserError, UserErrors, nearest_name, raise_together
 from library.cli.foreign_options import ForeignOptions
-from library.cli.options import OptionField, Problems, convert, option, option_fields
+from library.cli.options import OptionField, OptionGroup, Problems, convert, option, option_fields
 
 T = TypeVar("T")
 
@@ -80,7 +80,9 @@ class _ListAction(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def build_argument_parser(groups: Sequence[type], program: str, description: str) -> argparse.ArgumentParser:
+def build_argument_parser(
+    groups: Sequence[type[OptionGroup]], program: str, description: str
+) -> argparse.ArgumentParser:
     """The flags of all groups, titled as in the docs. Values stay text: `convert` converts them."""
     parser = _ArgumentParser(
         prog=program, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS
@@ -119,7 +121,7 @@ def _help_text(field: OptionField) -> str:
 
 def parse_options(
     argv: Sequence[str],
-    groups: Sequence[type],
+    groups: Sequence[type[OptionGroup]],
     *,
     program: str,
     description: str,
@@ -202,7 +204,7 @@ def _unknown_flag(flag: str, fields: Mapping[str, OptionField], foreign: Foreign
 
 def _convert_all(
     given: dict[str, Any],
-    groups: Sequence[type],
+    groups: Sequence[type[OptionGroup]],
     fields: dict[str, OptionField],
     found: Findings,
     check_required: bool,
@@ -287,7 +289,7 @@ class _OnlyValid(Options):
 
 def _run_checks(
     options: Options,
-    groups: Sequence[type],
+    groups: Sequence[type[OptionGroup]],
     bad_names: set[str],
     fields: dict[str, OptionField],
     checks: Sequence[Callable[[Options], Problems]],
@@ -295,13 +297,14 @@ def _run_checks(
     found: list[UserError] = []
     invalid = {fields[name].owner for name in bad_names}
     for owner in groups:
+        group: Any = options[owner]  # its two methods are optional
         if owner not in invalid and hasattr(owner, "problems"):
-            own = list(options[owner].problems())
+            own = list(group.problems())
             found += own
             if own:
                 invalid.add(owner)
         if owner not in invalid and hasattr(owner, "without_effect"):
-            for line in options[owner].without_effect():
+            for line in group.without_effect():
                 logger.warning("%s", line)
     visible = _OnlyValid(options, invalid)
     for check in checks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from library.cli.options import OptionGroup
 from library.cli.parser import Options
 from library.data.config.config import Source
 from library.methods.options import WholeModelOptions
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def whole_model_script(
-    program: str, description: str, option_groups: tuple[type, ...], data_source: Source
+    program: str, description: str, option_groups: tuple[type[OptionGroup], ...], data_source: Source
 ) -> TrainingScript:
     """A full fine-tuning script; its `WholeModelOptions` say how the text encoder is trained."""
     return TrainingScript(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.cli.errors import Stopped
-from library.cli.options import Problems, secret_flags
+from library.cli.options import OptionGroup, Problems, secret_flags
 from library.cli.parser import Options, parse_options
 from library.data.config.config import Source
 from library.data.config.options import CachingOptions, DatasetOptions
@@ -40,7 +40,7 @@ class TrainingScript:
 
     program: str
     description: str
-    option_groups: tuple[type, ...]
+    option_groups: tuple[type[OptionGroup], ...]
     method_options: type[MethodOptions]
     make_method: Callable[[Options], TrainingMethod]
     checks: Sequence[Callable[[Options], Problems]] = ()
@@ -50,7 +50,9 @@ class TrainingScript:
     check_sharding: CheckSharding | None = None
 
 
-def option_groups(method_options: type, *, prompt_options: type = PromptOptions) -> tuple[type, ...]:
+def option_groups(
+    method_options: type[OptionGroup], *, prompt_options: type[OptionGroup] = PromptOptions
+) -> tuple[type[OptionGroup], ...]:
     """The groups of a training script, in the order of `--help`; `method_options` say what is trained."""
     return (
         ModelOptions,
