@@ -1,4 +1,4 @@
-"""A user who mistypes an option or a value learns all of it at once, with the way out."""
+"""A user who mistypes options or values gets all errors at once, each with a hint."""
 
 import dataclasses
 from typing import ClassVar

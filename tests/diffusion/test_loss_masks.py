@@ -1,4 +1,4 @@
-"""Without these transparent parts of images are learned, or opaque ones are not."""
+"""Without these transparent parts of images are trained on, or opaque ones are not."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_masks_weigh_each_square_before_the_mean():
     assert _loss(prediction, target, masks, weights=(1.0, 0.5), gamma=5.0).item() == pytest.approx(expected, rel=2e-5)
 
 
-def test_what_is_masked_out_is_not_learned():
+def test_what_is_masked_out_is_not_trained():
     prediction = torch.randn(2, 4, 6, 6, requires_grad=True)
     masks = torch.zeros(2, 1, 6, 6)
     masks[:, :, :3] = 1

@@ -1,4 +1,4 @@
-"""If these fail, options that cannot do what they say train for hours without a word."""
+"""If these fail, options that cannot do what they say train for hours without a warning."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""If these fail, a new word is trained with other captions than its user asked for, or with none that hold it."""
+"""If these fail, an embedding is trained with other captions than asked for, or with none that have its token."""
 
 from __future__ import annotations
 

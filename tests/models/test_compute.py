@@ -45,7 +45,7 @@ def test_a_whole_model_computes_the_same_with_it(tiny) -> None:
 
 
 class XformersTaker:
-    """Stands for a U-Net that is told to use xformers."""
+    """Stands for a U-Net that is set to use xformers."""
 
     took_xformers = False
 

@@ -234,7 +234,7 @@ def test_a_model_is_described(tiny, folder, tmp_path, capsys):
     assert "float16 (1.61 MB)" in said and "modelspec.title: Mine" in said
 
 
-def test_what_a_file_holds_beside_the_model_is_told(tiny_v1, tmp_path, capsys):
+def test_what_a_file_holds_beside_the_model_is_shown(tiny_v1, tmp_path, capsys):
     tensors = to_stability_layout(tiny_v1)
     tensors["model_ema.diffusion_modelout2weight"] = torch.zeros(1000)
     tensors["alphas_cumprod"] = torch.zeros(1000)

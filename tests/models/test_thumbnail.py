@@ -1,4 +1,4 @@
-"""A saved file shows the image that its maker chose, and an image that cannot be shown is told before training."""
+"""A saved file shows the image that its maker chose, and an image that cannot be read is reported before training."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_data_url_is_kept_as_it_is():
         ("data:image/jpeg;base64," + "é" * 1000, "is damaged"),
     ],
 )
-def test_a_mistake_is_told_when_options_are_read(value, words):
+def test_a_mistake_is_reported_when_options_are_read(value, words):
     with pytest.raises(UserError) as caught:
         parsed("--metadata_thumbnail", value)
     message = caught.value.message
@@ -95,7 +95,7 @@ def test_a_mistake_is_told_when_options_are_read(value, words):
 
 
 @pytest.mark.parametrize("contents", [b"", b"no image", None])
-def test_a_file_that_is_no_whole_image_is_told_when_options_are_read(tmp_path, contents):
+def test_a_file_that_is_no_whole_image_is_reported_when_options_are_read(tmp_path, contents):
     path = tmp_path / "image.jpg"
     Image.effect_noise((100, 100), 50).save(path)
     path.write_bytes(path.read_bytes()[:300] if contents is None else contents)

@@ -1,4 +1,4 @@
-"""An adapter in a model: what it leaves alone, what learns, what is merged."""
+"""An adapter in a model: what is frozen, what is trained, what is merged."""
 
 import copy
 
@@ -80,7 +80,7 @@ def test_a_part_not_applied_is_neither_saved_nor_trained(text_encoder, unet, app
         (5e-5, None, None, [("textencoder", 5e-5)]),
     ],
 )
-def test_each_part_learns_at_its_rate(text_encoder, unet, text_encoder_lr, unet_lr, default_lr, expected):
+def test_each_part_is_trained_at_its_learning_rate(text_encoder, unet, text_encoder_lr, unet_lr, default_lr, expected):
     network = make(text_encoder, unet)
     network.apply_to(text_encoder, unet, True, True)
     groups, names = network.prepare_optimizer_params(text_encoder_lr, unet_lr, default_lr)

@@ -9,7 +9,7 @@ _VOCABULARY = Path(__file__).parent / "clip_vocabulary" / "vocab.json"
 _END_OF_WORD = "</w>"
 
 
-def is_one_token(word: str) -> bool:
+def is_one_token(text: str) -> bool:
     """Whether the vocabulary of Stable Diffusion 1.x and 2.x has the text as one token, whole or as part of words."""
     vocabulary = json.loads(_VOCABULARY.read_text(encoding="utf-8"))
-    return any(form in vocabulary for form in (word, word.lower(), word.lower() + _END_OF_WORD))
+    return any(form in vocabulary for form in (text, text.lower(), text.lower() + _END_OF_WORD))

@@ -1,4 +1,4 @@
-"""If these fail, parts of a model that do not learn are saved as they were rounded for the computation."""
+"""If these fail, frozen parts of a model are saved in the rounded precision of the computation."""
 
 import torch
 from safetensors.torch import load_file

@@ -70,7 +70,7 @@ def renamed(model, modules):
 
 
 @pytest.mark.parametrize(("config", "is_v2"), [(UNET_V1, False), (UNET_V2, True)], ids=["sd15", "sd21"])
-def test_the_full_size_unets_are_told_from_their_shapes(config, is_v2):
+def test_the_full_size_unets_are_inferred_from_their_shapes(config, is_v2):
     unet = on_meta(UNet2DConditionModel.from_config, config)
     tensors = renamed(unet, ldm_unet.module_names(config))
     assert len(tensors) == 686
@@ -139,7 +139,7 @@ def test_every_kind_of_layer_of_open_clip_has_its_place():
     assert TensorSlice("x", 1).take(stacked).tolist() == [[4, 5], [6, 7]]
 
 
-def test_the_full_size_vae_is_told_from_its_shapes():
+def test_the_full_size_vae_is_inferred_from_its_shapes():
     vae = on_meta(AutoencoderKL.from_config, VAE)
     tensors = renamed(vae, ldm_vae.module_names(VAE))
     assert len(tensors) == 248
@@ -154,7 +154,7 @@ def text_tensors(config):
     return {key.removeprefix("text_model."): tensor for key, tensor in model.state_dict().items()}
 
 
-def test_the_full_size_text_encoder_of_sd1_is_told_from_its_shapes():
+def test_the_full_size_text_encoder_of_sd1_is_inferred_from_its_shapes():
     assert ldm_text.infer_config_v1(section(text_tensors(TEXT_V1))) == TEXT_V1
 
 

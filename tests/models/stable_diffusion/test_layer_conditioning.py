@@ -66,7 +66,7 @@ def test_a_u_net_of_another_build_is_refused():
 
 
 def test_equal_vectors_for_all_layers_are_exactly_one_vector(models):
-    """Prompts with and without the word, weighted, of a batch as classifier-free guidance makes it."""
+    """Prompts with and without the token, weighted, of a batch as classifier-free guidance makes it."""
     vectors = torch.randn((1, 2, 64), generator=torch.Generator().manual_seed(2)) * 0.05
     plain, layered = load(models), load(models)
     plain.add_token(TokenEmbedding("<fox>", vectors))
@@ -83,7 +83,7 @@ def test_equal_vectors_for_all_layers_are_exactly_one_vector(models):
 
 
 class OwnStates(AttnProcessor2_0):
-    """Diffusers' own attention, told other hidden states than its caller says."""
+    """Diffusers' own attention, given other hidden states than its caller passes."""
 
     def __init__(self, states):
         super().__init__()
@@ -119,12 +119,12 @@ def test_states_of_a_layer_are_those_of_its_vectors(models):
     plain, layered = load(models), load(models)
     vectors = torch.randn(4, 2, 64) * 0.05
     layered.add_token(TokenEmbedding("<fox>", vectors))
-    word = TokenEmbedding("<fox>", vectors[:1])
-    plain.add_token(word)
+    embedding = TokenEmbedding("<fox>", vectors[:1])
+    plain.add_token(embedding)
     with torch.no_grad():
         found = layered.encode_prompts(PROMPTS).hidden_states
         for layer in range(4):
-            word.vectors.copy_(vectors[layer : layer + 1])
+            embedding.vectors.copy_(vectors[layer : layer + 1])
             torch.testing.assert_close(found[layer], plain.encode_prompts(PROMPTS).hidden_states)
     assert torch.equal(found[0, 1], found[3, 1]) and not torch.allclose(found[0, 0], found[3, 0])
 
@@ -136,8 +136,8 @@ def test_gradients_are_those_of_each_layer(models, checkpointing):
     double = torch.float64
     family = load(models)
     family.to_device(torch.device("cpu"), unet=double, text_encoder=double, vae=double)
-    word = TokenEmbedding("<fox>", torch.randn(4, 1, 64) * 0.05).to(double)
-    family.add_token(word)
+    embedding = TokenEmbedding("<fox>", torch.randn(4, 1, 64) * 0.05).to(double)
+    family.add_token(embedding)
     if checkpointing:
         family.enable_gradient_checkpointing()
     latents, timesteps = noisy()
@@ -146,13 +146,13 @@ def test_gradients_are_those_of_each_layer(models, checkpointing):
         return family.predict(latents, timesteps, family.encode_prompts(PROMPTS)).square().mean()
 
     loss().backward()
-    start, direction = word.vectors.detach().clone(), torch.randn(4, 1, 64, dtype=double)
+    start, direction = embedding.vectors.detach().clone(), torch.randn(4, 1, 64, dtype=double)
     for layer in range(4):
         step = torch.zeros_like(start)
         step[layer] = 1e-4 * direction[layer]
         with torch.no_grad():
-            losses = [(word.vectors.copy_(start + side * step), loss())[1] for side in (1, -1)]
-        gradient = (word.vectors.grad[layer] * direction[layer]).sum()
+            losses = [(embedding.vectors.copy_(start + side * step), loss())[1] for side in (1, -1)]
+        gradient = (embedding.vectors.grad[layer] * direction[layer]).sum()
         torch.testing.assert_close(gradient, (losses[0] - losses[1]) / 2e-4, rtol=1e-3, atol=1e-12)
         assert gradient != 0
 

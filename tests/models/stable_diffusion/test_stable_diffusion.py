@@ -1,4 +1,4 @@
-"""A user's model, in whatever form, is found out and loaded offline; contradictions are told, not guessed over."""
+"""A user's model, in any layout, is detected and loaded offline; contradictions are errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_diffusers_folder_gives_the_original_outputs(tiny, folder):
         assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_single_files_are_told_apart_and_loaded(tiny_v1, tiny_v2, file_v1, file_v2):
+def test_single_files_are_distinguished_and_loaded(tiny_v1, tiny_v2, file_v1, file_v2):
     for path, original, version in ((file_v1, tiny_v1, "sd_v1"), (file_v2, tiny_v2, "sd_v2")):
         family = load(path)
         assert family.version == version
@@ -212,7 +212,7 @@ def test_a_single_file_follows_the_flag_its_metadata_or_its_v_pred_key(tiny_v2, 
     path = tmp_path / "model.safetensors"
     save_file(tensors, path)
     assert load(path).prediction_type == "epsilon"
-    assert "--v_parameterization" in caplog.text  # the file cannot say, so the user is told
+    assert "--v_parameterization" in caplog.text  # the file cannot say, so the user is warned
     assert load(path, v_parameterization=True).prediction_type == "v_prediction"
     save_file(tensors, path, metadata={"modelspec.prediction_type": "v"})
     assert load(path).prediction_type == "v_prediction"

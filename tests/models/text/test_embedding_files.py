@@ -38,9 +38,9 @@ def write(path, embedding, **options):
 @pytest.mark.parametrize("ending", ["safetensors", "pt", "ckpt"])
 @pytest.mark.parametrize("layers", [(), LAYERS])
 def test_what_is_written_is_read_back(tmp_path, ending, layers):
-    word = EmbeddingVectors(vectors(len(layers) or 1), layers)
-    found = read_embedding(write(tmp_path / f"word.{ending}", word))
-    assert found.layers == layers and torch.equal(found.vectors, word.vectors)
+    embedding = EmbeddingVectors(vectors(len(layers) or 1), layers)
+    found = read_embedding(write(tmp_path / f"embedding.{ending}", embedding))
+    assert found.layers == layers and torch.equal(found.vectors, embedding.vectors)
 
 
 def test_the_tensors_have_the_names_that_others_know(tmp_path):
@@ -59,7 +59,7 @@ def test_the_tensors_have_the_names_that_others_know(tmp_path):
 @pytest.mark.parametrize("count", [1, 3])
 def test_diffusers_reads_it_and_its_text_encoder_says_the_same(tmp_path, tiny, folder, ending, count):
     """Both generations: in a pipeline of Diffusers the prompt has the hidden states that training had."""
-    path = write(tmp_path / f"word.{ending}", EmbeddingVectors(vectors(count=count)))
+    path = write(tmp_path / f"embedding.{ending}", EmbeddingVectors(vectors(count=count)))
     pipe = StableDiffusionPipeline(
         vae=tiny.vae,
         text_encoder=copy.deepcopy(tiny.text_encoder),
@@ -86,8 +86,8 @@ def test_diffusers_reads_it_and_its_text_encoder_says_the_same(tmp_path, tiny, f
 def image_with(tmp_path, text, key="sd-ti-embedding"):
     texts = PngImagePlugin.PngInfo()
     texts.add_text(key, text)
-    Image.new("RGB", (64, 64)).save(tmp_path / "word.png", pnginfo=texts)
-    return tmp_path / "word.png"
+    Image.new("RGB", (64, 64)).save(tmp_path / "embedding.png", pnginfo=texts)
+    return tmp_path / "embedding.png"
 
 
 def encoded(parameters):
@@ -160,7 +160,7 @@ def _uneven(path):
         (lambda path: image_with(path, "a prompt", "parameters"), "without the text sd-ti-embedding"),
     ],
 )
-def test_what_is_no_word_is_refused_by_name(tmp_path, make, message):
+def test_what_is_no_embedding_is_refused_by_name(tmp_path, make, message):
     with pytest.raises(UserError, match=message):
         read_embedding(make(tmp_path))
     assert not (tmp_path / "it-ran").exists()
@@ -169,5 +169,5 @@ def test_what_is_no_word_is_refused_by_name(tmp_path, make, message):
 def test_a_image_that_is_cut_off_is_refused(tmp_path):
     path = image_with(tmp_path, encoded({"*": {"TORCHTENSOR": vectors()[0].tolist()}}))
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match="word.png"):
+    with pytest.raises(UserError, match="embedding.png"):
         read_embedding(path)

@@ -1,4 +1,4 @@
-"""If these fail, a new word is read wrongly, or training it changes something of the model beside it."""
+"""If these fail, an embedding is not found in prompts, or training it changes the model too."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ def test_other_texts_are_read_as_before_and_the_first_tokenizer_stays(tokenizer)
     assert plain.token_ids("<Fox>") != WORD_IDS
 
 
-@pytest.mark.parametrize(("word", "is_known"), [("fox", True), ("shs", True), ("ca", True), ("<fox>", False)])
-def test_words_of_the_vocabulary_are_known(word, is_known):
-    assert load_tokenizer(None, pads_with_end=True).knows(word) is is_known
+@pytest.mark.parametrize(("text", "is_known"), [("fox", True), ("shs", True), ("ca", True), ("<fox>", False)])
+def test_tokens_of_the_vocabulary_are_known(text, is_known):
+    assert load_tokenizer(None, pads_with_end=True).knows(text) is is_known
 
 
 def test_vectors_are_found_behind_the_table_and_gradients_reach_them_alone():
     """Against a table that really has the rows: same values, same gradients, none for other rows."""
     torch.manual_seed(3)
     table = nn.Embedding(10, 4).requires_grad_(False)
-    word = TokenEmbedding("x", torch.randn(1, 2, 4))
-    whole = torch.cat([table.weight, word.vectors[0].detach()]).requires_grad_()
+    embedding = TokenEmbedding("x", torch.randn(1, 2, 4))
+    whole = torch.cat([table.weight, embedding.vectors[0].detach()]).requires_grad_()
     ids, weights = torch.tensor([[1, 10, 11, 9], [11, 11, 0, 2]]), torch.randn(2, 4, 4)
-    assert word.attach(table) == range(10, 12)
+    assert embedding.attach(table) == range(10, 12)
     (table(ids) * weights).sum().backward()
     (whole[ids] * weights).sum().backward()
     assert torch.equal(table(ids), whole[ids])
-    torch.testing.assert_close(word.vectors.grad[0], whole.grad[10:])
+    torch.testing.assert_close(embedding.vectors.grad[0], whole.grad[10:])
     assert table.weight.grad is None
 
 
 def test_a_batch_without_the_word_gives_gradients_of_zero():
     """Else a caption that was dropped would end the run."""
     table = nn.Embedding(10, 4).requires_grad_(False)
-    word = TokenEmbedding("x", torch.randn(1, 1, 4))
-    word.attach(table)
+    embedding = TokenEmbedding("x", torch.randn(1, 1, 4))
+    embedding.attach(table)
     table(torch.tensor([[1, 2]])).sum().backward()
-    assert torch.equal(word.vectors.grad, torch.zeros(1, 1, 4))
+    assert torch.equal(embedding.vectors.grad, torch.zeros(1, 1, 4))
 
 
 def load(folder):
@@ -88,14 +88,14 @@ def test_the_encoder_reads_the_vectors_as_transformers_reads_rows_of_its_table(f
         torch.testing.assert_close(found, larger.eval()(ids).last_hidden_state)
 
 
-def test_nothing_but_the_word_learns(folder):
+def test_nothing_but_the_embedding_is_trained(folder):
     family = load(folder)
     before = {name: tensor.clone() for name, tensor in every_tensor(family).items()}
-    word = TokenEmbedding("<fox>", torch.randn(1, 1, 64) * 0.05)
-    family.add_token(word)
+    embedding = TokenEmbedding("<fox>", torch.randn(1, 1, 64) * 0.05)
+    family.add_token(embedding)
     conditioning = family.encode_prompts(["a <fox>"])
     family.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), conditioning).sum().backward()
-    assert word.vectors.grad.abs().sum() > 0
+    assert embedding.vectors.grad.abs().sum() > 0
     after = every_tensor(family)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -53,7 +53,7 @@ def test_other_families_are_named(family, front):
         (("cap_embedder.0.weight", "layers.0.adaLN_modulation.0.weight"), "Z-Image"),
     ],
 )
-def test_families_that_share_keys_are_told_apart(keys, family):
+def test_families_that_share_keys_are_distinguished(keys, family):
     assert kind_of_keys(keys).family == family
     assert kind_of_keys(keys[::-1]).family == family
 

@@ -136,7 +136,7 @@ def test_missing_weights_of_a_part_name_what_was_looked_for(folder_v1, tmp_path)
 # ---- whole files and folders of other things
 
 
-def test_a_file_of_another_family_is_told_with_the_other_mistakes(tmp_path):
+def test_a_file_of_another_family_is_reported_with_the_other_mistakes(tmp_path):
     path = tmp_path / "xl.safetensors"
     write_safetensors(path, keys=("conditioner.embedders.0.transformer.weight", "model.diffusion_model.out.2.bias"))
     (problem,) = model_problems(ModelOptions(str(path)))
@@ -156,7 +156,7 @@ def test_a_file_of_another_family_is_told_with_the_other_mistakes(tmp_path):
         ("anything", "is not a model of a known family: it has no keys model.diffusion_model.*, but anything"),
     ],
 )
-def test_a_file_that_is_no_whole_model_is_told_from_its_header(tmp_path, key, words):
+def test_a_file_that_is_no_whole_model_is_detected_from_its_header(tmp_path, key, words):
     path = tmp_path / "some.safetensors"
     write_safetensors(path, keys=(key,))
     (problem,) = problems_of(path)
@@ -191,7 +191,7 @@ def test_a_folder_of_another_family_is_one_mistake(tmp_path, pipeline, parts, fa
     assert other_family(str(folder)) == family
 
 
-def test_a_folder_for_a_pipeline_that_is_not_known_is_told_with_its_name(tmp_path):
+def test_a_folder_for_a_pipeline_that_is_not_known_is_reported_with_its_name(tmp_path):
     folder = make_folder(tmp_path / "model", "MusicPipeline", "transformer")
     (problem,) = problems_of(folder)
     assert "MusicPipeline" in problem
@@ -209,7 +209,7 @@ def test_stable_diffusion_under_another_pipelines_name_is_left_to_its_parts(fold
     assert problems_of(copy) == [] and other_family(str(copy)) is None
 
 
-def test_what_cannot_be_told_at_once_is_left_to_loading(tmp_path, monkeypatch, file_v1, file_v2):
+def test_what_cannot_be_detected_at_once_is_left_to_loading(tmp_path, monkeypatch, file_v1, file_v2):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.ckpt").write_bytes(b"x")
     (tmp_path / "cut.safetensors").write_bytes(b"x" * 9)
