@@ -52,7 +52,7 @@ def _new_layer(target: Target, multiplier: float, options: LoRAOptions) -> LoRAL
     return LoRALayer(
         target.name,
         target.module,
-        rank=options.conv_dim if spatial else options.dim,
+        rank=options.conv_dim if spatial and options.conv_dim is not None else options.dim,
         alpha=options.conv_alpha if spatial else options.alpha,
         multiplier=multiplier,
         neuron_dropout=options.neuron_dropout,
@@ -76,7 +76,11 @@ def create_network_from_weights(
     """
     options = parse_network_args(None, None, neuron_dropout, network_args)
     source = str(file) if file is not None else "the adapter weights"
-    weights = dict(weights_sd) if weights_sd is not None else load_adapter(file)
+    if weights_sd is not None:
+        weights = dict(weights_sd)
+    else:
+        assert file is not None, "a file or weights_sd"
+        weights = load_adapter(file)
     found = ranks_and_alphas(weights, source)
     targets = [target for target in all_layers(text_encoder, unet) if target.name in found]
     layers = [

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+Projection = nn.Linear | nn.Conv2d
 
 
 class LoRALayer(nn.Module):
@@ -15,6 +19,10 @@ class LoRALayer(nn.Module):
     Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", with alpha as a saved buffer. A convolution's
     `down` has its kernel size, stride, padding and dilation; its `up` is 1x1. Weights are float32 unless moved.
     """
+
+    alpha: torch.Tensor
+    lora_down: Projection
+    lora_up: Projection
 
     def __init__(
         self,
@@ -31,14 +39,14 @@ class LoRALayer(nn.Module):
         self.rank = rank
         self.multiplier = float(multiplier)
         self.neuron_dropout = neuron_dropout
-        alpha = float(alpha or rank)
-        self.scale = alpha / rank  # a Python number, so that a step needs no device synchronisation
-        self.register_buffer("alpha", torch.tensor(alpha))
+        known_alpha = float(alpha or rank)
+        self.scale = known_alpha / rank  # a Python number, so that a step needs no device synchronisation
+        self.register_buffer("alpha", torch.tensor(known_alpha))
         self.lora_down, self.lora_up = _make_projections(base, rank)
         nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_up.weight)
         self._base = (base,)  # in a tuple, so that it is not registered as part of the adapter
-        self._base_forward = None
+        self._base_forward: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.register_load_state_dict_post_hook(_take_loaded_alpha)
 
     @property
@@ -49,9 +57,10 @@ class LoRALayer(nn.Module):
         """Adds the update to the base layer's forward; the layer's hooks and attributes are unchanged."""
         assert self._base_forward is None, f"{self.name} is attached already"
         self._base_forward = self.base.forward
-        self.base.forward = self.forward
+        self.base.forward = self.forward  # type: ignore[method-assign, assignment]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self._base_forward is not None, f"{self.name} is not attached"
         output = self._base_forward(x)
         if self.multiplier == 0:
             return output
@@ -85,19 +94,13 @@ class LoRALayer(nn.Module):
         weight.copy_(merged if dtype is None else merged.to(dtype))
 
 
-def _make_projections(base: nn.Linear | nn.Conv2d, rank: int) -> tuple[nn.Module, nn.Module]:
+def _make_projections(base: nn.Linear | nn.Conv2d, rank: int) -> tuple[Projection, Projection]:
     if isinstance(base, nn.Linear):
         return nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
-    down = nn.Conv2d(
-        base.in_channels,
-        rank,
-        base.kernel_size,
-        stride=base.stride,
-        padding=base.padding,
-        dilation=base.dilation,
-        padding_mode=base.padding_mode,
-        bias=False,
-    )
+    geometry: dict[str, Any] = {
+        name: getattr(base, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    }
+    down = nn.Conv2d(base.in_channels, rank, **geometry, bias=False)
     return down, nn.Conv2d(rank, base.out_channels, 1, bias=False)
 
 

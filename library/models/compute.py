@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -110,12 +111,13 @@ def store_in_float8(network: nn.Module) -> None:
 
     Norms and biases keep their precision. Adapters must be attached afterwards.
     """
-    for module in network.modules():
-        kind = type(module)
+    layer: Any
+    for layer in network.modules():
+        kind = type(layer)
         if kind in _FORWARDS:
             largest = torch.finfo(STORED).max
-            module.weight.data = module.weight.data.clamp(-largest, largest).to(STORED)
-            module.forward = partial(_FORWARDS[kind], module)
+            layer.weight.data = layer.weight.data.clamp(-largest, largest).to(STORED)
+            layer.forward = partial(_FORWARDS[kind], layer)
 
 
 def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -126,4 +128,4 @@ def _convolution(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     return layer._conv_forward(x, layer.weight.to(x.dtype), layer.bias)
 
 
-_FORWARDS = {nn.Linear: _linear, nn.Conv2d: _convolution}
+_FORWARDS: dict[type[nn.Module], Callable[..., torch.Tensor]] = {nn.Linear: _linear, nn.Conv2d: _convolution}

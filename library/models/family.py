@@ -43,8 +43,10 @@ class ModelFamily(Protocol):
     latent_channels: int
     vae_scale: int  # pixels per latent, along one side
     unet: nn.Module
-    text_encoders: tuple[nn.Module, ...]
     vae: nn.Module
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]: ...
 
     def alphas_cumprod(self) -> torch.Tensor:
         """The noise schedule, (num_train_timesteps,) float32."""

@@ -30,7 +30,7 @@ class TrainingMethod(Protocol):
     """
 
     trains_text_encoders: bool  # gradients flow through them
-    trained_parts: frozenset[str]  # "unet", "text_encoder": whose own weights are trained; a method with any saves the model
+    trained_parts: frozenset[str]  # "unet", "text_encoder": trained itself; a method with any saves the model
     architecture_suffix: str  # behind the model's architecture in `modelspec.architecture`: "/lora", or nothing
     ending: str  # of the files that `save` writes; empty for folders
 

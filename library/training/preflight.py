@@ -81,8 +81,8 @@ class Preflight:
         """`data_source`: what must describe all images, folders or metadata files; None for either.
 
         `ending_of`: of the files that a run writes. `adapt_data`: gives the data as a method wants it, and raises
-        `UserError` for data that it cannot use. `check_sharding`: what of a method does not go with what
-        learns being shared out; None where it is too small to be.
+        `UserError` for data that it cannot use. `check_sharding`: what of a method cannot be
+        sharded; None where it is too small to be. `method_options`: the group that says what is trained.
         """
         self._data_source = data_source
         self._ending_of = ending_of
@@ -160,11 +160,11 @@ class Preflight:
             self._sharding = plan
         elif plan.shares_weights:
             yield UserError(
-                f"{plan.flag} would share out weights, and here the model's own do not learn: each process holds them",
-                hint="leave it out, or give --zero_stage 2; several processes share the work anyway",
+                f"{plan.flag} would shard the weights, which are frozen here: every process has a copy",
+                hint="leave it out, or give --zero_stage 2; several processes divide the batches anyway",
             )
         else:
-            logger.warning("%s does nothing: the trained parameters are few, and every process holds a full copy", plan.flag)
+            logger.warning("%s does nothing: the trained parameters are few, every process holds a copy", plan.flag)
 
     def _check_objective(self, options: Options) -> Problems:
         loss = options[LossOptions]
@@ -211,7 +211,7 @@ class Preflight:
         if path is None:
             return ()
         if Path(path).suffix.lower() in (".toml", ".json"):
-            logger.warning("--sample_prompts %s: such files are not implemented yet; no sample images are generated", path)
+            logger.warning("--sample_prompts %s: not implemented yet for such files; no images are generated", path)
             return ()
         try:
             self._prompts = read_prompt_file(path)

@@ -30,7 +30,7 @@ SHORT = {
 }
 
 UNUSED = "not used here: epoch, noise_offset_type"
-NO_PROMPT_FILE = "no samples are drawn: --sample_prompts {out}/sample/prompt.txt does not exist"
+NO_PROMPT_FILE = "no sample images are generated: --sample_prompts {out}/sample/prompt.txt does not exist"
 NO_XFORMERS = "--xformers: the package xformers is not installed"
 
 # what each file is warned of, in any order; the beginnings of the lines

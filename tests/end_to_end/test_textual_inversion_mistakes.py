@@ -84,7 +84,10 @@ SD15 = ["IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "MID", *(f"OUT{number:02
         (lambda path: _of_layers(path, SD15), "has separate vectors for 16 cross-attention layers"),
         (lambda path: {**_of_layers(path, SD15), "xti": True}, "vectors for 16 layers, the model's U-Net has 7: IN01"),
         (lambda path: {"weights": IMAGES / "fox_01.png"}, "--weights .*fox_01.png is an image without the text"),
-        (lambda path: {"weights": BASE / "vae" / "diffusion_pytorch_model.safetensors"}, "tensors .* not one embedding"),
+        (
+            lambda path: {"weights": BASE / "vae" / "diffusion_pytorch_model.safetensors"},
+            "tensors .* not one embedding",
+        ),
     ],
 )
 def test_files_that_do_not_fit_are_refused(images, tmp_path, make, message):

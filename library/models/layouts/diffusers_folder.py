@@ -65,7 +65,7 @@ def load_folder(folder: DiffusersFolder) -> ModelParts:
 
     Raises one `UserError` for all parts: what is missing or does not fit its config.json.
     """
-    parts: list[nn.Module] = []
+    parts: list[Any] = []
     errors: list[UserError] = []
     for part in _PARTS:
         try:

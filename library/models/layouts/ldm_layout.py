@@ -16,6 +16,7 @@ from library.models.layouts import ldm_text, ldm_unet, ldm_vae
 from library.models.layouts.config_metadata import config_overrides
 from library.models.layouts.ldm_keys import Section, TensorSlice, rename_key, section_of
 from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
+from library.models.text.text_encoder import TextEncoder
 from library.models.weights.checkpoint_files import WeightFile
 from library.models.weights.lazy_tensors import LazyTensors, renamed
 from library.models.weights.model_kinds import is_v2, usual_keys
@@ -36,7 +37,7 @@ def load_single_file(file: WeightFile) -> ModelParts:
     Other keys (EMA weights, optimizer states, schedules) are ignored. Raises one `UserError` for all parts that names
     the file and what is missing or has the wrong shape.
     """
-    parts: list[nn.Module] = []
+    parts: list[Any] = []
     errors: list[UserError] = []
     for load in (_load_unet, _load_vae, _load_text_encoder_v2 if is_v2(file.tensors) else _load_text_encoder_v1):
         try:
@@ -44,7 +45,8 @@ def load_single_file(file: WeightFile) -> ModelParts:
         except UserError as error:
             errors.append(error)
     raise_together(errors)
-    return ModelParts(*parts, unused_tensors=_unused_tensors_v2(file, parts[-1]) if is_v2(file.tensors) else {})
+    unet, vae, encoder = parts
+    return ModelParts(unet, vae, encoder, _unused_tensors_v2(file, encoder) if is_v2(file.tensors) else {})
 
 
 def _load_unet(file: WeightFile) -> nn.Module:
@@ -101,7 +103,7 @@ def _load_text_encoder_v2(file: WeightFile) -> nn.Module:
     return encoder
 
 
-def _unused_tensors_v2(file: WeightFile, encoder: nn.Module) -> dict[str, torch.Tensor]:
+def _unused_tensors_v2(file: WeightFile, encoder: TextEncoder) -> dict[str, torch.Tensor]:
     """Copies of the tensors of an SD 2.x file that are never used, so that saving can write them again."""
     unused = (f"{ldm_text.BLOCKS}{encoder.config.num_hidden_layers}.", "text_projection", "logit_scale")
     names = [key.removeprefix(ldm_text.PREFIX_V2) for key in file.tensors if key.startswith(ldm_text.PREFIX_V2)]

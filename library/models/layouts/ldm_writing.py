@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,9 @@ from library.models.layouts import ldm_text, ldm_unet, ldm_vae
 from library.models.layouts.ldm_keys import rename_key
 from library.models.layouts.parts import ModelParts
 from library.models.weights.weight_writing import StoredTensor, stored
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
 _GROUPED_LEVELS = {"down_blocks", "up_blocks", "mid_block"}  # of Diffusers' names; none is left in the layout's
 
@@ -22,7 +25,7 @@ def single_file_tensors(parts: ModelParts, *, is_v2: bool, dtype: torch.dtype) -
     return {**unet_tensors(parts.unet, is_v2=is_v2, dtype=dtype), **vae_tensors(parts.vae, dtype), **text}
 
 
-def unet_tensors(unet: torch.nn.Module, *, is_v2: bool, dtype: torch.dtype) -> dict[str, StoredTensor]:
+def unet_tensors(unet: UNet2DConditionModel, *, is_v2: bool, dtype: torch.dtype) -> dict[str, StoredTensor]:
     """The U-Net's tensors. SD 2.x files hold linear projections around attention, where Diffusers may have 1x1
     convolutions."""
     modules = ldm_unet.module_names(unet.config)
@@ -35,7 +38,7 @@ def unet_tensors(unet: torch.nn.Module, *, is_v2: bool, dtype: torch.dtype) -> d
     return tensors
 
 
-def vae_tensors(vae: torch.nn.Module, dtype: torch.dtype) -> dict[str, StoredTensor]:
+def vae_tensors(vae: AutoencoderKL, dtype: torch.dtype) -> dict[str, StoredTensor]:
     """The VAE's tensors; the layout has 1x1 convolutions in its attention."""
     modules = ldm_vae.module_names(vae.config)
     tensors = {}

@@ -51,7 +51,7 @@ def detect_folder(folder: DiffusersFolder) -> DetectedModel:
         raise UserError(
             f"{folder.path / _SCHEDULER_CONFIG}: prediction_type is {declared!r}", "known are epsilon and v_prediction"
         )
-    return DetectedModel(str(folder.path), is_v2, _PREDICTION_NAMES.get(declared), scheduler)
+    return DetectedModel(str(folder.path), is_v2, None if declared is None else _PREDICTION_NAMES[declared], scheduler)
 
 
 def detect_file(file: WeightFile) -> DetectedModel:

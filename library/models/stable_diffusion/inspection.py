@@ -92,7 +92,8 @@ _INFER: dict[str, Callable[[WeightFile, bool], dict[str, Any]]] = {
 
 
 def _inspect_folder(folder: DiffusersFolder) -> Inspection:
-    parts, metadata = [], {}
+    parts = []
+    metadata: dict[str, str] = {}
     for part, title in _TITLES.items():
         path = find_weights(folder.path / part, part)
         if path is None:

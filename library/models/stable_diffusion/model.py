@@ -8,6 +8,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -33,6 +34,7 @@ from library.models.stable_diffusion.detection import (
     make_alphas_cumprod,
 )
 from library.models.stable_diffusion.layer_conditioning import LayerConditioning, cross_attention_layers
+from library.models.text.text_encoder import TextEncoder
 from library.models.text.token_embedding import TokenEmbedding
 from library.models.text.tokenizer import PromptTokenizer, PromptTokens, load_tokenizer
 from library.models.weights.checkpoint_files import WeightFile
@@ -84,7 +86,7 @@ class StableDiffusion:
         self.is_v2 = detected.is_v2
         self.unet = parts.unet
         self.vae = parts.vae
-        self.text_encoders: tuple[nn.Module, ...] = (parts.text_encoder,)
+        self.text_encoders: tuple[TextEncoder, ...] = (parts.text_encoder,)
         self.tokenizer = tokenizer
         self._prompt_options = prompt_options
         self._scheduler = {**detected.scheduler, "prediction_type": prediction_type}
@@ -96,7 +98,7 @@ class StableDiffusion:
         self._fingerprints: dict[tuple[int, torch.dtype], str] = {}
         self._vae_in_float32: AutoencoderKL | None = None  # made when the VAE overflows in fp16
         self._unet_dtype = torch.float32
-        self._snapshots: dict[str, nn.Module] = {}
+        self._snapshots: dict[str, Any] = {}
         self._embedding: TokenEmbedding | None = None
         self._layer_conditioning: LayerConditioning | None = None  # where layers have separate hidden states
 
@@ -346,16 +348,16 @@ def load(
 
     Raises `UserError` for flags that contradict the model, and for files that are incomplete or do not fit together.
     """
-    is_file = isinstance(source, WeightFile)
-    detected = detect_file(source) if is_file else detect_folder(source)
+    detected = detect_file(source) if isinstance(source, WeightFile) else detect_folder(source)
     check_flags(detected, options)
     prediction_type = choose_prediction_type(detected, options)
     with device:
-        parts = ldm_layout.load_single_file(source) if is_file else load_folder(source)
+        parts = ldm_layout.load_single_file(source) if isinstance(source, WeightFile) else load_folder(source)
         if options.vae is not None:
             parts = replace(parts, vae=load_vae(options.vae, is_mapped=not options.disable_mmap_load_safetensors))
     _check_fit(parts, detected.source)
-    tokenizer_folder = None if is_file or not source.has("tokenizer") else source.path / "tokenizer"
+    has_tokenizer = not isinstance(source, WeightFile) and source.has("tokenizer")
+    tokenizer_folder = source.path / "tokenizer" if has_tokenizer else None
     tokenizer = load_tokenizer(tokenizer_folder, pads_with_end=_VERSIONS[detected.is_v2].pads_with_end)
     num_tokens, vocab_size = len(tokenizer.tokenizer), parts.text_encoder.config.vocab_size
     if num_tokens > vocab_size:

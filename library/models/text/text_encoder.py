@@ -19,10 +19,13 @@ class TextEncoder(nn.Module):
     of LoRA files contain that level.
     """
 
+    config: Any  # CLIPTextConfig
+    text_model: Any  # of `transformers`, whose class depends on its version
+
     def __init__(self, model: CLIPTextModel):
         super().__init__()
         self.config = model.config
-        self.text_model: nn.Module = getattr(model, "text_model", model)
+        self.text_model = getattr(model, "text_model", model)
 
     @property
     def device(self) -> torch.device:

@@ -43,7 +43,7 @@ class TokenEmbedding(nn.Module):
             new = functional.embedding((ids - first).clamp(min=0), self.vectors.flatten(0, 1))
             return torch.where(is_new.unsqueeze(-1), new.to(known.dtype), known)
 
-        table.forward = look_up_both  # type: ignore[method-assign]
+        table.forward = look_up_both  # type: ignore[method-assign, assignment]
         return range(first, first + self.num_vectors)
 
     def ids_of_layers(self, ids: torch.Tensor, first: int) -> torch.Tensor:

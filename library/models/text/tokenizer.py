@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CLIPTokenizer
@@ -48,7 +49,7 @@ class PromptTokenizer:
         """A tokenizer with an added token, which becomes these ids: case-insensitive, anywhere in a text."""
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.add_tokens(token)
-        number = tokenizer.convert_tokens_to_ids(token)
+        number = int(tokenizer.convert_tokens_to_ids(token))
         return replace(self, tokenizer=tokenizer, added_tokens={**self.added_tokens, number: tuple(ids)})
 
     def encode(
@@ -102,7 +103,7 @@ def load_tokenizer(folder: Path | None, *, pads_with_end: bool) -> PromptTokeniz
     if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARY_FILES):
         # without them transformers makes a tokenizer with an empty vocabulary
         raise UserError(f"{folder} holds neither vocab.json and merges.txt nor tokenizer.json", _HINT)
-    settings = {} if pads_with_end else {"pad_token": _OPEN_CLIP_PADDING}
+    settings: dict[str, Any] = {} if pads_with_end else {"pad_token": _OPEN_CLIP_PADDING}
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **settings)
         tokens = tokenizer("a").input_ids

@@ -93,7 +93,9 @@ def _get_tensor(get_bytes: Callable[[Path, int, int], torch.Tensor], path: Path,
 def _map_zipped(path: Path, empty: torch.Tensor) -> torch.Tensor:
     """A memory-mapped tensor of a zip file; `empty`: the tensor as it was loaded to the device "meta"."""
     storage = empty.untyped_storage()
-    whole = _map_bytes(path, storage._checkpoint_offset, storage.nbytes()).view(empty.dtype)
+    offset = storage._checkpoint_offset
+    assert offset is not None, "torch.load keeps it for the device meta"
+    whole = _map_bytes(path, offset, storage.nbytes()).view(empty.dtype)
     return whole.as_strided(empty.shape, empty.stride(), empty.storage_offset())
 
 

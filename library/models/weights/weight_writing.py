@@ -70,7 +70,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], metadata:
         _write_header(file, {**texts, HASH_ENTRY: _NO_HASH}, entries)
         digest = hashlib.sha256()
         for name in names:
-            data = memoryview(tensors[name].make().reshape(-1).view(torch.uint8).numpy())
+            data = tensors[name].make().reshape(-1).view(torch.uint8).numpy().data
             digest.update(data)
             file.write(data)
         file.seek(0)

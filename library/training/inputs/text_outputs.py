@@ -29,7 +29,6 @@ _NUM_EXAMPLES = 3
 _EXAMPLE_LENGTH = 60
 
 
-
 class TextSource:
     """Provides the conditioning of batches, and fills the cache of text-encoder outputs before training."""
 
@@ -113,8 +112,6 @@ def fixed_captions(data: TrainingData) -> dict[str, tuple[str, ...]]:
 
 def _fixed_caption(caption: str, subset: SubsetConfig) -> str:
     return final_caption(caption, subset, keyed_random("caption"))
-
-
 
 
 def warn_long_captions(data: TrainingData, family: ModelFamily, limit: int) -> None:

@@ -227,7 +227,7 @@ def test_what_agrees_is_not_said():
     [
         ("train_db.py", {"stop_text_encoder_training": 3}, FSDP2, "error: FSDP with --stop_text_encoder_training 3"),
         ("train_db.py", {"optimizer_type": "AdaFactor"}, FSDP2, "error: FSDP with --optimizer_type AdaFactor"),
-        ("train_network.py", {}, FSDP2, "error: FSDP would share out weights"),
+        ("train_network.py", {}, FSDP2, "error: FSDP would shard the weights"),
         ("fine_tune.py", {}, {**FSDP2, "FSDP_AUTO_WRAP_POLICY": "SOMEHOW"}, "error: accelerate is configured for FSDP"),
     ],
 )
@@ -247,7 +247,7 @@ def test_a_network_is_small_and_trains_as_ever(tmp_path):
     argv = arguments(copy_images(tmp_path / "images"), tmp_path / "output", max_train_steps=1, deepspeed=True)
     done = run_command(argv)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "warning: --deepspeed does nothing: what learns is small" in done.stderr
+    assert "warning: --deepspeed does nothing: the trained parameters are few" in done.stderr
     assert (tmp_path / "output" / "run.safetensors").exists()
 
 
