@@ -16,7 +16,8 @@ from tests.end_to_end.runs import ROOT, arguments, assert_same, command, train
 
 # what befalls the disk once a first save is there; retried until nothing is open for writing
 READ_ONLY = 'until mount -o remount,ro "$OUT"; do sleep 0.02; done'
-FULL = 'cat /dev/zero > "$OUT/filler"'
+# a save that fails gives its space back, which is filled again
+FULL = 'while kill -0 $!; do cat /dev/zero >> "$OUT/filler"; done'
 RUN = """
 mount -t tmpfs -o size=16m disk "$OUT" || exit 99
 {training} &
