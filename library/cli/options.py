@@ -91,6 +91,12 @@ class OptionField:
         return self.name.upper() if self.spec.positional else f"--{self.name}"
 
     @property
+    def help(self) -> str:
+        """What it does, and whether it does so here."""
+        status = self.spec.inert if self.spec.refused is None else f"refused: it {self.spec.refused[0]}"
+        return self.spec.help if status is None else f"{self.spec.help} ({status})"
+
+    @property
     def spellings(self) -> tuple[str, ...]:
         """The option's name and aliases, without dashes."""
         return (self.name, *self.spec.aliases)

@@ -34,7 +34,7 @@ def _row(field: OptionField) -> str:
         value += ", one or more" if field.is_list else ""
     value = value.replace("|", "\\|") + _off_text(field)
     default = "required" if field.spec.required else _default(field)
-    cells = (names, value, default, field.spec.help.replace("|", "\\|").replace("<", "&lt;"))
+    cells = (names, value, default, field.help.replace("|", "\\|").replace("<", "&lt;"))
     return "| " + " | ".join(cells) + " |"
 
 

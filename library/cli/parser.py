@@ -109,9 +109,7 @@ def _argparse_kind(field: OptionField) -> dict[str, Any]:
 
 
 def _help_text(field: OptionField) -> str:
-    text = field.spec.help.replace("%", "%%")
-    if field.spec.refused or field.spec.inert:
-        text = f"{text} ({'refused' if field.spec.refused else field.spec.inert})"
+    text = field.help.replace("%", "%%")
     if field.spec.required:
         return f"{text} (required)"
     if field.kind is bool or field.default in (None, ()):

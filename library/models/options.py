@@ -33,8 +33,8 @@ class ModelOptions:
     tokenizer_cache_dir: str | None = option(
         None,
         metavar="FOLDER",
-        help="accepted and does nothing: the vocabulary comes with this program",
-        inert="the vocabulary comes with this program",
+        help="folder that caches the tokenizer",
+        inert="no effect: the vocabulary comes with this program",
     )
     disable_mmap_load_safetensors: bool = option(
         False,
@@ -146,8 +146,8 @@ class MemoryOptions:
     fp8_base_unet: bool = option(False, help="same as --fp8_base (neither changes the text encoder)")
     cpu_offload_checkpointing: bool = option(
         False,
-        help="accepted and does nothing: checkpointed activations stay on the GPU",
-        inert="the activations that --gradient_checkpointing keeps stay on the GPU",
+        help="offload the activations that --gradient_checkpointing keeps to the CPU",
+        inert="no effect: these activations stay on the GPU",
     )
     lowram: bool = option(False, help="load the model directly to the GPU")
     highvram: bool = option(False, help="keep the VAE on the GPU after caching latents")

@@ -133,7 +133,7 @@ class DatasetOptions:
     )
     dataset_class: str | None = option(
         help="custom dataset class, as in other trainers",
-        inert="has no effect: data come from --train_data_dir, --in_json or --dataset_config",
+        inert="no effect: data come from --train_data_dir, --in_json or --dataset_config",
         metavar="NAME",
     )
     resolution: tuple[int, int] | None = option(
