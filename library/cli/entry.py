@@ -73,13 +73,24 @@ def _without_start(words: Sequence[str], secret_flags: Sequence[str]) -> tuple[l
     without_value = ("--skip_until_initial_step", "--overwrite", "--resume_from_huggingface")
     kept, secrets, is_value = [], [], False
     for word in words:
-        flag = "" if is_value else word.split("=")[0]
+        if is_value:
+            is_value = False
+            continue
+        given, equals, _ = word.partition("=")
+        flag = _in_full(given, (*with_value, *without_value))
         if flag in secret_flags and flag not in secrets:
             secrets.append(flag)
-        if not is_value and flag not in (*with_value, *without_value):
+        if flag not in (*with_value, *without_value):
             kept.append(word)
-        is_value = not is_value and word in with_value
+        is_value = flag in with_value and not equals
     return kept, secrets
+
+
+def _in_full(flag: str, flags: Sequence[str]) -> str:
+    """The one of the flags that is given, as it is or abbreviated, as the parser takes it; else `flag`."""
+    if flag in flags or not flag.startswith("--") or flag == "--":
+        return flag
+    return next((full for full in flags if full.startswith(flag)), flag)
 
 
 class _Formatter(logging.Formatter):
