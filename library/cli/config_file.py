@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,15 @@ class FileValue:
 
 
 def read_config_file(
-    path: str, fields: Mapping[str, OptionField], foreign: ForeignOptions, findings: Findings
+    path: str,
+    fields: Mapping[str, OptionField],
+    foreign: ForeignOptions,
+    findings: Findings,
+    overridden: Collection[str] = (),
 ) -> dict[str, FileValue]:
     """The options in the file, by name; its tables are flattened. Errors are added to `findings`.
+
+    `overridden`: options that the command line gives too; what the file would add to one of them is unused.
 
     One warning lists the keys of other programs that are not used. Raises `OtherFamily` for a file for another model
     family.
@@ -61,7 +67,12 @@ def read_config_file(
                 findings.problems.append(_contradiction(given[option.name], each))
         else:
             foreign_values.append(each)
-    unused = [name for each in foreign_values for name in _apply_foreign_key(each, fields, given, foreign, findings)]
+    unused: list[str] = []
+    for each in foreign_values:
+        if foreign.arguments.get(each.key) not in overridden:
+            unused += _apply_foreign_key(each, fields, given, foreign, findings)
+        elif says_something(each.value):
+            unused.append(each.key)
     if unused:
         findings.warnings.append(f"{path}: not used here: {', '.join(unused)}")
     return given
@@ -115,7 +126,7 @@ def _apply_foreign_key(
             findings.problems.append(_contradiction(given[target], each))
     elif foreign.arguments.get(each.key, "") in fields:
         if says_something(each.value):
-            _add_argument(each, foreign.arguments[each.key], given, findings)
+            _add_argument(each, fields[foreign.arguments[each.key]], given, findings)
     elif foreign.knows(each.key):
         instead = foreign.instead_of(each.key, fields)
         if says_something(each.value):
@@ -124,10 +135,13 @@ def _apply_foreign_key(
         findings.problems.append(unknown_option(each.key, fields, foreign, "{}", where=f"{each.file}: "))
 
 
-def _add_argument(each: FileValue, target: str, given: dict[str, FileValue], findings: Findings) -> None:
+def _add_argument(each: FileValue, option: OptionField, given: dict[str, FileValue], findings: Findings) -> None:
     """Adds `key=value` to a list option, unless the key is in it already."""
+    target = option.name
     earlier = given[target].value if target in given else []
-    arguments = [earlier] if isinstance(earlier, str) else list(earlier)
+    if option.is_off(earlier):
+        earlier = []
+    arguments = earlier if isinstance(earlier, list) else [earlier]
     if any(str(argument).partition("=")[0].strip() == each.key for argument in arguments):
         return
     given[target] = FileValue([*arguments, f"{each.key}={each.value}"], each.file, each.section, target)

@@ -141,7 +141,7 @@ def parse_options(
     is_output = "output_config" in given
     if given.get("config_file") and not is_output:
         known = {name: field for name, field in fields.items() if field.owner is not ConfigFileOptions}
-        given = {**read_config_file(given["config_file"], known, foreign, found), **given}
+        given = {**read_config_file(given["config_file"], known, foreign, found, given), **given}
     options, bad_names = _convert_all(given, groups, fields, found, check_required=not is_output)
     if screen is not None:
         screen(options)

@@ -67,6 +67,7 @@ def test_keys_with_a_plain_meaning_are_carried_out(tmp_path, caplog):
     assert "lr_cycles = 3 is read as num_cycles" in caplog.text
     assert "plus_ratio = 4 is used as an argument of --network_args" in caplog.text
     assert parse(tmp_path, "plus_ratio = 0").network_args == ()
+    assert parse(tmp_path, "plus_ratio = 4\nnetwork_args = false").network_args == ("plus_ratio=4",)
     # what the options say themselves comes first
     assert parse(tmp_path, 'plus_ratio = 4\nnetwork_args = ["plus_ratio=2"]').network_args == ("plus_ratio=2",)
     assert parse(tmp_path, "lr_cycles = 3", "--num_cycles", "5").num_cycles == 5
@@ -141,3 +142,8 @@ def test_a_command_line_takes_a_file_off(tmp_path):
     assert parse(tmp_path, "steps = 5", "--steps", "0").steps is None
     options = parse_options(["--config_file", ""], [Training], program="x", description="d")
     assert options[Training] == Training()
+
+
+def test_an_argument_from_the_file_is_not_said_to_be_used_where_the_command_line_has_the_list(tmp_path, caplog):
+    assert parse(tmp_path, "plus_ratio = 4", "--network_args", "a=1").network_args == ("a=1",)
+    assert caplog.messages == [f"{tmp_path}/c.toml: not used here: plus_ratio"]

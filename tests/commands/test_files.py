@@ -150,3 +150,18 @@ def test_files_of_a_run_without_a_name_are_named_as_by_the_reference(data_dir, t
     assert {path.name for path in out.glob("epoch-*.ckpt")} == {"epoch-000005.ckpt"}
     weights = torch.load(out / "last.ckpt", weights_only=True)
     assert weights.keys() == torch.load(out / "epoch-000005.ckpt", weights_only=True).keys()
+
+
+@pytest.mark.parametrize("ending", ["ckpt", "pt"])
+def test_a_lora_saved_as_a_pickle_is_read_back(ending, data_dir, tmp_path):
+    """A run of learning rate 0 that begins with the file saves its weights again, bit for bit."""
+    out, again = tmp_path / "out", tmp_path / "again"
+    train_network.train(command_line("save_model_as", data_dir, out, save_model_as=ending))
+    saved = torch.load(out / f"last.{ending}", weights_only=True)
+    assert not list(out.glob("*.safetensors")) and any(
+        tensor.any() for key, tensor in saved.items() if "lora_up" in key
+    )
+    more = {"network_weights": out / f"last.{ending}", "max_train_steps": 1, "lr_scheduler": "constant_with_warmup"}
+    train_network.train(command_line("save_model_as", data_dir, again, lr_warmup_steps=1, **more))
+    read = load_file(again / "last.safetensors")
+    assert read.keys() == saved.keys() and all(torch.equal(read[key], saved[key]) for key in read)
