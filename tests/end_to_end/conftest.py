@@ -13,7 +13,9 @@ def in_the_checkout(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def as_in_a_new_process():
-    """`accelerate` keeps the precision of the first run for the life of a process."""
+    """`accelerate` keeps the precision of a process's first run: it is neither taken over nor left behind."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
