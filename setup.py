@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["library", "library.*", "networks", "networks.*"]),
     py_modules=["train_network", "train_db", "fine_tune", "train_textual_inversion"],
-    package_data={"library.models.text": ["clip_vocabulary/*"], "library.dataset_report": ["*.css", "*.js"]},
+    package_data={"library.models.text": ["clip_vocabulary/*"], "library.dataset_report": ["*.css", "*.js", "*.jinja"]},
     install_requires=requirements("requirements.txt"),
     extras_require={
         "xformers": ["xformers"],

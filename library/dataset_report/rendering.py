@@ -1,14 +1,14 @@
-"""Thumbnails: images as they are trained, as HTML."""
+"""Thumbnails: images as they are trained."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from html import escape
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -35,11 +35,33 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """The HTML of an image. Without `grey` the image is unreadable, and `html` has the error."""
+class Figure:
+    """What an <img> shows; `size` is that of training, `data` the base64 of a file of `kind`."""
 
-    html: str
+    caption: str
+    kind: str  # "jpeg" or "png"
+    size: tuple[int, int]
+    data: str
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The figures of an image; for an unreadable one the error, and no `grey`."""
+
+    figures: tuple[Figure, ...]
     grey: np.ndarray | None  # tiny thumbnail for finding duplicates, uint8 (16, 17)
+    error: str = ""
+
+
+def thumbnail_line(thumbnail: Rendered) -> bytes:
+    """The figures and the error as a line for a temporary file."""
+    return json.dumps([thumbnail.error, *map(astuple, thumbnail.figures)]).encode() + b"\n"
+
+
+def read_thumbnail(line: bytes) -> Rendered:
+    """What `thumbnail_line` made a line of."""
+    error, *figures = json.loads(line)
+    return Rendered(tuple(Figure(*figure) for figure in figures), None, error)
 
 
 def longest_side(num_images: int) -> int:
@@ -59,16 +81,16 @@ def _render(thumbnail: Thumbnail, side: int) -> Rendered:
     key = thumbnail.item.latent_key
     try:
         plain = load_image(replace(key, flipped=False), thumbnail.item.colour)
-        parts = [_figure(plain, "as trained", side)]
+        figures = [_figure(plain, "as trained", side)]
         grey = grey_thumbnail(_to_image(plain))
         if plain.mask is not None and plain.mask.min() < 1:
-            parts.append(_mask_figure(plain.mask, key.placement.bucket))
+            figures.append(_mask_figure(plain.mask, key.placement.bucket))
         if thumbnail.flips:
             flipped = load_image(replace(key, flipped=True), thumbnail.item.colour)
-            parts.append(_figure(flipped, "flipped", side))
+            figures.append(_figure(flipped, "flipped", side))
     except UserError as error:
-        return Rendered(f'<p class="unreadable">{escape(error.message)}</p>', None)
-    return Rendered("".join(parts), grey)
+        return Rendered((), None, error.message)
+    return Rendered(tuple(figures), grey)
 
 
 def _to_image(image: TrainedImage) -> Image.Image:
@@ -76,23 +98,19 @@ def _to_image(image: TrainedImage) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _figure(image: TrainedImage, caption: str, side: int) -> str:
+def _figure(image: TrainedImage, caption: str, side: int) -> Figure:
     shown = _to_image(image)
     size = shown.size
     shown.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return _tag(shown, size, caption, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return _encoded(shown, size, caption, "jpeg", quality=_JPEG_QUALITY, subsampling=0)
 
 
-def _mask_figure(mask: np.ndarray, size: tuple[int, int]) -> str:
+def _mask_figure(mask: np.ndarray, size: tuple[int, int]) -> Figure:
     image = Image.fromarray(np.rint(mask * 255).clip(0, 255).astype(np.uint8))
-    return _tag(image, size, "loss mask", "PNG")
+    return _encoded(image, size, "loss mask", "png")
 
 
-def _tag(image: Image.Image, size: tuple[int, int], caption: str, kind: str, **options: int) -> str:
+def _encoded(image: Image.Image, size: tuple[int, int], caption: str, kind: str, **options: int) -> Figure:
     file = io.BytesIO()
     image.save(file, kind, **options)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return (
-        f'<figure><img src="data:image/{kind.lower()};base64,{data}" width="{size[0]}" height="{size[1]}" '
-        f'alt="{caption}" loading="lazy" decoding="async"><figcaption>{caption}</figcaption></figure>'
-    )
+    return Figure(caption, kind, size, base64.b64encode(file.getvalue()).decode("ascii"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ntpath
 import os
+import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -140,6 +142,11 @@ def cropped_fraction(placement: Placement) -> float:
     """The fraction of the resized image's area outside the crop."""
     (width, height), (bucket_width, bucket_height) = placement.resized, placement.bucket
     return max(0.0, 1 - bucket_width * bucket_height / (width * height))
+
+
+def short_name(record: ImageRecord) -> str:
+    """The file's name without its folder."""
+    return posixpath.basename(record.key) or ntpath.basename(record.path)
 
 
 def upscale_factor(record: ImageRecord, placement: Placement) -> float:

@@ -21,6 +21,11 @@ class ImageId:
     dataset: int
     record: int
 
+    @property
+    def anchor(self) -> str:
+        """Where the page has it."""
+        return f"p{self.dataset}-{self.record}"
+
 
 @dataclass(frozen=True)
 class DrawSettings:

@@ -1,7 +1,8 @@
-"""Statistics of a dataset: numbers of images, batches, buckets, tags."""
+"""Statistics of a dataset: numbers of images, batches, buckets, tags; the settings that were changed."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from library.data.batches.plan import PlannedDataset, TrainingData
-from library.data.config.config import SubsetConfig
+from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.records import Size
+
+_SHOWN_ELSEWHERE = ("key_path", "resolution", "batch_size", "subsets", "image_dir", "metadata_file")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ def bucket_rows(dataset: PlannedDataset) -> list[BucketRow]:
             )
         )
     return rows
+
+
+def images_per_subset(dataset: PlannedDataset) -> list[int]:
+    """How many images each subset of a dataset has."""
+    indices = [record.subset_index for record in dataset.records]
+    return np.bincount(indices, minlength=len(dataset.config.subsets)).tolist()
 
 
 def totals(data: TrainingData) -> dict[str, int]:
@@ -74,3 +83,13 @@ def tag_counts(data: TrainingData) -> list[tuple[str, int]]:
 def _splitter(subset: SubsetConfig) -> re.Pattern[str]:
     separators = [subset.caption_separator, subset.secondary_separator, subset.keep_tokens_separator, "\n", "\r"]
     return re.compile("|".join(re.escape(each) for each in separators if each))
+
+
+def changed_settings(config: DatasetConfig | SubsetConfig) -> list[str]:
+    """The settings that differ from their defaults, by their keys in the dataset file."""
+    changed = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in _SHOWN_ELSEWHERE and value != field.default:
+            changed.append(field.name if value is True else f"{field.name} = {value}")
+    return changed

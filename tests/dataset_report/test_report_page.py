@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.cli.logging import Message
 from library.data.batches.loader import BatchDataset
 from library.data.records import StepCounter
+from library.dataset_report import page as page_module
 from library.dataset_report.caption_length import TokenLimit
 from library.dataset_report.page import Report, write_page
 from library.dataset_report.sampled_items import DrawSettings
@@ -151,6 +152,16 @@ def test_names_and_captions_cannot_inject_anything(page):
     assert not [name for element in read.all() for name in element.attributes if name.startswith("on")]
 
 
+def test_each_class_that_the_style_sheet_names_is_on_the_page():
+    """A name that only one of them has leaves a part of the page without its layout."""
+    room = Path(page_module.__file__).parent
+    selectors = re.sub(r"\{[^{}]*\}", "", (room / "page.css").read_text(encoding="utf-8"))
+    templates = "".join(path.read_text(encoding="utf-8") for path in room.glob("*.jinja"))
+    classes = {name for text in re.findall(r'class="([^"]*)"', templates) for name in re.findall(r"[\w-]+", text)}
+    named = set(re.findall(r"\.([a-z][\w-]*)", selectors))
+    assert len(named) > 20 and named - classes == set()
+
+
 FINDINGS = {
     "unreadable": {"broken.png"},
     "missing": {"alone.png"},
@@ -264,8 +275,8 @@ def test_a_failure_leaves_the_last_page(nasty, page, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_page(nasty, page, advance=stop)
     assert page.read_bytes() == before and list(page.parent.iterdir()) == [page]
-    cannot_be_written = replace(nasty, messages=(Message(text=None),))  # found in the middle of writing
-    with pytest.raises(AttributeError):
+    cannot_be_written = replace(nasty, messages=(None,))  # found in the middle of writing
+    with pytest.raises(UndefinedError):
         write_page(cannot_be_written, page, advance=lambda count: None)
     assert page.read_bytes() == before and list(page.parent.iterdir()) == [page]
     (tmp_path / "file").write_text("", encoding="utf-8")
