@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError
 
 from library.cli.atomic_files import atomic_path
+from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.errors import UserError, first_line
 from library.cli.file_hashes import LEGACY_BLOCK
-from library.cli.pickle_errors import DAMAGED_PICKLE_ERRORS
 
 _PICKLE_SUFFIXES = (".pt", ".ckpt", ".bin")
 
@@ -76,7 +76,7 @@ def load_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
             return safetensors.torch.load_file(path, device="cpu")
         _check_pickle_suffix(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, *DAMAGED_PICKLE_ERRORS) as error:
+    except (SafetensorError, *DAMAGED_FILE_ERRORS) as error:
         raise UserError(f"cannot read adapter weights from {path}: {first_line(error)}", hint=_DAMAGED_HINT) from error
     if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
         raise UserError(f"{path} does not hold adapter weights", hint="give a LoRA file")

@@ -9,10 +9,11 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
+from library.cli.damaged_files import DAMAGED_FILE_ERRORS
+
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # Pillow's image mode for each colour space of profiles
 _NUM_PROBES = 17  # levels tested per channel
 _INVISIBLE = 1  # of 255: largest difference at which a profile counts as sRGB
-_PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -39,7 +40,7 @@ def _converter(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image
         transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), expected, "RGB")
         if expected == "RGB" and _is_identity(transform):
             return None
-    except _PROFILE_ERRORS:
+    except (ImageCms.PyCMSError, *DAMAGED_FILE_ERRORS):
         return None
     return lambda image: _transformed(image.convert(expected), transform)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.errors import UserError
 from library.data.images.image_headers import HEAD_LENGTH, size_from_head
 from library.data.records import Size
@@ -53,22 +52,6 @@ _KINDS = (
 
 # readers warn of odd EXIF data and large images, which does not matter if they decode
 _QUIET = ("ignore", None, Warning, re.compile("PIL|pillow_|jxlpy"), 0)
-
-# what Pillow's readers raise for corrupt files, besides OSError
-_DAMAGE_ERRORS = (
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    EOFError,
-    ArithmeticError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
 
 _UPRIGHT = 1
 _TRANSPOSE = {
@@ -114,7 +97,7 @@ def opened_image(path: str) -> Iterator[ImageFile.ImageFile]:
         raise _unreadable(path, f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels") from None
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from None
-    except _DAMAGE_ERRORS as error:
+    except DAMAGED_FILE_ERRORS as error:
         raise _unreadable(path, f"corrupt image ({error})") from None
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.errors import UserError, first_line
-from library.cli.pickle_errors import DAMAGED_PICKLE_ERRORS
 from library.models.weights.lazy_tensors import LazyTensors
 from library.models.weights.path_checks import PICKLE_ENDINGS, SAFETENSORS_ENDING, weight_file_problem
 from library.models.weights.safetensors_header import HeaderError, TensorEntry, read_header
@@ -144,7 +144,7 @@ def _open_pickle(path: Path) -> WeightFile:
             loaded = torch.load(path, map_location="meta" if is_mappable else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
-    except DAMAGED_PICKLE_ERRORS as error:
+    except DAMAGED_FILE_ERRORS as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}", _DOWNLOAD_AGAIN) from error
     tensors: Mapping[str, torch.Tensor] = _tensors_in(path, loaded)
     if is_mappable:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.cli.atomic_files import atomic_folder, restore_folder
+from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.errors import UserError, first_line
 from library.cli.file_hashes import file_sha256
-from library.cli.pickle_errors import DAMAGED_PICKLE_ERRORS
 
 if TYPE_CHECKING:
     import torch
@@ -193,6 +193,6 @@ def read_state(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
         raise UserError(f"{path / WEIGHTS} is damaged: {error}", hint=ANOTHER) from None
     try:
         training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
-    except DAMAGED_PICKLE_ERRORS as error:
+    except DAMAGED_FILE_ERRORS as error:
         raise UserError(f"{path / TRAINING} is damaged: {first_line(error)}", hint=ANOTHER) from None
     return weights, training
