@@ -16,7 +16,7 @@ import torch
 
 from library.cli.errors import UserError
 from library.cli.file_hashes import file_sha256
-from library.data.caches.latent_arrays import opened_arrays
+from library.data.caches.npz_files import opened_arrays
 from library.models.layouts.vae_loading import load_vae
 from library.models.options import ModelOptions
 from library.models.registry import load_family

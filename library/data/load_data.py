@@ -16,7 +16,7 @@ from library.data.buckets import BucketChooser, usable_steps
 from library.data.config.config import DatasetConfig, Source, SubsetConfig
 from library.data.config.dataset_file import read_dataset_config
 from library.data.config.options import CachingOptions, DatasetOptions, flag_values
-from library.data.config.validation_rules import caching_problems, prepared_problems, source_problems
+from library.data.config.validation_rules import caching_problems, legacy_npz_problems, source_problems
 from library.data.images.face_names import split_face_name
 from library.data.images.image_files import NoImages
 from library.data.records import ImageRecord, Size, size_text
@@ -213,8 +213,8 @@ def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserErr
     config = replace(config, subsets=tuple(kept))
     if is_complete:  # otherwise it is unknown whether all images have legacy .npz latents
         records = settle_legacy_latents(config, records, problems)
-        if any(record.prepared for record in records):
-            problems += prepared_problems(config, options)
+        if any(record.legacy_npz for record in records):
+            problems += legacy_npz_problems(config, options)
         problems += _skipped_problems(config, records, skipped)
     if config.subsets and all(subset.is_reg for subset in config.subsets):
         problems.append(
@@ -285,7 +285,7 @@ def _size_problems(config: DatasetConfig, records: list[ImageRecord]) -> Iterato
         return  # reported already, and there are no buckets to assign images to
     chooser = BucketChooser(config.bucket_settings)
     for record in records:
-        if record.prepared is not None:
+        if record.legacy_npz is not None:
             continue  # it is not resized
         width, height = chooser.assign(record.size).resized
         if width * height > _MAX_RESIZED_PIXELS:

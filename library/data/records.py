@@ -29,12 +29,12 @@ class ImageRecord:
     num_repeats: int
     subset_index: int
     is_reg: bool
-    prepared: PreparedLatents | None = None
+    legacy_npz: LegacyNpz | None = None
     mask_path: str | None = None  # its mask image, which weights the loss
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedLatents:
+class LegacyNpz:
     """Legacy .npz latents, made by `prepare_buckets_latents.py` and used as they are."""
 
     path: str  # <stem>.npz
@@ -67,7 +67,7 @@ class LatentKey:
     flipped: bool
     interpolation: str | None = None  # `resize_interpolation`
     alpha_is_mask: bool = False  # transparency weights the loss, instead of being blended with white
-    prepared_path: str | None = None  # of `PreparedLatents`: the image itself is not read
+    legacy_npz_path: str | None = None  # of `LegacyNpz`: the image itself is not read
     mask_path: str | None = None  # of a mask image, which weights the loss; never part of a cached latent
 
 

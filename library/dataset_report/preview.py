@@ -53,7 +53,7 @@ def render_images(
         spool.write(thumbnail_line(seen))
         if seen.grey is not None:
             greys.append((image, seen.grey))
-        elif items[image].latent_key.prepared_path is None:
+        elif items[image].latent_key.legacy_npz_path is None:
             unreadable[image] = ""
         advance(1)
     lengths = {text: measure_caption(text, tokens) for each in captions.values() for text in each}

@@ -105,7 +105,7 @@ def _of_dataset(dataset: PlannedDataset) -> Iterator[tuple[str, int, str]]:
             yield kind, index, note
         if index not in used:
             yield "unused", index, ""
-        if record.prepared is not None:
+        if record.legacy_npz is not None:
             continue  # its latents were made elsewhere
         lost = cropped_fraction(placement)
         if lost > _STRONG_CROP and dataset.subset_of(record).face_crop_aug_range is None:

@@ -9,7 +9,7 @@ from tests.end_to_end.runs import assert_same, copy_images, train
 OPTIONS = {"max_train_steps": 4, "resolution": 64}
 
 
-def test_prepared_latents_without_images_train_what_the_images_do(data_dir, tmp_path):
+def test_legacy_npz_without_images_train_what_the_images_do(data_dir, tmp_path):
     folder = copy_images(tmp_path / "images") / "2_shs fox"
     entries = {}
     for image in folder.glob("*.png"):

@@ -111,7 +111,7 @@ class BatchDataset(Dataset):
         )
 
     def _load(self, item: Item) -> Loaded:
-        source = "disk" if item.latent_key.prepared_path is not None else self._latent_source
+        source = "disk" if item.latent_key.legacy_npz_path is not None else self._latent_source
         return _LOADERS[source](item, self._fingerprint)
 
 

@@ -87,7 +87,7 @@ class PlannedDataset:
             flipped=flipped,
             interpolation=subset.resize_interpolation,
             alpha_is_mask=subset.alpha_mask,
-            prepared_path=record.prepared.path if record.prepared else None,
+            legacy_npz_path=record.legacy_npz.path if record.legacy_npz else None,
             mask_path=record.mask_path,
         )
 
@@ -150,7 +150,7 @@ class PlannedDataset:
 
 
 def _kind(record: ImageRecord) -> tuple[Size, Size | None]:
-    return record.size, record.prepared.bucket if record.prepared else None
+    return record.size, record.legacy_npz.bucket if record.legacy_npz else None
 
 
 def _make_items(records: Sequence[ImageRecord]) -> np.ndarray:
@@ -273,7 +273,7 @@ class TrainingData:
                     placement = key.placement
                     # what differs most comes first: comparing the keys themselves takes several times as long
                     image = (key.path, placement.resized, flipped, placement.crop, key.image_size, key.mtime_ns)
-                    rest = (key.alpha_is_mask, key.interpolation or "", key.prepared_path or "", key.mask_path or "")
+                    rest = (key.alpha_is_mask, key.interpolation or "", key.legacy_npz_path or "", key.mask_path or "")
                     by_bucket.setdefault(placement.bucket, {})[image + rest] = key
         return [keys[order] for _, keys in sorted(by_bucket.items()) for order in sorted(keys)]
 

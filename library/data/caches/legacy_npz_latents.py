@@ -12,34 +12,36 @@ from pathlib import Path
 
 import numpy as np
 
+from library.cli.damaged_files import DAMAGED_FILE_ERRORS, file_error_reason
 from library.cli.errors import UserError, raise_together
-from library.data.caches.latent_arrays import DAMAGE_ERRORS, array_problem, latent_size, opened_arrays
+from library.data.caches.latent_arrays import array_problem, latent_size
+from library.data.caches.npz_files import opened_arrays
 from library.data.records import CachedLatents, LatentKey, flipped_npz_path
 
 _NAMES = ("latents", "arr_0")
 _MAKE_AGAIN = "make the latents again with finetune/prepare_buckets_latents.py"
 
 
-def prepared_file(key: LatentKey) -> Path:
-    """The legacy .npz file of a key with `prepared_path`, flipped or not."""
-    assert key.prepared_path is not None
-    return Path(flipped_npz_path(key.prepared_path) if key.flipped else key.prepared_path)
+def legacy_npz_file(key: LatentKey) -> Path:
+    """The legacy .npz file of a key with `legacy_npz_path`, flipped or not."""
+    assert key.legacy_npz_path is not None
+    return Path(flipped_npz_path(key.legacy_npz_path) if key.flipped else key.legacy_npz_path)
 
 
-def read_prepared(key: LatentKey) -> CachedLatents:
+def read_legacy_npz(key: LatentKey) -> CachedLatents:
     """The legacy .npz latents, float32 (C, h, w), used as they are.
 
     Raises `UserError` naming the file if it is not found, corrupt, or not of the bucket's size.
     """
-    path = prepared_file(key)
+    path = legacy_npz_file(key)
     try:
         with opened_arrays(path) as file:
             latents = next((file[name] for name in _NAMES if name in file), None)
             found = ", ".join(file) or "nothing"
     except FileNotFoundError:
         raise _not_found(path, key) from None
-    except DAMAGE_ERRORS as error:
-        raise UserError(f"legacy .npz latents {path} are corrupt ({_reason(error)})", _MAKE_AGAIN) from None
+    except DAMAGED_FILE_ERRORS as error:
+        raise UserError(f"legacy .npz latents {path} are corrupt ({file_error_reason(error)})", _MAKE_AGAIN) from None
     if latents is None:
         raise UserError(f"legacy .npz latents {path}: no array `latents`, only {found}", _MAKE_AGAIN)
     problem = array_problem(latents, latent_size(key), num_dimensions=3)
@@ -53,19 +55,15 @@ def read_prepared(key: LatentKey) -> CachedLatents:
     return CachedLatents(latents.astype(np.float32, copy=False))
 
 
-def check_prepared(keys: Iterable[LatentKey]) -> None:
+def check_legacy_npz(keys: Iterable[LatentKey]) -> None:
     """Raises `UserError` with all legacy .npz files that are not found. Reading them validates their content."""
-    files = [(prepared_file(key), key) for key in keys if key.prepared_path is not None]
+    files = [(legacy_npz_file(key), key) for key in keys if key.legacy_npz_path is not None]
     raise_together(_not_found(path, key) for path, key in files if not path.is_file())
 
 
 def _not_found(path: Path, key: LatentKey) -> UserError:
-    assert key.prepared_path is not None
-    if key.flipped and os.path.exists(key.prepared_path):
+    assert key.legacy_npz_path is not None
+    if key.flipped and os.path.exists(key.legacy_npz_path):
         hint = "make them with --flip_aug too, or remove flip_aug here"
         return UserError(f"flip_aug: legacy .npz latents of the flipped image not found: {path}", hint)
     return UserError(f"legacy .npz latents not found: {path}", _MAKE_AGAIN)
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

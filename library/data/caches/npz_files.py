@@ -1,41 +1,41 @@
-"""Reads .npz files, and validates arrays of latents and masks from them."""
+""".npz files of cached arrays: reading them, and what each of their entries was made from.
+
+An entry is what a suffix of array names stands for, such as `7x9` in `latents_7x9`. What the entries were made from is
+a member `made_from.json` beside the arrays, a JSON object by entry; NumPy gives it as bytes. Files of earlier versions
+have a text array `made_from_<entry>` for each instead, which becomes part of the JSON when the file is next written.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from library.data.buckets import PIXELS_PER_LATENT
-from library.data.records import LatentKey
+from library.cli.atomic_files import atomic_path
+from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 
-# what reading a corrupt or unreadable .npz file raises
-DAMAGE_ERRORS = (
-    OSError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    MemoryError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)
+MADE_FROM = "made_from.json"
 
+_OLD_MADE_FROM = "made_from_"
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of np.savez and np.savez_compressed
+
+Facts = dict[str, Any]
 
 
 @contextmanager
-def opened_arrays(path: str | os.PathLike[str]) -> Iterator[Mapping[str, np.ndarray]]:
+def opened_arrays(path: str | os.PathLike[str]) -> Iterator[np.lib.npyio.NpzFile]:
     """The arrays of an .npz file by name, each read when asked for.
 
-    Raises `FileNotFoundError`, and one of `DAMAGE_ERRORS` for a corrupt file, in the block too.
+    Raises `FileNotFoundError`, and one of `DAMAGED_FILE_ERRORS` for a corrupt file, in the block too.
     """
     file = np.load(path, allow_pickle=False)
     if not isinstance(file, np.lib.npyio.NpzFile):
@@ -48,19 +48,68 @@ def opened_arrays(path: str | os.PathLike[str]) -> Iterator[Mapping[str, np.ndar
         yield file
 
 
-def latent_size(key: LatentKey) -> tuple[int, int]:
-    """(h, w) of the latent."""
-    width, height = key.placement.bucket
-    return height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
+def array_names(archive: zipfile.ZipFile) -> set[str]:
+    """The names of the arrays in an .npz file."""
+    return {name.removesuffix(".npy") for name in archive.namelist()}
 
 
-def array_problem(array: np.ndarray, size: tuple[int, int], *, num_dimensions: int) -> str | None:
-    """Why latents (C, h, w) or a mask (h, w) are not valid for `size` (h, w); None if they are."""
-    if not np.issubdtype(array.dtype, np.floating):
-        return f"dtype {array.dtype}, expected floating-point numbers"
-    if array.ndim != num_dimensions or array.shape[-2:] != size:
-        expected = " x ".join(["channels"] * (num_dimensions - 2) + [str(side) for side in size])
-        return f"shape {' x '.join(map(str, array.shape)) or '()'}, expected {expected}"
-    if not np.isfinite(array).all():
-        return "some values are NaN or inf"
-    return None
+def read_made_from(archive: zipfile.ZipFile, names: set[str], entry: str) -> Facts | None:
+    """What an entry of an .npz file was made from, None if the file does not say; `names`: as of `array_names`.
+
+    Raises one of `DAMAGED_FILE_ERRORS` if that is corrupt.
+    """
+    if _OLD_MADE_FROM + entry in names:
+        facts = _json_of_array(archive, _OLD_MADE_FROM + entry)
+    elif MADE_FROM in names:
+        facts = _object(_json_member(archive)).get(entry)
+    else:
+        return None
+    return None if facts is None else _object(facts)
+
+
+def _json_member(archive: zipfile.ZipFile) -> Any:
+    try:
+        return json.loads(archive.read(MADE_FROM))
+    except KeyError:  # a program that copied all members with NumPy has made an array of it
+        return _json_of_array(archive, MADE_FROM)
+
+
+def _json_of_array(archive: zipfile.ZipFile, name: str) -> Any:
+    return json.loads(np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False).item())
+
+
+def _object(value: Any) -> Facts:
+    if not isinstance(value, dict):
+        raise ValueError(f"{MADE_FROM} is not an object")
+    return value
+
+
+@dataclass
+class StoredArrays:
+    """All of an .npz file of cached arrays."""
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    made_from: dict[str, Facts] = field(default_factory=dict)  # by entry
+
+
+def read_stored(path: Path) -> StoredArrays:
+    """The content of a file; nothing if there is none or it is corrupt."""
+    with contextlib.suppress(*DAMAGED_FILE_ERRORS), opened_arrays(path) as file:
+        assert file.zip is not None
+        names = array_names(file.zip)
+        made_from = dict(_object(_json_member(file.zip))) if MADE_FROM in names else {}
+        for name in names:
+            if name.startswith(_OLD_MADE_FROM):
+                entry = name.removeprefix(_OLD_MADE_FROM)
+                made_from[entry] = read_made_from(file.zip, names, entry) or {}
+        arrays = {name: file[name] for name in file if name != MADE_FROM and not name.startswith(_OLD_MADE_FROM)}
+        return StoredArrays(arrays, made_from)
+    return StoredArrays()
+
+
+def write_stored(path: Path, arrays: Mapping[str, Any], made_from: Mapping[str, Facts]) -> None:
+    """Writes a file, replacing the one at `path` atomically. Raises `OSError`."""
+    with atomic_path(path) as temporary, open(temporary, "w+b") as file:
+        np.savez(file, **arrays)
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr(MADE_FROM, json.dumps(made_from, sort_keys=True))

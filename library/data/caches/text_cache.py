@@ -1,27 +1,25 @@
 """Cached text encoder outputs: files beside the images, for a frozen text encoder and fixed captions.
 
 A file `<image with its extension>_sd_te.npz` has, for each caption that the image is trained with,
-`hidden_states_<n>` (tokens, width) float32 and `made_from_<n>`, a JSON text of the caption and of what encoded it.
-Outputs of another caption or encoder are never used.
+`hidden_states_<n>` (tokens, width) float32, and in `made_from.json` for each n the caption and what encoded it. Outputs
+of another caption or encoder are never used.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from library.cli.atomic_files import atomic_path
+from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.errors import UserError
-from library.data.caches.latent_arrays import DAMAGE_ERRORS, opened_arrays
+from library.data.caches.npz_files import Facts, array_names, opened_arrays, read_made_from, write_stored
 
 logger = logging.getLogger(__name__)
 
-_HIDDEN_STATES, _MADE_FROM = "hidden_states_", "made_from_"
+_HIDDEN_STATES = "hidden_states_"
 
 
 def text_cache_path(image: str) -> Path:
@@ -34,19 +32,22 @@ def read_text_outputs(image: str, captions: Iterable[str], encoder: str) -> dict
 
     A corrupt file is ignored, with a warning.
     """
-    path, wanted = text_cache_path(image), {_made_from(caption, encoder): caption for caption in captions}
-    found = {}
+    path, found = text_cache_path(image), {}
     try:
         with opened_arrays(path) as file:
-            for name in file:
-                caption = wanted.get(str(file[name])) if name.startswith(_MADE_FROM) else None
-                if caption is not None:
-                    states = file[_HIDDEN_STATES + name.removeprefix(_MADE_FROM)]
-                    if states.dtype == np.float32 and states.ndim == 2 and np.isfinite(states).all():
-                        found[caption] = states
+            assert file.zip is not None
+            names = array_names(file.zip)
+            entries = [name.removeprefix(_HIDDEN_STATES) for name in sorted(names) if name.startswith(_HIDDEN_STATES)]
+            facts = {entry: read_made_from(file.zip, names, entry) for entry in entries}
+            for caption in captions:
+                wanted = _made_from(caption, encoder)
+                entry = next((entry for entry in entries if facts[entry] == wanted), None)
+                states = None if entry is None else file[_HIDDEN_STATES + entry]
+                if states is not None and _is_usable(states):
+                    found[caption] = states
     except FileNotFoundError:
         return {}
-    except DAMAGE_ERRORS as error:
+    except DAMAGED_FILE_ERRORS as error:
         logger.warning("the cached text encoder outputs %s are corrupt and will be encoded again (%s)", path, error)
         return {}
     return found
@@ -58,13 +59,10 @@ def write_text_outputs(image: str, states: Mapping[str, np.ndarray], encoder: st
     Raises `UserError` if the folder is not writable.
     """
     path = text_cache_path(image)
-    arrays: dict[str, Any] = {}
-    for number, (caption, each) in enumerate(states.items()):
-        arrays[f"{_HIDDEN_STATES}{number}"] = np.asarray(each, dtype=np.float32)
-        arrays[f"{_MADE_FROM}{number}"] = np.array(_made_from(caption, encoder))
+    entries = {str(number): caption for number, caption in enumerate(states)}
+    arrays = {_HIDDEN_STATES + entry: np.asarray(states[caption], np.float32) for entry, caption in entries.items()}
     try:
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+        write_stored(path, arrays, {entry: _made_from(caption, encoder) for entry, caption in entries.items()})
     except OSError as error:
         raise UserError(
             f"cached text encoder outputs {path} cannot be written: {error.strerror}",
@@ -72,5 +70,9 @@ def write_text_outputs(image: str, states: Mapping[str, np.ndarray], encoder: st
         ) from None
 
 
-def _made_from(caption: str, encoder: str) -> str:
-    return json.dumps({"caption": caption, "encoder": encoder}, sort_keys=True)
+def _is_usable(states: np.ndarray) -> bool:
+    return states.dtype == np.float32 and states.ndim == 2 and bool(np.isfinite(states).all())
+
+
+def _made_from(caption: str, encoder: str) -> Facts:
+    return {"caption": caption, "encoder": encoder}

@@ -76,7 +76,7 @@ def _caption_problems(subsets: Sequence[SubsetConfig]) -> Iterator[UserError]:
             )
 
 
-def prepared_problems(config: DatasetConfig, options: DatasetOptions) -> Iterator[UserError]:
+def legacy_npz_problems(config: DatasetConfig, options: DatasetOptions) -> Iterator[UserError]:
     """Augmentations that cannot be used with legacy .npz latents."""
     for key in _NEED_PIXELS:
         where = _where_given(key, config.subsets, options)

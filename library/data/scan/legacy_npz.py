@@ -6,15 +6,11 @@ and NumPy is not imported.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import logging
 import os
-import struct
-import zipfile
-import zlib
-from collections.abc import Sequence
 
+from library.cli.damaged_files import DAMAGED_FILE_ERRORS, file_error_reason
 from library.cli.errors import UserError, listed
 from library.data.buckets import PIXELS_PER_LATENT
 from library.data.config.config import DatasetConfig
@@ -26,13 +22,9 @@ logger = logging.getLogger(__name__)
 _MAX_NAMES_IN_ERROR = 200
 _MAX_NAMES_IN_WARNING = 5
 _PREPARE = "finetune/prepare_buckets_latents.py"
-# NumPy dtypes to formats of `struct`
-_NUMBERS = {"<i2": "<h", "<i4": "<i", "<i8": "<q", "<u2": "<H", "<u4": "<I", "<u8": "<Q", "<f4": "<f", "<f8": "<d"}
-_DAMAGE_ERRORS = (OSError, ValueError, SyntaxError, LookupError, TypeError, EOFError, ArithmeticError, MemoryError)
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError)
 
 
-def prepared_path(image: str) -> str:
+def legacy_npz_path(image: str) -> str:
     """The legacy .npz file of an image, given with or without its extension."""
     stem = os.path.splitext(image)[0] if is_image_name(os.path.basename(image)) else image
     return f"{stem}.npz"
@@ -43,14 +35,15 @@ def original_size(path: str) -> Size | None:
 
     Raises `UserError` naming the file if it is corrupt.
     """
+    from library.data.caches.npz_files import opened_arrays  # imports NumPy, which other images do not need
+
     try:
-        with zipfile.ZipFile(path) as file:
-            if "original_size.npy" not in file.namelist():
+        with opened_arrays(path) as file:
+            if "original_size" not in file:
                 return None
-            width, height = map(int, _numbers(file.read("original_size.npy")))
-    except (*_DAMAGE_ERRORS, *_ZIP_ERRORS) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise _corrupt(path, reason) from None
+            width, height = map(int, file["original_size"])
+    except DAMAGED_FILE_ERRORS as error:
+        raise _corrupt(path, file_error_reason(error)) from None
     if width < 1 or height < 1:
         raise _corrupt(path, f"original_size {width}x{height}")
     return width, height
@@ -60,17 +53,6 @@ def _corrupt(path: str, reason: str) -> UserError:
     return UserError(f"legacy .npz latents {path} are corrupt ({reason})", f"make them again with {_PREPARE}")
 
 
-def _numbers(content: bytes) -> Sequence[float]:
-    """The numbers of an array in NumPy's .npy format, versions 1 to 3."""
-    if content[:6] != b"\x93NUMPY":
-        raise ValueError("original_size is no array")
-    length_format = "<H" if content[6] == 1 else "<I"
-    start = 8 + struct.calcsize(length_format)
-    (length,) = struct.unpack_from(length_format, content, 8)
-    header = ast.literal_eval(content[start : start + length].decode("latin-1"))
-    return [number for (number,) in struct.iter_unpack(_NUMBERS[header["descr"]], content[start + length :])]
-
-
 def settle_legacy_latents(
     config: DatasetConfig, records: list[ImageRecord], problems: list[UserError]
 ) -> list[ImageRecord]:
@@ -78,16 +60,16 @@ def settle_legacy_latents(
 
     Without them, an image that is not found is an error; its record is dropped.
     """
-    if not any(record.prepared for record in records):
+    if not any(record.legacy_npz for record in records):
         return records
     folders = ImageFolders()
-    lacking = [record.key for record in records if record.prepared is None]
+    lacking = [record.key for record in records if record.legacy_npz is None]
     unflipped = [
         record.key
         for record in records
-        if record.prepared
+        if record.legacy_npz
         and config.subsets[record.subset_index].flip_aug
-        and not folders.has_file(flipped_npz_path(record.prepared.path))
+        and not folders.has_file(flipped_npz_path(record.legacy_npz.path))
     ]
     if not lacking and not unflipped:
         problems += _bucket_problems(config, records)
@@ -105,7 +87,7 @@ def settle_legacy_latents(
     existing = [record for record in records if folders.has_file(record.path)]
     if len(existing) < len(records):
         problems.append(_images_not_found(config, records, existing))
-    return [dataclasses.replace(record, prepared=None) for record in existing]
+    return [dataclasses.replace(record, legacy_npz=None) for record in existing]
 
 
 def _images_not_found(config: DatasetConfig, records: list[ImageRecord], existing: list[ImageRecord]) -> UserError:
@@ -122,7 +104,7 @@ def _bucket_problems(config: DatasetConfig, records: list[ImageRecord]) -> list[
     wrong = [
         record.key
         for record in records
-        if record.prepared and any(side % PIXELS_PER_LATENT for side in record.prepared.bucket)
+        if record.legacy_npz and any(side % PIXELS_PER_LATENT for side in record.legacy_npz.bucket)
     ]
     if not wrong:
         return []
@@ -136,7 +118,9 @@ def _bucket_problems(config: DatasetConfig, records: list[ImageRecord]) -> list[
 
 
 def _warn_newer_images(config: DatasetConfig, records: list[ImageRecord]) -> None:
-    newer = [record.key for record in records if record.prepared and record.mtime_ns > _mtime_ns(record.prepared.path)]
+    newer = [
+        record.key for record in records if record.legacy_npz and record.mtime_ns > _mtime_ns(record.legacy_npz.path)
+    ]
     if newer:
         logger.warning(
             "%s: %s are newer than their legacy .npz latents, which are used as they are (%s)",

@@ -21,9 +21,9 @@ from library.data.buckets import LONGEST_SIDE
 from library.data.captions import first_line
 from library.data.config.config import SubsetConfig
 from library.data.images.image_files import NoImages, UnreadableImage
-from library.data.records import ImageRecord, PreparedLatents, Size
+from library.data.records import ImageRecord, LegacyNpz, Size
 from library.data.scan.header_scan import Header, read_headers
-from library.data.scan.legacy_npz import original_size, prepared_path
+from library.data.scan.legacy_npz import legacy_npz_path, original_size
 from library.data.scan.listing import ImageFolders
 from library.data.scan.scan_index import ScannedImage
 from library.data.scan.scanner import scan_files
@@ -54,14 +54,14 @@ class _Found:
     entry: _Entry
     path: str
     exists: bool
-    prepared: PreparedLatents | None
+    legacy_npz: LegacyNpz | None
 
 
 def scan_metadata(subset: SubsetConfig, subset_index: int, *, skip_unreadable: bool = False) -> list[ImageRecord]:
     """The images of the subset's metadata file, in its order.
 
     Only headers of images are read. An image with `train_resolution` in its entry and legacy .npz latents beside it
-    gets `prepared`, even if it does not exist any more. Raises `UserError` with all errors; with `skip_unreadable`,
+    gets `legacy_npz`, even if it does not exist any more. Raises `UserError` with all errors; with `skip_unreadable`,
     unreadable images are skipped with a warning.
     """
     _check_folder(subset)
@@ -169,11 +169,11 @@ def _find_all(subset: SubsetConfig, entries: list[_Entry], problems: list[UserEr
             names = ", ".join(map(os.path.basename, hits))
             ambiguous.append(f"{json.dumps(entry.key, ensure_ascii=False)} ({names})")
             continue
-        path = hits[0] if hits else next((path for path in paths if folders.has_file(prepared_path(path))), paths[0])
-        prepared = None
-        if entry.train_resolution is not None and folders.has_file(prepared_path(path)):
-            prepared = PreparedLatents(prepared_path(path), entry.train_resolution)
-        found.append(_Found(entry, path, bool(hits), prepared))
+        path = hits[0] if hits else next((path for path in paths if folders.has_file(legacy_npz_path(path))), paths[0])
+        legacy = None
+        if entry.train_resolution is not None and folders.has_file(legacy_npz_path(path)):
+            legacy = LegacyNpz(legacy_npz_path(path), entry.train_resolution)
+        found.append(_Found(entry, path, bool(hits), legacy))
     if ambiguous:
         problems.append(
             UserError(
@@ -246,7 +246,7 @@ def _make_records(
     skip_unreadable: bool,
 ) -> list[ImageRecord]:
     """Records of all images that exist or have legacy .npz latents; the errors of others are added to `problems`."""
-    missing = [each for each in found if not each.exists and each.prepared is None]
+    missing = [each for each in found if not each.exists and each.legacy_npz is None]
     if missing:
         problems.append(_images_not_found(subset, missing))
     headers = _read_headers([each.path for each in found if each.exists], subset.cache_info, skip_unreadable)
@@ -268,7 +268,7 @@ def _make_records(
                     num_repeats=subset.num_repeats,
                     subset_index=subset_index,
                     is_reg=False,
-                    prepared=each.prepared,
+                    legacy_npz=each.legacy_npz,
                 )
             )
     if unreadable:
@@ -300,10 +300,10 @@ def _read_headers(
 
 def _header_of_missing(found: _Found) -> Header | UserError | None:
     """The header of an image that does not exist, from its legacy .npz latents; None without them."""
-    if found.prepared is None:
+    if found.legacy_npz is None:
         return None
     try:
-        size = original_size(found.prepared.path) or found.prepared.bucket
+        size = original_size(found.legacy_npz.path) or found.legacy_npz.bucket
     except UserError as error:
         return error
     return Header(size, mtime_ns=0, num_bytes=0)  # older than its latents

@@ -17,7 +17,7 @@ from library.data.batches.loader import num_cpus
 from library.data.batches.plan import TrainingData
 from library.data.caches.latent_cache import latent_seed, renew_times, write_latents
 from library.data.caches.latent_check import check_caches
-from library.data.caches.prepared_latents import check_prepared
+from library.data.caches.legacy_npz_latents import check_legacy_npz
 from library.data.config.options import CachingOptions
 from library.data.images.decoding import load_image
 from library.data.images.image_files import UnreadableImage
@@ -57,16 +57,16 @@ class LatentProvider:
         return None if self._options.skip_cache_check else self._family.vae_fingerprint()
 
     def fill_caches(self, data: TrainingData) -> frozenset[str]:
-        """Encodes the latents that are not cached or prepared yet; encodes nothing without `--cache_latents`.
+        """Encodes the latents that are not cached or legacy .npz yet; encodes nothing without `--cache_latents`.
 
         Returns the paths of skipped unreadable images, the same in all processes. Raises `UserError` for an unreadable
-        image where they are not skipped, for files that cannot be written, and for missing prepared latents.
+        image where they are not skipped, for files that cannot be written, and for missing legacy .npz latents.
         """
         keys = data.latent_keys()
-        check_prepared(keys)
+        check_legacy_npz(keys)
         if self.kind == "pixels":
             return frozenset()
-        to_cache = [key for key in keys if key.prepared_path is None]
+        to_cache = [key for key in keys if key.legacy_npz_path is None]
         unreadable = self._fill_files(to_cache) if self.kind == "disk" else self._fill_memory(to_cache)
         return self._report_unreadable(unreadable) if self._skip_unreadable else frozenset()
 
@@ -91,7 +91,8 @@ class LatentProvider:
             if rank_of[copied[0].path] % num_processes == rank:
                 renew_times(path, copied, fingerprint)
         unreadable = self._cache(
-            chunks_of(mine, self._options.vae_batch_size), lambda latents: write_latents(latents, fingerprint)
+            chunks_of(mine, self._options.vae_batch_size),
+            lambda latents: write_latents(latents, fingerprint, check.folders),
         )
         self._accelerator.wait_for_everyone()
         return unreadable
@@ -135,8 +136,8 @@ class LatentProvider:
     def latents_of(self, batch: Batch) -> torch.Tensor:
         """Scaled float32 latents (B, C, h, w) of a batch, on the device.
 
-        The batch holds the latents that come from files (cached or prepared), and the pixels of the other images unless
-        their latents are in memory; both in the batch's order.
+        The batch holds the latents that come from files, cached or legacy .npz, and the pixels of the other images
+        unless their latents are in memory; both in the batch's order.
         """
         device = self._accelerator.device
         keys = [key for key in batch.latent_keys if not self._comes_from_file(key)]
@@ -162,7 +163,7 @@ class LatentProvider:
         return self._family.scale_latents(latents)
 
     def _comes_from_file(self, key: LatentKey) -> bool:
-        return self.kind == "disk" or key.prepared_path is not None
+        return self.kind == "disk" or key.legacy_npz_path is not None
 
     def masks_of(self, batch: Batch) -> torch.Tensor | None:
         """Loss masks: the weight of each latent, (B, 1, h, w) in [0, 1] on the device; None without masks.

@@ -12,7 +12,7 @@ import pytest
 from library.data.batches.plan import PlannedDataset, TrainingData, match_regularisation
 from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.randomness import derive_seed
-from library.data.records import ImageRecord, Placement, PreparedLatents
+from library.data.records import ImageRecord, LegacyNpz, Placement
 from tests.data.image_files import save_image
 
 
@@ -174,13 +174,13 @@ def test_the_table_says_what_matching_does_to_regularisation_images() -> None:
     assert "1 regularisation images are used fewer times than their repeats" in table and "more often" not in table
 
 
-def test_prepared_latents_decide_their_bucket() -> None:
-    prepared = dataclasses.replace(_record(0, (100, 50)), prepared=PreparedLatents("folder/train0.npz", (80, 48)))
-    dataset = _dataset([prepared, _record(1, (100, 50))], **BUCKETS)
+def test_legacy_npz_decide_their_bucket() -> None:
+    legacy = dataclasses.replace(_record(0, (100, 50)), legacy_npz=LegacyNpz("folder/train0.npz", (80, 48)))
+    dataset = _dataset([legacy, _record(1, (100, 50))], **BUCKETS)
     # 100x50 covers 80x48 when it is 48 high, 96 wide; 16 are cut from both sides together
     assert dataset.placements[0] == Placement((80, 48), (96, 48), (8, 0))
     assert dataset.placements[1].bucket == (88, 40)
-    assert [key.prepared_path for key in TrainingData((dataset,)).latent_keys()] == ["folder/train0.npz", None]
+    assert [key.legacy_npz_path for key in TrainingData((dataset,)).latent_keys()] == ["folder/train0.npz", None]
 
 
 def test_a_plan_can_be_taken_in_any_piece() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +47,15 @@ def test_another_reader_sees_the_documented_file(key: LatentKey, tmp_path: Path)
     write_latents({key: _cached(key), dataclasses.replace(key, flipped=True): _cached(key, 1)}, "vae")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a_0100x0080_sd.npz"]
     with np.load(tmp_path / "a_0100x0080_sd.npz") as file:
-        names = {"latents_7x9", "latents_flipped_7x9", "original_size_7x9", "crop_ltrb_7x9", "made_from_7x9"}
+        names = {"latents_7x9", "latents_flipped_7x9", "original_size_7x9", "crop_ltrb_7x9", "made_from.json"}
         assert set(file.files) == names
         assert file["latents_7x9"].shape == file["latents_flipped_7x9"].shape == (4, 7, 9)
         assert file["latents_7x9"].dtype == np.float32
         assert file["original_size_7x9"].tolist() == [100, 80]
         assert file["crop_ltrb_7x9"].tolist() == [1.0, 0.0, 71.0, 56.0]
+    with zipfile.ZipFile(tmp_path / "a_0100x0080_sd.npz") as archive:
+        facts = json.loads(archive.read("made_from.json"))["7x9"]
+    assert (facts["image"], facts["bucket"], facts["crop"], facts["vae"]) == ("a.png", [72, 56], [0, 1], "vae")
 
 
 def test_sizes_and_orientations_are_added_to_what_is_there(key: LatentKey) -> None:
@@ -216,9 +220,32 @@ def test_a_file_from_before_contents_were_noted_is_still_used(key: LatentKey) ->
         "resized": [72, 58], "crop": [0, 1], "vae": "vae",
     }  # fmt: skip
     np.savez(cache_path(key), latents_7x9=_latents(key), made_from_7x9=np.array(json.dumps(facts)))
-    assert read_latents(key, "vae") is not None
+    assert read_latents(key, "vae") is not None and check_caches([key], "vae").missing == []
     assert read_latents(dataclasses.replace(key, mtime_ns=1), "vae") is None
     assert read_latents(dataclasses.replace(key, interpolation="area"), "vae") is None
+
+
+def test_an_entry_of_an_earlier_version_stays_when_its_file_is_written_again(key: LatentKey) -> None:
+    facts = {
+        "image": "a.png", "image_size": [100, 80], "mtime_ns": key.mtime_ns, "bucket": [72, 56],
+        "resized": [72, 58], "crop": [0, 1], "vae": "vae",
+    }  # fmt: skip
+    np.savez(cache_path(key), latents_7x9=_latents(key, 5), made_from_7x9=np.array(json.dumps(facts)))
+    larger = dataclasses.replace(key, placement=Placement((128, 128), (160, 128), (16, 0)))
+    write_latents({larger: _cached(larger, 6)}, "vae")
+    assert check_caches([key, larger], "vae").missing == []
+    np.testing.assert_array_equal(read_latents(key, "vae").latents, _latents(key, 5))
+    with np.load(cache_path(key)) as file:
+        assert "made_from_7x9" not in file.files
+
+
+def test_latents_stay_usable_when_another_program_copies_all_members_into_a_new_file(key: LatentKey) -> None:
+    write_latents({key: _cached(key, 1)}, "vae")
+    with np.load(cache_path(key)) as file:
+        members = dict(file)
+    np.savez(cache_path(key), **members, latents_16x16=np.zeros((4, 16, 16), np.float32))
+    assert check_caches([key], "vae").missing == []
+    np.testing.assert_array_equal(read_latents(key, "vae").latents, _latents(key, 1))
 
 
 def test_a_image_changed_while_it_was_encoded_is_not_taken_for_the_one_encoded(key: LatentKey) -> None:

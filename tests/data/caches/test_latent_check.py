@@ -159,8 +159,8 @@ def test_latents_stay_when_a_image_of_the_same_stem_comes_and_goes(tmp_path: Pat
     assert _missing([twin]) == [] and read_latents(twin, "vae") is not None
 
 
-def test_prepared_latents_are_never_made(tmp_path: Path) -> None:
-    key = dataclasses.replace(_key(save_image(tmp_path / "a.png", (64, 64))), prepared_path=str(tmp_path / "a.npz"))
+def test_legacy_npz_are_never_made(tmp_path: Path) -> None:
+    key = dataclasses.replace(_key(save_image(tmp_path / "a.png", (64, 64))), legacy_npz_path=str(tmp_path / "a.npz"))
     assert _missing([key]) == _missing([key], None) == []
 
 

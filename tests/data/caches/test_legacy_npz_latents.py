@@ -10,7 +10,7 @@ import pytest
 
 from library.cli.errors import UserError, UserErrors
 from library.data.caches.latent_cache import read_latents
-from library.data.caches.prepared_latents import check_prepared, read_prepared
+from library.data.caches.legacy_npz_latents import check_legacy_npz, read_legacy_npz
 from library.data.records import LatentKey, Placement
 
 FACTS = {"original_size": np.array([100, 80]), "crop_ltrb": np.array([0, 0, 100, 80])}
@@ -21,7 +21,7 @@ def key(tmp_path: Path) -> LatentKey:
     """Of an image that is not there: only its latents are."""
     placement = Placement((72, 56), (72, 58), (0, 1))
     return LatentKey(
-        str(tmp_path / "a.b.png"), "a.b.png", (100, 80), 0, placement, False, prepared_path=str(tmp_path / "a.b.npz")
+        str(tmp_path / "a.b.png"), "a.b.png", (100, 80), 0, placement, False, legacy_npz_path=str(tmp_path / "a.b.npz")
     )
 
 
@@ -33,9 +33,9 @@ def test_the_older_layout_is_read_with_its_mirrored_twin(key: LatentKey, tmp_pat
     np.savez(tmp_path / "a.b.npz", latents=_latents(1), **FACTS)
     np.savez(tmp_path / "a.b_flip.npz", latents=_latents(2), **FACTS)
     flipped = dataclasses.replace(key, flipped=True)
-    check_prepared([key, flipped])
+    check_legacy_npz([key, flipped])
     for each, number in ((key, 1), (flipped, 2)):
-        for cached in (read_prepared(each), read_latents(each, "any vae"), read_latents(each, None)):
+        for cached in (read_legacy_npz(each), read_latents(each, "any vae"), read_latents(each, None)):
             np.testing.assert_array_equal(cached.latents, _latents(number))
             assert cached.latents.dtype == np.float32 and cached.mask is None
 
@@ -43,8 +43,8 @@ def test_the_older_layout_is_read_with_its_mirrored_twin(key: LatentKey, tmp_pat
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_bare_arrays_and_other_precisions_are_read(key: LatentKey, save, dtype: type) -> None:
-    save(key.prepared_path, _latents(3, dtype))
-    np.testing.assert_array_equal(read_prepared(key).latents, _latents(3, dtype).astype(np.float32))
+    save(key.legacy_npz_path, _latents(3, dtype))
+    np.testing.assert_array_equal(read_legacy_npz(key).latents, _latents(3, dtype).astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -59,39 +59,39 @@ def test_bare_arrays_and_other_precisions_are_read(key: LatentKey, save, dtype: 
     ],
 )
 def test_latents_that_do_not_fit_are_refused_by_name(key: LatentKey, arrays: dict, reason: str) -> None:
-    np.savez(key.prepared_path, **arrays)
+    np.savez(key.legacy_npz_path, **arrays)
     with pytest.raises(UserError, match=f"a.b.npz.*{reason}"):
-        read_prepared(key)
+        read_legacy_npz(key)
 
 
 def test_a_damaged_file_is_refused_by_name(key: LatentKey) -> None:
-    np.savez(key.prepared_path, latents=_latents(1))
-    whole = Path(key.prepared_path).read_bytes()
-    with open(key.prepared_path + ".npy", "wb") as file:
+    np.savez(key.legacy_npz_path, latents=_latents(1))
+    whole = Path(key.legacy_npz_path).read_bytes()
+    with open(key.legacy_npz_path + ".npy", "wb") as file:
         np.save(file, _latents(1))
-    bare = Path(key.prepared_path + ".npy").read_bytes()
+    bare = Path(key.legacy_npz_path + ".npy").read_bytes()
     for content in (b"", b"junk", whole[:200], whole[:300] + b"x" + whole[301:], bare):
-        Path(key.prepared_path).write_bytes(content)
+        Path(key.legacy_npz_path).write_bytes(content)
         with pytest.raises(UserError, match="legacy .npz latents .*a.b.npz are corrupt"):
-            read_prepared(key)
+            read_legacy_npz(key)
 
 
 def test_all_missing_files_are_named_before_training(key: LatentKey) -> None:
     flipped = dataclasses.replace(key, flipped=True)
-    np.savez(key.prepared_path, latents=_latents(1))
+    np.savez(key.legacy_npz_path, latents=_latents(1))
     with pytest.raises(UserError, match="flip_aug: .* not found: .*a.b_flip.npz"):
-        check_prepared([key, flipped])
+        check_legacy_npz([key, flipped])
     with pytest.raises(UserError, match="not found: .*a.b_flip.npz"):
-        read_prepared(flipped)
-    Path(key.prepared_path).unlink()
+        read_legacy_npz(flipped)
+    Path(key.legacy_npz_path).unlink()
     with pytest.raises(UserErrors) as caught:
-        check_prepared([key, flipped])
+        check_legacy_npz([key, flipped])
     assert [error.message.split("/")[-1] for error in caught.value.errors] == [
         "a.b.npz", "a.b_flip.npz",
     ]  # fmt: skip
 
 
-def test_a_mask_that_prepared_latents_cannot_have_is_not_left_out_silently(key: LatentKey) -> None:
-    np.savez(key.prepared_path, latents=_latents(1))
+def test_a_mask_that_legacy_npz_latents_cannot_have_is_not_left_out_silently(key: LatentKey) -> None:
+    np.savez(key.legacy_npz_path, latents=_latents(1))
     with pytest.raises(UserError, match="alpha_mask: the legacy .npz latents .*a.b.npz have no mask"):
-        read_prepared(dataclasses.replace(key, alpha_is_mask=True))
+        read_legacy_npz(dataclasses.replace(key, alpha_is_mask=True))

@@ -57,18 +57,18 @@ def load(load_toml, tmp_path: Path) -> Load:
     return run
 
 
-def _prepared(data: TrainingData) -> list[tuple[str, tuple[int, int]] | None]:
+def _legacy_npz(data: TrainingData) -> list[tuple[str, tuple[int, int]] | None]:
     return [
-        record.prepared and (os.path.basename(record.prepared.path), record.prepared.bucket)
+        record.legacy_npz and (os.path.basename(record.legacy_npz.path), record.legacy_npz.bucket)
         for record in data.datasets[0].records
     ]
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a.png", "b.png")])
-def test_prepared_latents_are_used_at_the_size_they_were_made_for(load: Load, images: Path, names, caplog) -> None:
+def test_legacy_npz_are_used_at_the_size_they_were_made_for(load: Load, images: Path, names, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         data = load(names=names)
-    assert _prepared(data) == [("a.npz", (96, 56)), ("b.npz", (56, 96))]
+    assert _legacy_npz(data) == [("a.npz", (96, 56)), ("b.npz", (56, 96))]
     assert set(data.datasets[0].bucket_counts) == {(96, 56), (56, 96)}
     assert not caplog.records
 
@@ -77,14 +77,14 @@ def test_prepared_latents_are_used_at_the_size_they_were_made_for(load: Load, im
 def test_images_may_be_gone_where_all_latents_are_there(load: Load, images: Path, names) -> None:
     (images / "a.png").unlink()
     data = load(names=names)
-    assert _prepared(data) == [("a.npz", (96, 56)), ("b.npz", (56, 96))]
+    assert _legacy_npz(data) == [("a.npz", (96, 56)), ("b.npz", (56, 96))]
     assert [record.size for record in data.datasets[0].records] == [(100, 60), (60, 100)]
 
 
 def test_one_image_without_latents_puts_all_of_them_aside(load: Load, images: Path, caplog) -> None:
     (images / "b.npz").unlink()
     with caplog.at_level(logging.WARNING):
-        assert _prepared(load()) == [None, None]
+        assert _legacy_npz(load()) == [None, None]
     assert "datasets[0]: legacy .npz latents are not used: 1 of 2 images have none (b.png)" in caplog.text
     (images / "a.png").unlink()
     with pytest.raises(UserError, match=r"1 images not found, and their legacy .npz latents cannot be used alone: a"):
@@ -93,26 +93,26 @@ def test_one_image_without_latents_puts_all_of_them_aside(load: Load, images: Pa
 
 def test_latents_count_only_where_the_metadata_gives_their_size(load: Load, images: Path, caplog) -> None:
     with caplog.at_level(logging.WARNING):
-        assert _prepared(load(a=None, b=None)) == [None, None]
+        assert _legacy_npz(load(a=None, b=None)) == [None, None]
         assert not caplog.records
-        assert _prepared(load(a=None)) == [None, None]
+        assert _legacy_npz(load(a=None)) == [None, None]
     assert "1 of 2 images have none (a.png)" in caplog.text
 
 
 def test_mirrored_images_need_latents_of_their_own(load: Load, images: Path, caplog) -> None:
     _save(images / "a_flip.npz", latents=np.zeros((4, 7, 12), np.float32))
     with caplog.at_level(logging.WARNING):
-        assert _prepared(load("flip_aug = true")) == [None, None]
+        assert _legacy_npz(load("flip_aug = true")) == [None, None]
     assert "1 of 2 images lack those of the flipped image, which flip_aug needs (b.png)" in caplog.text
     _save(images / "b_flip.npz", latents=np.zeros((4, 12, 7), np.float32))
-    assert None not in _prepared(load("flip_aug = true"))
+    assert None not in _legacy_npz(load("flip_aug = true"))
 
 
 def test_images_newer_than_their_latents_are_told(load: Load, images: Path, caplog) -> None:
     later = os.stat(images / "b.npz").st_mtime + 10
     os.utime(images / "b.png", (later, later))
     with caplog.at_level(logging.WARNING):
-        assert None not in _prepared(load())
+        assert None not in _legacy_npz(load())
     assert "1 of 2 images are newer than their legacy .npz latents" in caplog.text and "(b.png)" in caplog.text
 
 

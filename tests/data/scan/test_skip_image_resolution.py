@@ -120,7 +120,7 @@ def test_an_image_that_is_left_out_needs_no_mask(folder, load_toml) -> None:
         load_toml(TOML.format(size="[64, 48]") + masks)
 
 
-def test_of_prepared_latents_the_original_size_counts(folder, load_toml) -> None:
+def test_of_legacy_npz_latents_the_original_size_counts(folder, load_toml) -> None:
     """a: latents of a small image that is gone; e: of a large one that is gone; both at the same bucket."""
     for name in ("a", "e"):
         (folder / "img" / f"{name}.png").unlink()
@@ -129,7 +129,7 @@ def test_of_prepared_latents_the_original_size_counts(folder, load_toml) -> None
     (folder / "meta.json").write_text(json.dumps(entries))
     text = TOML.format(size=64).replace('class_tokens = "x"', "metadata_file = '{dir}/meta.json'")
     (dataset,) = load_toml(text).datasets
-    assert [(record.size, record.prepared.bucket) for record in dataset.records] == [((64, 128), (64, 64))]
+    assert [(record.size, record.legacy_npz.bucket) for record in dataset.records] == [((64, 128), (64, 64))]
 
 
 def test_a_dataset_with_nothing_left_is_refused(folder, load_toml) -> None:

@@ -145,16 +145,16 @@ def test_images_without_masks_count_fully_and_batches_of_them_have_none(family, 
     assert (masks[:2] == 1).all() and (masks[2] < 1).any()
 
 
-def test_prepared_latents_are_used_as_they_are_beside_images_that_are_encoded(family, tmp_path):
+def test_legacy_npz_are_used_as_they_are_beside_images_that_are_encoded(family, tmp_path):
     make_images(tmp_path / "data", [(64, 64)] * 3)
     keys = load_data(tmp_path / "data").latent_keys()
-    prepared = np.random.default_rng(0).standard_normal((4, 8, 8)).astype(np.float32)
-    np.savez(tmp_path / "data" / "01.npz", latents=prepared)
-    keys[1] = dataclasses.replace(keys[1], path="gone.png", prepared_path=str(tmp_path / "data" / "01.npz"))
+    legacy = np.random.default_rng(0).standard_normal((4, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "data" / "01.npz", latents=legacy)
+    keys[1] = dataclasses.replace(keys[1], path="gone.png", legacy_npz_path=str(tmp_path / "data" / "01.npz"))
     pixels = torch.stack([torch.from_numpy(load_image(key).pixels) for key in (keys[0], keys[2])])
     encoded = [family.encode_images(pixels[i : i + 1], [latent_seed(keys[2 * i])])[0] for i in range(2)]
-    expected = family.scale_latents(torch.stack([encoded[0], torch.from_numpy(prepared), encoded[1]]))
-    batch = batch_of(keys, pixels=pixels, latents=torch.from_numpy(prepared[None]))
+    expected = family.scale_latents(torch.stack([encoded[0], torch.from_numpy(legacy), encoded[1]]))
+    batch = batch_of(keys, pixels=pixels, latents=torch.from_numpy(legacy[None]))
     assert torch.equal(source_of(family).latents_of(batch), expected)
 
     class Data:
@@ -162,7 +162,7 @@ def test_prepared_latents_are_used_as_they_are_beside_images_that_are_encoded(fa
 
     source = source_of(family, cache_latents=True)
     assert source.fill_caches(Data) == frozenset()
-    assert torch.equal(source.latents_of(batch_of(keys, latents=torch.from_numpy(prepared[None]))), expected)
+    assert torch.equal(source.latents_of(batch_of(keys, latents=torch.from_numpy(legacy[None]))), expected)
     (tmp_path / "data" / "01.npz").unlink()
     for options in ({}, {"cache_latents": True}, {"cache_latents_to_disk": True}):
         with pytest.raises(UserError, match="latents not found: .*01.npz"):

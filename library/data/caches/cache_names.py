@@ -1,0 +1,69 @@
+"""Names of the files of cached latents, and which images share them.
+
+`<stem>_<W>x<H>_sd.npz`, as other programs name them. Images that would share a file, such as a.png and a.jpg, have
+their whole name in it instead: `a.png_<W>x<H>_sd.npz`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.data.images.image_files import IMAGE_ENDINGS
+from library.data.records import LatentKey
+
+CACHE_ENDING = "_sd.npz"
+
+
+def cache_names(key: LatentKey) -> tuple[str, str]:
+    """The possible names of the cache file of an image: with the image's extension, and without it."""
+    name = os.path.basename(key.path)
+    width, height = key.image_size
+    size = f"_{width:04d}x{height:04d}{CACHE_ENDING}"
+    return name + size, os.path.splitext(name)[0] + size
+
+
+@dataclass(frozen=True)
+class CacheFolder:
+    """What a folder of images holds."""
+
+    cache_files: frozenset[str]
+    images: frozenset[str]  # names in lower case: some file systems do not tell them apart
+    num_images: Counter[str]  # with each stem, in lower case
+
+    def shares_name(self, name: str) -> bool:
+        """Whether another image may have the same cache file as the image `name` if that lacks the extension."""
+        stem = os.path.splitext(name)[0].lower()
+        is_there = name.lower() in self.images
+        return self.num_images[stem] > is_there
+
+
+class CacheFolders:
+    """The folders of images, each listed once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, CacheFolder] = {}
+
+    def list(self, path: str) -> CacheFolder:
+        """The content of a folder."""
+        if path not in self._folders:
+            self._folders[path] = _list_folder(path)
+        return self._folders[path]
+
+    def cache_path(self, key: LatentKey) -> Path:
+        """The cache file beside the image that its latents are written to."""
+        folder, name = os.path.split(key.path)
+        with_ending, without_ending = cache_names(key)
+        return Path(folder, with_ending if self.list(folder).shares_name(name) else without_ending)
+
+
+def _list_folder(folder: str) -> CacheFolder:
+    try:
+        names = os.listdir(folder or ".")
+    except OSError:
+        names = []  # decoding its images will report the error
+    images = [name.lower() for name in names if name.lower().endswith(IMAGE_ENDINGS)]
+    stems = Counter(os.path.splitext(name)[0] for name in images)
+    return CacheFolder(frozenset(name for name in names if name.endswith(CACHE_ENDING)), frozenset(images), stems)
