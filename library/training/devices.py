@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
 from library.cli.errors import UserError
@@ -33,7 +33,12 @@ def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minute
     for variable in SHARDING_VARIABLES:  # accelerate would shard what it prepares: parallel strategies do that
         os.environ.pop(variable, None)
     waiting = [] if timeout_minutes is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))]
-    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=waiting)
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        # given as a plugin, which goes before accelerate's variable: it would divide losses by that number
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=waiting,
+    )
     if full and mixed_precision == "fp16":
         accelerator.scaler = HalfGradScaler(accelerator.device.type)
     return accelerator
