@@ -35,7 +35,7 @@ WHY = {
     "caption_extension": "the dot may be left out",
     "bucket_reso_steps": "below 8: 8 is used, with a warning, since latents have an eighth of the size",
     "conditioning_data_dir": "holds masks in folders of the same names as those of `--train_data_dir`",
-    "deepspeed": "for whole models; a LoRA or an embedding is too small to be sharded",
+    "deepspeed": "carried out by PyTorch's FSDP2; for whole models: a LoRA or an embedding is too small to be sharded",
     "dynamo_backend": "`no` compiles nothing; `tensorrt` is accepted beside the spelling `tensort`",
     "fp8_base": "whole models: does nothing, the U-Net is trained",
     "fp8_base_unet": "the same as `--fp8_base`, which keeps the U-Net alone in 8 bits",
@@ -53,6 +53,8 @@ WHY = {
     "network_module": "`networks.lora` where the option is not given; the modules dylora, lora_fa and oft are not"
     " implemented yet",
     "num_vectors_per_token": "as many as `--weights` holds, else 1",
+    "offload_optimizer_device": "`nvme` offloads to CPU memory",
+    "offload_param_device": "`nvme` offloads to CPU memory; the same as `--offload_optimizer_device`",
     "output_dir": "required",
     "output_name": "a run whose name has left files in the folder is refused; `--overwrite` or `--resume` go on",
     "resize_interpolation": "`box` too",

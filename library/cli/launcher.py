@@ -14,29 +14,30 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-# accelerate's variable, the option that sets it, and the prefix and names of related variables with their options
-_SHARDING = {
-    "ACCELERATE_USE_DEEPSPEED": (
-        "--use_deepspeed",
-        "ACCELERATE_DEEPSPEED_",
+_TRUE = ("1", "true", "yes", "on", "y", "t")
+# accelerate's modes of sharding: the variable that switches one on, and those that hold its settings, each of which has
+# the name of the launcher's option and of the key in accelerate's configuration
+SHARDING_MODES = {
+    "deepspeed": (
+        "ACCELERATE_USE_DEEPSPEED",
         {
-            "CONFIG_FILE": "--deepspeed_config_file",
-            "ZERO_STAGE": "--zero_stage",
-            "OFFLOAD_OPTIMIZER_DEVICE": "--offload_optimizer_device",
-            "OFFLOAD_PARAM_DEVICE": "--offload_param_device",
+            "deepspeed_config_file": "ACCELERATE_DEEPSPEED_CONFIG_FILE",
+            "zero_stage": "ACCELERATE_DEEPSPEED_ZERO_STAGE",
+            "offload_optimizer_device": "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+            "offload_param_device": "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
         },
     ),
-    "ACCELERATE_USE_FSDP": (
-        "--use_fsdp",
-        "FSDP_",
+    "fsdp": (
+        "ACCELERATE_USE_FSDP",
         {
-            "VERSION": "--fsdp_version",
-            "SHARDING_STRATEGY": "--fsdp_sharding_strategy",
-            "RESHARD_AFTER_FORWARD": "--fsdp_reshard_after_forward",
-            "OFFLOAD_PARAMS": "--fsdp_offload_params",
-            "AUTO_WRAP_POLICY": "--fsdp_auto_wrap_policy",
-            "TRANSFORMER_CLS_TO_WRAP": "--fsdp_transformer_layer_cls_to_wrap",
-            "MIN_NUM_PARAMS": "--fsdp_min_num_params",
+            "fsdp_version": "FSDP_VERSION",
+            "fsdp_sharding_strategy": "FSDP_SHARDING_STRATEGY",
+            "fsdp_reshard_after_forward": "FSDP_RESHARD_AFTER_FORWARD",
+            "fsdp_offload_params": "FSDP_OFFLOAD_PARAMS",
+            "fsdp_auto_wrap_policy": "FSDP_AUTO_WRAP_POLICY",
+            "fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP",
+            "fsdp_min_num_params": "FSDP_MIN_NUM_PARAMS",
+            "fsdp_activation_checkpointing": "FSDP_ACTIVATION_CHECKPOINTING",
         },
     ),
 }
@@ -62,12 +63,25 @@ def launch_command() -> list[str]:
     return command
 
 
+def is_on(settings: Mapping[str, str], name: str) -> bool:
+    """Whether a setting, or a variable of the environment, is a word for true."""
+    return settings.get(name, "").lower() in _TRUE
+
+
+def sharding_settings(environment: Mapping[str, str], mode: str) -> dict[str, str] | None:
+    """The settings of a mode that accelerate's launcher was given, by their names; None where the mode is off."""
+    switch, variables = SHARDING_MODES[mode]
+    if not is_on(environment, switch):
+        return None
+    return {name: environment[variable] for name, variable in variables.items() if environment.get(variable)}
+
+
 def _sharding_options(environment: Mapping[str, str]) -> list[str]:
-    """The launcher's sharding options (DeepSpeed, FSDP), read back from the environment variables that it sets."""
-    for variable, (flag, prefix, names) in _SHARDING.items():
-        if environment.get(variable, "").lower() == "true":
-            given = [(option, environment.get(prefix + name, "")) for name, option in names.items()]
-            return [flag, *(word for pair in given if pair[1] for word in pair)]
+    """The launcher's options of the mode of sharding that is on, read back from the environment."""
+    for mode in SHARDING_MODES:
+        settings = sharding_settings(environment, mode)
+        if settings is not None:
+            return [f"--use_{mode}", *(word for name, value in settings.items() for word in (f"--{name}", value))]
     return []
 
 

@@ -15,7 +15,7 @@ from library.methods.options import WholeModelOptions
 from library.models.layouts.formats import FORMATS, choose_format, target_problem
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.training.checkpoints.options import OutputOptions
-from library.training.distributed.plans import ShardingConfig
+from library.training.distributed.sharding_config import ShardingConfig
 from library.training.evaluation.options import SampleOptions
 from library.training.monitoring.options import LoggingOptions
 

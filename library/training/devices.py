@@ -11,12 +11,12 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
 from library.cli.errors import UserError
+from library.cli.launcher import SHARDING_MODES
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions
 from library.training.method import TrainingMethod
 from library.training.options import TrainingOptions
 
-SHARDING_VARIABLES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
 DTYPES = {"float": torch.float32, "no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -24,13 +24,13 @@ def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minute
     """The accelerator of this process. Raises `UserError` when the device does not support the precision.
 
     `full`: trained parameters have that precision too. `timeout_minutes`: how long processes wait for each other.
-    Removes the environment variables with which accelerate would shard models (`distributed.plans` has read them).
+    Removes the environment variables with which accelerate would shard models; `sharding_config` has read them.
     """
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16 needs a GPU, and none was found", hint="use bf16 or no")
     if mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise UserError("--mixed_precision bf16 is not supported by this GPU", hint="use fp16 or no")
-    for variable in SHARDING_VARIABLES:  # accelerate would shard what it prepares: parallel strategies do that
+    for variable, _ in SHARDING_MODES.values():  # accelerate would shard what it prepares: parallel strategies do that
         os.environ.pop(variable, None)
     waiting = [] if timeout_minutes is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))]
     accelerator = Accelerator(

@@ -26,7 +26,12 @@ from library.training.checkpoints.options import HubOptions, OutputOptions
 from library.training.checkpoints.resuming import AUTO, FoundState, continuing_problems, newest_state, read_whole_state
 from library.training.checkpoints.saved_names import saved_under
 from library.training.distributed.options import ProcessOptions
-from library.training.distributed.plans import ShardingConfig, sharding_config, sharding_problems, without_effect
+from library.training.distributed.sharding_config import (
+    ShardingConfig,
+    sharding_config,
+    sharding_problems,
+    without_effect,
+)
 from library.training.evaluation.options import SampleOptions, ValidationOptions
 from library.training.evaluation.prompts import SamplePrompt, read_prompt_file
 from library.training.monitoring.options import LoggingOptions
@@ -145,26 +150,26 @@ class Preflight:
             )
 
     def _check_processes(self, options: Options) -> Problems:
-        processes, training = options[ProcessOptions], options[TrainingOptions]
-        for line in without_effect(processes, os.environ, training):
-            logger.warning("%s", line)
         if options[ReportOptions].replaces_training:
             return
-        plan = sharding_config(processes, os.environ)
-        if plan is None:
+        processes, training = options[ProcessOptions], options[TrainingOptions]
+        config = sharding_config(processes, os.environ)
+        for line in without_effect(processes, os.environ, training):
+            logger.warning("%s", line)
+        if config is None:
             return
         if self._check_sharding is not None:
             compiles = options[MemoryOptions].compiles
-            yield from sharding_problems(plan, training, options[OptimizerOptions], options[AverageOptions], compiles)
-            yield from self._check_sharding(options, plan)
-            self._sharding = plan
-        elif plan.shares_weights:
+            yield from sharding_problems(config, training, options[OptimizerOptions], compiles)
+            yield from self._check_sharding(options, config)
+            self._sharding = config
+        elif config.zero_stage in (1, 2):  # for such a run other programs keep the weights whole
+            logger.warning("%s does nothing: the trained parameters are few, every process holds a copy", config.flag)
+        else:
             yield UserError(
-                f"{plan.flag} would shard the weights, which are frozen here: every process has a copy",
+                f"{config.flag} would shard the weights, which are frozen here: every process has a copy",
                 hint="leave it out, or give --zero_stage 2; several processes divide the batches anyway",
             )
-        else:
-            logger.warning("%s does nothing: the trained parameters are few, every process holds a copy", plan.flag)
 
     def _check_objective(self, options: Options) -> Problems:
         loss = options[LossOptions]

@@ -59,6 +59,8 @@ def start_run(options: Options, preflight: PreflightResult) -> RunSetup:
     )
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
+    if preflight.sharding is not None and preflight.sharding.substitution() is not None:
+        logger.info("%s", preflight.sharding.substitution())
     state = preflight.state
     check_same_run(accelerator, options, preflight.data, 0 if state is None else state.position.global_step)
     check_memory_options(memory, accelerator)

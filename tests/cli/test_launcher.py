@@ -4,10 +4,12 @@ import sys
 from dataclasses import replace
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from library.cli.entry import run_entry
 from library.cli.errors import LostProcess, Stopped, UserError, UserErrors
+from library.cli.launcher import launch_command
 
 
 @pytest.fixture
@@ -62,3 +64,33 @@ def test_only_the_process_that_saves_says_how_to_go_on(failure_of, monkeypatch, 
     failure_of(Stopped(15, "out/run-state"))
     line = "To resume: accelerate launch --multi_gpu --num_processes 2 train.py --seed 3 --resume out/run-state\n"
     assert capsys.readouterr().err == f"stopped by SIGTERM. {line}"
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+            {"use_deepspeed": True, "zero_stage": 3, "use_fsdp": False},
+        ),
+        (
+            {
+                "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+                "FSDP_MIN_NUM_PARAMS": "100000", "FSDP_OFFLOAD_PARAMS": "true",
+            },
+            {
+                "use_fsdp": True, "fsdp_version": "2", "fsdp_auto_wrap_policy": "SIZE_BASED_WRAP",
+                "fsdp_min_num_params": 100000, "fsdp_offload_params": "true", "use_deepspeed": False,
+            },
+        ),
+        ({}, {"multi_gpu": True}),
+    ],
+)  # fmt: skip
+def test_the_command_to_go_on_shards_as_the_launcher_was_told_to(monkeypatch, variables, wanted):
+    """Read by accelerate's own parser; the variables are those that its launcher sets."""
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **variables}.items():
+        monkeypatch.setenv(name, value)
+    command = launch_command()
+    assert command[:2] == ["accelerate", "launch"]
+    read = vars(launch_command_parser().parse_args([*command[2:], "train_db.py"]))
+    assert read["num_processes"] == 2 and {name: read[name] for name in wanted} == wanted

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.end_to_end.runs import ROOT
 
@@ -34,9 +35,26 @@ def ended(process):
     return said
 
 
-def launch(argv, *options, script="train_network.py"):
+def launch(argv, *options, script="train_network.py", **environment):
     """What a run that ends well has said."""
-    process = start(argv, *options, script=script)
+    process = start(argv, *options, script=script, **environment)
     said = ended(process)
     assert process.returncode == 0, said[-3000:]
     return said
+
+
+def stand_in_for_deepspeed(folder: Path) -> dict[str, str]:
+    """Variables with which `accelerate launch --use_deepspeed` starts without the package deepspeed.
+
+    The launcher looks for the package before our code starts. Importing it in a process of the run ends that.
+    """
+    package = folder / "deepspeed"
+    (package / "launcher").mkdir(parents=True)
+    only_launcher = "import sys\nassert 'accelerate_cli' in sys.argv[0], 'a run imports deepspeed'\n"
+    (package / "__init__.py").write_text(only_launcher)
+    (package / "launcher" / "__init__.py").touch()
+    (package / "launcher" / "runner.py").write_text("DEEPSPEED_ENVIRONMENT_NAME = '.deepspeed_env'\n")
+    metadata = folder / "deepspeed-0.19.8.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.19.8\n")
+    return {"PYTHONPATH": str(folder)}

@@ -3,7 +3,6 @@
 The machines are network namespaces, joined by a pair of virtual devices: each has an address and ports of its own.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -97,12 +96,10 @@ def test_two_machines_learn_what_one_process_does_with_twice_the_accumulation(da
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
-@pytest.mark.parametrize("stage", [2, 3])
-def test_two_machines_share_a_whole_model_out(data_dir, tmp_path, hosts, stage):
+def test_two_machines_shard_a_whole_model(data_dir, tmp_path, hosts):
     options = {"max_train_steps": 3, "train_batch_size": 1, "optimizer_type": "SGDNesterov", "learning_rate": 1e-2}
     train_whole("train_db", data_dir, tmp_path / "one", gradient_accumulation_steps=2, **options)
-    options |= {"deepspeed": True, "zero_stage": stage}
+    options |= {"deepspeed": True, "zero_stage": 3}
     machines = [
         start(
             index, arguments(data_dir, tmp_path / f"host {index}", **options),

@@ -1,4 +1,4 @@
-"""Parallel strategies: trained parameters and optimizer, replicated (DDP) or sharded (ZeRO, FSDP) over processes.
+"""Parallel strategies: trained parameters and optimizer, replicated (DDP) or sharded (FSDP) over processes.
 
 The training loop uses them only through `ParallelStrategy`.
 """
@@ -6,7 +6,6 @@ The training loop uses them only through `ParallelStrategy`.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
@@ -15,10 +14,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from library.training.distributed.plans import FSDPConfig, ShardingConfig, ZeroConfig
+from library.training.distributed.sharding_config import ShardingConfig
 from library.training.method import ParamGroup, TrainingMethod
 from library.training.optimization.optimizer_state import load_exactly
-from library.training.options import TrainingOptions
 
 T = TypeVar("T")
 MakeOptimizer = Callable[[Sequence[ParamGroup]], torch.optim.Optimizer]
@@ -34,8 +32,8 @@ class ParallelStrategy(Protocol):
     def run(self, compute: Callable[[], T]) -> T:
         """Runs a computation with the weights: a loss, or sample images."""
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """Accumulates the gradients of a loss, to be summed over processes. `is_last`: last micro-batch of the step."""
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulates the gradients of a loss, to be summed over processes."""
 
     def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
         """All-reduces gradients and clips their norm. Returns the norm; where it is NaN or inf, skip the step."""
@@ -84,7 +82,7 @@ class Replicated:
     def run(self, compute: Callable[[], T]) -> T:
         return compute()
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+    def backward(self, loss: torch.Tensor) -> None:
         self._accelerator.backward(loss)
 
     def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
@@ -120,83 +118,8 @@ class Replicated:
         load_exactly(self.optimizer, state)
 
 
-class Root(nn.Module):
-    """One module around all trained modules; its forward pass runs any computation with them."""
-
-    def __init__(self, modules: Sequence[nn.Module]):
-        super().__init__()
-        self.parts = nn.ModuleList(modules)
-
-    def forward(self, compute: Callable[[], T]) -> T:
-        return compute()
-
-
 def all_params(groups: Sequence[ParamGroup]) -> list[nn.Parameter]:
     return [param for group in groups for param in group.params]
-
-
-def are_all_finite(shards: Sequence[torch.Tensor], accelerator: Accelerator) -> bool:
-    """Whether the shards of all processes are finite; collective."""
-    num_nonfinite = torch.stack([~torch.isfinite(shard).all() for shard in shards]).sum().to(accelerator.device)
-    if accelerator.num_processes > 1:
-        num_nonfinite = accelerator.reduce(num_nonfinite, reduction="sum")
-    return not num_nonfinite.item()
-
-
-@contextlib.contextmanager
-def swapped_weights(
-    modules: Sequence[nn.Module], gather: Callable[[nn.Parameter], torch.Tensor], *, is_reader: bool
-) -> Iterator[None]:
-    """Inside the context the modules have full parameters, on the CPU; afterwards the sharded ones again.
-
-    Collective, since `gather` is; the parameters are only exchanged in a process that `is_reader`.
-    """
-    own: list[tuple[nn.Module, str, nn.Parameter]] = []
-    full: dict[nn.Parameter, nn.Parameter] = {}
-    for module in (each for root in modules for each in root.modules()):
-        for name, param in module.named_parameters(recurse=False):
-            if param not in full:
-                value = gather(param)
-                full[param] = nn.Parameter(value.cpu(), requires_grad=False) if is_reader else param
-            own.append((module, name, param))
-    try:
-        if is_reader:
-            for module, name, param in own:
-                module._parameters[name] = full[param]
-        yield
-    finally:
-        if is_reader:
-            for module, name, param in own:
-                module._parameters[name] = param
-
-
-def map_state(
-    state: Mapping[str, Any], shapes: Sequence[torch.Size], change: Callable[[int, torch.Tensor], Any]
-) -> dict[str, Any]:
-    """An optimizer's `state_dict` with `change(index, tensor)` applied to tensors of their parameter's shape.
-
-    Raises `ValueError` for the state of other parameters.
-    """
-    indices = [index for group in state["param_groups"] for index in group["params"]]
-    if indices != list(range(len(shapes))):
-        raise ValueError(f"it holds {len(indices)} tensors, not {len(shapes)}")
-    changed = {
-        index: {
-            key: change(index, value)
-            if isinstance(value, torch.Tensor) and value.shape == shapes[index] and value.dim() > 0
-            else value
-            for key, value in entries.items()
-        }
-        for index, entries in sorted(state["state"].items())
-    }
-    return {**state, "state": changed}
-
-
-def ensure_process_group(device: torch.device) -> None:
-    """Creates a process group for a run of one process that was started without a launcher."""
-    if not torch.distributed.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
 def make_strategy(
@@ -204,7 +127,6 @@ def make_strategy(
     accelerator: Accelerator,
     method: TrainingMethod,
     make_optimizer: MakeOptimizer,
-    training: TrainingOptions,
 ) -> ParallelStrategy:
     """The strategy for the parameters that the method trains. Raises `UserError` where they cannot be sharded so.
 
@@ -212,19 +134,7 @@ def make_strategy(
     parameters are those in the strategy's `groups`.
     """
     groups, modules = method.param_groups(), method.trainable_modules()
-    if isinstance(sharding, ZeroConfig):
-        from library.training.distributed.zero import DeepSpeedZero
-
-        return DeepSpeedZero(
-            sharding,
-            accelerator,
-            modules,
-            groups,
-            make_optimizer,
-            accumulation=training.gradient_accumulation_steps,
-            max_norm=training.max_grad_norm or math.inf,
-        )
-    if isinstance(sharding, FSDPConfig):
+    if sharding is not None:
         from library.training.distributed.fsdp import FSDP
 
         return FSDP(sharding, accelerator, modules, groups, make_optimizer)

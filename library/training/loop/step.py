@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from library.cli.parser import Options
 from library.data.records import Batch
 from library.training.checkpoints.training_state import StatefulParts
-from library.training.distributed.plans import ShardingConfig
+from library.training.distributed.sharding_config import ShardingConfig
 from library.training.distributed.strategy import ParallelStrategy, all_params, make_strategy
 from library.training.loop.nonfinite import NonfiniteSteps
 from library.training.method import TrainingMethod
@@ -119,7 +119,7 @@ class Step:
             loss = (loss if index < num_mine else loss * 0) / num_in_step
             # with --fused_backward_pass the backward pass is the step already
             if not self._options.fused_backward_pass or torch.isfinite(loss):
-                self.strategy.backward(loss, is_last=index == len(batches) - 1)
+                self.strategy.backward(loss)
             shares.append(loss.detach())
         return shares
 
@@ -180,7 +180,7 @@ def make_step(
     """Optimizer, learning-rate schedule and EMA of the trained parameters, which the strategy shards from here on."""
     training, optimizing, averaging = options[TrainingOptions], options[OptimizerOptions], options[AverageOptions]
     accelerator = run.accelerator
-    strategy = make_strategy(sharding, accelerator, method, lambda groups: make_optimizer(optimizing, groups), training)
+    strategy = make_strategy(sharding, accelerator, method, lambda groups: make_optimizer(optimizing, groups))
     skipped_updates = None
     if training.fused_backward_pass:
         skipped_updates = step_in_backward(strategy.optimizer, training.max_grad_norm)

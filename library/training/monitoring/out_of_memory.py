@@ -11,7 +11,7 @@ from library.cli.errors import UserError
 from library.cli.parser import Options
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.models.options import MemoryOptions
-from library.training.distributed.plans import ShardingConfig, ZeroConfig
+from library.training.distributed.sharding_config import ShardingConfig
 from library.training.optimization.options import OptimizerOptions
 from library.training.options import TrainingOptions
 
@@ -21,7 +21,7 @@ _CPU_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "can't allocate mem
 
 @contextmanager
 def memory_errors(options: Options, sharding: ShardingConfig | None = None) -> Iterator[None]:
-    """Turns an out-of-memory error into a `UserError` with remedies. `sharding`: ZeRO or FSDP, where in use."""
+    """Turns an out-of-memory error into a `UserError` with remedies. `sharding`: where in use."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -53,16 +53,14 @@ def _remedies(options: Options, is_sharded: bool) -> Iterator[str]:
     yield "a smaller resolution"
 
 
-def _sharding_remedies(plan: ShardingConfig | None) -> Iterator[str]:
-    """With ZeRO or FSDP, what more could be sharded or offloaded."""
-    if isinstance(plan, ZeroConfig):
-        if not plan.offloads_optimizer:
-            yield "--offload_optimizer_device cpu"
-        if plan.stage < 3:
-            yield f"--zero_stage {plan.stage + 1}"
-        elif not plan.offloads_params:
-            yield "--offload_param_device cpu"
-    elif plan is not None and plan.units == "whole":
+def _sharding_remedies(config: ShardingConfig | None) -> Iterator[str]:
+    """What more could be sharded or offloaded."""
+    if config is None:
+        return
+    is_zero = config.zero_stage is not None
+    if not config.reshard_after_forward:
+        yield "--zero_stage 3" if is_zero else "fsdp_reshard_after_forward in accelerate's configuration"
+    if config.units == "whole":
         yield "fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP in accelerate's configuration"
-    elif plan is not None and not plan.offloads:
-        yield "fsdp_offload_params in accelerate's configuration"
+    if not config.offloads:
+        yield "--offload_optimizer_device cpu" if is_zero else "fsdp_offload_params in accelerate's configuration"

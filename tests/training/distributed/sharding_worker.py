@@ -1,6 +1,6 @@
-"""One of two processes that train a small model in one layout, beside a plain loop of one process.
+"""One of two processes that train a small model in every layout, beside a plain loop of one process.
 
-    python -m torch.distributed.run --nproc-per-node 2 tests/training/distributed/sharding_worker.py LAYOUT FILE
+    python -m torch.distributed.run --nproc-per-node 2 tests/training/distributed/sharding_worker.py FILE
 
 writes into FILE, as JSON, what `tests/training/distributed/test_sharding.py` looks at.
 """
@@ -21,29 +21,28 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from library.training.devices import make_accelerator
-from library.training.distributed.plans import OPTIMIZERS, FSDPConfig, ZeroConfig
+from library.training.distributed.options import ProcessOptions
+from library.training.distributed.sharding_config import OPTIMIZERS, ShardingConfig, sharding_config
 from library.training.distributed.strategy import ParallelStrategy, make_strategy
 from library.training.method import ParamGroup
 from library.training.optimization.optimizers import make_optimizer
 from library.training.optimization.options import OptimizerOptions
-from library.training.options import TrainingOptions
 
-SHARED = {"stage3_param_persistence_threshold": 0}  # small tensors too
+
+def deepspeed(stage: int, **options: str) -> ShardingConfig | None:
+    return sharding_config(ProcessOptions(deepspeed=True, zero_stage=stage, **options), {})
+
+
 LAYOUTS = {
     "whole": None,
-    "zero1": ZeroConfig(1),
-    "zero2": ZeroConfig(2),
-    "zero2-offload": ZeroConfig(2, offloads_optimizer=True),
-    "zero3": ZeroConfig(3, more=SHARED),
-    "zero3-offload": ZeroConfig(3, offloads_optimizer=True, offloads_params=True, more=SHARED),
-    "fsdp-whole": FSDPConfig(),
-    "fsdp-blocks": FSDPConfig(units="classes", unit_classes=("Block",)),
-    "fsdp-size": FSDPConfig(units="size", unit_size=100, frees_after_forward=False),
-    "fsdp-offload": FSDPConfig(units="size", unit_size=100, offloads=True),
+    "zero2": deepspeed(2),
+    "zero3-offload": deepspeed(3, offload_optimizer_device="cpu"),
+    "fsdp-whole": ShardingConfig(),
+    "fsdp-blocks": ShardingConfig(units="classes", unit_classes=("Block",)),
+    "fsdp-size": ShardingConfig(units="size", unit_size=100),
 }
 Change = Callable[[torch.Tensor], torch.Tensor]
 MAX_NORM = 0.5
-ACCUMULATION = 2
 # of micro-batches in each step, over both processes: the last is an incomplete one
 STEPS = (4, 4, 3, 4, 1)
 ARGUMENTS = {"SGD": ("momentum=0.9", "weight_decay=0.01"), "RMSprop": ("momentum=0.5",), "AdamW": ("amsgrad=True",)}
@@ -63,6 +62,8 @@ class Net(nn.Module):
 
     `skips`: one parameter is left out for some inputs, as parts of networks can be, another for all.
     """
+
+    _no_split_modules = ["Block"]
 
     def __init__(self, skips: bool = False):
         super().__init__()
@@ -143,18 +144,19 @@ class Shared:
         self.net, self.other = modules(layout)
         if weights is not None:
             nn.ModuleDict({"net": self.net, "other": self.other}).load_state_dict(weights)
-        training = TrainingOptions(gradient_accumulation_steps=ACCUMULATION, max_grad_norm=MAX_NORM)
         self.strategy: ParallelStrategy = make_strategy(
             LAYOUTS[layout],
             accelerator,
             Method(self.net, self.other),
             lambda groups: make_optimizer(options_of(name), groups),
-            training,
         )
         self.norms: list[float] = []
 
-    def step(self, batches: Sequence[torch.Tensor], spoil: Change | None = None) -> None:
-        """As the trainer does it. `spoil`: what becomes of the first process's first loss."""
+    def step(self, batches: Sequence[torch.Tensor], spoil: Change | None = None, *, overflows: bool = False) -> None:
+        """As the trainer does it. `spoil`: what becomes of the first process's first loss.
+
+        `overflows`: one number of the second process's gradients is infinite, and none of the first one's.
+        """
         rank, count = self.accelerator.process_index, len(batches)
         mine = [*batches, *batches[-1:] * (count % 2)][rank::2]
         losses = []
@@ -163,8 +165,10 @@ class Shared:
             loss = loss * (rank + 2 * index < count) / count
             if spoil is not None and rank == index == 0:
                 loss = spoil(loss)
-            self.strategy.backward(loss, is_last=index == len(mine) - 1)
+            self.strategy.backward(loss)
             losses.append(loss.detach())
+        if overflows and rank == 1:
+            self.strategy.groups[0].params[-1].grad.to_local().view(-1)[0] = math.inf
         norm = self.strategy.reduce_and_clip(MAX_NORM)
         self.norms.append(float(norm))
         total = self.accelerator.reduce(torch.stack(losses).sum(), reduction="sum")
@@ -240,27 +244,35 @@ def told(value):
 
 
 def follow(accelerator: Accelerator, layout: str, name: str) -> dict:
-    """Trains both ways; then once more from a state of the middle, which is read as a file would be."""
+    """Trains both ways; then twice more from a state of the middle, which is read as a file would be.
+
+    Of these the second is the plain loop's own, as a run of one process saves it, and as one of DeepSpeed's ZeRO did.
+    """
     plain, shared, middle = PlainLoop(layout, name), Shared(accelerator, layout, name), 2
     batches = micro_batches()
     for step in batches[:middle]:
         plain.step(step)
         shared.step(step)
     state, weights = copy.deepcopy(shared.strategy.optimizer_state()), shared.weights()
-    state_gap = state_difference(state, plain.optimizer.state_dict()) if accelerator.is_main_process else 0
+    of_plain = copy.deepcopy(plain.optimizer.state_dict())
+    state_gap = state_difference(state, of_plain) if accelerator.is_main_process else 0
     for step in batches[middle:]:
         plain.step(step)
         shared.step(step)
-    again = Shared(accelerator, layout, name, told(weights))
-    again.strategy.load_optimizer_state(told(state))
-    for step in batches[middle:]:
-        again.step(step)
-    last, last_again = shared.weights(), again.weights()
+    resumed = []
+    for saved in (state, of_plain):
+        again = Shared(accelerator, layout, name, told(weights))
+        again.strategy.load_optimizer_state(told(saved))
+        for step in batches[middle:]:
+            again.step(step)
+        resumed.append(again.weights())
+    last = shared.weights()
     return {
         "weights": difference(last, plain) if accelerator.is_main_process else 0,
         "norms": max(abs(a - b) for a, b in zip(plain.norms, shared.norms, strict=True)),
         "state": state_gap,
-        "resumed": same_bits(last, last_again),
+        "resumed": same_bits(last, resumed[0]),
+        "resumed from one process": difference(resumed[1], plain) if accelerator.is_main_process else 0,
         "share of state": share_of_state(shared.strategy, plain.optimizer),
         "share of weights": share_of_weights(shared),
     }
@@ -292,15 +304,40 @@ def spoil(accelerator: Accelerator, layout: str, bad: float) -> dict:
 @torch.no_grad()
 def break_one(strategy: ParallelStrategy, is_here: bool) -> None:
     """Makes one number of this process's weights infinite."""
-    held = strategy._shards.flat[0] if hasattr(strategy, "_shards") else strategy.groups[0].params[-1]
+    held = strategy.groups[0].params[-1]
     if is_here:
         (held.to_local() if isinstance(held, DTensor) else held).view(-1)[0] = math.inf
 
 
-def main(layout: str, result: str) -> None:
+def scale(accelerator: Accelerator, layout: str) -> dict:
+    """With the gradient scaler of fp16: an overflow at the second of four steps."""
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+    plain, shared = PlainLoop(layout, "AdamW"), Shared(accelerator, layout, "AdamW")
+    scales = []
+    for index, step in enumerate(micro_batches()[:4]):
+        if index != 1:
+            plain.step(step)
+        shared.step(step, overflows=index == 1)
+        scales.append(accelerator.gather(torch.tensor([accelerator.scaler.get_scale()])).tolist())
+    accelerator.scaler = None
+    norms = [norm for index, norm in enumerate(shared.norms) if index != 1]
+    last = shared.weights()
+    return {
+        "scales": scales,
+        "norms": max(abs(a - b) for a, b in zip(plain.norms, norms, strict=True)),
+        "weights": difference(last, plain) if accelerator.is_main_process else 0,
+    }
+
+
+def main(result: str) -> None:
     accelerator = make_accelerator("no")
-    found = {name: follow(accelerator, layout, name) for name in OPTIMIZERS}
-    found |= {f"loss + {bad}": spoil(accelerator, layout, bad) for bad in (math.nan, math.inf)}
+    found: dict[str, dict] = {}
+    for layout in LAYOUTS:
+        names = OPTIMIZERS if layout == "fsdp-blocks" else ("AdamW", "SGD")
+        found[layout] = {name: follow(accelerator, layout, name) for name in names}
+        found[layout] |= {f"loss + {bad}": spoil(accelerator, layout, bad) for bad in (math.nan, math.inf)}
+        if layout.startswith("zero"):
+            found[layout]["scaled"] = scale(accelerator, layout)
     if accelerator.is_main_process:
         Path(result).write_text(json.dumps(found))
     torch.distributed.barrier()
@@ -308,4 +345,4 @@ def main(layout: str, result: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])

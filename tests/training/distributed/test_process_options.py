@@ -1,6 +1,5 @@
 """If these fail, options of several processes are lost on the way, or a run begins that cannot be had."""
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -10,15 +9,14 @@ import pytest
 
 from library.cli.errors import UserError, UserErrors
 from library.training.distributed.options import ProcessOptions
-from library.training.distributed.plans import (
+from library.training.distributed.sharding_config import (
     OPTIMIZERS,
-    FSDPConfig,
-    ZeroConfig,
+    ShardingConfig,
     sharding_config,
     sharding_problems,
     without_effect,
 )
-from library.training.optimization.options import AverageOptions, OptimizerOptions
+from library.training.optimization.options import OptimizerOptions
 from library.training.options import TrainingOptions
 from tests.end_to_end.runs import ROOT, arguments, copy_images, run_command
 from tests.end_to_end.whole_models import write_metadata
@@ -39,20 +37,9 @@ FSDP = {
 FSDP1, FSDP2 = {**FSDP, "FSDP_VERSION": "1"}, {**FSDP, "FSDP_VERSION": "2"}
 
 
-@pytest.fixture(autouse=True)
-def deepspeed_is_installed(monkeypatch):
-    set_version(monkeypatch, "0.19.8")
-
-
-def set_version(monkeypatch, version):
-    """The version of DeepSpeed that is installed; None for none."""
-
-    def installed(name):
-        if version is None:
-            raise importlib.metadata.PackageNotFoundError
-        return version
-
-    monkeypatch.setattr("importlib.metadata.version", installed)
+def stage(number, offloads=False):
+    """What carries out a stage of ZeRO: 1 and 2 keep gathered weights between forward and backward pass."""
+    return ShardingConfig(reshard_after_forward=number == 3, offloads=offloads, units="classes", zero_stage=number)
 
 
 def refusals(options, variables):
@@ -67,10 +54,12 @@ def refusals(options, variables):
     [
         ({}, {}, None),
         ({}, {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "false"}, None),
-        ({"deepspeed": True}, {}, ZeroConfig(2)),
+        ({"deepspeed": True}, {}, stage(2)),
         ({"deepspeed": True, "zero_stage": 0}, {}, None),
-        ({"deepspeed": True, "zero_stage": 1, "offload_optimizer_device": "cpu"}, {}, ZeroConfig(1, True)),
-        ({"zero_stage": 3, "offload_param_device": "cpu"}, DEEPSPEED, ZeroConfig(3, False, True)),
+        ({"deepspeed": True, "zero_stage": 0, "offload_optimizer_device": "cpu"}, {}, None),
+        ({"deepspeed": True, "zero_stage": 1, "offload_optimizer_device": "cpu"}, {}, stage(1, True)),
+        ({"deepspeed": True, "offload_param_device": "cpu"}, {}, stage(2, True)),
+        ({"deepspeed": True, "zero_stage": 3, "offload_param_device": "nvme"}, {}, stage(3, True)),
         (
             {},
             {
@@ -79,13 +68,13 @@ def refusals(options, variables):
                 "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
                 "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
             },
-            ZeroConfig(3, True),
+            stage(3, True),
         ),
         # an option wins over accelerate's configuration
-        ({"zero_stage": 1}, {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, ZeroConfig(1)),
-        ({}, FSDP2, FSDPConfig()),
-        ({}, {**FSDP2, "FSDP_RESHARD_AFTER_FORWARD": "false"}, FSDPConfig(frees_after_forward=False)),
-        ({}, {**FSDP2, "FSDP_OFFLOAD_PARAMS": "true"}, FSDPConfig(offloads=True)),
+        ({"zero_stage": 1}, {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, stage(1)),
+        ({}, FSDP2, ShardingConfig()),
+        ({}, {**FSDP2, "FSDP_RESHARD_AFTER_FORWARD": "false"}, ShardingConfig(reshard_after_forward=False)),
+        ({}, {**FSDP2, "FSDP_OFFLOAD_PARAMS": "true"}, ShardingConfig(offloads=True)),
         (
             {},
             {
@@ -93,20 +82,24 @@ def refusals(options, variables):
                 "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
                 "FSDP_TRANSFORMER_CLS_TO_WRAP": "ResnetBlock2D, CLIPEncoderLayer",
             },
-            FSDPConfig(units="classes", unit_classes=("ResnetBlock2D", "CLIPEncoderLayer")),
+            ShardingConfig(units="classes", unit_classes=("ResnetBlock2D", "CLIPEncoderLayer")),
         ),
-        ({}, {**FSDP2, "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, FSDPConfig(units="size", unit_size=100_000_000)),
-        ({}, FSDP1, FSDPConfig()),
-        ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"}, FSDPConfig(frees_after_forward=False)),
-        ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "2"}, FSDPConfig(frees_after_forward=False)),
+        (
+            {},
+            {**FSDP2, "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"},
+            ShardingConfig(units="size", unit_size=100_000_000),
+        ),
+        ({}, FSDP1, ShardingConfig()),
+        ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"}, ShardingConfig(reshard_after_forward=False)),
+        ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "2"}, ShardingConfig(reshard_after_forward=False)),
         ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "NO_SHARD"}, None),
-        ({}, {**FSDP1, "FSDP_RESHARD_AFTER_FORWARD": "SHARD_GRAD_OP"}, FSDPConfig(frees_after_forward=False)),
+        ({}, {**FSDP1, "FSDP_RESHARD_AFTER_FORWARD": "SHARD_GRAD_OP"}, ShardingConfig(reshard_after_forward=False)),
     ],
 )
 def test_options_and_accelerates_variables_say_what_is_shared_out(options, variables, plan):
     found = sharding_config(ProcessOptions(**options), variables)
-    if isinstance(found, FSDPConfig) and found.units != "size":
-        assert found == FSDPConfig(**{**vars(plan), "unit_size": found.unit_size})
+    if isinstance(found, ShardingConfig) and found.units != "size":
+        assert found == ShardingConfig(**{**vars(plan), "unit_size": found.unit_size})
     else:
         assert found == plan
 
@@ -114,16 +107,7 @@ def test_options_and_accelerates_variables_say_what_is_shared_out(options, varia
 @pytest.mark.parametrize(
     ("options", "variables", "refusal"),
     [
-        ({"deepspeed": True, "offload_optimizer_device": "nvme"}, {}, "--offload_optimizer_device nvme: "),
-        ({"deepspeed": True, "zero_stage": 3, "offload_param_device": "nvme"}, {}, "--offload_param_device nvme: "),
-        ({"deepspeed": True, "offload_param_nvme_path": "disk"}, {}, "--offload_param_nvme_path: "),
-        ({"deepspeed": True, "offload_param_device": "cpu"}, {}, "--offload_param_device cpu with --zero_stage 2"),
-        (
-            {"deepspeed": True, "zero_stage": 0, "offload_optimizer_device": "cpu"},
-            {},
-            "--offload_optimizer_device cpu with --zero_stage 0",
-        ),
-        ({"deepspeed": True, "fp16_master_weights_and_gradients": True}, {}, "--fp16_master_weights_and_gradients: "),
+        ({}, {**DEEPSPEED, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "tape"}, "--offload_param_device tape is not"),
         ({}, {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "two"}, "--zero_stage two is not 0, 1, 2 or 3"),
         ({}, {**FSDP1, "FSDP_SHARDING_STRATEGY": "HYBRID_SHARD"}, "configured for FSDP with HYBRID_SHARD"),
         ({}, {**FSDP2, "FSDP_AUTO_WRAP_POLICY": "SOMEHOW"}, "FSDP with fsdp_auto_wrap_policy SOMEHOW"),
@@ -136,31 +120,20 @@ def test_what_cannot_be_had_is_refused_by_name(options, variables, refusal):
     assert refusal in line and len(line.splitlines()) == 2
 
 
-@pytest.mark.parametrize(
-    ("version", "said"),
-    [(None, "which is not installed"), ("0.19.7", "0.19.7, which is installed, applies"), ("0.9", "needs deepspeed")],
-)
-def test_without_the_package_or_its_newest_bugs_mended_nothing_begins(monkeypatch, version, said):
-    set_version(monkeypatch, version)
-    (line,) = refusals(ProcessOptions(deepspeed=True), {})
-    assert said in line and "pip install" in line
-
-
-@pytest.mark.parametrize("version", ["0.19.8", "0.20.0+cu128", "1.0"])
-def test_newer_ones_will_do(monkeypatch, version):
-    set_version(monkeypatch, version)
-    assert sharding_config(ProcessOptions(deepspeed=True), {}) == ZeroConfig(2)
-
-
 def test_deepspeeds_own_file_is_read_where_accelerates_configuration_names_it(tmp_path):
     path = tmp_path / "zero.json"
     variables = {**DEEPSPEED, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path), "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}
     section = {"stage": 3, "offload_param": {"device": "cpu"}, "overlap_comm": False, "reduce_bucket_size": "auto"}
-    path.write_text(json.dumps({"zero_optimization": section, "train_batch_size": "auto", "bf16": {"enabled": "auto"}}))
-    assert sharding_config(ProcessOptions(), variables) == ZeroConfig(3, False, True, {"overlap_comm": False})
-    path.write_text(json.dumps({"zero_optimization": section, "optimizer": {"type": "Adam"}, "flops_profiler": {}}))
+    unused = {"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "flops_profiler": {}}
+    path.write_text(json.dumps({"zero_optimization": section, **unused}))
+    assert sharding_config(ProcessOptions(), variables) == stage(3, True)
+    (line,) = without_effect(ProcessOptions(), variables, TrainingOptions())
+    assert line.endswith("zero.json: no effect of flops_profiler, overlap_comm")
+    path.write_text(json.dumps({"zero_optimization": {"stage": "auto"}}))
+    assert sharding_config(ProcessOptions(), variables) == stage(1)
+    path.write_text(json.dumps({"zero_optimization": section, "optimizer": {"type": "Adam"}, "gradient_clipping": 1}))
     lines = refusals(ProcessOptions(), variables)
-    assert "sets optimizer" in lines[0] and "--optimizer_type" in lines[0] and "sets flops_profiler" in lines[1]
+    assert "sets optimizer" in lines[0] and "--optimizer_type" in lines[0] and "sets gradient_clipping" in lines[1]
     path.write_text("{")
     assert "is not valid JSON" in refusals(ProcessOptions(), variables)[0]
     path.unlink()
@@ -173,40 +146,53 @@ def test_deepspeeds_own_file_is_read_where_accelerates_configuration_names_it(tm
         ("AdaFactor", {}, False, "with --optimizer_type AdaFactor"),
         ("AdamW8bit", {}, False, "with --optimizer_type AdamW8bit"),
         ("Prodigy", {}, False, "with --optimizer_type Prodigy"),
-        ("AdamW", {"mixed_precision": "fp16"}, False, "with --mixed_precision fp16"),
+        ("AdamW", {"mixed_precision": "fp16", "full_fp16": True}, False, "with --full_fp16"),
         ("AdamW", {"fused_backward_pass": True}, False, "with --fused_backward_pass"),
         ("AdamW", {}, True, "with --torch_compile"),
     ],
 )
-@pytest.mark.parametrize("plan", [ZeroConfig(2), FSDPConfig()])
+@pytest.mark.parametrize("plan", [stage(2), ShardingConfig()])
 def test_options_that_need_all_of_it_in_one_process_are_refused(plan, name, training, compiles, refusal):
     optimizer, training = OptimizerOptions(optimizer_type=name), TrainingOptions(**training)
-    (problem,) = sharding_problems(plan, training, optimizer, AverageOptions(), compiles)
+    (problem,) = sharding_problems(plan, training, optimizer, compiles)
     assert problem.message.startswith(f"{plan.flag} {refusal}") and problem.hint
 
 
-def test_what_one_way_cannot_the_other_can():
-    half = TrainingOptions(mixed_precision="bf16", full_bf16=True)
-    for plan, training, average, count in (
-        (ZeroConfig(2), half, AverageOptions(), 1),
-        (FSDPConfig(), half, AverageOptions(), 0),
-        (ZeroConfig(3), TrainingOptions(), AverageOptions(ema=True), 1),
-        (ZeroConfig(2), TrainingOptions(), AverageOptions(ema=True), 0),
-        (FSDPConfig(), TrainingOptions(), AverageOptions(ema=True), 0),
+@pytest.mark.parametrize("plan", [stage(3), ShardingConfig()])
+def test_kernels_that_know_no_shards_are_refused(plan):
+    """PyTorch has no sharding strategy for SGD's fused kernel; Lion's of Triton takes plain tensors alone."""
+    for name, argument in (
+        ("SGDNesterov", "fused=True"),
+        ("torch.optim.SGD", "fused=True"),
+        ("Lion", "use_triton=True"),
     ):
-        assert len(list(sharding_problems(plan, training, OptimizerOptions(), average, False))) == count
+        optimizer = OptimizerOptions(optimizer_type=name, optimizer_args=(argument,))
+        (problem,) = sharding_problems(plan, TrainingOptions(), optimizer, False)
+        assert f"--optimizer_args {argument}" in problem.message
+    optimizer = OptimizerOptions(optimizer_type="AdamW", optimizer_args=("fused=True",))
+    assert list(sharding_problems(plan, TrainingOptions(), optimizer, False)) == []
+
+
+@pytest.mark.parametrize("plan", [stage(3), ShardingConfig()])
+def test_elementwise_optimizers_and_all_precisions_of_float32_weights_are_taken(plan):
     for name in (*OPTIMIZERS, "adamw", "torch.optim.SGD"):
-        options = OptimizerOptions(optimizer_type=name)
-        assert list(sharding_problems(FSDPConfig(), TrainingOptions(), options, AverageOptions(), False)) == []
+        assert list(sharding_problems(plan, TrainingOptions(), OptimizerOptions(optimizer_type=name), False)) == []
+    for training in ({"mixed_precision": "fp16"}, {"mixed_precision": "bf16", "full_bf16": True}):
+        assert list(sharding_problems(plan, TrainingOptions(**training), OptimizerOptions(), False)) == []
 
 
 @pytest.mark.parametrize(
     ("options", "variables", "line"),
     [
         ({"zero_stage": 2, "offload_param_device": "cpu"}, {}, "--zero_stage, --offload_param_device without --deepsp"),
-        ({"deepspeed": True, "zero3_init_flag": True}, {}, "--zero3_init_flag does nothing"),
-        ({"deepspeed": True, "zero3_save_16bit_model": True}, {}, "--zero3_save_16bit_model does nothing"),
+        ({"deepspeed": True, "offload_param_device": "nvme"}, {}, "--offload_param_device nvme: offloading is to CPU"),
+        (
+            {"deepspeed": True, "zero_stage": 0, "offload_param_device": "cpu"},
+            {},
+            "--offload_param_device cpu does nothing with --zero_stage 0",
+        ),
         ({}, {**DEEPSPEED, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 1 is used"),
+        ({}, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 1 is used"),
         ({}, {**DEEPSPEED, "ACCELERATE_GRADIENT_CLIPPING": "0.5"}, "--max_grad_norm 1 is used"),
         ({}, {**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use --gradient_checkpointing"),
     ],
