@@ -1,11 +1,13 @@
-"""Names of the files of cached latents, and which images share them.
+"""Names of cache files, and which images would share them.
 
-`<stem>_<W>x<H>_sd.npz`, as other programs name them. Images that would share a file, such as a.png and a.jpg, have
-their whole name in it instead: `a.png_<W>x<H>_sd.npz`.
+Latents: `<stem>_<W>x<H>_sd.npz`, as other programs name them. Images that would share a file, such as a.png and a.jpg,
+have their whole name in it instead: `a.png_<W>x<H>_sd.npz`. Text encoder outputs: `<image>_sd_te.npz`. Where an image's
+name leaves no room for an ending, a hash stands in for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from library.data.images.image_files import IMAGE_ENDINGS
 from library.data.records import LatentKey
 
 CACHE_ENDING = "_sd.npz"
+_LONGEST_NAME = 255  # bytes that file systems take
+_DIGEST_BYTES = 16
 
 
 def cache_names(key: LatentKey) -> tuple[str, str]:
@@ -22,7 +26,19 @@ def cache_names(key: LatentKey) -> tuple[str, str]:
     name = os.path.basename(key.path)
     width, height = key.image_size
     size = f"_{width:04d}x{height:04d}{CACHE_ENDING}"
-    return name + size, os.path.splitext(name)[0] + size
+    return _named(name, size), _named(os.path.splitext(name)[0], size)
+
+
+def text_cache_path(image: str) -> Path:
+    """The file of an image's cached text encoder outputs."""
+    folder, name = os.path.split(image)
+    return Path(folder, _named(name, "_sd_te.npz"))
+
+
+def _named(stem: str, ending: str) -> str:
+    if len(os.fsencode(stem + ending)) <= _LONGEST_NAME:
+        return stem + ending
+    return hashlib.blake2b(os.fsencode(stem), digest_size=_DIGEST_BYTES).hexdigest() + ending
 
 
 @dataclass(frozen=True)
@@ -34,10 +50,13 @@ class CacheFolder:
     num_images: Counter[str]  # with each stem, in lower case
 
     def shares_name(self, name: str) -> bool:
-        """Whether another image may have the same cache file as the image `name` if that lacks the extension."""
+        """Whether another image may have the same cache file as the image `name` if that lacks the extension.
+
+        That is one of the same stem (a.png, a.jpg), or one whose whole name is the stem (a.jpg of a.jpg.png).
+        """
         stem = os.path.splitext(name)[0].lower()
         is_there = name.lower() in self.images
-        return self.num_images[stem] > is_there
+        return self.num_images[stem] > is_there or stem in self.images
 
 
 class CacheFolders:

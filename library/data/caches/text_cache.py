@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.errors import UserError
+from library.data.caches.cache_names import text_cache_path
 from library.data.caches.npz_files import Facts, array_names, opened_arrays, read_made_from, write_stored
 
 logger = logging.getLogger(__name__)
 
 _HIDDEN_STATES = "hidden_states_"
-
-
-def text_cache_path(image: str) -> Path:
-    """The file of an image's cached text encoder outputs."""
-    return Path(f"{image}_sd_te.npz")
 
 
 def read_text_outputs(image: str, captions: Iterable[str], encoder: str) -> dict[str, np.ndarray]:

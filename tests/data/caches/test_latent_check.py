@@ -159,6 +159,23 @@ def test_latents_stay_when_a_image_of_the_same_stem_comes_and_goes(tmp_path: Pat
     assert _missing([twin]) == [] and read_latents(twin, "vae") is not None
 
 
+def test_images_whose_names_run_into_each_other_each_have_a_file(tmp_path: Path) -> None:
+    names = ["a.jpg", "a.png", "a.jpg.png", "a.jpg.png.webp", "b.png", "b.png.jpg"]
+    keys = [_key(save_image(tmp_path / name, (64, 64))) for name in names]
+    assert len({cache_path(key) for key in keys}) == len(keys)
+    _write(keys)
+    assert _missing(keys) == []
+    for fingerprint in ("vae", None):
+        assert [read_latents(key, fingerprint).latents[0, 0, 0] for key in keys] == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_image_whose_name_leaves_no_room_for_an_ending_is_cached(tmp_path: Path) -> None:
+    keys = [_key(save_image(tmp_path / ("a" * 250 + f"{number}.png"), (64, 64))) for number in (1, 2)]
+    _write(keys)
+    assert _missing(keys) == _missing(keys, None) == []
+    assert [read_latents(key, "vae").latents[0, 0, 0] for key in keys] == [0, 1]
+
+
 def test_legacy_npz_are_never_made(tmp_path: Path) -> None:
     key = dataclasses.replace(_key(save_image(tmp_path / "a.png", (64, 64))), legacy_npz_path=str(tmp_path / "a.npz"))
     assert _missing([key]) == _missing([key], None) == []

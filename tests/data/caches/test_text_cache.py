@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from library.data.caches.text_cache import read_text_outputs, text_cache_path, write_text_outputs
+from library.data.caches.cache_names import text_cache_path
+from library.data.caches.text_cache import read_text_outputs, write_text_outputs
 
 
 def _states(number: int) -> np.ndarray:
@@ -27,6 +28,15 @@ def test_what_is_written_is_read_by_caption_and_by_other_readers(tmp_path: Path)
         np.testing.assert_array_equal(file["hidden_states_1"], _states(2))
     with zipfile.ZipFile(tmp_path / "a.png_sd_te.npz") as archive:
         assert json.loads(archive.read("made_from.json"))["1"] == {"caption": "", "encoder": "clip"}
+
+
+def test_names_of_any_length_that_an_image_can_have_are_cached_and_kept_apart(tmp_path: Path) -> None:
+    images = [str(tmp_path / ("ä" * 125 + f"{number}.png")) for number in (1, 2)]  # 255 bytes
+    for number, image in enumerate(images):
+        Path(image).touch()
+        write_text_outputs(image, {"a cat": _states(number)}, "clip")
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(read_text_outputs(image, ["a cat"], "clip")["a cat"], _states(number))
 
 
 def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
