@@ -11,8 +11,6 @@ from dataclasses import replace
 from library.cli.errors import UserError
 from library.data.config.config import SubsetConfig
 
-_JOINER = ", "  # whatever the separator is: prompts are written with commas
-
 _WILDCARD = re.compile(r"\{([^}]+)\}")
 # {{ and }} escape braces: replaced by code points that no text may hold while wildcards are drawn
 _ESCAPES = (("{{", "\ufdd0", "{"), ("}}", "\ufdd1", "}"))
@@ -67,7 +65,8 @@ def final_caption(
     2. `caption_prefix` and `caption_suffix` are added, with a space between;
     3. `enable_wildcard`: one of its lines and one text of each {a|b}; without it, the first line;
     4. with shuffling, token warm-up or tag dropout it is split at `caption_separator`: the tags to keep stay where
-       they are, of the others token warm-up takes the first few, which are shuffled and dropped one by one;
+       they are, of the others token warm-up takes the first few, which are shuffled and dropped one by one; the rest is
+       joined with the separator;
     5. `secondary_separator` becomes `caption_separator`.
 
     epoch: counts from 1. step: optimizer steps done, of the `num_steps` of the run.
@@ -88,10 +87,15 @@ def final_caption(
             rng.shuffle(movable)
         if subset.caption_tag_dropout_rate > 0:
             movable = [tag for tag in movable if rng.random() >= subset.caption_tag_dropout_rate]
-        caption = _JOINER.join(start + movable + end)
+        caption = joiner(subset.caption_separator).join(start + movable + end)
     if subset.secondary_separator:
         caption = caption.replace(subset.secondary_separator, subset.caption_separator)
     return caption
+
+
+def joiner(separator: str) -> str:
+    """What stands between tags that are joined: the separator and a blank, unless it ends in one."""
+    return separator if separator.endswith(" ") else f"{separator} "
 
 
 def with_whole_captions(subset: SubsetConfig) -> SubsetConfig:
@@ -155,6 +159,7 @@ def _num_warm(num_tags: int, subset: SubsetConfig, step: int, num_steps: int) ->
     return subset.token_warmup_min + int(step * (num_tags - subset.token_warmup_min) // end)
 
 
-def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
-    """How often each comma-separated tag occurs, in order of first occurrence."""
-    return dict(Counter(tag for caption in captions for tag in map(str.strip, caption.split(",")) if tag))
+def tag_frequency(captions: Iterable[str], separator: str) -> dict[str, int]:
+    """How often each tag occurs, in lower case, in order of first occurrence."""
+    tags = (tag for caption in captions for tag in map(str.strip, caption.lower().split(separator.lower())) if tag)
+    return dict(Counter(tags))

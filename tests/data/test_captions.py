@@ -150,8 +150,17 @@ def test_shuffling_makes_every_order_of_the_tags() -> None:
     assert {final_caption("a, b, c", subset, random.Random(seed)) for seed in range(100)} == orders
 
 
+@pytest.mark.parametrize(("separator", "joined"), [(";", "; "), ("; ", "; "), (" ", " "), ("|||", "||| ")])
+def test_a_shuffled_caption_keeps_its_own_separator(separator: str, joined: str) -> None:
+    subset = SubsetConfig("test", "folder", caption_separator=separator, shuffle_caption=True)
+    orders = {joined.join(order) for order in itertools.permutations(("a,b", "c", "d"))}
+    caption = separator.join(("a,b", "c", "d"))
+    assert {final_caption(caption, subset, random.Random(seed)) for seed in range(100)} == orders
+
+
 def test_tags_are_counted_without_spaces_and_empty_ones() -> None:
-    assert tag_frequency(["a, b,, c d ", "a,b", ""]) == {"a": 2, "b": 2, "c d": 1}
+    assert tag_frequency(["a, b,, c d ", "A,b", ""], ",") == {"a": 2, "b": 2, "c d": 1}
+    assert tag_frequency(["a, b; C", "c"], ";") == {"a, b": 1, "c": 2}
 
 
 @pytest.mark.parametrize(

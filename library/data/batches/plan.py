@@ -144,7 +144,7 @@ class PlannedDataset:
         for record in self.records:
             captions[record.subset_index].append(record.caption)
         return [
-            SubsetSummary(config, len(each), tag_frequency(each))
+            SubsetSummary(config, len(each), tag_frequency(each, config.caption_separator))
             for config, each in zip(self.config.subsets, captions, strict=True)
         ]
 

@@ -18,7 +18,7 @@ from typing import Any
 from library.cli.documents import read_json
 from library.cli.errors import UserError, listed, raise_together
 from library.data.buckets import LONGEST_SIDE
-from library.data.captions import first_line
+from library.data.captions import first_line, joiner
 from library.data.config.config import SubsetConfig
 from library.data.images.image_files import NoImages, UnreadableImage
 from library.data.records import ImageRecord, LegacyNpz, Size
@@ -220,7 +220,7 @@ def _caption(entry: _Entry, subset: SubsetConfig) -> str | None:
     if subset.enable_wildcard:
         lines = [line.strip() for line in caption.replace("\r", "\n").split("\n") if line.strip()] or [""]
     if tags:
-        lines = [f"{line}{subset.caption_separator} {tags}" if line else tags for line in lines]
+        lines = [f"{line}{joiner(subset.caption_separator)}{tags}" if line else tags for line in lines]
     return "\n".join(lines)
 
 
