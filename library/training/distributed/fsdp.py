@@ -123,9 +123,12 @@ class FSDP:
 
     def step(self) -> None:
         self.optimizer.step()  # not by the scaler: that waits for the device to learn what the norm has said already
-        self.skip_step()
+        self._update_scale()
 
     def skip_step(self) -> None:
+        self._update_scale()
+
+    def _update_scale(self) -> None:
         if self._scaler is not None:
             self._scaler.update()  # lowers the scale after an overflow, and raises it after many steps without
 

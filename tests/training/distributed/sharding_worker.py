@@ -330,8 +330,9 @@ def scale(accelerator: Accelerator, layout: str) -> dict:
 
 
 def main(result: str) -> None:
-    accelerator = make_accelerator("no")
-    found: dict[str, dict] = {}
+    accelerator = make_accelerator("no", timeout_minutes=7)
+    group = torch.distributed.distributed_c10d._get_default_group()
+    found: dict = {"timeout": group._get_backend(torch.device("cpu")).options._timeout.total_seconds()}
     for layout in LAYOUTS:
         names = OPTIMIZERS if layout == "fsdp-blocks" else ("AdamW", "SGD")
         found[layout] = {name: follow(accelerator, layout, name) for name in names}

@@ -69,6 +69,10 @@ def test_two_processes_learn_in_any_layout_what_a_plain_loop_does(found, layout)
         assert not result["finite when broken"]  # in one process; all must know
 
 
+def test_the_time_limit_reaches_the_group_of_processes(found):
+    assert found["timeout"] == 7 * 60
+
+
 @pytest.mark.parametrize("layout", [name for name in SHARES if "zero" in name])
 def test_an_overflow_in_one_process_lowers_the_scale_of_fp16_in_both(found, layout):
     """An overflow halves the scale (the default backoff), and two steps without one double it."""
