@@ -91,7 +91,7 @@ def test_that_a_model_predicts_v_is_said_once_and_kept(file_v2, tmp_path, capsys
     assert metadata_of(tmp_path / "v.safetensors")["modelspec.architecture"] == "stable-diffusion-v2-768-v"
     assert metadata_of(tmp_path / "v.safetensors")["modelspec.resolution"] == "768x768"
     in_folder = metadata_of(tmp_path / "v" / "unet" / "diffusion_pytorch_model.safetensors")
-    assert "config_not_in_weights" not in in_folder  # which would be wrong of the next model made from it
+    assert "diffusers_config" not in in_folder  # which would be wrong of the next model made from it
     assert "predicts v" in inspected(capsys, tmp_path / "v.ckpt")
     assert "predicts v" in inspected(capsys, tmp_path / "v")
     assert "the file does not say" in inspected(capsys, file_v2)

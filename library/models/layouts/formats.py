@@ -45,24 +45,25 @@ class ModelFormat:
 
 
 def _write_ckpt(path: Path, model: SavedModel) -> None:
-    from library.models.layouts.config_metadata import overrides_entry
+    from library.models.layouts.config_metadata import config_entry, warn_of_unusual_parts
     from library.models.layouts.ldm_writing import single_file_tensors
     from library.models.weights.weight_writing import write_pickle
 
     tensors = single_file_tensors(model.parts, is_v2=model.is_v2, dtype=model.dtype)
     contents = {"state_dict": tensors, "epoch": model.epoch, "global_step": model.global_step}
-    overrides = overrides_entry(model.parts, model.scheduler, tensors, is_v2=model.is_v2)
-    write_pickle(path, {**contents, "metadata": overrides} if overrides else contents)
+    warn_of_unusual_parts(model.parts, tensors, is_v2=model.is_v2)
+    write_pickle(path, {**contents, "metadata": config_entry(model.parts, model.scheduler, is_v2=model.is_v2)})
 
 
 def _write_safetensors(path: Path, model: SavedModel) -> None:
-    from library.models.layouts.config_metadata import overrides_entry
+    from library.models.layouts.config_metadata import config_entry, warn_of_unusual_parts
     from library.models.layouts.ldm_writing import single_file_tensors
     from library.models.weights.weight_writing import write_safetensors
 
     tensors = single_file_tensors(model.parts, is_v2=model.is_v2, dtype=model.dtype)
-    overrides = overrides_entry(model.parts, model.scheduler, tensors, is_v2=model.is_v2)
-    write_safetensors(path, tensors, {**model.metadata, **overrides})
+    warn_of_unusual_parts(model.parts, tensors, is_v2=model.is_v2)
+    configs = config_entry(model.parts, model.scheduler, is_v2=model.is_v2)
+    write_safetensors(path, tensors, {**model.metadata, **configs})
 
 
 def _write_diffusers(folder: Path, model: SavedModel) -> None:

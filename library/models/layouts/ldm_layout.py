@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from torch import nn
 
 from library.cli.errors import UserError, raise_together
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
-from library.models.layouts.config_metadata import config_overrides
+from library.models.layouts.config_metadata import say_misfit, stated_config
 from library.models.layouts.ldm_keys import Section, TensorSlice, rename_key, section_of
 from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
 from library.models.text.text_encoder import TextEncoder
@@ -51,26 +51,49 @@ def load_single_file(file: WeightFile) -> ModelParts:
 
 def _load_unet(file: WeightFile) -> nn.Module:
     section = section_of(file.tensors, ldm_unet.PREFIX, source=str(file.path), part=ldm_unet.PART)
-    config = ldm_unet.infer_config(section, is_v2=is_v2(file.tensors))
-    config |= config_overrides(file.metadata, "unet", section.source)
-    unet = empty_unet(config, section.source)
-    modules = ldm_unet.module_names(config)
-    return _fill(unet, section, {name: TensorSlice(rename_key(name, modules)) for name in unet.state_dict()})
+    inferred = ldm_unet.infer_config(section, is_v2=is_v2(file.tensors))
+    modules = ldm_unet.module_names(inferred)
+
+    def build(config: Mapping[str, Any]) -> nn.Module:
+        unet = empty_unet(config, section.source)
+        return _fill(unet, section, {name: TensorSlice(rename_key(name, modules)) for name in unet.state_dict()})
+
+    return _build_as_stated(build, file.metadata, "unet", inferred, section.source)
+
+
+def _build_as_stated(
+    build: Callable[[Mapping[str, Any]], ModuleT],
+    metadata: Mapping[str, str],
+    part: str,
+    inferred: Mapping[str, Any],
+    source: str,
+) -> ModuleT:
+    """Builds a part as the file's metadata says, or, where that does not fit, from the shapes of its tensors alone."""
+    try:
+        return build({**inferred, **stated_config(metadata, part, inferred, source)})
+    except UserError as error:
+        module = build(inferred)  # raises where the metadata is not the cause
+        say_misfit(source, part, error)
+        return module
 
 
 def _load_vae(file: WeightFile) -> AutoencoderKL:
     section = section_of(
         file.tensors, ldm_vae.PREFIX, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY
     )
-    return load_vae(section, config_overrides(file.metadata, "vae", section.source))
+    return load_vae(section, file.metadata)
 
 
-def load_vae(section: Section, overrides: Mapping[str, Any] | None = None) -> AutoencoderKL:
-    """Builds a VAE from its section of a file, with configuration overrides. Raises `UserError`."""
-    config = {**ldm_vae.infer_config(section), **(overrides or {})}
-    vae = empty_vae(config, section.source)
-    modules = ldm_vae.module_names(config)
-    return _fill(vae, section, {name: TensorSlice(rename_key(name, modules)) for name in vae.state_dict()})
+def load_vae(section: Section, metadata: Mapping[str, str]) -> AutoencoderKL:
+    """Builds a VAE from its section of a file with `metadata`. Raises `UserError`."""
+    inferred = ldm_vae.infer_config(section)
+    modules = ldm_vae.module_names(inferred)
+
+    def build(config: Mapping[str, Any]) -> AutoencoderKL:
+        vae = empty_vae(config, section.source)
+        return _fill(vae, section, {name: TensorSlice(rename_key(name, modules)) for name in vae.state_dict()})
+
+    return _build_as_stated(build, metadata, "vae", inferred, section.source)
 
 
 def load_diffusers_vae(section: Section) -> AutoencoderKL:
@@ -83,24 +106,31 @@ def _load_text_encoder_v1(file: WeightFile) -> nn.Module:
     optional = ldm_text.PREFIX_V1 + ldm_text.OPTIONAL_LEVEL
     prefix = optional if any(key.startswith(optional) for key in file.tensors) else ldm_text.PREFIX_V1
     section = section_of(file.tensors, prefix, source=str(file.path), part=ldm_text.PART, ignored=ldm_text.NOT_USED_V1)
-    config = ldm_text.infer_config_v1(section) | config_overrides(file.metadata, "text_encoder", section.source)
-    encoder = empty_text_encoder(config, section.source)
-    _fill(encoder.text_model, section, ldm_text.tensor_slices_v1(encoder.text_model.state_dict()))
-    return encoder
+
+    def build(config: Mapping[str, Any]) -> TextEncoder:
+        encoder = empty_text_encoder(config, section.source)
+        _fill(encoder.text_model, section, ldm_text.tensor_slices_v1(encoder.text_model.state_dict()))
+        return encoder
+
+    inferred = ldm_text.infer_config_v1(section)
+    return _build_as_stated(build, file.metadata, "text_encoder", inferred, section.source)
 
 
 def _load_text_encoder_v2(file: WeightFile) -> nn.Module:
     section = section_of(
         file.tensors, ldm_text.PREFIX_V2, source=str(file.path), part=ldm_text.PART, ignored=ldm_text.NOT_USED_V2
     )
-    config = ldm_text.infer_config_v2(section) | config_overrides(file.metadata, "text_encoder", section.source)
-    unused_layer = f"{ldm_text.BLOCKS}{config['num_hidden_layers']}."
+    inferred = ldm_text.infer_config_v2(section)
+    unused_layer = f"{ldm_text.BLOCKS}{inferred['num_hidden_layers']}."
     kept = renamed(section.tensors, {key: key for key in section.tensors if not key.startswith(unused_layer)})
-    encoder = empty_text_encoder(config, section.source)
-    _fill(
-        encoder.text_model, replace(section, tensors=kept), ldm_text.tensor_slices_v2(encoder.text_model.state_dict())
-    )
-    return encoder
+    used = replace(section, tensors=kept)
+
+    def build(config: Mapping[str, Any]) -> TextEncoder:
+        encoder = empty_text_encoder(config, section.source)
+        _fill(encoder.text_model, used, ldm_text.tensor_slices_v2(encoder.text_model.state_dict()))
+        return encoder
+
+    return _build_as_stated(build, file.metadata, "text_encoder", inferred, section.source)
 
 
 def _unused_tensors_v2(file: WeightFile, encoder: TextEncoder) -> dict[str, torch.Tensor]:

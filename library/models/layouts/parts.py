@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from library.cli.errors import UserError, first_line
@@ -47,7 +48,9 @@ def empty_text_encoder(config: Mapping[str, Any], source: str) -> TextEncoder:
 def _build(build: Callable[[], ModuleT], source: str, part: str) -> ModuleT:
     try:
         return build_empty(build)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+    except (
+        ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, StrictDataclassError,
+    ) as error:  # fmt: skip
         # what libraries raise for configurations that contradict themselves
         raise UserError(
             f"{source}: the {part} cannot be built from its configuration: {first_line(error)}", "check its config.json"

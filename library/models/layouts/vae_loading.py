@@ -10,7 +10,6 @@ from diffusers import AutoencoderKL
 
 from library.cli.errors import UserError
 from library.models.layouts import ldm_layout, ldm_vae
-from library.models.layouts.config_metadata import config_overrides
 from library.models.layouts.diffusers_folder import DiffusersFolder, load_part, vae_names
 from library.models.layouts.ldm_keys import section_of
 from library.models.weights.checkpoint_files import WeightFile, open_weights
@@ -56,10 +55,9 @@ def _is_vae_config(path: Path) -> bool:
 def _of_file(file: WeightFile) -> AutoencoderKL:
     section = partial(section_of, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY)
     if any(key.startswith(ldm_vae.PREFIX) for key in file.tensors):
-        overrides = config_overrides(file.metadata, "vae", str(file.path))
-        return ldm_layout.load_vae(section(file.tensors, ldm_vae.PREFIX), overrides)
+        return ldm_layout.load_vae(section(file.tensors, ldm_vae.PREFIX), file.metadata)
     if any(key.startswith(DIFFUSERS_VAE_MARK) for key in file.tensors):
         return ldm_layout.load_diffusers_vae(section(renamed(file.tensors, vae_names(file.tensors)), ""))
     if any(key.startswith(PLAIN_VAE_MARK) for key in file.tensors):
-        return ldm_layout.load_vae(section(file.tensors, ""))
+        return ldm_layout.load_vae(section(file.tensors, ""), file.metadata)
     raise UserError(f"{VAE_FLAG} {file.path} holds no VAE", "give a VAE, or a Stable Diffusion model with one")

@@ -11,7 +11,7 @@ import torch
 
 from library.cli.errors import UserError
 from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
-from library.models.layouts.config_metadata import config_overrides
+from library.models.layouts.config_metadata import stated_config
 from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.options import ModelOptions
 from library.models.weights.checkpoint_files import WeightFile
@@ -23,6 +23,7 @@ EPSILON, V_PREDICTION = "epsilon", "v_prediction"
 _PREDICTION_NAMES = {"epsilon": EPSILON, "eps": EPSILON, "v": V_PREDICTION, "v_prediction": V_PREDICTION}
 _SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 _WIDTH_SD2 = 1024
+_BETAS = "correct beta_start, beta_end, num_train_timesteps and trained_betas of its scheduler configuration"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def detect_folder(folder: DiffusersFolder) -> DetectedModel:
 def detect_file(file: WeightFile) -> DetectedModel:
     """What the keys and the metadata of a single file say."""
     declared = V_PREDICTION if "v_pred" in file.tensors else None
-    scheduler = config_overrides(file.metadata, "scheduler", str(file.path))
+    scheduler = stated_config(file.metadata, "scheduler", {}, str(file.path))
     for value in (scheduler.get("prediction_type"), file.metadata.get("modelspec.prediction_type")):
         declared = _PREDICTION_NAMES.get(str(value), declared)
     return DetectedModel(str(file.path), is_v2(file.tensors), declared, scheduler)
@@ -101,13 +102,18 @@ def make_alphas_cumprod(scheduler: Mapping[str, Any], source: str) -> torch.Tens
     start, end = scheduler.get("beta_start", 0.00085), scheduler.get("beta_end", 0.012)
     num_steps = scheduler.get("num_train_timesteps", 1000)
     kind = scheduler.get("beta_schedule", "scaled_linear")
-    if scheduler.get("trained_betas") is not None:
-        betas = torch.tensor(scheduler["trained_betas"], dtype=torch.float32)
-    elif kind == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, num_steps, dtype=torch.float32) ** 2
-    elif kind == "linear":
-        betas = torch.linspace(start, end, num_steps, dtype=torch.float32)
-    else:
-        raise UserError(f"{source}: beta_schedule {kind!r} is not known", "known are scaled_linear and linear")
+    try:
+        if scheduler.get("trained_betas") is not None:
+            betas = torch.tensor(scheduler["trained_betas"], dtype=torch.float32)
+        elif kind == "scaled_linear":
+            betas = torch.linspace(start**0.5, end**0.5, num_steps, dtype=torch.float32) ** 2
+        elif kind == "linear":
+            betas = torch.linspace(start, end, num_steps, dtype=torch.float32)
+        else:
+            raise UserError(f"{source}: beta_schedule {kind!r} is not known", "known are scaled_linear and linear")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{source}: the scheduler's betas are no numbers that make a noise schedule", _BETAS) from error
+    if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas <= 1)).all()):
+        raise UserError(f"{source}: the scheduler's betas are no numbers between 0 and 1", _BETAS)
     alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
     return rescale_to_zero_terminal_snr(alphas_cumprod) if scheduler.get("rescale_betas_zero_snr") else alphas_cumprod

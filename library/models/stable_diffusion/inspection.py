@@ -9,7 +9,7 @@ import torch
 
 from library.cli.errors import UserError, listed
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
-from library.models.layouts.config_metadata import config_overrides
+from library.models.layouts.config_metadata import stated_config
 from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.layouts.ldm_keys import section_of
 from library.models.stable_diffusion.detection import V_PREDICTION, DetectedModel, detect_file, detect_folder
@@ -60,10 +60,10 @@ def _dimensions_in_file(part: str, file: WeightFile, is_v2: bool) -> str:
     if part not in _DIMENSIONS:
         return ""
     try:
-        config = _INFER[part](file, is_v2) | config_overrides(file.metadata, part, str(file.path))
+        inferred = _INFER[part](file, is_v2)
     except UserError as error:
         return f"incomplete: {error.message}"
-    return _DIMENSIONS[part](config)
+    return _DIMENSIONS[part](inferred | stated_config(file.metadata, part, inferred, str(file.path)))
 
 
 def _infer_unet(file: WeightFile, is_v2: bool) -> dict[str, Any]:

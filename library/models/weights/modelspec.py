@@ -18,7 +18,10 @@ _GIVEN = (
     "is_negative_embedding",
 )  # fmt: skip
 # entries that describe one file and are not copied
-_OF_ONE_FILE = ("format", "config_not_in_weights", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
+_OF_ONE_FILE = (
+    "format", "diffusers_config", "config_not_in_weights", "modelspec.hash_sha256", "sshs_model_hash",
+    "sshs_legacy_hash",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

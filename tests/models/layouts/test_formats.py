@@ -9,8 +9,10 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -20,10 +22,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from library.cli.errors import UserError
 from library.models.layouts.formats import FORMATS, choose_format
+from library.models.layouts.ldm_layout import load_single_file
 from library.models.layouts.ldm_writing import single_file_tensors
 from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
 from library.models.options import MetadataOptions, ModelOptions
 from library.models.registry import load_family
+from library.models.stable_diffusion.detection import detect_file
+from library.models.weights.checkpoint_files import open_weights
 from library.models.weights.modelspec import SpecifiedModel, specification_entries
 from library.models.weights.weight_writing import stored, write_pickle
 from library.training.evaluation.samplers import SAMPLERS
@@ -174,9 +179,10 @@ def test_a_single_file_holds_the_tensors_of_the_layout(tiny, folder, tmp_path, e
             assert torch.equal(found[key], tensor), key
 
 
-def test_a_ckpt_says_where_training_was_and_holds_nothing_else(folder, tmp_path):
+def test_a_ckpt_says_where_training_was_and_what_the_model_is(folder, tmp_path):
     content = torch.load(save(load(folder), tmp_path, "ckpt", epoch=3, global_step=7), weights_only=True)
-    assert list(content) == ["state_dict", "epoch", "global_step"]
+    assert list(content) == ["state_dict", "epoch", "global_step", "metadata"]
+    assert list(content["metadata"]) == ["diffusers_config"]
     assert (content["epoch"], content["global_step"]) == (3, 7)
 
 
@@ -255,10 +261,78 @@ def test_a_model_trained_on_zero_terminal_snr_says_so(folder_v1, tmp_path, forma
     assert not torch.equal(load(folder_v1).alphas_cumprod(), family.alphas_cumprod())
 
 
-def test_a_damaged_entry_about_that_is_a_user_error(file_v1, tmp_path):
-    save_file(load_file(file_v1), tmp_path / "model.safetensors", {"config_not_in_weights": "{"})
-    with pytest.raises(UserError, match="config_not_in_weights is damaged"):
-        load(tmp_path / "model.safetensors")
+def stated(path: Path) -> dict[str, dict]:
+    """The configurations in the metadata of a single file, read without this program."""
+    if path.suffix == ".ckpt":
+        metadata = torch.load(path, weights_only=True)["metadata"]
+    else:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+    return json.loads(metadata["diffusers_config"])
+
+
+@pytest.mark.parametrize("format", ["ckpt", "safetensors"])
+def test_a_single_file_states_the_configurations_that_a_folder_has(tiny, folder, tmp_path, format):
+    found = stated(save(load(folder), tmp_path, format))
+    for part, name in {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}.items():
+        expected = json.loads((folder / part / name).read_text())
+        known = {key: value for key, value in expected.items() if key in found[part]}
+        assert known == {key: found[part][key] for key in known}, part
+        assert {key for key in expected if not key.startswith("_")} <= found[part].keys()
+        assert "_name_or_path" not in found[part]  # a path of the machine it was made on
+    text = tiny.text_encoder.config
+    assert found["text_encoder"]["num_attention_heads"] == text.num_attention_heads
+    assert found["text_encoder"]["hidden_act"] == text.hidden_act
+
+
+_WRONG_METADATA = {
+    "not JSON": "{",
+    "no object": "[1]",
+    "deeply nested": "[" * 100_000,
+    "parts that are no objects": json.dumps({"unet": 3, "vae": [1], "text_encoder": None, "scheduler": "x"}),
+    "sizes of another model": json.dumps({"unet": {"block_out_channels": [32, 4]}, "vae": {"layers_per_block": 10**9}}),
+    "numbers that are none": json.dumps({"vae": {"scaling_factor": "0.2"}, "unet": {"freq_shift": float("nan")}}),
+    "names of nothing": json.dumps({"unet": {"act_fn": "magic"}, "text_encoder": {"hidden_act": "magic"}}),
+    "another layer": json.dumps({"unet": {"resnet_time_scale_shift": "magic"}, "vae": {"use_quant_conv": False}}),
+    "uneven heads": json.dumps({"unet": {"attention_head_dim": 7}, "text_encoder": {"num_attention_heads": 7}}),
+    "more inputs": json.dumps({"unet": {"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 5}}),
+    "no noise schedule": json.dumps({"scheduler": {"beta_start": [1], "trained_betas": {"a": 1}}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", _WRONG_METADATA)
+def test_metadata_that_does_not_fit_the_tensors_is_ignored_with_a_warning(file_v1, tiny_v1, caplog, wrong):
+    """It may have been edited, or copied from another model: programs that do not know it read the file, too."""
+    file = replace(open_weights(file_v1), metadata={"diffusers_config": _WRONG_METADATA[wrong]})
+    parts = load_single_file(file)
+    assert detect_file(file).scheduler == {}
+    assert f"{file_v1}: the configuration of the" in caplog.text and "in its metadata is ignored" in caplog.text
+    for name in ("attention_head_dim", "act_fn", "freq_shift", "block_out_channels"):
+        assert list(np.ravel(parts.unet.config[name])) == list(np.ravel(tiny_v1.unet.config[name]))
+    assert (parts.vae.config.scaling_factor, parts.vae.config.layers_per_block) == (0.18215, 1)
+    assert parts.text_encoder.config.hidden_act == "quick_gelu"
+
+
+def test_the_metadata_of_earlier_files_is_read(file_v1, tmp_path):
+    """They state only what differs from Stable Diffusion."""
+    path = tmp_path / "model.safetensors"
+    entry = {"vae": {"scaling_factor": 0.3}, "scheduler": {"prediction_type": "v_prediction"}}
+    save_file(load_file(file_v1), path, {"config_not_in_weights": json.dumps(entry)})
+    family = load(path)
+    assert family.prediction_type == "v_prediction"
+    assert family.scale_latents(torch.ones(1)).item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"beta_start": "x"}, {"beta_end": -1}, {"num_train_timesteps": 0}, {"trained_betas": ["x"]}, {"trained_betas": 3}],
+    ids=str,
+)
+def test_betas_that_make_no_noise_schedule_are_a_user_error(tiny_v1, tmp_path, wrong):
+    source = write_folder(tiny_v1, tmp_path / "source")
+    change_config(source / "scheduler" / "scheduler_config.json", **wrong)
+    with pytest.raises(UserError, match="the scheduler's betas"):
+        load(source)
 
 
 def test_layers_without_a_name_in_the_layout_are_refused_for_single_files(tiny_v1, tmp_path):
@@ -360,12 +434,10 @@ def test_a_noise_model_that_was_turned_into_a_v_model_says_so_once_it_is_saved(
             json.loads((saved / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "v_prediction"
         )
     elif format == "safetensors":
-        entries = read_raw(saved)[0]["__metadata__"]
-        assert entries["modelspec.prediction_type"] == "v"
-        assert json.loads(entries["config_not_in_weights"])["scheduler"] == {"prediction_type": "v_prediction"}
+        assert read_raw(saved)[0]["__metadata__"]["modelspec.prediction_type"] == "v"
+        assert stated(saved)["scheduler"]["prediction_type"] == "v_prediction"
     else:
-        entries = torch.load(saved, weights_only=True)["metadata"]
-        assert json.loads(entries["config_not_in_weights"])["scheduler"] == {"prediction_type": "v_prediction"}
+        assert stated(saved)["scheduler"]["prediction_type"] == "v_prediction"
 
 
 # ---- precision, metadata
