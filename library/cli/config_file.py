@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from library.cli.atomic_files import atomic_path
-from library.cli.documents import read_toml, toml_text
+from library.cli.documents import is_unicode, read_toml, toml_text
 from library.cli.errors import UserError, nearest_name
 from library.cli.foreign_options import ForeignOptions, OtherFamily, says_something
 from library.cli.options import OptionField, convert, option_fields
@@ -170,7 +170,10 @@ def unknown_option(
 
 
 def write_config_file(target: str, groups: Iterable[Any]) -> str:
-    """Writes the options of all groups, without secrets, a table for each group; returns the file's path."""
+    """Writes the options of all groups, without secrets, a table for each group; returns the file's path.
+
+    Raises `UserError` for a file that exists or cannot be written, and for values that TOML has no form for.
+    """
     if not target.endswith(".toml"):
         target += ".toml"
     if Path(target).exists():
@@ -183,9 +186,18 @@ def write_config_file(target: str, groups: Iterable[Any]) -> str:
         }
         for group in groups
     }
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(Path(target)) as temporary:
-        Path(temporary).write_text(toml_text(document), encoding="utf-8")
+    for values in document.values():
+        for name, value in values.items():
+            if not is_unicode(str(value)):
+                message = f"--{name} {ascii(value)} is not Unicode text, and cannot stand in {target}"
+                raise UserError(message, hint="rename the file or folder, or leave out --output_config")
+    try:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(Path(target)) as temporary:
+            Path(temporary).write_text(toml_text(document), encoding="utf-8", newline="\n")
+    except OSError as error:
+        message = f"--config_file {target} cannot be written: {error.strerror or error}"
+        raise UserError(message, hint="check the path and the space left on the disk") from None
     return target
 
 

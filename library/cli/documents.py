@@ -1,4 +1,4 @@
-"""Reads text, TOML and JSON files of users; errors name the file, line and column."""
+"""Reads text, TOML and JSON files of users, and writes TOML; errors name the file, line and column."""
 
 from __future__ import annotations
 
@@ -44,10 +44,15 @@ def _hint(text: str) -> str:
 
 
 def toml_text(document: dict[str, Any]) -> str:
-    """The document as TOML text."""
-    import toml
+    """The document as TOML 1.0 text, which `parse_toml` reads back."""
+    import tomli_w
 
-    return toml.dumps(document)
+    return tomli_w.dumps(document)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: names of files with other bytes come as lone surrogates."""
+    return all(not "\ud800" <= character <= "\udfff" for character in text)
 
 
 def read_text(path: str | Path, named_by: str, ending: str) -> str:

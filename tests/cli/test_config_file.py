@@ -4,10 +4,13 @@ import dataclasses
 from typing import ClassVar
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from library.cli.config_file import Findings, read_config_file, write_config_file
 from library.cli.errors import UserError, UserErrors
 from library.cli.foreign_options import ForeignOptions, OtherFamily
-from library.cli.options import NOT_YET, option
+from library.cli.options import NOT_YET, option, option_fields
 from library.cli.parser import parse_options
 
 
@@ -147,3 +150,47 @@ def test_a_command_line_takes_a_file_off(tmp_path):
 def test_an_argument_from_the_file_is_not_said_to_be_used_where_the_command_line_has_the_list(tmp_path, caplog):
     assert parse(tmp_path, "plus_ratio = 4", "--network_args", "a=1").network_args == ("a=1",)
     assert caplog.messages == [f"{tmp_path}/c.toml: not used here: plus_ratio"]
+
+
+_TEXTS = st.one_of(
+    st.text(),  # all of Unicode, without lone surrogates
+    st.text(alphabet="\\\"'xuU\x00\x1f\x7f\r\n\t[]#=.0a"),
+    st.sampled_from(
+        ["C:\\xavier", "\\\\xserver\\share", "C:\\users\\u0041", "D:\\new\\table", "\x1b[0m", "'''", "a\r"]
+    ),
+)
+
+
+@given(
+    text=_TEXTS,
+    texts=st.lists(_TEXTS, max_size=3),
+    rate=st.floats(min_value=0, allow_nan=False, allow_infinity=False),
+    count=st.integers(1, 2**63 - 1),
+    half=st.booleans(),
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_output_config_reads_back_the_same(tmp_path, text, texts, rate, count, half):
+    """Windows paths above all: a writer that escapes \\x wrongly makes a file that cannot be read, or means another."""
+    target = tmp_path / "out.toml"
+    target.unlink(missing_ok=True)
+    group = Training(rate, count, steps=count, network_args=tuple(texts), sizes=text, half=half)
+    assert write_config_file(str(target), [group]) == str(target)
+    findings = Findings()
+    read = read_config_file(str(target), option_fields_by_name(), FOREIGN, findings)
+    assert not findings.problems and not findings.warnings
+    expected = {"learning_rate": rate, "num_cycles": count, "steps": count, "network_args": texts, "sizes": text}
+    assert {name: read[name].value for name in expected} == expected
+    assert read["half"].value is half
+
+
+def option_fields_by_name():
+    return {field.name: field for field in option_fields(Training)}
+
+
+def test_what_toml_cannot_hold_or_the_disk_refuses_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"--sizes '.*udcff' is not Unicode text"):
+        write_config_file(str(tmp_path / "out.toml"), [Training(sizes="caf\udcff")])
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_config_file(str(tmp_path / "file" / "out.toml"), [Training()])
