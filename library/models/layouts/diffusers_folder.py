@@ -50,9 +50,14 @@ class DiffusersFolder:
             raise UserError(f"{path} holds no JSON object", "copy or download it again")
         return contents
 
-    def tensors(self, part: str, subfolder: str) -> tuple[Path, Mapping[str, torch.Tensor]]:
-        """The file of weights of one part ("unet", "vae", "text_encoder") and its tensors, under current names."""
-        path = find_weights(self.path / subfolder, part)
+    def tensors(
+        self, part: str, subfolder: str, weights: Path | None = None
+    ) -> tuple[Path, Mapping[str, torch.Tensor]]:
+        """The file of weights of one part ("unet", "vae", "text_encoder") and its tensors, under current names.
+
+        `weights`: that file, else the one that Diffusers looks for.
+        """
+        path = weights or find_weights(self.path / subfolder, part)
         if path is None:
             hint = f"looked for {', '.join(WEIGHT_FILES[part])}"
             raise UserError(f"{self.path / subfolder} holds no weights", hint)
@@ -76,16 +81,19 @@ def load_folder(folder: DiffusersFolder) -> ModelParts:
     return ModelParts(*parts)
 
 
-def load_part(folder: DiffusersFolder, part: str, subfolder: str | None = None) -> nn.Module:
+def load_part(
+    folder: DiffusersFolder, part: str, subfolder: str | None = None, weights: Path | None = None
+) -> nn.Module:
     """Builds one part ("unet", "vae", "text_encoder") from the folder of its name or from `subfolder`.
 
-    Raises `UserError` for what is missing or does not fit its config.json.
+    `weights`: the file to read, else the one that Diffusers looks for there. Raises `UserError` for what is missing or
+    does not fit its config.json.
     """
     title, build_empty = _PARTS[part]
     subfolder = part if subfolder is None else subfolder
     config_name = f"{subfolder}/config.json".removeprefix("/")
     module = build_empty(folder.read_json(config_name), str(folder.path / config_name))
-    path, tensors = folder.tensors(part, subfolder)
+    path, tensors = folder.tensors(part, subfolder, weights)
     network = module.text_model if isinstance(module, TextEncoder) else module
     fill_module(network, tensors, source=str(path), part=title)
     return module

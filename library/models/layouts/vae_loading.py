@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from diffusers import AutoencoderKL
 
 from library.cli.errors import UserError
 from library.models.layouts import ldm_layout, ldm_vae
+from library.models.layouts.config_metadata import ENTRY
 from library.models.layouts.diffusers_folder import DiffusersFolder, load_part, vae_names
 from library.models.layouts.ldm_keys import section_of
 from library.models.weights.checkpoint_files import WeightFile, open_weights
@@ -29,9 +31,7 @@ def load_vae(path: str, *, is_mapped: bool = True) -> AutoencoderKL:
         return _of_folder(DiffusersFolder(source, is_mapped))
     if not source.is_file():
         raise UserError(f"{VAE_FLAG} {path}: there is no such file or folder", "give the path of a VAE or a model")
-    if (source.parent / "config.json").is_file() and _is_vae_config(source.parent / "config.json"):
-        return _of_folder(DiffusersFolder(source.parent, is_mapped))
-    return _of_file(open_weights(source, is_mapped=is_mapped))
+    return _of_file(open_weights(source, is_mapped=is_mapped), is_mapped)
 
 
 def _of_folder(folder: DiffusersFolder) -> AutoencoderKL:
@@ -44,20 +44,26 @@ def _of_folder(folder: DiffusersFolder) -> AutoencoderKL:
     )
 
 
-def _is_vae_config(path: Path) -> bool:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("_class_name") == "AutoencoderKL"
-
-
-def _of_file(file: WeightFile) -> AutoencoderKL:
+def _of_file(file: WeightFile, is_mapped: bool) -> AutoencoderKL:
+    """The VAE of a file; a file with a VAE alone is built as the config.json beside it says, where there is one."""
     section = partial(section_of, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY)
     if any(key.startswith(ldm_vae.PREFIX) for key in file.tensors):
         return ldm_layout.load_vae(section(file.tensors, ldm_vae.PREFIX), file.metadata)
+    config = _vae_config(file.path.parent / "config.json")
     if any(key.startswith(DIFFUSERS_VAE_MARK) for key in file.tensors):
+        if config is not None:
+            return load_part(DiffusersFolder(file.path.parent, is_mapped), "vae", subfolder="", weights=file.path)
         return ldm_layout.load_diffusers_vae(section(renamed(file.tensors, vae_names(file.tensors)), ""))
     if any(key.startswith(PLAIN_VAE_MARK) for key in file.tensors):
-        return ldm_layout.load_vae(section(file.tensors, ""), file.metadata)
+        metadata = file.metadata if config is None else {ENTRY: json.dumps({"vae": config}), **file.metadata}
+        return ldm_layout.load_vae(section(file.tensors, ""), metadata)
     raise UserError(f"{VAE_FLAG} {file.path} holds no VAE", "give a VAE, or a Stable Diffusion model with one")
+
+
+def _vae_config(path: Path) -> dict[str, Any] | None:
+    """The contents of a config.json, if it is that of a VAE."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config if isinstance(config, dict) and config.get("_class_name") == "AutoencoderKL" else None

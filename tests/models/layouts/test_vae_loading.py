@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,21 @@ def test_a_vae_is_read_in_every_form(other: TinyModel, tmp_path: Path, form: Cal
     for name, tensor in vae.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     assert not vae.training and not any(parameter.requires_grad for parameter in vae.parameters())
+
+
+@pytest.mark.parametrize("layout", ["Diffusers", "Stability"])
+def test_the_named_file_is_loaded_as_the_config_beside_it_says(tiny_v1, other, tmp_path, layout) -> None:
+    """Folders hold several VAEs beside one config.json; the run's metadata has the hash of the named one."""
+    folder = _vae_folder(other, tmp_path)  # with a file of the standard name
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.3}))
+    if layout == "Diffusers":
+        save_file(tiny_v1.vae.state_dict(), folder / "my.safetensors")
+    else:
+        _vae_file(tiny_v1, folder).rename(folder / "my.ckpt")
+    vae = load_vae(str(next(folder.glob("my.*"))))
+    assert all(torch.equal(vae.state_dict()[name], tensor) for name, tensor in tiny_v1.vae.state_dict().items())
+    assert vae.config.scaling_factor == 0.3
 
 
 def test_it_takes_the_place_of_the_models_own(other: TinyModel, folder_v1: Path, tmp_path: Path) -> None:
