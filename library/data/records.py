@@ -31,6 +31,8 @@ class ImageRecord:
     is_reg: bool
     legacy_npz: LegacyNpz | None = None
     mask_path: str | None = None  # its mask image, which weights the loss
+    num_bytes: int | None = None  # None: not known
+    ctime_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class LatentKey:
     alpha_is_mask: bool = False  # transparency weights the loss, instead of being blended with white
     legacy_npz_path: str | None = None  # of `LegacyNpz`: the image itself is not read
     mask_path: str | None = None  # of a mask image, which weights the loss; never part of a cached latent
+    num_bytes: int | None = None  # None: not known
+    ctime_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,8 @@ class PlannedDataset:
             alpha_is_mask=subset.alpha_mask,
             legacy_npz_path=record.legacy_npz.path if record.legacy_npz else None,
             mask_path=record.mask_path,
+            num_bytes=record.num_bytes,
+            ctime_ns=record.ctime_ns,
         )
 
     @property

@@ -6,7 +6,8 @@ A file `<stem>_<W>x<H>_sd.npz` (W and H of the image, four digits) holds, for ea
 `made_from.json` of what the latents of each size were made from: latents for which it differs, or that lack it, are not
 used unless the user trusts them (`--skip_cache_check`).
 
-An image is unchanged if its mtime is, or else its content: a copied dataset keeps its latents.
+An image is unchanged if its size in bytes, mtime and ctime are, or else its content: a copied dataset keeps its
+latents, and an image that was replaced by one of the same size and mtime does not.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from library.data.records import CachedLatents, LatentKey
 
 _CONTENT = "content"  # the fact that is the hash of the image file
 _DIGEST_BYTES = 16
+_TIMES = frozenset(("mtime_ns", "ctime_ns"))
+_NEWER = frozenset(("num_bytes", "ctime_ns", "key"))  # facts that files of earlier versions do not have
 
 
 def latent_seed(key: LatentKey) -> int:
@@ -82,7 +85,13 @@ def _expected_facts(key: LatentKey, fingerprint: str) -> Facts:
         "crop": list(key.placement.crop),
         "vae": fingerprint,
     }
+    if key.num_bytes is not None:
+        facts["num_bytes"] = key.num_bytes
+    if key.ctime_ns is not None:
+        facts["ctime_ns"] = key.ctime_ns
     # only if they are not the default, so that older files, which do not have them, stay valid
+    if key.image_key != os.path.basename(key.path):
+        facts["key"] = key.image_key  # part of the seed of the sample
     if key.interpolation is not None:
         facts["interpolation"] = key.interpolation
     if key.alpha_is_mask:
@@ -93,19 +102,23 @@ def _expected_facts(key: LatentKey, fingerprint: str) -> Facts:
 def differing_facts(stored: Facts, key: LatentKey, fingerprint: str) -> frozenset[str]:
     """The names of the facts of what latents were made from that differ from `key`; none if they can be used.
 
-    If only the mtime differs, the content of the image decides; `has_new_mtime` tells this case apart.
+    If only times differ, the content of the image decides; `has_new_times` tells this case apart.
     """
     expected = _expected_facts(key, fingerprint)
     names = (stored.keys() | expected.keys()) - {_CONTENT}
+    if stored.get("num_bytes") is None or key.num_bytes is None:
+        names -= _NEWER
     differing = frozenset(name for name in names if stored.get(name) != expected.get(name))
-    if differing == {"mtime_ns"} and stored.get(_CONTENT) is not None and stored[_CONTENT] == _digest(key.path):
+    if differing and differing <= _TIMES and stored.get(_CONTENT) is not None and stored[_CONTENT] == _digest(key.path):
         return frozenset()
     return differing
 
 
-def has_new_mtime(stored: Facts, key: LatentKey) -> bool:
-    """Whether usable latents were made when the image had another mtime."""
-    return stored.get("mtime_ns") != key.mtime_ns
+def has_new_times(stored: Facts, key: LatentKey) -> bool:
+    """Whether usable latents were made when the image had other times."""
+    if stored.get("mtime_ns") != key.mtime_ns:
+        return True
+    return "ctime_ns" in stored and key.ctime_ns is not None and stored["ctime_ns"] != key.ctime_ns
 
 
 def _digest(path: str) -> str | None:
@@ -193,7 +206,7 @@ def write_latents(
 
 
 def renew_times(path: Path, keys: Collection[LatentKey], fingerprint: str) -> None:
-    """Updates the mtimes of images in a cache file, so that the next check need not read the images.
+    """Updates the times of images in a cache file, so that the next check need not read the images.
 
     For usable latents whose image was copied. A folder that is not writable is left as it is.
     """
@@ -237,6 +250,12 @@ def _current_facts(key: LatentKey, fingerprint: str) -> Facts:
     facts = _expected_facts(key, fingerprint)
     digest = _digest(key.path)
     # if the image has changed since the scan, it is unknown which content was encoded
-    if digest is not None and os.stat(key.path).st_mtime_ns == key.mtime_ns:
+    if digest is not None and _is_as_scanned(key):
         facts[_CONTENT] = digest
     return facts
+
+
+def _is_as_scanned(key: LatentKey) -> bool:
+    now = os.stat(key.path)
+    pairs = ((key.mtime_ns, now.st_mtime_ns), (key.num_bytes, now.st_size), (key.ctime_ns, now.st_ctime_ns))
+    return all(scanned in (None, current) for scanned, current in pairs)

@@ -17,7 +17,7 @@ from pathlib import Path
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.errors import UserError
 from library.data.caches.cache_names import CacheFolders, cache_names
-from library.data.caches.latent_cache import differing_facts, entry_of, has_new_mtime, needed_arrays
+from library.data.caches.latent_cache import differing_facts, entry_of, has_new_times, needed_arrays
 from library.data.caches.npz_files import array_names, read_made_from
 from library.data.records import LatentKey
 
@@ -26,7 +26,11 @@ _PART_SIZE = 256
 
 _CORRUPT = "corrupt"
 _FOREIGN = "from another program, which does not record what they were made from (--skip_cache_check trusts them)"
-_REASONS = {"vae": "made with another VAE or precision", "mtime_ns": "of images that have changed"}
+_CHANGED = "of images that have changed"
+_REASONS = {
+    "vae": "made with another VAE or precision",
+    **dict.fromkeys(("mtime_ns", "num_bytes", "ctime_ns"), _CHANGED),
+}
 _OTHER_SETTINGS = "made with another size, crop or interpolation"
 
 
@@ -35,7 +39,7 @@ class CacheCheck:
     """The result of checking the cache files."""
 
     missing: list[LatentKey] = field(default_factory=list)  # in the order of the keys
-    copied: dict[Path, list[LatentKey]] = field(default_factory=dict)  # usable, of images with another mtime
+    copied: dict[Path, list[LatentKey]] = field(default_factory=dict)  # usable, of images with other times
     outdated: Counter[str] = field(default_factory=Counter)  # entries that must be re-encoded, by reason
     folders: CacheFolders = field(default_factory=CacheFolders)  # of the images
 
@@ -133,7 +137,7 @@ def _check_file(path: str, keys: Sequence[LatentKey], fingerprint: str | None) -
         return _Finding(keys, _FOREIGN)
     differing = differing_facts(facts, first, fingerprint)
     if not differing:
-        return _Finding(missing, copied=(Path(path), first) if has_new_mtime(facts, first) else None)
+        return _Finding(missing, copied=(Path(path), first) if has_new_times(facts, first) else None)
     reasons = (reason for name, reason in _REASONS.items() if name in differing)
     return _Finding(keys, next(reasons, _OTHER_SETTINGS))
 

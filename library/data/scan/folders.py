@@ -213,6 +213,8 @@ def _make_records(
             num_repeats,
             subset_index,
             is_reg,
+            num_bytes=image.num_bytes,
+            ctime_ns=image.ctime_ns,
         )
         for (name, _), image in zip(pairs, images, strict=True)
     ]

@@ -28,6 +28,7 @@ class Header:
     size: Size  # after EXIF orientation
     mtime_ns: int
     num_bytes: int
+    ctime_ns: int
 
 
 def read_headers(paths: Sequence[str], pool_from: int = POOL_FROM) -> list[Header | UserError]:
@@ -74,7 +75,7 @@ def read_header(path: str) -> Header:
         os.close(descriptor)
     if is_truncated:
         _decode(path)  # it is only likely: decoding decides
-    return Header(size or read_size(path), status.st_mtime_ns, status.st_size)
+    return Header(size or read_size(path), status.st_mtime_ns, status.st_size, status.st_ctime_ns)
 
 
 def _unreadable(path: str, error: Exception) -> UnreadableImage:

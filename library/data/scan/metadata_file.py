@@ -269,6 +269,8 @@ def _make_records(
                     subset_index=subset_index,
                     is_reg=False,
                     legacy_npz=each.legacy_npz,
+                    num_bytes=header.num_bytes,
+                    ctime_ns=header.ctime_ns,
                 )
             )
     if unreadable:
@@ -306,7 +308,7 @@ def _header_of_missing(found: _Found) -> Header | UserError | None:
         size = original_size(found.legacy_npz.path) or found.legacy_npz.bucket
     except UserError as error:
         return error
-    return Header(size, mtime_ns=0, num_bytes=0)  # older than its latents
+    return Header(size, mtime_ns=0, num_bytes=0, ctime_ns=0)  # older than its latents
 
 
 def _identity(path: str, root: str | None) -> str:

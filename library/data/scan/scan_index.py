@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 INDEX_NAME = ".scan_index.jsonl"
 
-_FORMAT, _VERSION = "scan index", 1
+_FORMAT, _VERSION = "scan index", 2
 _BLOCK = 1000  # images
 _LONGEST_LINE = 2**28
 # a file modified in the last moments can change again without a new mtime
@@ -43,9 +43,11 @@ class ScannedImage(NamedTuple):
     size: Size  # after EXIF orientation
     mtime_ns: int
     num_bytes: int
-    caption: str | None  # None without a caption file; the two below are 0 then
+    ctime_ns: int
+    caption: str | None  # None without a caption file; the three below are 0 then
     caption_mtime_ns: int
     caption_num_bytes: int
+    caption_ctime_ns: int
 
 
 class IndexHits(NamedTuple):
@@ -55,7 +57,7 @@ class IndexHits(NamedTuple):
     has_stale: bool  # entries that are outdated or of images that do not exist any more
 
 
-_State = tuple[int, int, int, int]  # mtime and size of an image, then of its caption file
+_State = tuple[int, int, int, int, int, int]  # mtime, size and ctime of an image, then of its caption file
 _Row = tuple[Pair | None, _State | None, ScannedImage | None]  # of the index
 _UNKNOWN: _Row = (None, None, None)
 
@@ -74,23 +76,26 @@ _COLUMNS: dict[str, frozenset[type]] = {
     "heights": frozenset((int,)),
     "mtimes_ns": frozenset((int,)),
     "num_bytes": frozenset((int,)),
+    "ctimes_ns": frozenset((int,)),
     "captions": frozenset((str, type(None))),
     "caption_mtimes_ns": frozenset((int,)),
     "caption_num_bytes": frozenset((int,)),
+    "caption_ctimes_ns": frozenset((int,)),
 }
 
 
 def read_index(folder: str, pairs: Sequence[Pair], all_lines: bool) -> IndexHits:
     """The index entries of the images of a folder: `pairs` of names of an image and its caption file, sorted.
 
-    An entry is used only if mtime and size of both files are unchanged. A corrupt index is ignored, with a warning.
+    An entry is used only if mtime, size and ctime of both files are unchanged. A corrupt index is ignored, with a
+    warning.
     """
     nothing = IndexHits([None] * len(pairs), False)
     path = os.path.join(folder, INDEX_NAME)
     try:
         with open(path, "rb") as file:
             header = _check(file)
-            if header["all_lines"] is not all_lines:
+            if header is None or header["all_lines"] is not all_lines:
                 return nothing
             file.seek(0)
             return _match(pairs, _states(folder, pairs), _blocks(file))
@@ -103,10 +108,12 @@ def read_index(folder: str, pairs: Sequence[Pair], all_lines: bool) -> IndexHits
     return nothing
 
 
-def _check(file: Any) -> dict[str, Any]:
-    """Checks the checksum in the trailer against all lines before it. Returns the header."""
+def _check(file: Any) -> dict[str, Any] | None:
+    """Checks the checksum in the trailer against all lines before it. The header; None in an index of before."""
     header = json.loads(file.readline(_LONGEST_LINE))
     if (header["format"], header["version"]) != (_FORMAT, _VERSION):
+        if header["format"] == _FORMAT and header["version"] in range(_VERSION):
+            return None
         raise ValueError("another format or version")
     file.seek(0)
     crc, line = 0, b""
@@ -128,25 +135,21 @@ def _blocks(file: Any) -> Iterator[_Block]:
         for column, types in _COLUMNS.items():
             if not types.issuperset(map(type, columns[column])):
                 raise ValueError(f"wrong {column}")
-        names, files, widths, heights, times, num_bytes, captions, caption_times, caption_num_bytes = map(
+        names, files, widths, heights, *of_image, captions, caption_times, caption_num_bytes, caption_ctimes = map(
             columns.__getitem__, _COLUMNS
         )
+        of_caption = (caption_times, caption_num_bytes, caption_ctimes)
         if not names or names[0] <= last or names != sorted(set(names)):
             raise ValueError("not sorted")
         last = names[-1]
         yield _Block(
             list(zip(names, files, strict=True)),
-            list(zip(times, num_bytes, caption_times, caption_num_bytes, strict=True)),
-            list(
-                map(
-                    ScannedImage,
-                    zip(widths, heights, strict=True), times, num_bytes, captions, caption_times, caption_num_bytes,
-                )
-            ),
-        )  # fmt: skip
+            list(zip(*of_image, *of_caption, strict=True)),
+            list(map(ScannedImage, zip(widths, heights, strict=True), *of_image, captions, *of_caption)),
+        )
 
 
-_NOT_FOUND = (-1, -1, -1, -1)
+_NOT_FOUND = (-1, -1, -1, -1, -1, -1)
 
 
 def _states(folder: str, pairs: Sequence[Pair]) -> Iterator[_State]:
@@ -156,13 +159,16 @@ def _states(folder: str, pairs: Sequence[Pair]) -> Iterator[_State]:
             try:
                 image = stat_of(name)
                 if caption_file is None:
-                    yield image.st_mtime_ns, image.st_size, 0, 0
+                    yield image.st_mtime_ns, image.st_size, image.st_ctime_ns, 0, 0, 0
                     continue
                 caption = stat_of(caption_file)
             except OSError:
                 yield _NOT_FOUND  # reading it will report the error
                 continue
-            yield image.st_mtime_ns, image.st_size, caption.st_mtime_ns, caption.st_size
+            yield (
+                image.st_mtime_ns, image.st_size, image.st_ctime_ns,
+                caption.st_mtime_ns, caption.st_size, caption.st_ctime_ns,
+            )  # fmt: skip
 
 
 @contextmanager

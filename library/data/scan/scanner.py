@@ -58,19 +58,19 @@ def _read_pairs(folder: str, all_lines: bool, pairs: Sequence[Pair]) -> list[Sca
 
 def _read_pair(folder: str, all_lines: bool, name: str, caption_file: str | None) -> Scanned:
     header = header_or_error(folder + name)
-    caption: tuple[str | None, int, int] = (None, 0, 0)
+    caption: tuple[str | None, int, int, int] = (None, 0, 0, 0)
     if caption_file is not None:
         try:
             caption = _read_caption(folder + caption_file, all_lines)
         except UserError as error:
             return UserErrors([header, error]) if isinstance(header, UserError) else error
     if isinstance(header, Header):
-        return ScannedImage(header.size, header.mtime_ns, header.num_bytes, *caption)
+        return ScannedImage(header.size, header.mtime_ns, header.num_bytes, header.ctime_ns, *caption)
     return header
 
 
-def _read_caption(path: str, all_lines: bool) -> tuple[str, int, int]:
-    """A caption, with mtime and size of its file."""
+def _read_caption(path: str, all_lines: bool) -> tuple[str, int, int, int]:
+    """A caption, with mtime, size and ctime of its file."""
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
         try:
@@ -82,4 +82,5 @@ def _read_caption(path: str, all_lines: bool) -> tuple[str, int, int]:
         raise UserError(
             f"caption file {path} cannot be read: {error.strerror}", hint="make it readable, or remove it"
         ) from None
-    return caption_from_bytes(content, path, all_lines), status.st_mtime_ns, status.st_size
+    caption = caption_from_bytes(content, path, all_lines)
+    return caption, status.st_mtime_ns, status.st_size, status.st_ctime_ns

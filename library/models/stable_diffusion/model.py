@@ -281,9 +281,10 @@ class StableDiffusion:
         return self._fingerprint_of(self.vae, self.vae.encoder.conv_in.weight.dtype)
 
     def text_fingerprint(self) -> str:
-        """The same for the text encoder, followed by the prompt options."""
+        """The same for the text encoder, followed by the prompt options and, if it is its own, the tokenizer's."""
         (encoder,) = self.text_encoders
-        return f"{self._fingerprint_of(encoder, encoder.dtype)} {self._prompt_options}"
+        parts = (self._fingerprint_of(encoder, encoder.dtype), self._prompt_options, self.tokenizer.fingerprint)
+        return " ".join(str(part) for part in parts if part != "")
 
     def _fingerprint_of(self, module: nn.Module, dtype: torch.dtype) -> str:
         key = (id(module), dtype)

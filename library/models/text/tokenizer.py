@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from library.models.text.prompt_weights import parse_prompt_weights
 CHUNK_LENGTH = 75  # of the 77 positions of CLIP's text encoders; start and end token take the others
 SHIPPED_VOCABULARY = Path(__file__).parent / "clip_vocabulary"
 _VOCABULARY_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
+_FINGERPRINTED = ("vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json")
 _HINT = "copy or download it again, or remove the folder to use the vocabulary of this program"
 _OPEN_CLIP_PADDING = "!"  # token 0 of the vocabulary
 
@@ -39,6 +41,7 @@ class PromptTokenizer:
     added_tokens: Mapping[int, tuple[int, ...]] = field(
         default_factory=dict
     )  # id of an added token -> ids that replace it
+    fingerprint: str = ""  # of its vocabulary; empty for the one in this package
 
     def knows(self, token: str) -> bool:
         """Whether the text is one token of the vocabulary already, at the end of a word or within one."""
@@ -112,4 +115,13 @@ def load_tokenizer(folder: Path | None, *, pads_with_end: bool) -> PromptTokeniz
     if len(tokens) != 3 or tokens[1] == tokenizer.unk_token_id:
         raise UserError(f"{folder} does not hold the vocabulary of CLIP: it lacks the token 'a'", _HINT)
     pad_id = tokenizer.eos_token_id if pads_with_end else tokenizer.convert_tokens_to_ids(_OPEN_CLIP_PADDING)
-    return PromptTokenizer(tokenizer, pad_id)
+    own, shipped = _fingerprint(folder), _fingerprint(SHIPPED_VOCABULARY)
+    return PromptTokenizer(tokenizer, pad_id, fingerprint="" if own == shipped else own)
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in _FINGERPRINTED:
+        file = folder / name
+        digest.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None}\n".encode())
+    return digest.hexdigest()[:16]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from library.cli.errors import UserError
-from library.data.caches.latent_cache import cache_path, read_latents, renew_times, write_latents
+from library.data.caches.latent_cache import cache_path, latent_seed, read_latents, renew_times, write_latents
 from library.data.caches.latent_check import check_caches
 from library.data.records import CachedLatents, LatentKey, Placement
 from tests.data.image_files import save_image
@@ -99,6 +99,48 @@ def test_a_copied_dataset_keeps_its_latents_and_is_checked_quickly_the_second_ti
     check = check_caches(copied, "vae")
     assert check.missing == [] and check.copied == {}
     np.testing.assert_array_equal(read_latents(copied[3], "vae").latents, np.full((4, 8, 8), 3))
+
+
+def _exact_key(path: Path, **changes) -> LatentKey:
+    status = os.stat(path)
+    return _key(path, num_bytes=status.st_size, ctime_ns=status.st_ctime_ns, **changes)
+
+
+def test_an_image_replaced_by_one_of_the_same_size_and_mtime_is_made_anew(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.bmp", (64, 64), 1)  # a BMP of any content has the same number of bytes
+    _write([_exact_key(path)])
+    before = os.stat(path)
+    save_image(path, (64, 64), 2)
+    os.utime(path, ns=(0, before.st_mtime_ns))
+    after = _exact_key(path)
+    assert (after.num_bytes, after.mtime_ns) == (before.st_size, before.st_mtime_ns)
+    check = check_caches([after], "vae")
+    assert check.missing == [after] and "of images that have changed" in check.summary()
+    assert read_latents(after, "vae") is None
+
+
+def test_an_image_moved_with_its_mtime_keeps_its_latents_and_its_content_is_read_once(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.bmp", (64, 64), 1)
+    _write([_exact_key(path)])
+    os.chmod(path, 0o600)  # a new ctime, as of a copy that keeps mtimes
+    key = _exact_key(path)
+    check = check_caches([key], "vae")
+    assert check.missing == [] and sum(map(len, check.copied.values())) == 1
+    for file, each in check.copied.items():
+        renew_times(file, each, "vae")
+    check = check_caches([key], "vae")
+    assert check.missing == [] and check.copied == {}
+
+
+def test_latents_sampled_with_the_key_of_a_folder_are_not_those_of_a_metadata_file(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "sub" / "a.png", (64, 64))
+    key = _exact_key(path)
+    _write([key])
+    other = dataclasses.replace(key, image_key="sub/a.png")
+    assert latent_seed(other) != latent_seed(key)
+    assert _missing([other]) == [other] and read_latents(other, "vae") is None
+    _write([other])
+    assert _missing([other]) == [] and _missing([key]) == [key]
 
 
 def test_a_damaged_file_is_made_anew(keys: list[LatentKey]) -> None:

@@ -37,10 +37,21 @@ def _scan(folder: Path, skip_unreadable: bool = False, **settings) -> list[Image
 
 
 def _replace_unseen(path: Path, content: bytes) -> None:
-    """Changes a file keeping its size and time: whoever sees the change has read the file again."""
+    """Changes a file keeping its size and mtime."""
     status = os.stat(path)
     path.write_bytes(content.ljust(status.st_size))
     os.utime(path, ns=(OLD_NS, status.st_mtime_ns))
+
+
+MARK = 1000
+
+
+def _mark(folder: Path) -> None:
+    """Makes all images of the index wider: who finds them so has not read the files."""
+    header, *blocks, _ = map(json.loads, (folder / INDEX_NAME).read_bytes().splitlines())
+    for block in blocks:
+        block["widths"] = [width + MARK for width in block["widths"]]
+    (folder / INDEX_NAME).write_bytes(_with_right_checksum([header, *blocks]))
 
 
 @pytest.fixture
@@ -53,10 +64,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_second_start_reads_no_file_that_is_unchanged(folder: Path) -> None:
     first = _scan(folder, class_tokens="x")
-    for path in folder.iterdir():
-        if path.name != INDEX_NAME:
-            _replace_unseen(path, b"no image")
-    assert _scan(folder, class_tokens="x") == first
+    _mark(folder)
+    assert [record.size[0] for record in _scan(folder, class_tokens="x")] == [each.size[0] + MARK for each in first]
     # class tokens are not part of what is kept
     assert [record.caption for record in _scan(folder, class_tokens="y")][2] == "y"
 
@@ -87,6 +96,24 @@ def test_changed_captions_and_images_are_read_again(folder: Path, seconds: int) 
     assert records["b.png"].size == (24, 40)
     assert records["b.png"].mtime_ns == OLD_NS + seconds * 10**9
     assert records["猫.png"].caption == "of another length"
+
+
+def test_files_replaced_by_ones_of_the_same_size_and_mtime_are_read_again(folder: Path) -> None:
+    os.truncate(folder / "b.png", 10_000)
+    _age(folder / "b.png")
+    _scan(folder, class_tokens="x")
+    _replace_unseen(folder / "a.caption", b"CAPTION OF A")
+    _replace_unseen(folder / "b.png", save_image(folder.parent / "b.png", (24, 40)).read_bytes())
+    records = {record.key: record for record in _scan(folder, class_tokens="x")}
+    assert (records["a.png"].caption, records["b.png"].size) == ("CAPTION OF A", (24, 40))
+
+
+def test_an_index_of_an_earlier_version_is_replaced_without_a_warning(folder: Path, caplog) -> None:
+    first, index = _scan(folder, class_tokens="x"), folder / INDEX_NAME
+    sound = index.read_bytes()
+    index.write_bytes(_with_right_checksum([{"format": "scan index", "version": 1, "all_lines": False}]))
+    assert _scan(folder, class_tokens="x") == first and not caplog.text
+    assert index.read_bytes() == sound
 
 
 def test_what_comes_and_goes_is_seen(folder: Path) -> None:
@@ -139,7 +166,7 @@ def _block(index: bytes) -> dict:
     return json.loads(index.splitlines()[1])
 
 
-HEADER = {"format": "scan index", "version": 1, "all_lines": False}
+HEADER = {"format": "scan index", "version": 2, "all_lines": False}
 DAMAGED = {
     "empty": lambda index: b"",
     "cut": lambda index: index[:-200],
@@ -149,7 +176,7 @@ DAMAGED = {
     "not JSON": lambda index: b"\xff\xfe\0",
     "deeply nested": lambda index: b"[" * 100_000,
     "a list": lambda index: b"[1, 2]\n",
-    "of a later version": lambda index: index.replace(b'"version":1', b'"version":2'),
+    "of a later version": lambda index: index.replace(b'"version":2', b'"version":3'),
     "without columns": lambda index: _with_right_checksum([HEADER, {}]),
     "of columns of wrong types": lambda index: _with_right_checksum([HEADER, dict.fromkeys(_block(index), [1])]),
     "not sorted": lambda index: _with_right_checksum([HEADER, _block(index), _block(index)]),
@@ -180,8 +207,9 @@ def test_bad_images_are_found_again_and_the_others_kept(folder: Path, caplog) ->
         _scan(folder, class_tokens="x")
     assert not (folder / INDEX_NAME).exists(), "nothing is written where something is wrong"
     good = _scan(folder, class_tokens="x", skip_unreadable=True)
-    _replace_unseen(folder / "a.png", b"no image")
-    assert _scan(folder, class_tokens="x", skip_unreadable=True) == good
+    _mark(folder)
+    again = _scan(folder, class_tokens="x", skip_unreadable=True)
+    assert [record.size[0] for record in again] == [each.size[0] + MARK for each in good]
     with pytest.raises(UserError, match="bad.png is empty"):
         _scan(folder, class_tokens="x")
 
@@ -194,8 +222,8 @@ def test_file_names_that_are_not_utf_8_are_kept(folder: Path) -> None:
         pytest.skip("the file system takes UTF-8 names only")
     first = _scan(folder, class_tokens="x")
     assert name in [record.key for record in first]
-    _replace_unseen(folder / name, b"no image")
-    assert _scan(folder, class_tokens="x") == first
+    _mark(folder)
+    assert [record.size[0] for record in _scan(folder, class_tokens="x")] == [each.size[0] + MARK for each in first]
 
 
 def test_several_processes_and_an_index_give_the_same(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from library.data.load_data import load_training_data
 from library.data.records import StepCounter
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
+from library.models.text.tokenizer import SHIPPED_VOCABULARY
 from library.training.inputs.text_outputs import TextSource
 from tests.tiny_models import make_tiny, write_folder
 
@@ -89,6 +92,24 @@ def test_files_are_used_again_until_caption_or_encoder_change(model: Path, image
     with torch.no_grad():
         expected = other.encode_prompts(batch.captions).hidden_states
     torch.testing.assert_close(source.conditioning_of(batch).hidden_states, expected, atol=1e-5, rtol=0)
+
+
+def test_outputs_of_another_tokenizer_are_not_used(model: Path, images: Path, tmp_path: Path) -> None:
+    family, data = load_family(ModelOptions(str(model))), _data(images)
+    _source(family, data, to_disk=True)
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    shutil.copytree(SHIPPED_VOCABULARY, other / "tokenizer", dirs_exist_ok=True)
+    assert load_family(ModelOptions(str(other))).text_fingerprint() == family.text_fingerprint()
+    vocabulary = json.loads((other / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary["cat</w>"], vocabulary["dog</w>"] = vocabulary["dog</w>"], vocabulary["cat</w>"]
+    (other / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    swapped = load_family(ModelOptions(str(other)))
+    batch = _batch(data)
+    ours = _source(swapped, data, to_disk=True).conditioning_of(batch).hidden_states
+    with torch.no_grad():
+        torch.testing.assert_close(ours, swapped.encode_prompts(batch.captions).hidden_states, atol=1e-5, rtol=0)
+    assert not torch.equal(ours, family.encode_prompts(batch.captions).hidden_states)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\3\4 half a file"])
