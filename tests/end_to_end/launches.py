@@ -16,13 +16,14 @@ TWO_PROCESSES = (
 
 
 def start(argv, *options, script="train_network.py", **environment):
-    """A process of the launcher, on a port of its own: tests run beside each other."""
+    """A process of the launcher, in a group and on a port of its own: tests run beside each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         options = (*options, "--main_process_port", str(free.getsockname()[1]))
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, script, *argv]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=env, start_new_session=True)
 
 
 def ended(process):

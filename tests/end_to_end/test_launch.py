@@ -1,5 +1,6 @@
 """If these fail, the ways in which users start training do not work, or do not learn the same."""
 
+import os
 import signal
 import sys
 import time
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from library.models.text.embedding_files import read_embedding
+from library.training.checkpoints.resuming import newest_state
 from tests.end_to_end.launches import TWO_PROCESSES, ended, launch, start
 from tests.end_to_end.runs import arguments, assert_same, logged, run_command, train
 from tests.end_to_end.whole_models import assert_alike, train_whole, write_metadata
@@ -79,28 +81,37 @@ def test_two_processes_learn_what_one_does_with_twice_the_accumulation(data_dir,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_process_that_fails_ends_all_and_its_cause_is_in_the_last_lines(data_dir, tmp_path, rank):
+@pytest.mark.parametrize(("rank", "by"), [("0", ""), ("1", ""), ("0", "SIGKILL")])
+def test_a_process_that_fails_ends_all_and_the_last_whole_step_is_saved(data_dir, tmp_path, rank, by):
+    """It tells the others, or it is gone; then one that is left saves, be it not the first."""
     options = {"network_module": "tests.end_to_end.failing_network", "max_train_steps": 50}
-    run = start(arguments(data_dir, tmp_path, **options), *TWO_PROCESSES, FAILING_RANK=rank)
+    run = start(arguments(data_dir, tmp_path, **options), *TWO_PROCESSES, FAILING_RANK=rank, FAILING_BY=by)
     said = ended(run)
     assert run.returncode != 0
     end = said[said.rindex("Root Cause") :]
-    assert "error: the disk of this process is full" in end and "make room" in end
-    assert "GLHF" not in said and "[rank" not in said  # the other has no traceback of its own
+    if not by:  # its cause is in the last lines
+        assert "error: the disk of this process is full" in end and "make room" in end and "GLHF" not in said
+    assert "[rank" not in said  # the other has no traceback of its own
     assert not (tmp_path / "run.safetensors").exists()
+    assert said.count("the run ends after step 2: ") == 1
+    assert newest_state(str(tmp_path), "run").position.global_step == 2
+    weights = load_file(tmp_path / "run-step00000002.safetensors")
+    assert_same(load_file(tmp_path / "run-step00000002-state" / "weights.safetensors"), weights)
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are other things there")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_launcher_saves_once_and_ends_all(data_dir, tmp_path, number):
-    run = start(arguments(data_dir, tmp_path, max_train_steps=5000, save_every_n_steps=2), *TWO_PROCESSES)
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.kill), (signal.SIGTERM, os.killpg)])
+def test_a_signal_to_the_launcher_or_to_all_saves_once_and_ends_all(data_dir, tmp_path, number, send):
+    """To all, it comes to a process of the run twice, and to its workers too."""
+    options = {"max_train_steps": 5000, "save_every_n_steps": 2, "max_data_loader_n_workers": 1}
+    run = start(arguments(data_dir, tmp_path, **options), *TWO_PROCESSES)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run-step00000002.safetensors").exists():
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    run.send_signal(number)
+    send(run.pid, number)
     said = ended(run)
     (state,) = tmp_path.glob("run-step*-state")
     assert said.count("stopped by") == 1 and "No state was saved" not in said

@@ -26,11 +26,11 @@ def whole(images, tmp_path_factory):
     return train(images, tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 
-OPTIONS = {"max_train_steps": STEPS, "cache_latents": True, "save_every_n_steps": 3}
+OPTIONS = {"max_train_steps": STEPS, "save_every_n_steps": 3}
 
 
 def started(argv):
-    return subprocess.Popen(command(argv), stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(command(argv), stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
 
 
 def wait_for(path, process):
@@ -40,11 +40,15 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_says_how_to_go_on(images, whole, tmp_path, number, status):
-    process = started(arguments(images, tmp_path, **OPTIONS))
+@pytest.mark.parametrize(
+    ("number", "send", "num_workers", "status"),
+    [(signal.SIGTERM, os.killpg, 2, 143), (signal.SIGINT, os.kill, 0, 130), (signal.SIGHUP, os.kill, 0, 129)],
+)
+def test_a_signal_saves_and_says_how_to_go_on(images, whole, tmp_path, number, send, num_workers, status):
+    """One to the process group, as `timeout` and Slurm send it, comes to the dataloader's workers too."""
+    process = started(arguments(images, tmp_path, **OPTIONS | {"max_data_loader_n_workers": num_workers}))
     wait_for(tmp_path / "run-step00000003.safetensors", process)
-    process.send_signal(number)
+    send(process.pid, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == status and "Traceback" not in said, said[-2000:]
     (state,) = tmp_path.glob("run-step*-state")
@@ -77,7 +81,8 @@ def test_a_second_signal_ends_at_once(images, tmp_path):
     wait_for(tmp_path / "run-step00000003.safetensors", process)
     time.sleep(1)  # it is at its images now
     process.terminate()
-    time.sleep(0.5)
+    process.terminate()  # `timeout` sends it to the process and to its group
+    time.sleep(1.2)
     assert process.poll() is None
     process.terminate()
     process.communicate(timeout=10)

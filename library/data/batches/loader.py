@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,9 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, first_line
 from library.data.batches.items import ItemPosition, draw_item, item_and_replacements, item_positions
 from library.data.batches.plan import PlannedDataset, TrainingData
+from library.data.batches.worker_signals import ignore_signals, workers_starting
 from library.data.caches.latent_cache import read_latents
 from library.data.images.decoding import load_image, load_mask
 from library.data.images.image_files import UnreadableImage
@@ -181,7 +181,7 @@ def _identity(item: Any) -> Any:
 
 def _start_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)  # threads do not survive a fork, and the workers are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C and ends its workers
+    ignore_signals()
 
 
 class BatchLoader:
@@ -195,14 +195,28 @@ class BatchLoader:
     def batches(self, micro_batches: Sequence[MicroBatch]) -> Iterator[Batch]:
         """The batches of `micro_batches`, in order, with one warning for each unreadable image.
 
-        Raises the `UserError` of an image.
+        Raises the `UserError` of an image, or of a worker that has died.
         """
         self._micro_batches[:] = micro_batches
-        for batch in self._loader:
+        for batch in self._loaded():
             if isinstance(batch, UserError):
                 raise batch
             self._report(batch.skipped)
             yield batch
+
+    def _loaded(self) -> Iterator[Batch | UserError]:
+        try:
+            with workers_starting(self._loader.multiprocessing_context):
+                batches = iter(self._loader)
+            yield from batches
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise UserError(
+                f"a process that loads images has died ({first_line(error)})",
+                hint="the system may have ended it for lack of memory: lower --max_data_loader_n_workers"
+                " (0 loads images in the main process)",
+            ) from None
 
     def _report(self, skipped: Sequence[str]) -> None:
         for message in skipped:

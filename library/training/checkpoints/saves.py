@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -41,6 +43,7 @@ class Saver:
         self.written: list[Path] = []
         self.last_result: Path | None = None  # the last checkpoint written
         self._failures: list[str] = []
+        self._started_at = time.time()
         self._uploads = uploads
         self._to_upload: list[Path] = []
         self._pending_removal: list[Path] = []  # to be pruned, but not uploaded yet
@@ -57,7 +60,7 @@ class Saver:
 
     def save(self, suffix: str, metadata: dict[str, str], position: Position) -> bool:
         """Writes the checkpoint `<name><suffix>`; returns whether that succeeded. A failure is logged."""
-        path = self._folder / f"{file_stem(self._options.output_name, suffix)}{self._method.ending}"
+        path = self.weights_path(suffix)
         dtype = DTYPES[self._options.save_precision]
         is_saved = self._write(path, lambda target: self._method.save(target, dtype, metadata, position))
         if is_saved:
@@ -67,6 +70,29 @@ class Saver:
     def save_state(self, suffix: str, state: Callable[[Path], None]) -> bool:
         """Calls `state` to write `<name><suffix>-state`; returns whether that succeeded. A failure is logged."""
         return self._write(self.state_folder(suffix), state)
+
+    @contextmanager
+    def claimed(self, suffix: str) -> Iterator[bool]:
+        """Whether this process is the one of the run, on this machine, that saves `<name><suffix>` now."""
+        stem = file_stem(self._options.output_name, suffix)
+        claim = self._folder / f".{stem}.{os.getppid()}.tmp"  # one launcher started them all
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            claim.touch(exist_ok=False)
+        except OSError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            claim.unlink(missing_ok=True)
+
+    def has_written(self, path: Path) -> bool:
+        """Whether a process of this run has written a checkpoint or state."""
+        return path in self.written or (path.exists() and path.stat().st_mtime >= self._started_at)
+
+    def weights_path(self, suffix: str) -> Path:
+        return self._folder / f"{file_stem(self._options.output_name, suffix)}{self._method.ending}"
 
     def state_folder(self, suffix: str) -> Path:
         return self._folder / f"{file_stem(self._options.output_name, suffix)}{STATE_ENDING}"

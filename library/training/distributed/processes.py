@@ -26,14 +26,24 @@ def process_errors() -> Iterator[None]:
     """Turns the errors of a lost process into a `LostProcess`."""
     try:
         yield
-    except RuntimeError as error:  # the base class of PyTorch's distributed errors
-        is_known = isinstance(error, torch.distributed.DistError)
-        if not is_launched() or not (is_known or any(sign in str(error) for sign in _LOST)):
+    except RuntimeError as error:
+        if not tells_of_loss(error):
             raise
-        raise LostProcess(
-            "another process of this run has ended, or does not answer",
-            hint="see that process's own error; if it was only slow, raise --ddp_timeout",
-        ) from None
+        raise lost_process() from None
+
+
+def tells_of_loss(error: BaseException) -> bool:
+    """Whether the error says that another process of the run has ended."""
+    if not is_launched() or not isinstance(error, RuntimeError):  # the base class of PyTorch's distributed errors
+        return False
+    return isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in _LOST)
+
+
+def lost_process() -> LostProcess:
+    return LostProcess(
+        "another process of this run has ended, or does not answer",
+        hint="see that process's own error; if it was only slow, raise --ddp_timeout",
+    )
 
 
 def check_same_run(accelerator: Accelerator, options: Options, data: TrainingData, num_steps_done: int) -> None:

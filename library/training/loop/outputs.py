@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from library.cli.errors import first_line
 from library.cli.parser import Options
 from library.cli.progress import progress_bar
 from library.data.records import StepCounter
@@ -129,6 +131,48 @@ class Outputs:
         self._parts.accelerator.wait_for_everyone()
         return str(self._parts.saver.state_folder(suffix)) if is_saved else None
 
+    @property
+    def can_save_alone(self) -> bool:
+        """Whether a process can save without the others."""
+        return self._parts.accelerator.num_processes == 1 or not self._parts.step.strategy.shares_weights
+
+    def save_on_failure(self, position: Position, *, is_agreed: bool, is_another_lost: bool) -> str | None:
+        """Saves what is not saved yet of a run that fails, and says where; the folder of its state, if there is one.
+
+        The first process saves; where another is lost, which may be the first, one of those that are left. `is_agreed`:
+        all processes are here.
+        """
+        saver = self._parts.saver
+        suffix = "" if position.global_step == self._parts.plan.num_steps else step_suffix(position.global_step)
+        is_any = is_another_lost and not is_agreed
+        with saver.claimed(suffix) if is_any else nullcontext(self._is_main) as is_ours:
+            if is_ours:
+                self._save_alone(suffix, position)
+        if is_agreed:
+            with _logged_failure("another process"):
+                self._parts.accelerator.wait_for_everyone()
+        state = saver.state_folder(suffix)
+        return str(state) if saver.has_written(state) else None
+
+    def _save_alone(self, suffix: str, position: Position) -> None:
+        """Saves weights and state without the other processes. No failure here hides the one that ends the run."""
+        saver, step = self._parts.saver, self._parts.step
+        weights, state = saver.weights_path(suffix), saver.state_folder(suffix)
+        with _logged_failure("curves"):
+            self._log()
+        if not saver.has_written(weights):
+            with _logged_failure(str(weights)), self._ema_scope(), step.strategy.gathered_weights():
+                saver.save(suffix, self._parts.metadata.at(position), position)
+        if self._parts.schedule.saves_state_on_signal and not saver.has_written(state):
+            with _logged_failure(str(state)):
+                self._write_state(suffix, position, step.state())
+        written = [str(path) for path in (weights, state) if saver.has_written(path)]
+        if written:
+            resume = f"; go on with --resume {state}" if str(state) in written else ""
+            logger.warning("the run ends after step %d: %s%s", position.global_step, " and ".join(written), resume)
+        with _logged_failure("uploads"):
+            saver.upload()
+
     def report(self) -> None:
         """Says what was written. Raises `UserError` when something could not be."""
         if not self._is_main:
@@ -210,15 +254,35 @@ class Outputs:
     def _save_state(self, suffix: str, position: Position) -> bool:
         training = self._parts.step.state()
         with self._parts.step.strategy.gathered_weights():
-            if not self._is_main:
-                return False
-            weights, identity = self._parts.method.state_dict(), self._parts.identity
-            return self._parts.saver.save_state(
-                suffix, lambda folder: write_state(folder, position, identity, weights, training)
-            )
+            return self._is_main and self._write_state(suffix, position, training)
 
-    def _ema_scope(self) -> AbstractContextManager[None]:
-        return ema_scope(self._parts.step.strategy.optimizer, self._parts.step.average)
+    def _write_state(self, suffix: str, position: Position, training: dict[str, Any]) -> bool:
+        weights, identity = self._parts.method.state_dict(), self._parts.identity
+        return self._parts.saver.save_state(
+            suffix, lambda folder: write_state(folder, position, identity, weights, training)
+        )
+
+    @contextmanager
+    def _ema_scope(self) -> Iterator[None]:
+        """Within it the weights are those to show and save. A kill of the exchange itself leaves a step not whole."""
+        step, error_within = self._parts.step, None
+        whole_step, step.whole_step = step.whole_step, None
+        with ema_scope(step.strategy.optimizer, step.average):
+            try:
+                yield
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                error_within = error
+        step.whole_step = whole_step
+        if error_within is not None:
+            raise error_within
+
+
+@contextmanager
+def _logged_failure(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - another error ends the run
+        logger.error("%s: %s", what, first_line(error))
 
 
 def make_outputs(

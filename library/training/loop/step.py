@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 from library.cli.parser import Options
 from library.data.records import Batch
 from library.training.checkpoints.training_state import StatefulParts
+from library.training.distributed.processes import lost_process
 from library.training.distributed.sharding_config import ShardingConfig
 from library.training.distributed.strategy import ParallelStrategy, all_params, make_strategy
 from library.training.loop.nonfinite import NonfiniteSteps
@@ -78,6 +80,8 @@ class Step:
         self.nonfinite = NonfiniteSteps(accelerator, options.max_nonfinite_steps)
         self.stop_request = StopRequest()
         self._agreed_signal = 0
+        self.whole_step: int | None = 0  # the last step that weights and state have in whole; None within an update
+        self.failure: BaseException | None = None  # of this process, where all of them know that one has failed
 
     @property
     def strategy(self) -> ParallelStrategy:
@@ -93,21 +97,31 @@ class Step:
         is_alone = self._accelerator.num_processes == 1
         return self.stop_request.signal_number if is_alone else self._agreed_signal
 
-    def __call__(self, batches: list[Batch], num_in_step: int, step: int) -> None:
-        """Step `step`, counted from 1, on this process's `batches` of the step's `num_in_step` micro-batches."""
-        self._method.on_step_start(step - 1)
-        losses = self._backward(batches, num_in_step)
+    def __call__(self, fetch: Callable[[], list[Batch]], num_in_step: int, step: int) -> None:
+        """Step `step`, counted from 1, on this process's batches of the step's `num_in_step` micro-batches.
+
+        `fetch` gives them. Raises in all processes what fails in one, where the weights are not sharded.
+        """
+        batches, losses, failure = [], [], None
+        try:
+            self._method.on_step_start(step - 1)
+            batches = fetch()
+            losses = self._backward(batches, num_in_step)
+        except Exception as error:
+            if self._accelerator.num_processes == 1 or self.strategy.shares_weights:
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold the step's activations
+            failure = error
         # no limit is an infinite one: the norm is what tells whether the step can be applied
         norm = self.strategy.reduce_and_clip(self._options.max_grad_norm or math.inf)
         total = sum(losses, torch.zeros((), device=self._accelerator.device))
-        total, is_finite = self._agree(total, norm)
+        total, is_finite = self._agree(total, norm, failure)
         num_skipped = 0 if self._skipped_updates is None else self._skipped_updates.take()
-        self._rates.before_step()
         if is_finite and not num_skipped:
             self._apply(step, total)
         else:
-            self._skip(step, batches, losses, num_skipped)
-        self._rates.after_step(step)
+            self.nonfinite.add(step, batches, losses, num_skipped)
+            self._skip(step)
         self.strategy.zero_grad()
 
     def _backward(self, batches: list[Batch], num_in_step: int) -> list[torch.Tensor]:
@@ -118,41 +132,53 @@ class Step:
             loss = self.strategy.run(partial(self._objective.training_loss, batch, self._seed))
             loss = (loss if index < num_mine else loss * 0) / num_in_step
             # with --fused_backward_pass the backward pass is the step already
-            if not self._options.fused_backward_pass or torch.isfinite(loss):
+            is_fused = self._options.fused_backward_pass
+            if not is_fused or torch.isfinite(loss):
+                self.whole_step = None if is_fused else self.whole_step
                 self.strategy.backward(loss)
             shares.append(loss.detach())
         return shares
 
-    def _agree(self, loss: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    def _agree(self, loss: torch.Tensor, norm: torch.Tensor, failure: Exception | None) -> tuple[torch.Tensor, bool]:
         """The sum of the processes' losses, and whether it and the gradients' `norm` are finite.
 
-        All processes get to know whether one of them was asked to stop. It is the one wait for the device in a step,
-        which is applied or skipped by what it says.
+        All processes get to know whether one of them was asked to stop, or has failed, which is raised here. It is the
+        one wait for the device in a step, which is applied or skipped by what it says.
         """
         self._agreed_signal = self.stop_request.signal_number
-        stops = torch.full_like(loss, bool(self._agreed_signal))
+        stops, fails = (torch.full_like(loss, bool(each)) for each in (self._agreed_signal, failure))
         if self._accelerator.num_processes > 1:
-            loss, stops = self._accelerator.reduce(torch.stack([loss, stops]), reduction="sum")
-        is_finite, is_stopped = torch.stack([torch.isfinite(loss) & torch.isfinite(norm), stops > 0]).tolist()
+            loss, stops, fails = self._accelerator.reduce(torch.stack([loss, stops, fails]), reduction="sum")
+        is_finite = torch.isfinite(loss) & torch.isfinite(norm)
+        is_finite, is_stopped, is_failed = torch.stack([is_finite, stops > 0, fails > 0]).tolist()
+        if is_failed:
+            self.failure = failure or lost_process()
+            raise self.failure
         if is_stopped and not self._agreed_signal:
             self._agreed_signal = signal.SIGTERM
         return loss, is_finite
 
     def _apply(self, step: int, loss: torch.Tensor) -> None:
+        self.whole_step = None
+        self._rates.before_step()
         self.strategy.step()
         self._stateful.lr_schedule.step()
         if self.average is not None:
             self.average.update(step)
         self._losses.add(step, loss)
         self.nonfinite.end_row()
+        self._rates.after_step(step)
+        self.whole_step = step
 
-    def _skip(self, step: int, batches: list[Batch], losses: list[torch.Tensor], num_params: int) -> None:
-        """`num_params`: those that a backward pass that steps has left as they were; the others are updated by now."""
-        self.nonfinite.add(step, batches, losses, num_params)
+    def _skip(self, step: int) -> None:
+        self.whole_step = None
+        self._rates.before_step()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             self._stateful.lr_schedule.step()
         self.strategy.skip_step()
+        self._rates.after_step(step)
+        self.whole_step = step
 
     def logged(self) -> Iterator[LoggedStep]:
         """What there is to log of the applied steps since the last call; waits for the device once."""

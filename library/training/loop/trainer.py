@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from accelerate import Accelerator
 
@@ -11,6 +12,7 @@ from library.data.batches.loader import BatchLoader
 from library.data.batches.plan import TrainingData
 from library.data.records import Batch
 from library.models.family import ModelFamily
+from library.training.loop.failures import Whereabouts, saved_whatever_happens
 from library.training.loop.outputs import Outputs
 from library.training.loop.step import Step
 from library.training.method import TrainingMethod
@@ -43,35 +45,36 @@ class Trainer:
         self._outputs = outputs
 
     def run(self, position: Position) -> None:
-        """Trains from the position to the end of the plan, and saves."""
+        """Trains from the position to the end of the plan, and saves, whatever ends it before."""
         self._set_training_mode()
         start_training(self._step.strategy.optimizer)
         with self._outputs.shown(position):
             if position.global_step == 0:
                 self._outputs.begin(position)
-            with self._step.stop_request.listening():
-                while position.global_step < self._plan.num_steps:
-                    position = self._run_epoch(position)
-                self._outputs.end(position)
+            self._step.whole_step = position.global_step
+            with self._step.stop_request.listening(), saved_whatever_happens(self._step, self._outputs, position) as at:
+                while at.position.global_step < self._plan.num_steps:
+                    self._run_epoch(at)
+                self._outputs.end(at.position)
 
-    def _run_epoch(self, position: Position) -> Position:
-        """Trains to the end of the epoch, or of the plan; gives the position there."""
-        epoch = position.epoch
+    def _run_epoch(self, at: Whereabouts) -> None:
+        """Trains to the end of the epoch, or of the plan."""
+        epoch = at.position.epoch
         self._method.on_epoch_start(epoch)
-        for batches, num_in_step in self._steps_of_epoch(position):
-            self._step(batches, num_in_step, position.global_step + 1)
-            position = self._plan.after_step(position)
-            self._end_if_stopped(position)
-            self._outputs.count_step(position)
-            self._end_if_nonfinite(position)
-            self._outputs.after_step(position)
-            self._end_if_stopped(position)
-        if position.epoch > epoch:
-            self._outputs.after_epoch(epoch + 1, position)
-        return position
+        for fetch, num_in_step in self._steps_of_epoch(at.position):
+            at.next_position = self._plan.after_step(at.position)
+            self._step(fetch, num_in_step, at.next_position.global_step)
+            at.position = at.next_position
+            self._end_if_stopped(at)
+            self._outputs.count_step(at.position)
+            self._end_if_nonfinite(at)
+            self._outputs.after_step(at.position)
+            self._end_if_stopped(at)
+        if at.position.epoch > epoch:
+            self._outputs.after_epoch(epoch + 1, at.position)
 
-    def _steps_of_epoch(self, position: Position) -> Iterator[tuple[list[Batch], int]]:
-        """For each step left in the epoch, this process's batches, and the number of the step's micro-batches.
+    def _steps_of_epoch(self, position: Position) -> Iterator[tuple[Callable[[], list[Batch]], int]]:
+        """For each step left in the epoch, what fetches this process's batches, and how many all processes have.
 
         Those are of all processes together: where they do not suffice, some processes take the last once more, with
         weight zero.
@@ -82,7 +85,7 @@ class Trainer:
         mine = [_share(group, rank, num_processes) for group in groups]
         batches = self._loader.batches([micro_batches[index] for indices in mine for index in indices])
         for group, indices in zip(groups, mine, strict=True):
-            yield [next(batches) for _ in indices], len(group)
+            yield partial(_take, batches, len(indices)), len(group)
 
     def _set_training_mode(self) -> None:
         for module in [self._family.unet, *self._method.trainable_modules()]:
@@ -90,16 +93,19 @@ class Trainer:
         for encoder in self._family.text_encoders:
             encoder.train(self._method.trains_text_encoders)
 
-    def _end_if_stopped(self, position: Position) -> None:
+    def _end_if_stopped(self, at: Whereabouts) -> None:
         """Saves and raises `Stopped` when a signal has asked the run to end before its last step."""
         number = self._step.stop_signal
-        if number and position.global_step < self._plan.num_steps:
-            raise Stopped(number, self._outputs.save_on_signal(position))
+        if number and at.position.global_step < self._plan.num_steps:
+            state = self._outputs.save_on_signal(at.position)
+            at.is_saved = True
+            raise Stopped(number, state)
 
-    def _end_if_nonfinite(self, position: Position) -> None:
+    def _end_if_nonfinite(self, at: Whereabouts) -> None:
         """Saves a state and raises `UserError` after too many steps in a row whose loss or gradients are not finite."""
         if self._step.nonfinite.are_too_many:
-            state = self._outputs.save_state_alone(position)
+            state = self._outputs.save_state_alone(at.position)
+            at.is_saved = True
             raise self._step.nonfinite.error(state, self._step.strategy.are_weights_finite())
 
 
@@ -107,3 +113,7 @@ def _share(group: range, rank: int, num_processes: int) -> list[int]:
     """The micro-batches of a step that a process computes: all processes equally many."""
     padding = -len(group) % num_processes
     return [*group, *[group[-1]] * padding][rank::num_processes]
+
+
+def _take(batches: Iterator[Batch], number: int) -> list[Batch]:
+    return [next(batches) for _ in range(number)]

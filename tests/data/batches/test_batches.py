@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -93,11 +99,31 @@ def _draws(data: TrainingData, micro_batch: MicroBatch) -> list[tuple[str, bool]
     return list(zip(batch.captions, [key.flipped for key in batch.latent_keys], strict=True))
 
 
-def test_spawned_workers_give_the_same_batches(data: TrainingData) -> None:
-    plan = data.batches_of_epoch(5, 0)[:2]
-    loader = make_loader(_dataset(data), plan, 1)
-    loader.multiprocessing_context = "spawn"
-    _assert_same(list(loader), [_dataset(data)[micro_batch] for micro_batch in plan])
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are other things there")
+@pytest.mark.parametrize(("method", "num_workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_outlive_the_signals_that_ask_a_run_to_end(data: TrainingData, method, num_workers) -> None:
+    """They come to all processes of a group or a job, also while the workers still start."""
+    plan = data.batches_of_epoch(5, 0)[:4]
+    loader = BatchLoader(_dataset(data), num_workers, persistent=False)
+    loader._loader.multiprocessing_context = method
+    done = threading.Event()
+    signalling = threading.Thread(target=_signal_children, args=(done,))
+    signalling.start()
+    try:
+        batches = list(loader.batches(plan))
+    finally:
+        done.set()
+        signalling.join()
+    _assert_same(batches, [_dataset(data)[micro_batch] for micro_batch in plan])
+
+
+def _signal_children(done: threading.Event) -> None:
+    """A worker that is started is sent each signal, every few milliseconds."""
+    while not done.wait(0.005):
+        for child in multiprocessing.active_children():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
 
 
 def test_persistent_workers_go_on_to_the_next_epoch(data: TrainingData) -> None:
