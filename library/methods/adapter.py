@@ -18,6 +18,7 @@ from library.cli.errors import UserError
 from library.data.randomness import derive_seed
 from library.methods.options import NetworkOptions
 from library.models.family import ModelFamily
+from library.models.weights.weight_writing import write_errors
 from library.training.method import ParamGroup
 from library.training.step_plan import Position
 
@@ -107,7 +108,7 @@ class AdapterTraining:
             self._network.on_step_start()
 
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
-        with atomic_path(path) as temporary:
+        with atomic_path(path) as temporary, write_errors():
             self._network.save_weights(str(temporary), dtype, dict(metadata))  # some networks add entries to it
 
     def state_dict(self) -> dict[str, torch.Tensor]:

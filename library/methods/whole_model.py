@@ -84,7 +84,7 @@ class FullFineTuning:
         logger.info("the text encoder is frozen from step %d on", step)
 
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
-        """Writes U-Net, text encoder and VAE. Raises `UserError` when they cannot be written."""
+        """Writes U-Net, text encoder and VAE. Raises `OSError` when they cannot be written."""
         self._family.save(
             path,
             format=self._format,

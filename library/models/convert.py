@@ -128,12 +128,17 @@ def _write(wanted: ConvertOptions, texts: MetadataOptions, contents: Inspection)
     family = _load(wanted.model_options)
     path = Path(str(wanted.destination))
     precision = _PRECISIONS.get(wanted.save_precision or "") or _main_type(contents)
-    family.save(
-        path,
-        format=wanted.chosen_format,
-        dtype=getattr(torch, precision),
-        metadata=_metadata(family, texts, contents.metadata, path.stem),
-    )
+    try:
+        family.save(
+            path,
+            format=wanted.chosen_format,
+            dtype=getattr(torch, precision),
+            metadata=_metadata(family, texts, contents.metadata, path.stem),
+        )
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}", "check the path and the space left on the disk"
+        ) from error
     logger.info("saved %s (%s, %s)", path, wanted.chosen_format, precision)
 
 

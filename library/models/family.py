@@ -127,5 +127,5 @@ class ModelFamily(Protocol):
     ) -> None:
         """Writes the whole model in a format of `layouts.formats.FORMATS`, atomically; the model is not changed.
 
-        `metadata` is used by formats that can hold it. Raises `UserError` when it cannot be written.
+        `metadata` is used by formats that can hold it. Raises `OSError` when it cannot be written.
         """

@@ -17,6 +17,7 @@ from library.training.checkpoints.states import read_state
 from library.training.loop.trainer import Trainer
 from networks import lora
 from tests.end_to_end.runs import assert_same, copy_images, train
+from tests.end_to_end.whole_models import train_whole
 
 STEPS = 6
 OPTIONS = {"network_dim": 2, "max_train_steps": STEPS, "logging_dir": None, "ema": True, "ema_decay": 0.5}
@@ -136,3 +137,14 @@ class Thrower:
             self._left -= 1
             raise KeyboardInterrupt
         return self._line
+
+
+def test_a_save_of_a_whole_model_that_fails_ends_nothing(data_dir, tmp_path, caplog):
+    """What is in the way of the save after the first step is the user's own."""
+    (tmp_path / "run-step00000001.safetensors").mkdir()
+    (tmp_path / "run-step00000001.safetensors" / "notes.txt").touch()
+    options = {"max_train_steps": 2, "save_every_n_steps": 1, "overwrite": True, "save_model_as": "safetensors"}
+    with pytest.raises(UserError, match=r"1 of the run's files are missing: .*run-step00000001.safetensors"):
+        train_whole("train_db", data_dir, tmp_path, logging_dir=None, **options)
+    assert "run-step00000001.safetensors is a folder; check --output_dir" in caplog.text
+    assert load_file(tmp_path / "run.safetensors")

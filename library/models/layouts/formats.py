@@ -110,20 +110,15 @@ def choose_format(save_model_as: str | None, *, use_safetensors: bool, source: s
 def save_model(path: Path, format: str, model: SavedModel) -> None:
     """Writes a model in one of `FORMATS`, atomically; a file or folder at `path` is replaced by the complete new one.
 
-    Raises `UserError` when it cannot be written, and for a folder at `path` that is not a model.
+    Raises `OSError` when it cannot be written, and for a folder at `path` that is not a model.
     """
     row = FORMATS[format]
     problem = target_problem(path, format)
     if problem is not None:
-        raise problem
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) if row.ending else atomic_folder(path) as temporary:
-            row.write(temporary, _with_implementation(model, row.implementation))
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror or error}", "check the path and the space left on the disk"
-        ) from error
+        raise FileExistsError(problem.message)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) if row.ending else atomic_folder(path) as temporary:
+        row.write(temporary, _with_implementation(model, row.implementation))
 
 
 def target_problem(path: Path, format: str) -> UserError | None:

@@ -302,7 +302,7 @@ class StableDiffusion:
         epoch: int = 0,
         global_step: int = 0,
     ) -> None:
-        """Writes the whole model in one of `layouts.formats.FORMATS`. Raises `UserError` when it cannot be written.
+        """Writes the whole model in one of `layouts.formats.FORMATS`. Raises `OSError` when it cannot be written.
 
         `epoch` and `global_step` are stored in .ckpt files.
         """

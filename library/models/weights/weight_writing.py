@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError
 
 from library.cli.errors import first_line
 
@@ -89,9 +91,16 @@ def write_pickle(path: Path, contents: Mapping[str, Any]) -> None:
     Tensors that change precision are in memory twice meanwhile: PyTorch writes from tensors in memory.
     Raises `OSError` when the file cannot be written.
     """
-    try:
+    with write_errors():
         torch.save({key: _made(value) for key, value in contents.items()}, path)
-    except RuntimeError as error:  # PyTorch's error for a full disk
+
+
+@contextmanager
+def write_errors() -> Iterator[None]:
+    """Makes what writers of weights raise for a full disk, among others, the one kind of a failed save: `OSError`."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:  # PyTorch's is the latter
         raise OSError(first_line(error)) from error
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from library.cli.atomic_files import remove_whole
 from library.cli.errors import UserError, listed
 from library.training.checkpoints.options import OutputOptions
@@ -139,8 +137,8 @@ class Saver:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write(path)
-        except (OSError, SafetensorError) as error:
-            reason = f"{path} cannot be written: {getattr(error, 'strerror', None) or error}"
+        except OSError as error:
+            reason = f"{path} cannot be written: {error.strerror or error}"
             self._failures.append(reason)
             logger.error("%s; check --output_dir and the free disk space", reason)
             return False

@@ -169,15 +169,14 @@ def write_state(
 
 def _write_files(folder: Path, weights: dict[str, torch.Tensor], training: dict[str, Any]) -> None:
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    from library.models.weights.weight_writing import write_errors
+
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    try:
+    with write_errors():
         save_file(on_cpu, folder / WEIGHTS)
         torch.save(training, folder / TRAINING)
-    except (SafetensorError, RuntimeError) as error:  # raised for a full disk, among others
-        raise OSError(first_line(error)) from error
 
 
 def read_state(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
