@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from library.cli.atomic_files import atomic_path
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS
+from library.cli.documents import valid_metadata
 from library.cli.errors import UserError, first_line
 from library.cli.file_hashes import LEGACY_BLOCK
 
@@ -33,7 +34,7 @@ def save_adapter(
     path = Path(path)
     tensors = {name: _storable(tensor, dtype) for name, tensor in state_dict.items()}
     if path.suffix == ".safetensors":
-        metadata = dict(metadata or {})
+        metadata = valid_metadata(metadata or {})
         content = safetensors.torch.save(tensors, metadata | adapter_hashes(tensors, metadata))
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)

@@ -1,10 +1,15 @@
-"""Reads text, TOML and JSON files of users, and writes TOML; errors name the file, line and column."""
+"""Reads text, TOML and JSON files of users, and writes TOML; errors name the file, line and column.
+
+And makes metadata valid that goes into the header of a file of weights.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +19,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+logger = logging.getLogger(__name__)
 
 
 def read_toml(path: str | Path, named_by: str) -> dict[str, Any]:
@@ -126,3 +133,88 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _Refused(f"{name} is not a JSON number")
+
+
+# ---- metadata of files of weights
+
+_TAG_TABLES = ("ss_tag_frequency", "ss_datasets")  # entries that grow with the captions
+_MOST_TAG_BYTES = 8_000_000  # of one entry
+_MOST_BYTES = 90_000_000  # readers refuse headers of more than 100 MB, of which some describes the tensors
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def valid_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata as the header of a .safetensors file can hold it, and as all readers of it understand.
+
+    Names with bytes that are not UTF-8 have these as escapes (`caf\\udce9`), also inside entries that are JSON. Tables
+    of tags that would make the header too large keep the most frequent ones, and say so; whatever else would is left
+    out, with a warning.
+    """
+    valid = {}
+    for key, value in metadata.items():
+        text = value
+        if key in _TAG_TABLES and len(value) > _MOST_TAG_BYTES:
+            text = _with_fewer_tags(value)
+        if _ESCAPED_SURROGATE.search(text):
+            text = _escaped_in_json(text)
+        valid[_escaped(key)] = _escaped(text)
+    sizes = {key: len(json.dumps(value)) for key, value in valid.items()}
+    for key in sorted(sizes, key=lambda name: -sizes[name]):
+        if sum(sizes.values()) <= _MOST_BYTES:
+            break
+        logger.warning("the metadata entry %s is too large for a file, and is left out: %d bytes", key, sizes[key])
+        valid[key] = f"(left out: {sizes.pop(key)} bytes)"
+    return valid
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _escaped_in_json(text: str) -> str:
+    """A JSON text whose strings are Unicode; other texts are unchanged."""
+    try:
+        value = json.loads(text)
+        plain = json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text
+    return text if is_unicode(plain) else json.dumps(_escaped_within(value))
+
+
+def _escaped_within(value: Any) -> Any:
+    if isinstance(value, str):
+        return _escaped(value)
+    if isinstance(value, list):
+        return [_escaped_within(each) for each in value]
+    if isinstance(value, dict):
+        return {_escaped(key): _escaped_within(each) for key, each in value.items()}
+    return value
+
+
+def _with_fewer_tags(text: str) -> str:
+    """A JSON text with tables of tags by folder, cut to the most frequent tags; of other texts nothing is cut."""
+    try:
+        value = json.loads(text)
+        if isinstance(value, dict):
+            return json.dumps(_cut_table(value, _MOST_TAG_BYTES))
+        budget = _MOST_TAG_BYTES // max(1, len(value))
+        return json.dumps([{**each, "tag_frequency": _cut_table(each["tag_frequency"], budget)} for each in value])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return text  # of another program
+
+
+def _cut_table(table: dict[str, dict[str, int]], budget: int) -> dict[str, dict[str, int]]:
+    counted = [(count, folder, tag) for folder, tags in table.items() for tag, count in tags.items()]
+    counted.sort(key=lambda each: -each[0])
+    kept: dict[str, dict[str, int]] = {folder: {} for folder in table}
+    num_kept = 0
+    for count, folder, tag in counted:
+        budget -= len(json.dumps(tag)) + len(f": {count}, ")
+        if budget < 0:
+            break
+        kept[folder][tag] = count
+        num_kept += 1
+    note: dict[str, dict[str, int]] = (
+        {} if num_kept == len(counted) else {f"(cut: the {num_kept} most frequent of {len(counted)} tags)": {}}
+    )
+    return {**kept, **note}

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError
 
+from library.cli.documents import valid_metadata
 from library.cli.errors import first_line
 
 HASH_ENTRY = "modelspec.hash_sha256"
@@ -68,7 +69,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], metadata:
         offset = end
     with open(path, "wb") as file:
         # older versions of transformers require "format"
-        texts = {"format": "pt", **metadata}
+        texts = {"format": "pt", **valid_metadata(metadata)}
         _write_header(file, {**texts, HASH_ENTRY: _NO_HASH}, entries)
         digest = hashlib.sha256()
         for name in names:

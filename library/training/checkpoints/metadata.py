@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from library.cli.documents import valid_metadata
 from library.cli.file_hashes import file_sha256, model_hash
 from library.cli.parser import Options
 from library.data.batches.plan import TrainingData
@@ -65,7 +66,7 @@ class Metadata:
     def _fixed(self) -> dict[str, str]:
         # computed at the first save: it hashes the whole model file
         options = self._options
-        return {
+        entries = {
             **_model_entries(options, self._family),
             **_option_entries(options, self._plan, self._optimizer),
             **_texts(
@@ -78,6 +79,7 @@ class Metadata:
             **self._method.metadata(),
             "ss_training_started_at": str(self._started_at),
         }
+        return valid_metadata(entries)
 
     def at(self, position: Position) -> dict[str, str]:
         """The entries of a file saved at `position`."""
@@ -90,7 +92,8 @@ class Metadata:
         if self._options[OutputOptions].no_metadata:
             entries = {key: value for key, value in entries.items() if key in MINIMUM}
         specification = _specification_entries(self._options, self._data, self._family, self._method)
-        return {**entries, **specification}
+        # valid for networks of other packages too, which write their files themselves
+        return valid_metadata({**entries, **specification})
 
 
 def _texts(entries: dict[str, Any]) -> dict[str, str]:

@@ -43,7 +43,9 @@ class OutputOptions:
     save_last_n_steps_state: int | None = option(
         help="keep only the step states of the last N steps (default: --save_last_n_steps)", minimum=1
     )
-    save_state_on_signal: bool = option(True, help="save a state for --resume when Ctrl-C, SIGTERM or an error ends the run")
+    save_state_on_signal: bool = option(
+        True, help="save a state for --resume when Ctrl-C, SIGTERM or an error ends the run"
+    )
     resume: str | None = option(
         help="resume from this state folder; auto: from the newest state in --output_dir, if there is one",
         metavar="FOLDER",
