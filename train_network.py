@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from library.cli.entry import run_entry
 from library.cli.parser import Options
 from library.methods.options import NetworkOptions
-from library.training.script import TrainingScript, option_groups, run_script
+from library.training.context import TrainingScript
+from library.training.script import option_groups, run_script
 
 if TYPE_CHECKING:
     from library.methods.adapter import AdapterTraining

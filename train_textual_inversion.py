@@ -10,7 +10,8 @@ from library.cli.entry import run_entry
 from library.cli.parser import Options
 from library.methods.options import TextualInversionOptions
 from library.methods.token_captions import captions_with_token
-from library.training.script import TrainingScript, option_groups, run_script
+from library.training.context import TrainingScript
+from library.training.script import option_groups, run_script
 
 if TYPE_CHECKING:
     from library.methods.textual_inversion import TextualInversion

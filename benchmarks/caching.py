@@ -30,7 +30,7 @@ from library.data.config.options import CachingOptions, DatasetOptions
 from library.data.images.decoding import load_image
 from library.data.load_data import load_training_data
 from library.data.records import CachedLatents
-from library.models.family import ModelFamily
+from library.models.family import LoadSettings, ModelFamily
 from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.training.inputs.cache_pipeline import chunks_of
@@ -116,9 +116,7 @@ def _load_family(folder: Path, device: torch.device) -> ModelFamily:
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
     write_folder(TinyModel(tiny.is_v2, tiny.unet, vae, tiny.text_encoder), folder)
-    family = load_family(ModelOptions(pretrained_model_name_or_path=str(folder)))
-    family.to_device(device, unet=torch.float32, text_encoder=torch.float32, vae=torch.float32)
-    return family
+    return load_family(ModelOptions(pretrained_model_name_or_path=str(folder)), settings=LoadSettings(device))
 
 
 def _one_after_the_other(family: ModelFamily, chunks: list, device: torch.device) -> None:

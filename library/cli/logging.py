@@ -1,13 +1,19 @@
-"""Collects the warnings of reading the data, for the dataset report."""
+"""Warnings of reading the data, kept for the dataset report; progress bars between the lines of a log."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _PACKAGE = "library.data"
+SECONDS_BETWEEN_LINES = 10.0  # of a progress bar in a log file, where every update is a line
 
 
 @dataclass(frozen=True)
@@ -37,3 +43,11 @@ def kept_warnings() -> Iterator[list[Message]]:
         yield collector.messages
     finally:
         logger.removeHandler(collector)
+
+
+def progress_bar(total: int, title: str, *, initial: int = 0, is_quiet: bool = False) -> tqdm:
+    """A progress bar on standard error; `is_quiet` disables it."""
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
+    return tqdm(total=total, desc=title, initial=initial, disable=is_quiet, mininterval=interval, maxinterval=interval)

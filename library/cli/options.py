@@ -2,8 +2,8 @@
 
 A field is declared with `option(...)`. Its annotation gives the type: `bool` (a flag without value), `int`, `float`,
 `str`, `tuple[str, ...]` (a list of values), each possibly `| None`. A dataclass has a `GROUP` class variable, the
-title under which its flags stand in `--help`, and may have two methods: `problems()` yields a `UserError` for each
-contradiction between its fields, `without_effect()` a line for each value that has no effect with the others.
+title under which its flags stand in `--help`, and may have a method `check()`, which yields a `UserError` for each
+contradiction between its fields, and a warning for each value that has no effect with the others.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal, Protocol
 
-from library.cli.errors import UserError
-
-Problems = Iterable[UserError]  # what a check yields
 FREE_TEXT = "TEXT"  # the metavar of options that take any text, "none" too
 _NONE = ("none", "null")  # texts that mean "no value"
 _PATHS = ("FILE", "FOLDER", "PATH")  # the metavars of options that take a path
 
 
 class OptionGroup(Protocol):
-    """A dataclass of options; its methods `problems` and `without_effect` are optional."""
+    """A dataclass of options; its method `check` is optional."""
 
     GROUP: ClassVar[str]
 

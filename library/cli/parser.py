@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
+from library.cli.checks import Check, Unavailable, errors_of, find_errors
 from library.cli.config_file import FileValue, Findings, read_config_file, unknown_option, write_config_file
-from library.cli.errors import UserError, UserErrors, nearest_name, raise_together
+from library.cli.errors import UserError, nearest_name, raise_together
 from library.cli.foreign_options import ForeignOptions
-from library.cli.options import OptionField, OptionGroup, Problems, convert, option, option_fields
+from library.cli.options import OptionField, OptionGroup, convert, option, option_fields
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ class ConfigFileOptions:
         False, help="write the given options to --config_file and exit", on_resume="unimportant"
     )
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError]:
         if self.output_config and self.config_file is None:
             yield UserError("--output_config needs --config_file", hint="name the file to write with --config_file")
 
@@ -46,16 +47,21 @@ class Options:
     A group that a script extends by a subclass is found under the base class too.
     """
 
-    def __init__(self, groups: Iterable[Any]):
+    def __init__(self, groups: Iterable[Any], invalid: Collection[type] = ()):
+        """`invalid`: groups with errors, which checks of several groups cannot read."""
         self._all = list(groups)
         self._groups = {owner: group for group in self._all for owner in type(group).__mro__ if owner is not object}
+        self._invalid = {base for owner in invalid for base in owner.__mro__ if base is not object}
 
     def __getitem__(self, owner: type[T]) -> T:
+        """Raises `Unavailable`, which skips the check that asks, for a group that is invalid itself."""
+        if owner in self._invalid:
+            raise Unavailable
         return self._groups[owner]
 
     def get(self, owner: type[T]) -> T | None:
-        """A group, or None in a check where the group itself is invalid."""
-        return self._groups[owner]
+        """A group, or None where the group itself is invalid."""
+        return None if owner in self._invalid else self._groups[owner]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._all)
@@ -123,15 +129,27 @@ def parse_options(
     *,
     program: str,
     description: str,
-    checks: Sequence[Callable[[Options], Problems]] = (),
+    checks: Sequence[Check[Options]] = (),
+) -> Options:
+    """Reads options and runs the checks on them. Raises `UserError` with all errors, or `OutputConfigWritten`."""
+    options, errors = read_options(argv, groups, program=program, description=description)
+    raise_together([*errors, *find_errors(checks, "options", options)])
+    return options
+
+
+def read_options(
+    argv: Sequence[str],
+    groups: Sequence[type[OptionGroup]],
+    *,
+    program: str,
+    description: str,
     screen: Callable[[Options], None] | None = None,
     foreign: ForeignOptions | None = None,
-) -> Options:
-    """Parses, converts and checks.
+) -> tuple[Options, list[UserError]]:
+    """Parses, converts, and checks each group by itself; returns the options and all errors.
 
-    `checks` concern several groups, or files; a check that reads an invalid group is skipped. `screen` runs before
-    them, and an error of it is reported alone. `foreign`: the known options of other programs. Raises `UserError` with
-    all errors, or `OutputConfigWritten`.
+    Groups with errors are `Unavailable` to checks. An error of `screen`, which runs first, is raised alone. `foreign`:
+    the known options of other programs. Raises `OutputConfigWritten` where that is all that was asked for.
     """
     groups, foreign = (*groups, ConfigFileOptions), foreign or ForeignOptions()
     fields = {field.name: field for owner in groups for field in option_fields(owner)}
@@ -142,15 +160,21 @@ def parse_options(
     if given.get("config_file") and not is_output:
         known = {name: field for name, field in fields.items() if field.owner is not ConfigFileOptions}
         given = {**read_config_file(given["config_file"], known, foreign, found, given), **given}
-    options, bad_names = _convert_all(given, groups, fields, found, check_required=not is_output)
+    built, bad_names = _convert_all(given, groups, fields, found, check_required=not is_output)
     if screen is not None:
-        screen(options)
+        screen(Options(built))
     for warning in found.warnings:
         logger.warning("%s", warning)
     if is_output and not found.problems:
-        _write_config(options)
-    raise_together([*found.problems, *_run_checks(options, groups, bad_names, fields, checks)])
-    return options
+        _write_config(Options(built))
+    invalid = {fields[name].owner for name in bad_names}
+    errors = list(found.problems)
+    for group in built:
+        if type(group) not in invalid and hasattr(group, "check"):
+            own = list(errors_of(group.check))
+            errors += own
+            invalid |= {type(group)} if own else set()
+    return Options(built, invalid), errors
 
 
 def _from_command_line(
@@ -206,7 +230,8 @@ def _convert_all(
     fields: dict[str, OptionField],
     found: Findings,
     check_required: bool,
-) -> tuple[Options, set[str]]:
+) -> tuple[list[Any], set[str]]:
+    """The groups, with defaults for values that are not valid, and the names of these."""
     values: dict[str, Any] = {}
     bad_names: set[str] = set()
     for name, raw in given.items():
@@ -233,7 +258,7 @@ def _convert_all(
     for owner in groups:
         names = {field.name for field in option_fields(owner)}
         built.append(owner(**{name: value for name, value in values.items() if name in names}))
-    return Options(built), bad_names
+    return built, bad_names
 
 
 def _shown(field: OptionField, raw: Any) -> str:
@@ -261,60 +286,6 @@ def _inert(values: Mapping[str, Any], fields: Mapping[str, OptionField]) -> Iter
             by_reason.setdefault(reason, []).append(fields[name].flag)
     for reason, flags in by_reason.items():
         yield f"{', '.join(flags)}: {reason}"
-
-
-class _OnlyValid(Options):
-    """The options for a check: reading an invalid group ends the check."""
-
-    class Invalid(Exception):
-        pass
-
-    def __init__(self, options: Options, invalid: set[type]):
-        super().__init__(options)
-        self._invalid = invalid
-
-    def __getitem__(self, owner: type[T]) -> T:
-        if self._is_invalid(owner):
-            raise self.Invalid
-        return super().__getitem__(owner)
-
-    def get(self, owner: type[T]) -> T | None:
-        return None if self._is_invalid(owner) else super().get(owner)
-
-    def _is_invalid(self, owner: type) -> bool:
-        return any(issubclass(invalid, owner) for invalid in self._invalid)
-
-
-def _run_checks(
-    options: Options,
-    groups: Sequence[type[OptionGroup]],
-    bad_names: set[str],
-    fields: dict[str, OptionField],
-    checks: Sequence[Callable[[Options], Problems]],
-) -> list[UserError]:
-    found: list[UserError] = []
-    invalid = {fields[name].owner for name in bad_names}
-    for owner in groups:
-        group: Any = options[owner]  # its two methods are optional
-        if owner not in invalid and hasattr(owner, "problems"):
-            own = list(group.problems())
-            found += own
-            if own:
-                invalid.add(owner)
-        if owner not in invalid and hasattr(owner, "without_effect"):
-            for line in group.without_effect():
-                logger.warning("%s", line)
-    visible = _OnlyValid(options, invalid)
-    for check in checks:
-        try:
-            found += check(visible)
-        except _OnlyValid.Invalid:
-            continue
-        except UserErrors as errors:
-            found += errors.errors
-        except UserError as error:
-            found.append(error)
-    return found
 
 
 def _write_config(options: Options) -> None:

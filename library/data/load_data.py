@@ -55,7 +55,7 @@ def load_training_data(
     validated against the data if given. `only`: the source that must describe all images, folders or metadata files.
     Raises `UserError` with all errors.
     """
-    raise_together(options.problems())
+    raise_together(options.check())
     with _collector_paused():
         return _load(options, caching, only)
 
@@ -122,7 +122,7 @@ def _read_configs(options: DatasetOptions, problems: list[UserError], only: Sour
 def _from_folders(options: DatasetOptions, problems: list[UserError]) -> list[DatasetConfig]:
     """One dataset of the folders in `--train_data_dir` and `--reg_data_dir`."""
     if options.train_data_dir is None or options.resolution is None:
-        raise ValueError("DatasetOptions.problems() was not called")
+        raise ValueError("DatasetOptions.check() was not called")
     if options.dataset_repeats != 1:
         logger.warning("--dataset_repeats is ignored: the folder names in --train_data_dir give the repeats")
     subsets = _folder_subsets(options, options.train_data_dir, "--train_data_dir", False, problems)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from library.cli.logging import Message
+from library.cli.logging import Message, progress_bar
 from library.cli.parser import Options
-from library.cli.progress import progress_bar
 from library.data.batches.plan import TrainingData
 from library.dataset_report.caption_length import TokenLimit
 from library.dataset_report.options import ReportOptions

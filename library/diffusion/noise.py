@@ -81,16 +81,6 @@ def add_pyramid(noise: torch.Tensor, num_levels: int, discount: float, generator
     return total / total.std()
 
 
-def timestep_range(options: NoiseOptions, num_timesteps: int) -> range:
-    """The timesteps that are trained, of a schedule with `num_timesteps`.
-
-    From `min_timestep` up to `max_timestep`, which is not included; where both are the same it is that one alone.
-    """
-    first = options.min_timestep or 0
-    end = num_timesteps if options.max_timestep is None else options.max_timestep
-    return range(first, max(first + 1, end))
-
-
 def sample_timesteps(batch_size: int, timesteps: range, generator: torch.Generator) -> torch.Tensor:
     """Uniform draws (B,) int64 of `timesteps`, on the generator's device."""
     shape = (batch_size,)

@@ -51,14 +51,15 @@ class NoiseOptions:
         help="rescale the noise schedule to zero terminal SNR (pure noise at the last step); for v-prediction models",
     )
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError | str]:
         if self.min_timestep is not None and self.max_timestep is not None and self.min_timestep > self.max_timestep:
             yield UserError(
                 f"--min_timestep {self.min_timestep} is larger than --max_timestep {self.max_timestep}",
                 hint="timesteps from --min_timestep up to, not including, --max_timestep are trained: swap the two",
             )
+        yield from self._without_effect()
 
-    def without_effect(self) -> Iterator[str]:
+    def _without_effect(self) -> Iterator[str]:
         """One line for each option that has no effect together with the others."""
         if self.noise_offset_random_strength and not self.noise_offset:
             yield "--noise_offset_random_strength does nothing without --noise_offset"
@@ -110,14 +111,15 @@ class LossOptions:
     )
     prior_loss_weight: float = option(1.0, help="prior preservation: loss weight of regularisation images", minimum=0)
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError | str]:
         if self.scale_v_pred_loss_like_noise_pred and self.v_pred_like_loss:
             yield UserError(
                 "--scale_v_pred_loss_like_noise_pred is for v-prediction models, --v_pred_like_loss for the others",
                 hint="leave out the one that is not for your model",
             )
+        yield from self._without_effect()
 
-    def without_effect(self) -> Iterator[str]:
+    def _without_effect(self) -> Iterator[str]:
         """One line for each option that has no effect together with the others."""
         is_huber = self.loss_type in ("huber", "smooth_l1")
         for name, value, usual in (
@@ -129,3 +131,13 @@ class LossOptions:
                 yield f"--{name} does nothing with --loss_type {self.loss_type}: it belongs to huber and smooth_l1"
         if is_huber and self.huber_scale != _HUBER_SCALE and self.huber_schedule == "snr":
             yield "--huber_scale does nothing with --huber_schedule snr: it belongs to constant and exponential"
+
+
+def timestep_range(options: NoiseOptions, num_timesteps: int) -> range:
+    """The timesteps that are trained, of a schedule with `num_timesteps`.
+
+    From `min_timestep` up to `max_timestep`, which is not included; where both are the same it is that one alone.
+    """
+    first = options.min_timestep or 0
+    end = num_timesteps if options.max_timestep is None else options.max_timestep
+    return range(first, max(first + 1, end))

@@ -99,7 +99,7 @@ class NetworkOptions:
         """The alpha of a network of the rank `network_dim`."""
         return self.network_alpha or float(self.network_dim)
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError]:
         if self.network_train_unet_only and self.network_train_text_encoder_only:
             yield UserError(
                 "--network_train_unet_only and --network_train_text_encoder_only leave nothing to train",
@@ -192,7 +192,7 @@ class WholeModelOptions:
         """Steps after which the text encoder is frozen; None where it is trained to the end."""
         return None
 
-    def without_effect(self) -> Iterator[str]:
+    def check(self) -> Iterator[str]:
         """One line for each option that has no effect together with the others."""
         if self.learning_rate_te is not None and not self.trains_text_encoder:
             yield (
@@ -288,7 +288,7 @@ class TextualInversionOptions:
         off=(False, "none"),
     )
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError]:
         if self.use_object_template and self.use_style_template:
             yield UserError(
                 "--use_object_template and --use_style_template cannot be combined", hint="give one of them"

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from library.cli.checks import Check, Findings
 from library.cli.errors import UserError
-from library.cli.options import Problems
 from library.cli.parser import Options
 from library.data.config.options import CachingOptions, DatasetOptions
-from library.dataset_report.options import ReportOptions
 from library.methods.options import WholeModelOptions
 from library.models.layouts.formats import FORMATS, choose_format, target_problem
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.training.checkpoints.options import OutputOptions
-from library.training.distributed.sharding_config import ShardingConfig
+from library.training.context import Context
 from library.training.evaluation.options import SampleOptions
 from library.training.monitoring.options import LoggingOptions
-
-logger = logging.getLogger(__name__)
-
-
-def whole_model_checks() -> list[Callable[[Options], Problems]]:
-    """Checks for `parse_options`, beside those of `Preflight`."""
-    return [_check_padding, _check_float8, _check_target]
 
 
 def chosen_format(options: Options) -> str:
@@ -39,37 +30,36 @@ def chosen_ending(options: Options) -> str:
     return FORMATS[chosen_format(options)].ending
 
 
-def _check_padding(options: Options) -> Problems:
-    if options[CachingOptions].caches_text_encoder_outputs and options[PromptOptions].no_token_padding:
+def _padding(context: Context) -> Findings:
+    if context[CachingOptions].caches_text_encoder_outputs and context[PromptOptions].no_token_padding:
         yield UserError(
             "--cache_text_encoder_outputs with --no_token_padding: cached outputs would have different lengths",
             hint="leave one of them out",
         )
 
 
-def _check_float8(options: Options) -> Problems:
-    memory = options[MemoryOptions]
+def _float8(context: Context) -> Findings:
+    memory = context[MemoryOptions]
     if memory.keeps_fp8_unet:
-        logger.warning(
-            "--fp8_base%s does nothing: it stores a frozen U-Net in fp8, and here the U-Net is trained",
-            "" if memory.fp8_base else "_unet",
-        )
-    return ()
+        flag = "--fp8_base" if memory.fp8_base else "--fp8_base_unet"
+        yield f"{flag} does nothing: it stores a frozen U-Net in fp8, and here the U-Net is trained"
 
 
-def check_sharding(options: Options, plan: ShardingConfig) -> Problems:
+def _sharding(context: Context) -> Findings:
     """Options that cannot be combined with sharding (FSDP)."""
-    stops_at = options[WholeModelOptions].text_encoder_stops_at
-    if stops_at is not None:
+    stops_at = context[WholeModelOptions].text_encoder_stops_at
+    if context.sharding is not None and stops_at is not None:
         yield UserError(
-            f"{plan.flag} with --stop_text_encoder_training {stops_at}: sharded parameters are trained to the end",
+            f"{context.sharding.flag} with --stop_text_encoder_training {stops_at}: sharded parameters are trained to"
+            " the end",
             hint="leave one of them out, or give --stop_text_encoder_training -1",
         )
 
 
-def _check_target(options: Options) -> Problems:
+def _target(context: Context) -> Findings:
     """Where the model cannot be saved: checked at the start, not after hours of training."""
-    if options[ReportOptions].replaces_training or options[OutputOptions].output_dir is None:
+    options = context.options
+    if not context.trains or options[OutputOptions].output_dir is None:
         return
     output, format = options[OutputOptions], chosen_format(options)
     target = Path(output.output_dir or ".") / f"{output.name}{FORMATS[format].ending}"
@@ -103,3 +93,11 @@ def _paths_in_use(options: Options) -> Iterator[tuple[str, str]]:
     yield from ((flag, path) for flag, path in paths.items() if path is not None)
     if options[SampleOptions].sample_prompts is not None:
         yield "the folder of sample images", str(Path(output.output_dir or ".") / "sample")
+
+
+CHECKS: tuple[Check[Context], ...] = (
+    Check("options", _padding),
+    Check("options", _float8),
+    Check("options", _sharding),
+    Check("options", _target),
+)

@@ -8,8 +8,8 @@ from library.cli.options import OptionGroup
 from library.cli.parser import Options
 from library.data.config.config import Source
 from library.methods.options import WholeModelOptions
-from library.methods.whole_model_checks import check_sharding, chosen_ending, chosen_format, whole_model_checks
-from library.training.script import TrainingScript
+from library.methods.whole_model_checks import CHECKS, chosen_ending, chosen_format
+from library.training.context import TrainingScript
 
 if TYPE_CHECKING:
     from library.methods.whole_model import FullFineTuning
@@ -25,10 +25,10 @@ def whole_model_script(
         option_groups,
         WholeModelOptions,
         _make_method,
-        checks=whole_model_checks(),
+        checks=CHECKS,
         data_source=data_source,
         ending_of=chosen_ending,
-        check_sharding=check_sharding,
+        can_be_sharded=True,
     )
 
 

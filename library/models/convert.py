@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from library.cli.checks import Check, Findings
 from library.cli.entry import run_entry
 from library.cli.errors import UserError, UserErrors
-from library.cli.options import Problems, option
+from library.cli.options import option
 from library.cli.parser import Options, parse_options
 from library.models.layouts.formats import FORMATS, target_problem
 from library.models.options import MetadataOptions, ModelOptions
@@ -74,7 +75,7 @@ class ConvertOptions:
         return self.format or by_ending.get(ending, _FOLDER_FORMAT)
 
 
-def _check_destination(options: Options) -> Problems:
+def _check_destination(options: Options) -> Findings:
     convert = options[ConvertOptions]
     if convert.inspect or convert.destination is None:
         return
@@ -91,7 +92,7 @@ def _check_destination(options: Options) -> Problems:
             yield problem
 
 
-def _check_source(options: Options) -> Problems:
+def _check_source(options: Options) -> Findings:
     convert = options[ConvertOptions]
     return [] if convert.inspect else map(_about_source, model_problems(convert.model_options))
 
@@ -108,7 +109,7 @@ def convert(argv: Sequence[str]) -> None:
         (ConvertOptions, MetadataOptions),
         program=PROGRAM,
         description=__doc__ or "",
-        checks=(_check_source, _check_destination),
+        checks=(Check("options", _check_source), Check("options", _check_destination)),
     )
     # heavy imports only now: --help and wrong options are answered without them
     from library.models.registry import inspect_model

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from library.models.options import MemoryOptions
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from library.models.options import MemoryOptions
+    from library.diffusion.options import NoiseOptions
+    from library.diffusion.validation_rules import ScheduleShape
+    from library.models.options import ModelOptions
     from library.models.text.token_embedding import TokenEmbedding
 
 
@@ -34,8 +38,38 @@ class AdapterRoots:
     text_encoders: tuple[nn.Module, ...]
 
 
+@dataclass(frozen=True)
+class LoadSettings:
+    """How a model is loaded: it comes ready to be trained, so that no order of steps is left to the caller.
+
+    `dtypes`: of the parts "unet", "text_encoder" and "vae"; float32 where not given. `kept_exact`: frozen parts that
+    their dtype rounds and `save` writes as they were loaded. `zero_terminal_snr`: rescales the noise schedule, for
+    training, sampling and the saved scheduler configuration.
+    """
+
+    device: torch.device | str = "cpu"
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    kept_exact: frozenset[str] = frozenset()
+    memory: MemoryOptions = MemoryOptions()
+    gradient_checkpointing: bool = False
+    zero_terminal_snr: bool = False
+
+
+class DetectedModel(Protocol):
+    """What a model's small files say, before it is loaded."""
+
+    @property
+    def source(self) -> str: ...
+
+    def predicts(self, options: ModelOptions) -> str:
+        """The prediction type for training and saving: "epsilon" or "v_prediction"."""
+
+    def schedule_shape(self, noise: NoiseOptions) -> ScheduleShape:
+        """Length and end of the noise schedule that is trained on."""
+
+
 class ModelFamily(Protocol):
-    """A kind of diffusion model, loaded. The loop, samples and methods know models only through this."""
+    """A kind of diffusion model, loaded as `LoadSettings` say. The loop, samples and methods know models only so."""
 
     version: str  # as written to metadata: "sd_v1", "sd_v2", "sd_v2_v", ...
     architecture: str  # of SAI ModelSpec: "stable-diffusion-v1", "stable-diffusion-v2-768-v", ...
@@ -51,29 +85,10 @@ class ModelFamily(Protocol):
     def alphas_cumprod(self) -> torch.Tensor:
         """The noise schedule, (num_train_timesteps,) float32."""
 
-    def rescale_to_zero_terminal_snr(self) -> None:
-        """Rescales the noise schedule to zero terminal SNR, for training, sampling and the saved scheduler config."""
-
     def adapter_roots(self) -> AdapterRoots: ...
-
-    def snapshot_frozen(self, parts: Collection[str]) -> None:
-        """Copies frozen parts ("text_encoder", "vae") before `to_device` rounds them; `save` writes the copies."""
-
-    def to_device(
-        self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype
-    ) -> None:
-        """Moves all parts to a device, each in its data type."""
-
-    def apply_memory_options(self, options: MemoryOptions, device: torch.device) -> None:
-        """Sets attention, VAE slicing and fp8 storage; to be called after `to_device` and before adapters."""
-
-    def compile(self, backend: str) -> None:
-        """Compiles the denoiser with torch.compile, with whatever is attached to it."""
 
     def offload_vae(self) -> None:
         """Moves the VAE to the CPU; decoding brings it back for as long as it takes."""
-
-    def enable_gradient_checkpointing(self) -> None: ...
 
     def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Conditioning:
         """Tokenizes and encodes; gradients flow unless the caller forbids them.

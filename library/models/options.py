@@ -91,7 +91,7 @@ class PromptOptions:
     )
     no_token_padding: bool = False  # captions are padded to the longest of their batch
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError]:
         if self.no_token_padding and self.max_token_length > _TOKEN_LENGTHS[0]:
             yield UserError(
                 f"--no_token_padding with --max_token_length {self.max_token_length}",
@@ -169,7 +169,7 @@ class MemoryOptions:
         """Whether the U-Net is compiled."""
         return self.torch_compile and self.dynamo_backend != _NOTHING_COMPILED
 
-    def without_effect(self) -> Iterator[str]:
+    def check(self) -> Iterator[str]:
         """One line for each option that has no effect together with the others."""
         chosen = [f"--{name}" for name in _ATTENTION if getattr(self, name)]
         if len(chosen) > 1:
@@ -221,7 +221,7 @@ class MetadataOptions:
         """
         return None if self.metadata_thumbnail is None else thumbnail_url(self.metadata_thumbnail)
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError]:
         try:
             _ = self.thumbnail
         except UserError as error:

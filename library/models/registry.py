@@ -1,54 +1,95 @@
-"""The known model families, and loading of the model at a path."""
+"""The known model families, and the model at a path: detected from its small files, loaded, or inspected.
+
+Imports no torch before a model is loaded.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from library.cli.checks import Findings, report
 from library.cli.errors import UserError, raise_together
-from library.models.family import ModelFamily
-from library.models.layouts import ldm_layout
-from library.models.layouts.diffusers_folder import DiffusersFolder
+from library.models.family import DetectedModel, LoadSettings, ModelFamily
 from library.models.options import ModelOptions, PromptOptions
-from library.models.stable_diffusion import inspection as stable_diffusion_inspection
-from library.models.stable_diffusion import model as stable_diffusion
-from library.models.weights.checkpoint_files import WeightFile, open_shapes, open_weights
-from library.models.weights.hub_download import local_path
-from library.models.weights.inspection import Inspection, count_tensors
+from library.models.stable_diffusion import detection as stable_diffusion
+from library.models.weights.model_files import ModelFolder, TensorFile, small_files
 from library.models.weights.model_kinds import kind_of_folder, kind_of_keys
 from library.models.weights.path_checks import FLAG, model_problems
 
-ModelSource = DiffusersFolder | WeightFile
+if TYPE_CHECKING:
+    from library.models.weights.inspection import Inspection
+
+ModelSource = ModelFolder | TensorFile
 
 
 @dataclass(frozen=True)
 class FamilyEntry:
-    """One family: how to detect, load and inspect its models."""
+    """One family.
+
+    `accepts`: whether a folder or file is of it. `detect`: what its small files say. `check_options`: options that
+    contradict that. `package`: has `model.load` and `inspection.inspect`, and is imported last.
+    """
 
     title: str
-    detect: Callable[[ModelSource], bool]
-    load: Callable[[ModelSource, ModelOptions, PromptOptions, torch.device], ModelFamily]
-    inspect: Callable[[ModelSource], Inspection]
+    accepts: Callable[[ModelSource], bool]
+    detect: Callable[[ModelSource], Any]
+    check_options: Callable[[Any, ModelOptions, PromptOptions], Findings]
+    package: str
 
 
 FAMILIES = (
     FamilyEntry(
         "Stable Diffusion 1.x and 2.x",
+        stable_diffusion.is_stable_diffusion,
         stable_diffusion.detect,
-        stable_diffusion.load,
-        stable_diffusion_inspection.inspect,
+        stable_diffusion.check_options,
+        "library.models.stable_diffusion",
     ),
 )
 
 
-def load_family(
-    options: ModelOptions, prompt_options: PromptOptions | None = None, device: torch.device | str = "cpu"
-) -> ModelFamily:
-    """Loads the model at `options.pretrained_model_name_or_path`, in float32.
+@dataclass(frozen=True)
+class FoundModel:
+    """A model, detected: its family and what its small files say."""
 
-    Reads local files only, unless the path is a name on the Hub.
+    family: FamilyEntry
+    detected: DetectedModel
+
+    def check_options(self, options: ModelOptions, prompt_options: PromptOptions) -> Findings:
+        """Options that contradict the model, and models that cannot be trained."""
+        return self.family.check_options(self.detected, options, prompt_options)
+
+
+def detect_model(options: ModelOptions) -> FoundModel | None:
+    """The model at `options.pretrained_model_name_or_path` by its small files.
+
+    None where these do not show it before it is loaded, or where there is none. Raises `UserError` for damaged ones.
+    """
+    source = small_files(Path(options.pretrained_model_name_or_path or ""))
+    return None if source is None else _found(source)
+
+
+def _found(source: ModelSource) -> FoundModel | None:
+    for family in FAMILIES:
+        if family.accepts(source):
+            return FoundModel(family, family.detect(source))
+    return None
+
+
+def load_family(
+    options: ModelOptions,
+    prompt_options: PromptOptions | None = None,
+    settings: LoadSettings | None = None,
+    known: FoundModel | None = None,
+) -> ModelFamily:
+    """Loads the model at `options.pretrained_model_name_or_path`; by default in float32, to the CPU.
+
+    Reads local files only, unless the path is a name on the Hub. `known`: what `detect_model` has found there, where
+    the options were checked against it.
 
     Raises `UserError` when there is no model, when it is damaged or of a kind that is not known, and when flags
     contradict it.
@@ -56,16 +97,31 @@ def load_family(
     if options.pretrained_model_name_or_path is None:
         raise UserError(f"{FLAG} is missing", "give the path of the model to train on")
     raise_together(model_problems(options))
-    path = local_path(options.pretrained_model_name_or_path, FLAG)
-    is_mapped = not options.disable_mmap_load_safetensors
-    if path.is_dir():
-        source: ModelSource = DiffusersFolder(path, is_mapped)
-    else:
-        source = ldm_layout.unwrapped(open_weights(path, is_mapped=is_mapped))
-    for family in FAMILIES:
-        if family.detect(source):
-            return family.load(source, options, prompt_options or PromptOptions(), torch.device(device))
-    raise UserError(f"{FLAG} {path}: {_what_else(source)}", f"known are {', '.join(entry.title for entry in FAMILIES)}")
+    from library.models.weights.hub_download import local_path
+
+    path, prompts = local_path(options.pretrained_model_name_or_path, FLAG), prompt_options or PromptOptions()
+    source = _opened(path, is_mapped=not options.disable_mmap_load_safetensors)
+    found = known or _found(source)
+    if found is None:
+        titles = ", ".join(entry.title for entry in FAMILIES)
+        raise UserError(f"{FLAG} {path}: {_what_else(source)}", f"known are {titles}")
+    if known is None:
+        report(found.check_options(options, prompts))
+    module = importlib.import_module(f"{found.family.package}.model")
+    return module.load(source, found.detected, options, prompts, settings or LoadSettings())
+
+
+def _opened(path: Path, *, is_mapped: bool) -> Any:
+    """A folder, or a file under its usual keys, whose weights can be read."""
+    from library.models.layouts import ldm_layout
+    from library.models.layouts.diffusers_folder import DiffusersFolder
+    from library.models.weights.checkpoint_files import open_weights
+
+    return (
+        DiffusersFolder(path, is_mapped)
+        if path.is_dir()
+        else ldm_layout.unwrapped(open_weights(path, is_mapped=is_mapped))
+    )
 
 
 def inspect_model(path: str) -> Inspection:
@@ -73,21 +129,26 @@ def inspect_model(path: str) -> Inspection:
 
     Raises `UserError` for what cannot be read, and for folders of no known family.
     """
+    from library.models.layouts.diffusers_folder import DiffusersFolder
+    from library.models.weights.checkpoint_files import open_shapes
+    from library.models.weights.hub_download import local_path
+    from library.models.weights.inspection import Inspection, count_tensors
+
     place = local_path(path, "SOURCE")
     if not place.exists():
         raise UserError(f"{path}: there is no such file or folder", "check the path")
     source = DiffusersFolder(place) if place.is_dir() else open_shapes(place)
     for family in FAMILIES:
-        if family.detect(source):
-            return family.inspect(source)
+        if family.accepts(source):
+            return importlib.import_module(f"{family.package}.inspection").inspect(source)
     if isinstance(source, DiffusersFolder):
         raise UserError(f"{path}: {_what_else(source)}", "give the folder of a model, or a file of weights")
     return Inspection(str(place), _what_else(source), (count_tensors("all", source.tensors),), source.metadata)
 
 
 def _what_else(source: ModelSource) -> str:
-    if isinstance(source, WeightFile):
-        kind = kind_of_keys(source.tensors)
-        return "not a model of a known family" if kind is None else f"the file is {kind.phrase}"
-    kind = kind_of_folder(source.path)
-    return "not a model of a known family" if kind is None else f"the folder holds {kind.phrase}"
+    if isinstance(source, ModelFolder):
+        kind = kind_of_folder(source.path)
+        return "not a model of a known family" if kind is None else f"the folder holds {kind.phrase}"
+    kind = kind_of_keys(source.tensors)
+    return "not a model of a known family" if kind is None else f"the file is {kind.phrase}"

@@ -10,9 +10,12 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
+from library.cli.checks import Findings
 from library.cli.errors import UserError
 from library.cli.launcher import SHARDING_MODES
-from library.models.family import ModelFamily
+from library.cli.parser import Options
+from library.diffusion.options import NoiseOptions
+from library.models.family import LoadSettings
 from library.models.options import MemoryOptions
 from library.training.method import TrainingMethod
 from library.training.options import TrainingOptions
@@ -44,14 +47,14 @@ def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minute
     return accelerator
 
 
-def check_memory_options(options: MemoryOptions, accelerator: Accelerator) -> None:
-    """Raises `UserError` for options that the device or the PyTorch version does not support; before loading."""
-    if options.keeps_fp8_unet and accelerator.device.type == "mps":
+def memory_findings(options: MemoryOptions, device: torch.device) -> Findings:
+    """Memory options that the device or the PyTorch version does not support."""
+    if options.keeps_fp8_unet and device.type == "mps":
         flag = "--fp8_base" if options.fp8_base else "--fp8_base_unet"
-        raise UserError(f"{flag}: this device does not support fp8", hint="leave it out")
+        yield UserError(f"{flag}: this device does not support fp8", hint="leave it out")
     known = torch._dynamo.list_backends(exclude_tags=()) if options.compiles else []
     if options.compiles and options.dynamo_backend not in known:
-        raise UserError(
+        yield UserError(
             f"--dynamo_backend {options.dynamo_backend} is not available: this PyTorch has {', '.join(known)}",
             hint="choose one of these",
         )
@@ -70,27 +73,26 @@ def trained_dtype(training: TrainingOptions) -> torch.dtype:
     return DTYPES[training.mixed_precision] if is_half else torch.float32
 
 
-def place_model(
-    family: ModelFamily,
-    method: TrainingMethod,
-    training: TrainingOptions,
-    memory: MemoryOptions,
-    device: torch.device,
-) -> None:
-    """Moves a model to the device: frozen parts in compute precision (`--mixed_precision`), trained ones in their own.
+def load_settings(options: Options, method: TrainingMethod, device: torch.device) -> LoadSettings:
+    """How the model of a run is loaded: frozen parts in compute precision (`--mixed_precision`), trained in their own.
 
-    A method that trains parts of the model saves all of it: exact copies of the frozen parts that get rounded here are
-    kept for that.
+    A method that trains parts of the model saves all of it: the frozen parts that get rounded are kept as loaded too.
     """
+    training, memory = options[TrainingOptions], options[MemoryOptions]
     frozen = DTYPES[training.mixed_precision]
     dtypes = {
         part: trained_dtype(training) if part in method.trained_parts else frozen for part in ("unet", "text_encoder")
     }
     dtypes["vae"] = torch.float32 if memory.no_half_vae else frozen
-    if method.trained_parts:
-        rounded = {part for part, dtype in dtypes.items() if dtype != torch.float32}
-        family.snapshot_frozen(sorted(rounded - method.trained_parts))
-    family.to_device(device, **dtypes)
+    rounded = {part for part, dtype in dtypes.items() if dtype != torch.float32}
+    return LoadSettings(
+        device,
+        dtypes,
+        kept_exact=frozenset(rounded - method.trained_parts) if method.trained_parts else frozenset(),
+        memory=memory,
+        gradient_checkpointing=training.gradient_checkpointing,
+        zero_terminal_snr=options[NoiseOptions].zero_terminal_snr,
+    )
 
 
 def place_method(method: TrainingMethod, device: torch.device, training: TrainingOptions) -> None:

@@ -15,9 +15,9 @@ from library.data.config.options import CachingOptions, DatasetOptions
 from library.data.randomness import derive_seed
 from library.data.records import Batch, StepCounter
 from library.diffusion.loss import weighted_loss
-from library.diffusion.noise import Noise, make_noise, sample_timesteps, timestep_range
+from library.diffusion.noise import Noise, make_noise, sample_timesteps
 from library.diffusion.noise_schedule import NoiseSchedule, target_of
-from library.diffusion.options import LossOptions, NoiseOptions
+from library.diffusion.options import LossOptions, NoiseOptions, timestep_range
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions
 from library.training.inputs.latents import LatentProvider

@@ -51,7 +51,7 @@ class TrainingOptions:
         " --max_grad_norm then clips each weight's gradient separately",
     )
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError]:
         for precision in ("fp16", "bf16"):
             if getattr(self, f"full_{precision}") and self.mixed_precision != precision:
                 yield UserError(

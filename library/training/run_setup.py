@@ -13,21 +13,18 @@ from accelerate import Accelerator
 from library.cli.errors import UserError
 from library.cli.parser import Options
 from library.data.batches.plan import TrainingData
-from library.models.options import MemoryOptions
 from library.training.checkpoints.options import HubOptions, OutputOptions
 from library.training.checkpoints.resuming import FoundState, differences, option_values
 from library.training.checkpoints.states import RunIdentity
 from library.training.checkpoints.uploads import Uploads, make_uploads
-from library.training.devices import check_memory_options, make_accelerator
+from library.training.context import Context
+from library.training.devices import make_accelerator
 from library.training.distributed.options import ProcessOptions
 from library.training.distributed.processes import check_same_run
-from library.training.optimization.ema import check_average
-from library.training.optimization.fused_backward import check_fused_backward
-from library.training.optimization.lr_schedules import check_lr_schedule, schedule_kind
-from library.training.optimization.optimizers import check_optimizer, optimizer_class_path
-from library.training.optimization.options import AverageOptions, OptimizerOptions
+from library.training.optimization.lr_schedules import schedule_kind
+from library.training.optimization.optimizers import optimizer_class_path
+from library.training.optimization.options import OptimizerOptions
 from library.training.options import TrainingOptions
-from library.training.preflight import PreflightResult
 from library.training.step_plan import Position, StepPlan
 
 logger = logging.getLogger(__name__)
@@ -37,44 +34,64 @@ logger = logging.getLogger(__name__)
 class RunSetup:
     """Device and processes, the steps of a run and the position where it begins, and what its states belong to.
 
-    `uploads`: to the Hub, of the first process, where saves are uploaded.
+    `context`: the options, and what was read of the files that they name. `uploads`: to the Hub, of the first process,
+    where saves are uploaded.
     """
 
+    context: Context
     accelerator: Accelerator
     plan: StepPlan
     start: Position
-    state: FoundState | None
     identity: RunIdentity
     uploads: Uploads | None = None
 
+    @property
+    def options(self) -> Options:
+        return self.context.options
 
-def start_run(options: Options, preflight: PreflightResult) -> RunSetup:
-    """Starts the processes, checks what needs a device, and plans the run; no model is loaded yet.
+    @property
+    def state(self) -> FoundState | None:
+        """The state to resume from."""
+        return self.context.state
 
-    Raises `UserError` for what the device, the optimizer or the resumed state does not allow.
+
+def set_up_run(context: Context) -> RunSetup:
+    """Starts the processes and plans the run; no model is loaded yet.
+
+    Raises `UserError` for what the device does not support, and where the processes disagree.
     """
-    training, memory = options[TrainingOptions], options[MemoryOptions]
+    options = context.options
+    training = options[TrainingOptions]
     accelerator = make_accelerator(
         training.mixed_precision, full=training.full_fp16, timeout_minutes=options[ProcessOptions].ddp_timeout
     )
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
-    if preflight.sharding is not None and preflight.sharding.substitution() is not None:
-        logger.info("%s", preflight.sharding.substitution())
-    state = preflight.state
-    check_same_run(accelerator, options, preflight.data, 0 if state is None else state.position.global_step)
-    check_memory_options(memory, accelerator)
-    check_fused_backward(training, accelerator.num_processes)
-    check_optimizer(options[OptimizerOptions], accelerator.device)
-    run = _plan_run(options, preflight.data, state, accelerator)
-    uploads = make_uploads(options[HubOptions], accelerator.num_processes) if accelerator.is_main_process else None
+    state = context.state
+    check_same_run(accelerator, options, context.data, 0 if state is None else state.position.global_step)
+    return _plan_run(context, accelerator)
+
+
+def start_run(run: RunSetup) -> RunSetup:
+    """Says what the run is going to do, and connects to the Hub where saves are uploaded."""
+    data = run.context.data
+    for line in data.bucket_table():
+        logger.info("%s", line)
+    logger.info("%s", _arithmetic(data, run.plan))
+    if run.context.sharding is not None and run.context.sharding.substitution() is not None:
+        logger.info("%s", run.context.sharding.substitution())
+    if run.start.global_step:
+        logger.info("resuming after step %d, in epoch %d", run.start.global_step, run.start.epoch + 1)
+    if run.state is not None:
+        for line in differences(run.state.header, run.options, run.identity.versions, run.identity.data):
+            logger.warning("--resume: %s", line)
+    is_first = run.accelerator.is_main_process
+    uploads = make_uploads(run.options[HubOptions], run.accelerator.num_processes) if is_first else None
     return replace(run, uploads=uploads)
 
 
-def _plan_run(options: Options, data: TrainingData, state: FoundState | None, accelerator: Accelerator) -> RunSetup:
-    """Plans the run and says so, with what differs from that of `state`. Raises `UserError` for what does not fit."""
-    for line in data.bucket_table():
-        logger.info("%s", line)
+def _plan_run(context: Context, accelerator: Accelerator) -> RunSetup:
+    options, data, state = context.options, context.data, context.state
     plan = make_step_plan(
         options[TrainingOptions],
         options[OutputOptions],
@@ -83,17 +100,7 @@ def _plan_run(options: Options, data: TrainingData, state: FoundState | None, ac
         num_processes=accelerator.num_processes,
     )
     start = first_position(options[OutputOptions], plan, Position() if state is None else state.position)
-    _check_state_fits(state, plan, start)
-    logger.info("%s", _arithmetic(data, plan))
-    if start.global_step:
-        logger.info("going on after step %d, in epoch %d", start.global_step, start.epoch + 1)
-    identity = _identity_of(options, data, plan)
-    if state is not None:
-        for line in differences(state.header, options, identity.versions, identity.data):
-            logger.warning("--resume: %s", line)
-    check_lr_schedule(options[OptimizerOptions], plan.num_steps)
-    check_average(options[AverageOptions], plan.num_steps)
-    return RunSetup(accelerator, plan, start, state, identity)
+    return RunSetup(context, accelerator, plan, start, _identity_of(options, data, plan))
 
 
 def _identity_of(options: Options, data: TrainingData, plan: StepPlan) -> RunIdentity:
@@ -119,31 +126,6 @@ def _choose_seed(training: TrainingOptions, state: FoundState | None, accelerato
         drawn = accelerator.reduce(drawn if accelerator.is_main_process else torch.zeros_like(drawn), reduction="sum")
     logger.info("seed %d (give --seed to repeat this run)", int(drawn))
     return int(drawn)
-
-
-def _check_state_fits(state: FoundState | None, plan: StepPlan, start: Position) -> None:
-    """A position inside an epoch means something only in the same plan."""
-    if state is None or start != state.position:
-        return
-    now = (plan.num_micro_batches, plan.group_size)
-    then = (state.header.num_micro_batches, state.header.group_size)
-    if start.step_in_epoch and now != then:
-        raise UserError(
-            f"--resume: an epoch of the saved run had {then[0]} batches, {then[1]} to a step; now {now[0]}, {now[1]}",
-            hint="resume with the same data, batch size, accumulation and processes, or from a state saved"
-            " at the end of an epoch",
-        )
-    if start.global_step > plan.num_steps:
-        raise UserError(
-            f"--resume: the saved run has done {start.global_step} steps, and {plan.num_steps} are asked for",
-            hint="raise --max_train_steps or --max_train_epochs",
-        )
-    if start.global_step == plan.num_steps:  # its end may not have been saved
-        logger.warning(
-            "--resume: all %d steps are done; the result is saved, and nothing more is trained"
-            " (--max_train_steps or --max_train_epochs ask for more)",
-            plan.num_steps,
-        )
 
 
 def _arithmetic(data: TrainingData, plan: StepPlan) -> str:

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from library.cli.config_file import Findings, read_config_file, write_config_file
-from library.cli.errors import UserError, UserErrors
+from library.cli.errors import UserError, UserErrors, raise_together
 from library.cli.foreign_options import ForeignOptions, OtherFamily
 from library.cli.options import NOT_YET, option, option_fields
-from library.cli.parser import parse_options
+from library.cli.parser import parse_options, read_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Training:
     merged: tuple[str, ...] = option((), help="h", refused=("is not implemented yet", "leave it out"))
     half: bool = option(False, help="h")
 
-    def without_effect(self):
+    def check(self):
         if self.half and self.steps is None:
             yield "--half does nothing without --steps"
 
@@ -48,7 +48,9 @@ def parse(tmp_path, text, *argv, **details):
     file.write_text(text)
     argv = ["--config_file", str(file), *argv]
     details = {"foreign": FOREIGN, **details}
-    return parse_options(argv, [Training], program="x", description="d", **details)[Training]
+    options, errors = read_options(argv, [Training], program="x", description="d", **details)
+    raise_together(errors)
+    return options[Training]
 
 
 def errors(tmp_path, text, *argv, **details):

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 
+from library.cli.checks import Check
 from library.cli.documents import read_toml
 from library.cli.errors import UserError, UserErrors
 from library.cli.options import option
@@ -23,7 +24,7 @@ class Rates:
     extension: str = option(".x", help="ending", aliases=("extention",))
     nothing: str | None = option(help="once of use")
 
-    def problems(self):
+    def check(self):
         if self.kind == "b" and not self.verbose:
             yield UserError("--kind b needs --verbose", hint="add --verbose")
 
@@ -110,7 +111,14 @@ def test_checks_run_beside_other_problems_but_not_on_broken_groups():
         yield UserError(f"folder {options[Needed].folder} is bad")
 
     with pytest.raises(UserErrors) as caught:
-        parse("--rate", "x", "--folder", "f", checks=[check_rates, check_needed], groups=(Rates, Needed))
+        parse(
+            "--rate",
+            "x",
+            "--folder",
+            "f",
+            checks=[Check("options", check_rates), Check("options", check_needed)],
+            groups=(Rates, Needed),
+        )
     assert [message for message, _ in messages(caught.value)] == ["--rate x is not valid", "folder f is bad"]
 
 
@@ -156,5 +164,6 @@ def test_a_group_that_a_script_extends_is_found_under_both_names():
     assert [type(group) for group in options].count(MoreRates) == 1
     # and a check that reads the part is left out when the whole has problems
     with pytest.raises(UserError) as caught:
-        parse("--decay", "many", groups=(MoreRates,), checks=[lambda options: [UserError(str(options[Rates].rate))]])
+        check = Check("options", lambda options: [UserError(str(options[Rates].rate))])
+        parse("--decay", "many", groups=(MoreRates,), checks=[check])
     assert [message for message, _ in messages(caught.value)] == ["--decay many is not valid"]

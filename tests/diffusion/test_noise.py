@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from library.data.randomness import derive_seed
-from library.diffusion.noise import add_pyramid, make_noise, sample_timesteps, timestep_range
-from library.diffusion.options import NoiseOptions
+from library.diffusion.noise import add_pyramid, make_noise, sample_timesteps
+from library.diffusion.options import NoiseOptions, timestep_range
 
 SHAPE, NUM_DRAWS = (2, 4, 8, 8), 2000
 

@@ -55,6 +55,27 @@ def test_help_and_mistakes_need_no_heavy_library(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_the_models_small_files_rule_out_is_said_together_and_without_loading_it(tmp_path):
+    """The base predicts noise, has 4 layers in its text encoder, and 1000 timesteps; the image is damaged."""
+    data = copy_images(tmp_path / "data", 1)
+    (image,) = data.rglob("*.png")
+    image.write_bytes(b"")
+    argv = arguments(
+        data,
+        tmp_path / "out",
+        v2=True,
+        clip_skip=30,
+        max_timestep=1001,
+        scale_v_pred_loss_like_noise_pred=True,
+        cache_text_encoder_outputs=True,
+    )
+    status, said, errors = answer(argv)
+    assert (status, said) == (2, "loaded: []\n"), errors
+    found = [line for line in errors.splitlines() if line.startswith("error: ")]
+    named = ("--v2", "--clip_skip 30", "--scale_v_pred", "--max_timestep 1001", "--cache_text_encoder", image.name)
+    assert [name in line for name, line in zip(named, found, strict=True)] == [True] * 6, errors
+
+
 MISTAKES = {
     "wrong folder": ({"train_data_dir": "nowhere"}, "nowhere", "folder"),
     "a file as folder": ({"train_data_dir": __file__}, "test_mistakes.py", "folder"),

@@ -8,17 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from library.models.family import LoadSettings
 from library.models.options import MemoryOptions, ModelOptions
 from library.models.registry import load_family
 
-CPU = torch.device("cpu")
-
 
 def _load(folder: Path, **memory):
-    family = load_family(ModelOptions(str(folder)))
-    family.to_device(CPU, unet=torch.float32, text_encoder=torch.float32, vae=torch.float32)
-    family.apply_memory_options(MemoryOptions(**memory), CPU)
-    return family
+    return load_family(ModelOptions(str(folder)), settings=LoadSettings(memory=MemoryOptions(**memory)))
 
 
 def _predict(family) -> torch.Tensor:
@@ -54,11 +50,11 @@ def test_8_bit_weights_are_rounded_and_gradients_still_flow(folder_v1: Path, fla
 
 
 def test_a_vae_that_overflows_in_fp16_is_done_in_float32_with_one_warning(folder_v1: Path, caplog) -> None:
-    reference, family = (load_family(ModelOptions(str(folder_v1))) for _ in range(2))
+    half = LoadSettings(dtypes={"vae": torch.float16})
+    reference, family = (load_family(ModelOptions(str(folder_v1)), settings=each) for each in (None, half))
     for each in (reference, family):  # 65504 is the largest number of fp16
         each.vae.encoder.conv_in.weight.data.mul_(0).add_(3e4)
         each.vae.decoder.conv_in.weight.data.mul_(0).add_(3e4)
-    family.to_device(CPU, unet=torch.float32, text_encoder=torch.float32, vae=torch.float16)
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     latents = torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     with caplog.at_level(logging.WARNING):

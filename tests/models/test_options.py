@@ -32,12 +32,12 @@ def parsed(*argv: str):
 )
 def test_several_kinds_of_attention_are_no_error_and_the_one_used_is_named(flags, line):
     memory = parsed(*(f"--{flag}" for flag in flags))[MemoryOptions]
-    assert list(memory.without_effect()) == [line]
+    assert list(memory.check()) == [line]
 
 
 @pytest.mark.parametrize("flag", ["sdpa", "xformers", "mem_eff_attn"])
 def test_one_kind_of_attention_is_nothing_to_speak_of(flag):
-    assert list(MemoryOptions(**{flag: True}).without_effect()) == []
+    assert list(MemoryOptions(**{flag: True}).check()) == []
 
 
 # ---- torch.compile
@@ -56,7 +56,7 @@ def test_one_kind_of_attention_is_nothing_to_speak_of(flag):
 def test_nothing_is_compiled_with_the_backend_no(argv, compiles, num_lines):
     memory = parsed(*argv)[MemoryOptions]
     assert memory.compiles == compiles
-    lines = list(memory.without_effect())
+    lines = list(memory.check())
     assert lines == ["--torch_compile does nothing with --dynamo_backend no"] * num_lines
 
 

@@ -119,7 +119,7 @@ def test_the_image_may_be_gone_when_a_file_is_saved(tmp_path):
 def test_pillow_is_not_imported_without_a_file():
     code = (
         "import sys; from library.models.options import MetadataOptions;"
-        "print(list(MetadataOptions(metadata_thumbnail='data:image/png;base64,YWJj').problems()), 'PIL' in sys.modules)"
+        "print(list(MetadataOptions(metadata_thumbnail='data:image/png;base64,YWJj').check()), 'PIL' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] False"

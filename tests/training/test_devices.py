@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accelerate import Accelerator
 
+from library.cli.checks import report
 from library.cli.errors import UserError
 from library.models.options import MemoryOptions
-from library.training.devices import HalfGradScaler, check_memory_options, make_accelerator
+from library.training.devices import HalfGradScaler, make_accelerator, memory_findings
 from library.training.options import TrainingOptions
 
 
@@ -19,17 +19,17 @@ def test_fp16_without_a_gpu_is_refused() -> None:
 
 
 def test_a_backend_that_is_not_there_is_refused_with_those_that_are() -> None:
-    check_memory_options(MemoryOptions(torch_compile=True, dynamo_backend="aot_eager"), Accelerator())
+    report(memory_findings(MemoryOptions(torch_compile=True, dynamo_backend="aot_eager"), torch.device("cpu")))
     with pytest.raises(UserError, match="--dynamo_backend fx2trt is not available: this PyTorch has .*inductor"):
-        check_memory_options(MemoryOptions(torch_compile=True, dynamo_backend="fx2trt"), Accelerator())
+        report(memory_findings(MemoryOptions(torch_compile=True, dynamo_backend="fx2trt"), torch.device("cpu")))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_full_half_precision_demands_mixed_precision_of_the_same_kind(precision: str) -> None:
     options = TrainingOptions(mixed_precision="no", **{f"full_{precision}": True})
-    (problem,) = options.problems()
+    (problem,) = options.check()
     assert f"--full_{precision} with --mixed_precision no" in problem.message
-    assert list(TrainingOptions(mixed_precision=precision, **{f"full_{precision}": True}).problems()) == []
+    assert list(TrainingOptions(mixed_precision=precision, **{f"full_{precision}": True}).check()) == []
 
 
 def test_gradients_in_half_precision_are_unscaled_and_overflow_skips_the_step() -> None:

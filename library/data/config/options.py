@@ -262,7 +262,7 @@ class DatasetOptions:
     )
     skip_bad_images: bool = option(False, help="skip unreadable images instead of stopping with an error")
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError]:
         if self.dataset_config is not None:
             return
         if self.train_data_dir is None and self.in_json is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_u
 from library.models.text.text_encoder import TextEncoder
 from library.models.weights.checkpoint_files import open_weights
 from library.models.weights.lazy_tensors import renamed
+from library.models.weights.model_files import ModelFolder
 from library.models.weights.module_weights import fill_module
 from library.models.weights.path_checks import WEIGHT_FILES, find_weights
 
@@ -24,31 +24,10 @@ _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_a
 
 
 @dataclass(frozen=True)
-class DiffusersFolder:
-    """A folder with `model_index.json`, `unet/`, `vae/`, `text_encoder/` and so on.
+class DiffusersFolder(ModelFolder):
+    """A folder whose weights can be read too; `is_mapped`: how, as `open_weights` has it."""
 
-    `is_mapped`: how its weights are read, as `open_weights` has it.
-    """
-
-    path: Path
     is_mapped: bool = True
-
-    def has(self, name: str) -> bool:
-        """Whether there is a file or folder of that name."""
-        return (self.path / name).exists()
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """The contents of a JSON file; raises `UserError` for one that is missing or damaged."""
-        path = self.path / name
-        try:
-            contents = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}", "the model folder is incomplete") from error
-        except ValueError as error:
-            raise UserError(f"{path} is not valid JSON: {error}", "copy or download it again") from error
-        if not isinstance(contents, dict):
-            raise UserError(f"{path} holds no JSON object", "copy or download it again")
-        return contents
 
     def tensors(
         self, part: str, subfolder: str, weights: Path | None = None

@@ -13,9 +13,10 @@ from torch import nn
 
 from library.cli.errors import UserError, raise_together
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
-from library.models.layouts.config_metadata import say_misfit, stated_config
+from library.models.layouts.config_metadata import stated_config
 from library.models.layouts.ldm_keys import Section, TensorSlice, rename_key, section_of
 from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
+from library.models.layouts.stored_configs import say_misfit
 from library.models.text.text_encoder import TextEncoder
 from library.models.weights.checkpoint_files import WeightFile
 from library.models.weights.lazy_tensors import LazyTensors, renamed

@@ -12,7 +12,7 @@ from library.models.layouts import ldm_text, ldm_unet, ldm_vae
 from library.models.layouts.config_metadata import stated_config
 from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.layouts.ldm_keys import section_of
-from library.models.stable_diffusion.detection import V_PREDICTION, DetectedModel, detect_file, detect_folder
+from library.models.stable_diffusion.detection import V_PREDICTION, DetectedModel, detect
 from library.models.weights.checkpoint_files import WeightFile, open_shapes
 from library.models.weights.inspection import Inspection, PartContents, count_tensors
 from library.models.weights.modelspec import kept_entries
@@ -37,7 +37,7 @@ def inspect(source: DiffusersFolder | WeightFile) -> Inspection:
 
 
 def _inspect_file(file: WeightFile) -> Inspection:
-    detected = detect_file(file)
+    detected = detect(file)
     remaining = dict.fromkeys(file.tensors)
     parts = []
     for part, prefix in _SINGLE_FILE_PARTS:
@@ -102,7 +102,7 @@ def _inspect_folder(folder: DiffusersFolder) -> Inspection:
         metadata = {**kept_entries(file.metadata), **metadata}
         dimensions = _DIMENSIONS[part](folder.read_json(f"{part}/config.json"))
         parts.append(_count(title, file.tensors, list(file.tensors), dimensions))
-    return _inspection(detect_folder(folder), tuple(parts), metadata)
+    return _inspection(detect(folder), tuple(parts), metadata)
 
 
 def _inspection(detected: DetectedModel, parts: tuple[PartContents, ...], metadata: Mapping[str, str]) -> Inspection:

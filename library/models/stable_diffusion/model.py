@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,32 +17,22 @@ from torch import nn
 from library.cli.errors import UserError
 from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
 from library.models.compute import set_attention, store_in_float8
-from library.models.family import AdapterRoots, Conditioning
+from library.models.family import AdapterRoots, Conditioning, LoadSettings
 from library.models.layouts import ldm_layout
 from library.models.layouts.diffusers_folder import DiffusersFolder, load_folder
 from library.models.layouts.formats import SavedModel, save_model
 from library.models.layouts.parts import ModelParts
 from library.models.layouts.vae_loading import load_vae
-from library.models.options import MemoryOptions, ModelOptions, PromptOptions
-from library.models.stable_diffusion.detection import (
-    V_PREDICTION,
-    DetectedModel,
-    check_flags,
-    choose_prediction_type,
-    detect_file,
-    detect_folder,
-    make_alphas_cumprod,
-)
+from library.models.options import ModelOptions, PromptOptions
+from library.models.stable_diffusion.betas import make_alphas_cumprod
+from library.models.stable_diffusion.detection import V_PREDICTION, DetectedModel, channels_error
 from library.models.stable_diffusion.layer_conditioning import LayerConditioning, cross_attention_layers
 from library.models.text.text_encoder import TextEncoder
 from library.models.text.token_embedding import TokenEmbedding
 from library.models.text.tokenizer import PromptTokenizer, PromptTokens, load_tokenizer
 from library.models.weights.checkpoint_files import WeightFile
-from library.models.weights.model_kinds import is_stable_diffusion_folder, is_v1, is_v2
 
 logger = logging.getLogger(__name__)
-
-ModelSource = DiffusersFolder | WeightFile
 
 
 @dataclass(frozen=True)
@@ -78,6 +68,7 @@ class StableDiffusion:
         detected: DetectedModel,
         prediction_type: str,
         prompt_options: PromptOptions,
+        settings: LoadSettings,
     ):
         version = _VERSIONS[detected.is_v2]
         self.version = version.names[prediction_type]
@@ -101,54 +92,41 @@ class StableDiffusion:
         self._snapshots: dict[str, Any] = {}
         self._embedding: TokenEmbedding | None = None
         self._layer_conditioning: LayerConditioning | None = None  # where layers have separate hidden states
+        self._make_ready(settings)
+
+    def _make_ready(self, settings: LoadSettings) -> None:
+        """The steps between loading and training. Each relies on the one before it."""
+        if settings.zero_terminal_snr:
+            self._alphas_cumprod = rescale_to_zero_terminal_snr(self._alphas_cumprod)
+            self._scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        modules = {"unet": self.unet, "text_encoder": self.text_encoders[0], "vae": self.vae}
+        self._snapshots = {name: nn.Module.to(copy.deepcopy(modules[name]), "cpu") for name in settings.kept_exact}
+        for name, module in modules.items():  # Diffusers' own `to` warns of modules to keep in float32 without need
+            nn.Module.to(module, settings.device, settings.dtypes.get(name, torch.float32))
+        self._unet_dtype = settings.dtypes.get("unet", torch.float32)
+        set_attention((self.unet, self.vae), settings.memory, torch.device(settings.device))
+        if settings.memory.vae_slicing:
+            self.vae.enable_slicing()
+        if settings.memory.keeps_fp8_unet:
+            store_in_float8(self.unet)
+        if settings.gradient_checkpointing:
+            self._checkpoint_gradients()
+        if settings.memory.compiles:  # at its first call, with whatever is attached to it until then
+            self.unet.compile(backend=settings.memory.dynamo_backend)
 
     def alphas_cumprod(self) -> torch.Tensor:
         """The noise schedule, (num_train_timesteps,) float32; a copy, which may be changed."""
         return self._alphas_cumprod.clone()
 
-    def rescale_to_zero_terminal_snr(self) -> None:
-        """Rescales the noise schedule to zero terminal SNR, for training, sampling and the saved scheduler config."""
-        self._alphas_cumprod = rescale_to_zero_terminal_snr(self._alphas_cumprod)
-        self._scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-
     def adapter_roots(self) -> AdapterRoots:
         """The U-Net and the text encoder."""
         return AdapterRoots(self.unet, self.text_encoders)
-
-    def snapshot_frozen(self, parts: Collection[str]) -> None:
-        """Copies frozen parts ("text_encoder", "vae") to the CPU as they are now; `save` writes the copies."""
-        (encoder,) = self.text_encoders
-        modules = {"text_encoder": encoder, "vae": self.vae}
-        self._snapshots = {name: nn.Module.to(copy.deepcopy(modules[name]), "cpu") for name in parts}
-
-    def to_device(
-        self, device: torch.device, *, unet: torch.dtype, text_encoder: torch.dtype, vae: torch.dtype
-    ) -> None:
-        """Moves all parts to a device, each in its data type."""
-        # Diffusers' own `to` warns of modules to keep in float32 even where there are none
-        nn.Module.to(self.unet, device, unet)
-        self._unet_dtype = unet
-        for encoder in self.text_encoders:
-            encoder.to(device, text_encoder)
-        nn.Module.to(self.vae, device, vae)
-
-    def apply_memory_options(self, options: MemoryOptions, device: torch.device) -> None:
-        """Sets attention, VAE slicing and fp8 storage; to be called after `to_device` and before adapters."""
-        set_attention((self.unet, self.vae), options, device)
-        if options.vae_slicing:
-            self.vae.enable_slicing()
-        if options.keeps_fp8_unet:
-            store_in_float8(self.unet)
-
-    def compile(self, backend: str) -> None:
-        """Compiles the U-Net with torch.compile, with whatever is attached to it."""
-        self.unet.compile(backend=backend)
 
     def offload_vae(self) -> None:
         """Moves the VAE to the CPU; decoding brings it back for as long as it takes."""
         nn.Module.to(self.vae, "cpu")
 
-    def enable_gradient_checkpointing(self) -> None:
+    def _checkpoint_gradients(self) -> None:
         """Recomputes activations of U-Net and text encoder in the backward pass.
 
         Puts both in train mode, which text encoders (and U-Nets of older versions of Diffusers) need for it; the
@@ -335,24 +313,18 @@ def _fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def detect(source: ModelSource) -> bool:
-    """Whether a folder or file is a Stable Diffusion 1.x or 2.x model, or the larger part of one."""
-    if isinstance(source, WeightFile):
-        return is_v1(source.tensors) or is_v2(source.tensors)
-    return is_stable_diffusion_folder(source.path)
-
-
 def load(
-    source: ModelSource, options: ModelOptions, prompt_options: PromptOptions, device: torch.device
+    source: DiffusersFolder | WeightFile,
+    detected: DetectedModel,
+    options: ModelOptions,
+    prompt_options: PromptOptions,
+    settings: LoadSettings,
 ) -> StableDiffusion:
-    """Loads a model in float32 to a device, frozen and in eval mode; reads nothing but local files.
+    """Loads a model, frozen and in eval mode, as `settings` say; reads nothing but local files.
 
-    Raises `UserError` for flags that contradict the model, and for files that are incomplete or do not fit together.
+    Raises `UserError` for files that are incomplete or do not fit together.
     """
-    detected = detect_file(source) if isinstance(source, WeightFile) else detect_folder(source)
-    check_flags(detected, options)
-    prediction_type = choose_prediction_type(detected, options)
-    with device:
+    with torch.device(settings.device if settings.memory.lowram else "cpu"):
         parts = ldm_layout.load_single_file(source) if isinstance(source, WeightFile) else load_folder(source)
         if options.vae is not None:
             parts = replace(parts, vae=load_vae(options.vae, is_mapped=not options.disable_mmap_load_safetensors))
@@ -364,41 +336,23 @@ def load(
     if num_tokens > vocab_size:
         message = f"{detected.source}: the tokenizer has {num_tokens} tokens, the text encoder {vocab_size}"
         raise UserError(message, "tokenizer and text_encoder are of different models")
-    _check_clip_skip(parts, detected, prompt_options)
-    family = StableDiffusion(parts, tokenizer, detected, prediction_type, prompt_options)
+    prediction_type = detected.predicts(options)
+    family = StableDiffusion(parts, tokenizer, detected, prediction_type, prompt_options, settings)
     logger.info(
-        "loaded %s: Stable Diffusion %s, predicts %s",
+        "loaded %s: Stable Diffusion %s, predicts %s%s",
         Path(detected.source).name,
         "2.x" if detected.is_v2 else "1.x",
         "v" if prediction_type == V_PREDICTION else "noise",
+        ", as the model says" if prediction_type == V_PREDICTION and not options.v_parameterization else "",
     )
     return family
-
-
-def _check_clip_skip(parts: ModelParts, detected: DetectedModel, options: PromptOptions) -> None:
-    num_layers = parts.text_encoder.config.num_hidden_layers
-    if options.clip_skip is not None and options.clip_skip > num_layers:
-        raise UserError(
-            f"--clip_skip {options.clip_skip}: the text encoder of {detected.source} has {num_layers} layers",
-            f"give {num_layers} or less",
-        )
-    if detected.is_v2 and options.clip_skip is not None and options.clip_skip > 1:
-        logger.warning(
-            "--clip_skip %d counts from the penultimate layer, which SD 2.x uses by default; such models are normally"
-            " used without clip skip",
-            options.clip_skip,
-        )
 
 
 def _check_fit(parts: ModelParts, source: str) -> None:
     """Raises `UserError` for parts that do not fit together, and for variants with additional inputs."""
     latents, unet = parts.vae.config.latent_channels, parts.unet.config
     if unet.in_channels != latents or unet.out_channels != latents:
-        raise UserError(
-            f"{source}: the U-Net takes {unet.in_channels} channels and gives {unet.out_channels}, "
-            f"the VAE's latents have {latents}",
-            "inpainting and depth variants cannot be trained; give a text-to-image model",
-        )
+        raise channels_error(source, (unet.in_channels, unet.out_channels), latents)
     if unet.class_embed_type is not None or unet.num_class_embeds is not None:
         raise UserError(f"{source}: the U-Net takes class labels or noise levels", "give a text-to-image model")
     width = parts.text_encoder.config.hidden_size

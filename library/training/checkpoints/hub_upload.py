@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
+from library.cli.checks import Findings
 from library.cli.errors import UserError
-from library.cli.options import Problems
 from library.training.checkpoints.options import REPO_ID, HubOptions, OutputOptions
 from library.training.checkpoints.resuming import AUTO, FoundState, read_whole_state
 from library.training.checkpoints.states import HEADER, TRAINING, WEIGHTS
@@ -37,13 +37,13 @@ _PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 T = TypeVar("T")
 
 
-def hub_problems(hub: HubOptions, output: OutputOptions) -> Problems:
-    """Errors in the upload options that show without a network. Warns of options without effect."""
+def hub_findings(hub: HubOptions, output: OutputOptions) -> Findings:
+    """Errors in the upload options that show without a network, and options without effect."""
     saves_states = output.save_state or output.save_state_on_train_end
     if hub.huggingface_repo_id is not None and hub.save_state_to_huggingface and not saves_states:
-        logger.warning("--save_state_to_huggingface does nothing without --save_state or --save_state_on_train_end")
+        yield "--save_state_to_huggingface does nothing without --save_state or --save_state_on_train_end"
     if hub.resume_from_huggingface and output.resume is None:
-        logger.warning("--resume_from_huggingface does nothing without --resume")
+        yield "--resume_from_huggingface does nothing without --resume"
     if hub.huggingface_repo_id is not None:
         from huggingface_hub import constants
 

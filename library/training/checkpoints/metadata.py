@@ -20,8 +20,7 @@ from library.cli.file_hashes import file_sha256, model_hash
 from library.cli.parser import Options
 from library.data.batches.plan import TrainingData
 from library.data.config.options import CachingOptions, DatasetOptions
-from library.diffusion.noise import timestep_range
-from library.diffusion.options import LossOptions, NoiseOptions
+from library.diffusion.options import LossOptions, NoiseOptions, timestep_range
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
 from library.models.weights.modelspec import SpecifiedModel, specification_entries

@@ -63,18 +63,19 @@ class OutputOptions:
     training_comment: str | None = option(help="comment in the metadata of saved files", metavar="TEXT")
     no_metadata: bool = option(False, help="write only the metadata that other programs need to load a saved file")
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError | str]:
         if "/" in self.name or "\\" in self.name or self.name in (".", ".."):
             yield UserError(
                 f"--output_name {self.output_name!r} is not a file name", hint="give the folder as --output_dir"
             )
+        yield from self._without_effect()
 
     @property
     def name(self) -> str:
         """The name of the run in logs and metadata."""
         return self.output_name or DEFAULT_NAME
 
-    def without_effect(self) -> Iterator[str]:
+    def _without_effect(self) -> Iterator[str]:
         """Options that have no effect together with the others."""
         if self.skip_until_initial_step and self.initial_step is None and self.initial_epoch is None:
             yield "--skip_until_initial_step does nothing without --initial_step; --resume starts at the saved step"
@@ -122,7 +123,7 @@ class HubOptions:
         """The folder in the repository, "" for its root."""
         return (self.huggingface_path_in_repo or "").strip("/")
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError | str]:
         repo_id, folder = self.huggingface_repo_id, self.huggingface_path_in_repo
         if repo_id is not None and re.fullmatch(REPO_ID, repo_id, re.ASCII) is None:
             yield UserError(
@@ -138,8 +139,9 @@ class HubOptions:
                 "--huggingface_token has characters that no token has",
                 hint="copy it again, or leave it out and log in with: hf auth login",
             )
+        yield from self._without_effect()
 
-    def without_effect(self) -> Iterator[str]:
+    def _without_effect(self) -> Iterator[str]:
         """Options that have no effect together with the others."""
         if self.huggingface_repo_id is None:
             for name in ("save_state_to_huggingface", "async_upload", "huggingface_path_in_repo"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from library.cli.options import option
@@ -54,11 +55,16 @@ class SampleOptions:
         return bool(self.sample_every_n_steps or self.sample_every_n_epochs or self.sample_at_first)
 
     @property
+    def prompts_are_not_read(self) -> bool:
+        """Whether the prompt file is of a kind that is not implemented yet."""
+        return self.sample_prompts is not None and Path(self.sample_prompts).suffix.lower() in (".toml", ".json")
+
+    @property
     def sampler(self) -> str:
         """The row of `SAMPLERS` that is used."""
         return sampler_row(self.sample_sampler)
 
-    def without_effect(self) -> Iterator[str]:
+    def check(self) -> Iterator[str]:
         """Options that have no effect, or another one than they say."""
         if self.draws_during_training and self.sample_prompts is None:
             yield "no sample images are generated: --sample_prompts is missing"

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from library.cli.errors import UserError
-from library.cli.progress import progress_bar
+from library.cli.logging import progress_bar
 from library.data.batches.loader import num_cpus
 from library.data.batches.plan import TrainingData
 from library.data.caches.latent_cache import latent_seed, renew_times, write_latents

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from library.cli.checks import Findings
 from library.cli.errors import UserError
-from library.cli.progress import progress_bar
+from library.cli.logging import progress_bar
 from library.data.batches.plan import TrainingData
 from library.data.caches.text_cache import read_text_outputs, write_text_outputs
 from library.data.captions import final_caption, with_whole_captions
@@ -114,18 +115,17 @@ def _fixed_caption(caption: str, subset: SubsetConfig) -> str:
     return final_caption(caption, subset, keyed_random("caption"))
 
 
-def warn_long_captions(data: TrainingData, family: ModelFamily, limit: int) -> None:
-    """Warns once of captions that are longer than the token limit; checks the first 20,000 different ones."""
+def caption_findings(data: TrainingData, family: ModelFamily, limit: int) -> Findings:
+    """Captions that are longer than the token limit, of the first 20,000 different ones."""
     captions = list(islice(dict.fromkeys(_whole_captions(data)), _MOST_CAPTIONS))
     lengths = zip(captions, family.count_tokens(captions), strict=True)
     long = [(caption, count) for caption, count in lengths if count > limit]
     if long:
         examples = "; ".join(f"{caption[:_EXAMPLE_LENGTH]!r}... ({count})" for caption, count in long[:_NUM_EXAMPLES])
-        logger.warning(
-            "%d captions have more than %d tokens (--max_token_length) and are truncated: %s"
-            " (--debug_dataset shows all)",
-            len(long), limit, examples,
-        )  # fmt: skip
+        yield (
+            f"{len(long)} captions have more than {limit} tokens (--max_token_length) and are truncated: {examples}"
+            " (--debug_dataset shows all)"
+        )
 
 
 def _whole_captions(data: TrainingData) -> Iterator[str]:

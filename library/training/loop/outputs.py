@@ -14,8 +14,7 @@ from accelerate import Accelerator
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.cli.errors import first_line
-from library.cli.parser import Options
-from library.cli.progress import progress_bar
+from library.cli.logging import progress_bar
 from library.data.records import StepCounter
 from library.models.family import ModelFamily
 from library.training.checkpoints.metadata import Metadata
@@ -33,7 +32,6 @@ from library.training.method import TrainingMethod
 from library.training.monitoring.options import LoggingOptions
 from library.training.monitoring.trackers import Tracker, make_tracker
 from library.training.objective import Inputs
-from library.training.preflight import PreflightResult
 from library.training.run_setup import RunSetup
 from library.training.step_plan import Position, StepPlan
 
@@ -285,36 +283,26 @@ def _logged_failure(what: str) -> Iterator[None]:
         logger.error("%s: %s", what, first_line(error))
 
 
-def make_outputs(
-    options: Options,
-    preflight: PreflightResult,
-    *,
-    method: TrainingMethod,
-    family: ModelFamily,
-    step: Step,
-    inputs: Inputs,
-    run: RunSetup,
-) -> Outputs:
+def make_outputs(run: RunSetup, method: TrainingMethod, family: ModelFamily, step: Step, inputs: Inputs) -> Outputs:
     """The outputs that the options ask for."""
-    accelerator = run.accelerator
+    options, accelerator, context = run.options, run.accelerator, run.context
     output, samples, logs = options[OutputOptions], options[SampleOptions], options[LoggingOptions]
-    sample_folder = Path(output.output_dir or ".") / "sample"
     modules = [family.unet, *family.text_encoders, family.vae, *method.trainable_modules()]
     is_main, tracker, sampler, validator = accelerator.is_main_process, None, None, None
     if is_main:
         tracker = make_tracker(logs.tracker, logs.logging_dir, logs.log_prefix)
-    if preflight.prompts:
+    if context.prompts:
         sampler = Sampler(
             family,
             modules,
-            preflight.prompts,
-            folder=sample_folder,
+            context.prompts,
+            folder=context.sample_folder,
             name=output.output_name,
             sampler=samples.sampler,
             seed=run.plan.seed,
             writes=is_main,
         )
-    held_out = preflight.data.validation
+    held_out = context.data.validation
     if held_out is not None:
         validator = Validator(
             inputs.objective,
@@ -333,11 +321,11 @@ def make_outputs(
             identity=run.identity,
             schedule=OutputSchedule(output, samples, options[ValidationOptions], run.plan),
             saver=Saver(output, method, run.plan.epochs_between_saves, run.uploads),
-            metadata=Metadata(options, preflight.data, family, method, run.plan, step.strategy.optimizer),
+            metadata=Metadata(options, context.data, family, method, run.plan, step.strategy.optimizer),
             validator=validator,
             sampler=sampler,
             tracker=None if tracker is None else tracker[0],
-            sample_folder=sample_folder,
+            sample_folder=context.sample_folder,
             log_folder=None if tracker is None else tracker[1],
             logging_dir=logs.logging_dir,
         )

@@ -15,11 +15,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from library.cli.parser import Options
 from library.data.records import Batch
 from library.training.checkpoints.training_state import StatefulParts
 from library.training.distributed.processes import lost_process
-from library.training.distributed.sharding_config import ShardingConfig
 from library.training.distributed.strategy import ParallelStrategy, all_params, make_strategy
 from library.training.loop.nonfinite import NonfiniteSteps
 from library.training.method import TrainingMethod
@@ -196,16 +194,10 @@ class Step:
         logger.info("weights and optimizer are those of %s", folder)
 
 
-def make_step(
-    options: Options,
-    sharding: ShardingConfig | None,
-    method: TrainingMethod,
-    objective: Objective,
-    run: RunSetup,
-) -> Step:
+def make_step(run: RunSetup, method: TrainingMethod, objective: Objective) -> Step:
     """Optimizer, learning-rate schedule and EMA of the trained parameters, which the strategy shards from here on."""
+    options, accelerator, sharding = run.options, run.accelerator, run.context.sharding
     training, optimizing, averaging = options[TrainingOptions], options[OptimizerOptions], options[AverageOptions]
-    accelerator = run.accelerator
     strategy = make_strategy(sharding, accelerator, method, lambda groups: make_optimizer(optimizing, groups))
     skipped_updates = None
     if training.fused_backward_pass:

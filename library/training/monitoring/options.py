@@ -51,7 +51,7 @@ class LoggingOptions:
         """The row of `TRACKERS` that is used."""
         return self.log_with if self.log_with in TRACKERS else "tensorboard"
 
-    def without_effect(self) -> Iterator[str]:
+    def check(self) -> Iterator[str]:
         """Options that do something else than they say."""
         if self.log_with != self.tracker and self.logging_dir is not None:
             yield f"--log_with {self.log_with}: wandb is not implemented yet; curves go to {self.tracker}"

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from library.cli.checks import Findings
 from library.cli.errors import UserError
 from library.training.optimization.options import AverageOptions
 
 logger = logging.getLogger(__name__)
 
 
-def check_average(options: AverageOptions, num_steps: int) -> None:
-    """Warns of an EMA that would not start within a run of `num_steps`."""
+def average_findings(options: AverageOptions, num_steps: int) -> Findings:
+    """An EMA that would not start within a run of `num_steps`."""
     if options.ema and options.ema_start_step > num_steps:
-        logger.warning(
-            "--ema does nothing: it starts at step %d (--ema_start_step), and the run has only %d steps",
-            options.ema_start_step,
-            num_steps,
+        yield (
+            f"--ema does nothing: it starts at step {options.ema_start_step} (--ema_start_step), and the run has only"
+            f" {num_steps} steps"
         )
 
 

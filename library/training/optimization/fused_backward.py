@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from library.cli.checks import Findings
 from library.cli.errors import UserError
 from library.training.optimization.optimizer_table import find_optimizer
 from library.training.optimization.options import OptimizerOptions
@@ -28,8 +28,8 @@ _FLAG = "--fused_backward_pass"
 OPTIMIZERS = ("AdamW", "AdaFactor")  # each parameter's update depends on no other parameter
 
 
-def fused_backward_problems(training: TrainingOptions, optimizer: OptimizerOptions) -> Iterator[UserError]:
-    """What can be checked without a device. Imports no torch."""
+def fused_backward_findings(training: TrainingOptions, optimizer: OptimizerOptions) -> Findings:
+    """Optimizers that cannot update one parameter at a time. Imports no torch."""
     if not training.fused_backward_pass:
         return
     name = optimizer.optimizer
@@ -40,10 +40,10 @@ def fused_backward_problems(training: TrainingOptions, optimizer: OptimizerOptio
         )
 
 
-def check_fused_backward(training: TrainingOptions, num_processes: int) -> None:
-    """Raises `UserError` with several processes: each would update its weights before the gradient all-reduce."""
+def fused_processes_findings(training: TrainingOptions, num_processes: int) -> Findings:
+    """Several processes, of which each would update its weights before the gradient all-reduce."""
     if training.fused_backward_pass and num_processes > 1:
-        raise UserError(
+        yield UserError(
             f"{_FLAG} with {num_processes} processes: gradients are summed (all-reduced) after the backward pass",
             hint="leave it out, or train with one process",
         )

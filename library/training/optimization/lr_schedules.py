@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from library.cli.checks import Findings
 from library.cli.errors import UserError
 from library.training.optimization.lr_curves import SCHEDULES, LRCurve, read_schedule_args
 from library.training.optimization.optimizers import needs_adafactor_schedule
@@ -50,22 +51,22 @@ def schedule_kind(options: OptimizerOptions) -> str:
     return name if name == "adafactor" or options.schedule_class else "a named schedule"
 
 
-def check_lr_schedule(options: OptimizerOptions, num_steps: int) -> None:
-    """Warns of options that the schedule does not use. Raises `UserError` where it does not fit the run."""
+def lr_schedule_findings(options: OptimizerOptions, num_steps: int) -> Findings:
+    """Options that the schedule does not use, and where it does not fit a run of `num_steps`."""
     name = schedule_name(options)
     reads = SCHEDULES[name].reads if name in SCHEDULES else ()
     for option, default in _CURVE_OPTIONS.items():
         if getattr(options, option) != default and option not in reads:
-            logger.warning("--%s has no effect: --lr_scheduler %s does not use it", option, name)
+            yield f"--{option} has no effect: --lr_scheduler {name} does not use it"
     if name == "adafactor" and not needs_adafactor_schedule(options):
-        raise UserError(
+        yield UserError(
             "--lr_scheduler adafactor needs --optimizer_type AdaFactor with relative_step=True",
             hint="choose another --lr_scheduler, constant for instance",
         )
     if name != options.lr_scheduler and name == "adafactor":
         logger.info("the optimizer sets its own learning rate: --lr_scheduler adafactor is used")
         if options.lr_warmup_steps:
-            logger.warning("--lr_warmup_steps has no effect: the optimizer sets its own learning rate")
+            yield "--lr_warmup_steps has no effect: the optimizer sets its own learning rate"
     if options.schedule_class:
         from library.training.optimization.lr_classes import check_length, check_schedule_class
 
@@ -73,9 +74,9 @@ def check_lr_schedule(options: OptimizerOptions, num_steps: int) -> None:
         check_length(options.schedule_class, options.lr_scheduler_args, num_steps)
     warmup, decay = warmup_steps(options, num_steps), steps_of(options.lr_decay_steps, num_steps)
     if name in SCHEDULES and SCHEDULES[name].has_warmup and warmup >= num_steps:
-        logger.warning("--lr_warmup_steps %d: the run ends after %d steps, before the warm-up does", warmup, num_steps)
+        yield f"--lr_warmup_steps {warmup}: the run ends after {num_steps} steps, before the warm-up does"
     if "lr_decay_steps" in reads and warmup + decay > num_steps:
-        raise UserError(
+        yield UserError(
             f"--lr_warmup_steps {warmup} and --lr_decay_steps {decay} are more than the {num_steps} steps of the run",
             hint="lower one of them, or give fractions of all steps, such as 0.1",
         )

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from library.cli.checks import Findings
 from library.cli.errors import UserError, first_line, raise_together
 from library.training.optimization.key_value_args import read_pairs, unfit_values, unknown_arguments
 from library.training.optimization.optimizer_table import LRSupport, OptimizerRow, find_optimizer
@@ -37,10 +38,10 @@ def needs_adafactor_schedule(options: OptimizerOptions) -> bool:
     return row.own_rate is not None and bool(_all_arguments(options).get(row.own_rate))
 
 
-def check_optimizer(options: OptimizerOptions, device: torch.device | str = "cpu") -> None:
-    """Builds the optimizer for a dummy parameter and takes one step, before a model is loaded.
+def optimizer_findings(options: OptimizerOptions, device: torch.device | str = "cpu") -> Findings:
+    """A class that does not exist or is not supported, and invalid arguments, before a model is loaded.
 
-    Raises `UserError` for a class that does not exist or is not supported, and for invalid arguments.
+    Builds the optimizer for a dummy parameter, and takes one step.
     """
     import torch
 
@@ -52,30 +53,28 @@ def check_optimizer(options: OptimizerOptions, device: torch.device | str = "cpu
         if hasattr(optimizer, "train"):
             optimizer.train()
         optimizer.step()
+    return ()
 
 
-def check_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> None:
-    """Warns of learning rates that the optimizer does not use, and of unusual ones. Raises as `used_rates` does."""
+def rate_findings(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> Findings:
+    """Learning rates that the optimizer cannot or does not use, and unusual ones. Raises as `used_rates` does."""
     row, name = _row(options), options.optimizer
     if not row.adapts:
         return
     shown = ", ".join(f"{group.name} {group.learning_rate:g}" for group in groups)
     used = used_rates(options, groups)
     if not any(used):
-        raise UserError(f"--optimizer_type {name} cannot train with learning rate 0", hint="give --learning_rate 1.0")
+        yield UserError(f"--optimizer_type {name} cannot train with learning rate 0", hint="give --learning_rate 1.0")
+        return
     if used != [group.learning_rate for group in groups]:
-        logger.warning(
-            "--optimizer_type %s uses one learning rate for all parameter groups: %g, the first of %s",
-            name,
-            max(used),
-            shown,
+        yield (
+            f"--optimizer_type {name} uses one learning rate for all parameter groups: {max(used):g}, the first of"
+            f" {shown}"
         )
     if not FACTOR_RANGE[0] <= max(used) <= FACTOR_RANGE[1]:
-        logger.warning(
-            "--optimizer_type %s estimates its step size and multiplies it with the learning rate: about 1.0"
-            " is usual, not %s (--learning_rate)",
-            name,
-            shown,
+        yield (
+            f"--optimizer_type {name} estimates its step size and multiplies it with the learning rate: about 1.0"
+            f" is usual, not {shown} (--learning_rate)"
         )
 
 
@@ -100,7 +99,7 @@ def used_rates(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> list[
 def make_optimizer(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
     """The optimizer that the options name, each group at its own learning rate; logs which default arguments it adds.
 
-    Raises `UserError` when the optimizer rejects its arguments or parameters. Call `check_rates` first.
+    Raises `UserError` when the optimizer rejects its arguments or parameters. Check `rate_findings` first.
     """
     row, name = _row(options), options.optimizer
     given = _given_arguments(options)

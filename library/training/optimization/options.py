@@ -116,7 +116,7 @@ class OptimizerOptions:
         old = [name for flag, name in ALIASES.items() if getattr(self, flag)]
         return self.optimizer_type or (old[0] if old else DEFAULT)
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError]:
         yield from self._optimizer_problems()
         yield from self._schedule_problems()
 
@@ -178,13 +178,14 @@ class AverageOptions:
     ema_decay: float = option(0.999, help="decay of the EMA; 0.999 averages over about 1000 steps", minimum=0)
     ema_start_step: int = option(0, help="start the EMA after this step", minimum=0)
 
-    def problems(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError | str]:
         if self.ema_decay >= 1:
             yield UserError(
                 f"--ema_decay {self.ema_decay} must be below 1: the average would never change", hint="0.999 is usual"
             )
+        yield from self._without_effect()
 
-    def without_effect(self) -> Iterator[str]:
+    def _without_effect(self) -> Iterator[str]:
         """Options that have no effect together with the others."""
         usual = AverageOptions()
         for name in ("ema_decay", "ema_start_step"):

@@ -93,7 +93,7 @@ def test_keys_are_read_as_other_programs_write_them(tmp_path: Path, line: str, k
     ],
 )
 def test_left_out_options_are_found_without_looking_at_files(options: DatasetOptions, named: str) -> None:
-    assert [named in error.message for error in options.problems()] == [True]
+    assert [named in error.message for error in options.check()] == [True]
 
 
 def test_caching_to_disk_implies_caching() -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from library.cli.errors import UserError
+from library.models.family import LoadSettings
 from library.models.layouts.formats import FORMATS, choose_format
 from library.models.layouts.ldm_layout import load_single_file
 from library.models.layouts.ldm_writing import single_file_tensors
@@ -253,8 +254,7 @@ def test_a_single_file_of_an_unusual_model_is_read_as_that_model(tiny_v1, tmp_pa
 
 @pytest.mark.parametrize("format", ["safetensors", "diffusers"])
 def test_a_model_trained_on_zero_terminal_snr_says_so(folder_v1, tmp_path, format):
-    family = load(folder_v1)
-    family.rescale_to_zero_terminal_snr()
+    family = load_family(ModelOptions(str(folder_v1)), settings=LoadSettings(zero_terminal_snr=True))
     again = load(save(family, tmp_path, format))
     assert again.alphas_cumprod()[-1] == 0
     assert torch.equal(again.alphas_cumprod(), family.alphas_cumprod())

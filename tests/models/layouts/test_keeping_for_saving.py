@@ -3,6 +3,7 @@
 import torch
 from safetensors.torch import load_file
 
+from library.models.family import LoadSettings
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
 from tests.tiny_models import make_tiny, write_folder
@@ -10,10 +11,9 @@ from tests.tiny_models import make_tiny, write_folder
 
 def test_what_was_kept_is_saved_and_the_model_computes_with_what_was_placed(tmp_path):
     tiny = make_tiny(False)
-    family = load_family(ModelOptions(str(write_folder(tiny, tmp_path / "model"))))
-    family.snapshot_frozen(["vae", "text_encoder"])
     half = torch.bfloat16
-    family.to_device(torch.device("cpu"), unet=torch.float32, text_encoder=half, vae=half)
+    settings = LoadSettings(dtypes={"text_encoder": half, "vae": half}, kept_exact=frozenset({"vae", "text_encoder"}))
+    family = load_family(ModelOptions(str(write_folder(tiny, tmp_path / "model"))), settings=settings)
     assert family.vae.encoder.conv_in.weight.dtype == half
     assert family.encode_prompts(["a cat"]).hidden_states.dtype == half
     with torch.no_grad():

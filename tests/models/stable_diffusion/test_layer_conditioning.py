@@ -8,8 +8,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from library.cli.errors import UserError
-from library.models.family import Conditioning
-from library.models.options import ModelOptions, PromptOptions
+from library.models.family import Conditioning, LoadSettings
+from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.models.stable_diffusion.layer_conditioning import cross_attention_layers
 from library.models.text.token_embedding import TokenEmbedding
@@ -32,7 +32,7 @@ def models(tmp_path_factory):
 
 def load(models, **options):
     options = ModelOptions(pretrained_model_name_or_path=str(models[1]), **options)
-    return load_family(options, PromptOptions(), torch.device("cpu"))
+    return load_family(options)
 
 
 def noisy(count=3):
@@ -134,12 +134,14 @@ def test_gradients_are_those_of_each_layer(models, checkpointing):
     """By autograd, against differences of the loss in float64; also where activations are computed again."""
     torch.manual_seed(5)
     double = torch.float64
-    family = load(models)
-    family.to_device(torch.device("cpu"), unet=double, text_encoder=double, vae=double)
+    family = load_family(
+        ModelOptions(str(models[1])),
+        settings=LoadSettings(
+            dtypes=dict.fromkeys(("unet", "text_encoder", "vae"), double), gradient_checkpointing=checkpointing
+        ),
+    )
     embedding = TokenEmbedding("<fox>", torch.randn(4, 1, 64) * 0.05).to(double)
     family.add_token(embedding)
-    if checkpointing:
-        family.enable_gradient_checkpointing()
     latents, timesteps = noisy()
 
     def loss():

@@ -14,11 +14,12 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from library.cli.errors import UserError
-from library.models.family import Conditioning
-from library.models.layouts.diffusers_folder import DiffusersFolder
+from library.models.family import Conditioning, LoadSettings
 from library.models.options import ModelOptions
-from library.models.registry import load_family
-from library.models.stable_diffusion.detection import detect_folder, make_alphas_cumprod
+from library.models.registry import detect_model, load_family
+from library.models.stable_diffusion.betas import make_alphas_cumprod
+from library.models.stable_diffusion.detection import detect
+from library.models.weights.model_files import ModelFolder
 
 
 def load(path: Path, **flags):
@@ -167,11 +168,12 @@ def test_each_sign_of_a_2x_folder_is_enough(tmp_path, part, sign):
     configs = {
         "text_encoder": {"hidden_act": "quick_gelu", "hidden_size": 768},
         "unet": {"use_linear_projection": False, "attention_head_dim": 8},
+        "vae": {},
     }
     for name, config in configs.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config | (sign if name == part else {})))
-    assert detect_folder(DiffusersFolder(tmp_path)).is_v2 == (part is not None)
+    assert detect(ModelFolder(tmp_path)).is_v2 == (part is not None)
 
 
 def test_v_prediction_of_a_folder_is_used_without_the_flag_and_logged(tiny_v2, folder_writer, tmp_path, caplog):
@@ -326,12 +328,17 @@ def test_a_folder_without_a_tokenizer_uses_the_shipped_one(folder_v1, tmp_path):
 def test_a_config_that_is_nonsense_is_a_user_error(folder_v1, tmp_path):
     folder = Path(shutil.copytree(folder_v1, tmp_path / "model"))
     change_config(folder, "unet/config.json", down_block_types=["NoSuchBlock"])
-    (folder / "vae" / "config.json").write_text("{")
+    change_config(folder, "vae/config.json", down_block_types=["NoSuchBlock"])
     with pytest.raises(UserError) as caught:
         load(folder)
-    assert "the U-Net cannot be built from its configuration" in str(
-        caught.value
-    ) and "vae/config.json is not valid JSON" in str(caught.value)
+    assert "the U-Net cannot be built from its configuration" in str(caught.value)
+    assert "the VAE cannot be built from its configuration" in str(caught.value)
+    for part in ("unet", "vae"):
+        (folder / part / "config.json").write_text("{")
+    with pytest.raises(UserError) as caught:  # known without the weights
+        detect_model(ModelOptions(str(folder)))
+    assert "unet/config.json is not valid JSON" in str(caught.value)
+    assert "vae/config.json is not valid JSON" in str(caught.value)
 
 
 # ---- images, precision, checkpointing
@@ -376,9 +383,9 @@ def test_the_folders_own_scaling_factor_is_used(folder_v1, tmp_path):
 
 
 def test_parts_may_be_of_different_precision(folder_v1):
-    family = load(folder_v1)
-    as_loaded = family.vae_fingerprint()
-    family.to_device(torch.device("cpu"), unet=torch.bfloat16, text_encoder=torch.float32, vae=torch.bfloat16)
+    as_loaded = load(folder_v1).vae_fingerprint()
+    settings = LoadSettings(dtypes={"unet": torch.bfloat16, "vae": torch.bfloat16})
+    family = load_family(ModelOptions(str(folder_v1)), settings=settings)
     assert family.unet.conv_in.weight.dtype == torch.bfloat16
     conditioning = family.encode_prompts(["a cat"])
     assert conditioning.hidden_states.dtype == torch.float32
@@ -415,7 +422,7 @@ def test_gradient_checkpointing_computes_twice_and_changes_no_gradient(folder_v1
     family = load(folder_v1)
     plain, num_runs = input_layer_gradient(family)
     assert num_runs == 1 and plain.abs().max() > 0
-    family.enable_gradient_checkpointing()
+    family = load_family(ModelOptions(str(folder_v1)), settings=LoadSettings(gradient_checkpointing=True))
     checkpointed, num_runs = input_layer_gradient(family)
     assert num_runs == 2
     torch.testing.assert_close(checkpointed, plain, atol=1e-6, rtol=1e-4)

@@ -12,9 +12,10 @@ import pytest
 from huggingface_hub import constants
 
 import library.training.checkpoints.hub_upload
+from library.cli.checks import Check
 from library.cli.errors import UserError
 from library.cli.parser import parse_options
-from library.training.checkpoints.hub_upload import HubRepository, hub_problems, parse_hub_path, read_hub_state
+from library.training.checkpoints.hub_upload import HubRepository, hub_findings, parse_hub_path, read_hub_state
 from library.training.checkpoints.options import HubOptions, OutputOptions
 from library.training.checkpoints.saves import Saver
 from library.training.checkpoints.uploads import Uploads
@@ -248,7 +249,7 @@ def parsed(*argv):
         (OutputOptions, HubOptions),
         program="x",
         description="x",
-        checks=[lambda options: hub_problems(options[HubOptions], options[OutputOptions])],
+        checks=[Check("options", lambda options: hub_findings(options[HubOptions], options[OutputOptions]))],
     )
 
 

@@ -4,8 +4,13 @@ free."""
 import pytest
 import torch
 
+from library.cli.checks import report
 from library.cli.errors import UserError
-from library.training.optimization.fused_backward import check_fused_backward, fused_backward_problems, step_in_backward
+from library.training.optimization.fused_backward import (
+    fused_backward_findings,
+    fused_processes_findings,
+    step_in_backward,
+)
 from library.training.optimization.options import OptimizerOptions
 from library.training.options import TrainingOptions
 
@@ -51,8 +56,8 @@ def test_a_weight_that_is_used_twice_steps_once_with_the_whole_gradient():
 
 def test_several_processes_are_refused():
     with pytest.raises(UserError, match="2 processes"):
-        check_fused_backward(TrainingOptions(fused_backward_pass=True), 2)
-    check_fused_backward(TrainingOptions(), 2)
+        report(fused_processes_findings(TrainingOptions(fused_backward_pass=True), 2))
+    report(fused_processes_findings(TrainingOptions(), 2))
 
 
 @pytest.mark.parametrize(
@@ -60,5 +65,5 @@ def test_several_processes_are_refused():
     [("adamw", False), ("torch.optim.AdamW", False), ("transformers.Adafactor", False), ("torch.optim.Adam", True)],
 )
 def test_an_optimizer_is_known_by_each_of_its_names(name, is_refused):
-    problems = fused_backward_problems(TrainingOptions(fused_backward_pass=True), OptimizerOptions(optimizer_type=name))
+    problems = fused_backward_findings(TrainingOptions(fused_backward_pass=True), OptimizerOptions(optimizer_type=name))
     assert bool(list(problems)) == is_refused

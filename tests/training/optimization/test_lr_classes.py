@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from library.cli.checks import report
 from library.cli.errors import UserError
-from library.training.optimization.lr_schedules import check_lr_schedule, make_lr_schedule
+from library.training.optimization.lr_schedules import lr_schedule_findings, make_lr_schedule
 from tests.training.optimization.test_lr_schedules import assert_curve, curve, options_of
 
 OWN = """
@@ -62,15 +63,15 @@ def test_one_cycle():
 def test_a_class_that_ends_before_the_run_is_refused_before_it():
     """It would end the run in the middle, without a save."""
     options = class_options("OneCycleLR", "max_lr=1e-3", "total_steps=100")
-    check_lr_schedule(options, 100)
+    report(lr_schedule_findings(options, 100))
     with pytest.raises(UserError, match="--lr_scheduler_type OneCycleLR ends with step 101 of 160") as caught:
-        check_lr_schedule(options, 160)
+        report(lr_schedule_findings(options, 160))
     assert "--lr_scheduler_args" in caught.value.hint
 
 
 def test_a_class_of_ones_own(own_module):
     options = class_options(f"{own_module}.Halving", "steps=3", "names=('x', 'y')")
-    check_lr_schedule(options, 100)
+    report(lr_schedule_findings(options, 100))
     assert_curve(curve(options, 7, base_rates=(1.0, 0.1)), np.outer([1, 1, 1, 0.5, 0.5, 0.5, 0.25], [1.0, 0.1]))
 
 
@@ -97,7 +98,7 @@ def test_the_class_wins_over_the_named_schedule():
 )
 def test_mistakes_are_found_before_the_model_is_loaded(own_module, name, arguments, message):
     with pytest.raises(UserError, match="--lr_scheduler_(type|args)") as caught:
-        check_lr_schedule(class_options(name.format(own=own_module), *arguments), 100)
+        report(lr_schedule_findings(class_options(name.format(own=own_module), *arguments), 100))
     assert message in str(caught.value)
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from library.cli.checks import report
 from library.cli.errors import UserError
 from library.cli.options import convert, option_fields
 from library.cli.parser import parse_options
-from library.training.optimization.lr_schedules import check_lr_schedule, lr_factor, make_lr_schedule, schedule_name
+from library.training.optimization.lr_schedules import lr_factor, lr_schedule_findings, make_lr_schedule, schedule_name
 from library.training.optimization.options import OptimizerOptions
 
 # curves of 100 steps at base rate 1 as other trainers' users know them: rates of every 5th step, of step 1 and the last
@@ -185,19 +186,23 @@ def test_several_mistakes_are_reported_together():
 def test_a_decay_that_does_not_fit_into_the_run_is_refused():
     options = options_of("--lr_scheduler", "warmup_stable_decay", "--lr_warmup_steps", "10", "--lr_decay_steps", "95%")
     with pytest.raises(UserError, match="--lr_warmup_steps 10 and --lr_decay_steps 95 are more than the 100 steps"):
-        check_lr_schedule(options, 100)
-    check_lr_schedule(options, 200)  # 10 + 190 just fit
+        report(lr_schedule_findings(options, 100))
+    report(lr_schedule_findings(options, 200))  # 10 + 190 just fit
 
 
 @pytest.mark.parametrize(("num_steps", "is_warned"), [(10, True), (11, False)])
 def test_a_warmup_longer_than_the_run_is_warned_of(caplog, num_steps, is_warned):
     """Such a run learns at a part of its rate throughout."""
-    check_lr_schedule(options_of("--lr_scheduler", "cosine", "--lr_warmup_steps", "10"), num_steps)
+    report(lr_schedule_findings(options_of("--lr_scheduler", "cosine", "--lr_warmup_steps", "10"), num_steps))
     assert ("--lr_warmup_steps 10: the run ends after 10 steps" in caplog.text) == is_warned
 
 
 def test_adafactor_is_known_by_its_class_too():
-    check_lr_schedule(options_of("--lr_scheduler", "adafactor", "--optimizer_type", "transformers.Adafactor"), 100)
+    report(
+        lr_schedule_findings(
+            options_of("--lr_scheduler", "adafactor", "--optimizer_type", "transformers.Adafactor"), 100
+        )
+    )
 
 
 def test_adafactor_schedule_without_relative_step_is_refused():
@@ -206,15 +211,15 @@ def test_adafactor_schedule_without_relative_step_is_refused():
     with pytest.raises(
         UserError, match="--lr_scheduler adafactor needs --optimizer_type AdaFactor with relative_step=True"
     ):
-        check_lr_schedule(options_of("--lr_scheduler", "adafactor", *argv), 100)
-    check_lr_schedule(options_of("--lr_scheduler", "cosine", *argv), 100)
+        report(lr_schedule_findings(options_of("--lr_scheduler", "adafactor", *argv), 100))
+    report(lr_schedule_findings(options_of("--lr_scheduler", "cosine", *argv), 100))
 
 
 def test_relative_step_wins_over_the_schedule_given(caplog):
     """And says so, since the curve asked for is not the one that is followed."""
     options = options_of("--optimizer_type", "AdaFactor", "--lr_scheduler", "cosine")
     with caplog.at_level(logging.INFO):
-        check_lr_schedule(options, 100)
+        report(lr_schedule_findings(options, 100))
     assert "--lr_scheduler adafactor is used" in caplog.text
     assert schedule_name(options) == "adafactor"
 
@@ -222,10 +227,14 @@ def test_relative_step_wins_over_the_schedule_given(caplog):
 def test_options_without_effect_are_warned_of(caplog):
     """Somebody who sets cycles for `cosine` would wait for restarts that never come."""
     with caplog.at_level(logging.WARNING):
-        check_lr_schedule(options_of("--lr_scheduler", "cosine", "--lr_scheduler_num_cycles", "3"), 100)
+        report(lr_schedule_findings(options_of("--lr_scheduler", "cosine", "--lr_scheduler_num_cycles", "3"), 100))
         assert "--lr_scheduler_num_cycles has no effect" in caplog.text
         caplog.clear()
-        check_lr_schedule(options_of("--lr_scheduler", "cosine_with_restarts", "--lr_scheduler_num_cycles", "3"), 100)
+        report(
+            lr_schedule_findings(
+                options_of("--lr_scheduler", "cosine_with_restarts", "--lr_scheduler_num_cycles", "3"), 100
+            )
+        )
     assert caplog.text == ""
 
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from library.cli.checks import report
 from library.cli.errors import UserError
 from library.training.checkpoints.states import RunIdentity, read_state, write_state
 from library.training.method import ParamGroup
 from library.training.optimization.lr_schedules import make_lr_schedule
 from library.training.optimization.optimizer_state import load_exactly, schedulefree_eval, start_training
 from library.training.optimization.optimizer_table import OPTIMIZERS, LRSupport
-from library.training.optimization.optimizers import check_optimizer, check_rates, make_optimizer, optimizer_label
+from library.training.optimization.optimizers import make_optimizer, optimizer_findings, optimizer_label, rate_findings
 from library.training.optimization.options import OptimizerOptions
 from library.training.step_plan import Position
 
@@ -36,7 +37,7 @@ class Fit:
         known = OPTIMIZERS.get(name)
         rate = RATES.get(name, 1.0 if known is not None and known.adapts else 0.02)
         options = OptimizerOptions(optimizer_type=name, optimizer_args=arguments, learning_rate=rate)
-        check_optimizer(options)
+        report(optimizer_findings(options))
         groups = [ParamGroup("matrix", self.params[:1], rate), ParamGroup("bias", self.params[1:], rate)]
         self.optimizer = make_optimizer(options, groups)
         self.schedule = make_lr_schedule(self.optimizer, options, 100)
@@ -247,11 +248,11 @@ def test_an_adaptive_optimizer_has_the_first_rate_for_all_parts_and_leaves_out_t
     options = OptimizerOptions(optimizer_type=name, learning_rate=1.0)
     groups = [ParamGroup("textencoder", [], 1.0), ParamGroup("unet", [], other)]
     if other == 0 and OPTIMIZERS[name].rates is LRSupport.SAME:
-        for refused in (check_rates, make_optimizer):
+        for refused in (rate_findings, make_optimizer):
             with pytest.raises(UserError, match="does not support a learning rate of 0"):
-                refused(options, groups)
+                report(refused(options, groups))
         return
-    check_rates(options, groups)
+    report(rate_findings(options, groups))
     moved = movement(options, {"textencoder": 1.0, "unet": other})
     assert moved[0] > 0 and moved[1] == (moved[0] if other else 0)
     shown = f"1, the first of textencoder 1, unet {other:g}"
@@ -273,9 +274,9 @@ def test_other_optimizers_train_each_part_at_its_own_rate():
 @pytest.mark.parametrize(("name", "rate"), [("Prodigy", 1e-4), ("dadaptation", 2e-6), ("DAdaptLion", 100.0)])
 def test_a_rate_that_suits_other_optimizers_is_warned_of(name, rate, caplog):
     """At 1e-4 Prodigy learns next to nothing for hours."""
-    check_rates(OptimizerOptions(optimizer_type=name), [ParamGroup("unet", [], 1.0)])
+    report(rate_findings(OptimizerOptions(optimizer_type=name), [ParamGroup("unet", [], 1.0)]))
     assert caplog.text == ""
-    check_rates(OptimizerOptions(optimizer_type=name), [ParamGroup("unet", [], rate)])
+    report(rate_findings(OptimizerOptions(optimizer_type=name), [ParamGroup("unet", [], rate)]))
     assert f"about 1.0 is usual, not unet {rate:g}" in caplog.text
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from library.cli.checks import report
 from library.cli.parser import parse_options
 from library.methods.options import NetworkOptions
 from library.training.method import ParamGroup
 from library.training.optimization.lr_curves import SCHEDULES
-from library.training.optimization.lr_schedules import check_lr_schedule
+from library.training.optimization.lr_schedules import lr_schedule_findings
 from library.training.optimization.optimizer_state import start_training
 from library.training.optimization.optimizer_table import OPTIMIZERS, find_optimizer
-from library.training.optimization.optimizers import check_optimizer, check_rates, make_optimizer
+from library.training.optimization.optimizers import make_optimizer, optimizer_findings, rate_findings
 from library.training.optimization.options import OptimizerOptions
 from library.training.options import TrainingOptions
 
@@ -52,7 +53,7 @@ def test_the_memory_is_what_the_optimizer_takes(name, size):
 def test_the_recipes_are_taken_without_a_warning(recipe, caplog):
     groups = (TrainingOptions, OptimizerOptions, NetworkOptions)
     options = parse_options(shlex.split(recipe), groups, program="x", description="")[OptimizerOptions]
-    check_optimizer(options)
-    check_rates(options, [ParamGroup("unet", [], options.learning_rate)])
-    check_lr_schedule(options, 1600)
+    report(optimizer_findings(options))
+    report(rate_findings(options, [ParamGroup("unet", [], options.learning_rate)]))
+    report(lr_schedule_findings(options, 1600))
     assert len(RECIPES) == 8 and caplog.text == ""

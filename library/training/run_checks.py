@@ -1,0 +1,115 @@
+"""The checks of a run that need a device or the loaded model, before hours are spent on caches and training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from library.cli.checks import Check, Findings
+from library.cli.errors import UserError
+from library.diffusion.noise_schedule import NoiseSchedule
+from library.diffusion.options import LossOptions, NoiseOptions
+from library.diffusion.validation_rules import ScheduleShape, prediction_findings, schedule_findings
+from library.models.family import ModelFamily
+from library.models.options import MemoryOptions, PromptOptions
+from library.training.devices import memory_findings
+from library.training.inputs.text_outputs import caption_findings
+from library.training.method import TrainingMethod
+from library.training.optimization.ema import average_findings
+from library.training.optimization.fused_backward import fused_processes_findings
+from library.training.optimization.lr_schedules import lr_schedule_findings
+from library.training.optimization.optimizers import optimizer_findings, rate_findings
+from library.training.optimization.options import AverageOptions, OptimizerOptions
+from library.training.options import TrainingOptions
+from library.training.run_setup import RunSetup
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The model of a run, with what is trained attached to it."""
+
+    run: RunSetup
+    family: ModelFamily
+    method: TrainingMethod
+
+
+def _memory_options(run: RunSetup) -> Findings:
+    return memory_findings(run.options[MemoryOptions], run.accelerator.device)
+
+
+def _fused_backward(run: RunSetup) -> Findings:
+    return fused_processes_findings(run.options[TrainingOptions], run.accelerator.num_processes)
+
+
+def _optimizer(run: RunSetup) -> Findings:
+    return optimizer_findings(run.options[OptimizerOptions], run.accelerator.device)
+
+
+def _lr_schedule(run: RunSetup) -> Findings:
+    return lr_schedule_findings(run.options[OptimizerOptions], run.plan.num_steps)
+
+
+def _average(run: RunSetup) -> Findings:
+    return average_findings(run.options[AverageOptions], run.plan.num_steps)
+
+
+def _state(run: RunSetup) -> Findings:
+    """A position inside an epoch means something only in the same plan."""
+    state, plan = run.state, run.plan
+    if state is None or run.start != state.position:
+        return
+    now = (plan.num_micro_batches, plan.group_size)
+    then = (state.header.num_micro_batches, state.header.group_size)
+    if run.start.step_in_epoch and now != then:
+        yield UserError(
+            f"--resume: an epoch of the saved run had {then[0]} batches, {then[1]} to a step; now {now[0]}, {now[1]}",
+            hint="resume with the same data, batch size, accumulation and processes, or from a state saved"
+            " at the end of an epoch",
+        )
+    if run.start.global_step > plan.num_steps:
+        yield UserError(
+            f"--resume: the saved run has done {run.start.global_step} steps, and {plan.num_steps} are asked for",
+            hint="raise --max_train_steps or --max_train_epochs",
+        )
+    if run.start.global_step == plan.num_steps:  # its end may not have been saved
+        yield (
+            f"--resume: all {plan.num_steps} steps are done; the result is saved, and nothing more is trained"
+            " (--max_train_steps or --max_train_epochs ask for more)"
+        )
+
+
+def _objective(loaded: LoadedModel) -> Findings:
+    """Noise and loss against a model whose small files did not say what it is."""
+    family, options = loaded.family, loaded.run.options
+    if loaded.run.context.model is not None:
+        return
+    schedule = NoiseSchedule(family.alphas_cumprod())
+    shape = ScheduleShape(schedule.num_timesteps, schedule.ends_in_noise)
+    noise, loss = options[NoiseOptions], options[LossOptions]
+    yield from prediction_findings(loss, family.prediction_type)
+    yield from schedule_findings(noise, loss, family.prediction_type, shape)
+
+
+def _captions(loaded: LoadedModel) -> Findings:
+    """Checked after `attach`, when it is known how many tokens an embedding has."""
+    if loaded.run.accelerator.is_main_process:
+        limit = loaded.run.options[PromptOptions].max_token_length
+        yield from caption_findings(loaded.run.context.data, loaded.family, limit)
+
+
+def _learning_rates(loaded: LoadedModel) -> Findings:
+    return rate_findings(loaded.run.options[OptimizerOptions], loaded.method.param_groups())
+
+
+DEVICE_CHECKS: tuple[Check[RunSetup], ...] = (
+    Check("device", _memory_options),
+    Check("device", _fused_backward),
+    Check("device", _optimizer),
+    Check("device", _state),
+    Check("device", _lr_schedule),
+    Check("device", _average),
+)
+MODEL_CHECKS: tuple[Check[LoadedModel], ...] = (
+    Check("model", _objective),
+    Check("model", _captions),
+    Check("model", _learning_rates),
+)

@@ -1,0 +1,77 @@
+"""What a model's small files say is what it is when loaded, and options that contradict it are found without that."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from library.cli.errors import UserError
+from library.diffusion.options import NoiseOptions
+from library.diffusion.validation_rules import ScheduleShape
+from library.models.options import ModelOptions, PromptOptions
+from library.models.registry import detect_model, load_family
+
+
+def found(path, **options):
+    model = detect_model(ModelOptions(str(path), **options))
+    assert model is not None
+    return model
+
+
+def findings(path, prompts=None, **options):
+    """The first words of each error, and of each warning."""
+    all_found = found(path, **options).check_options(ModelOptions(str(path), **options), prompts or PromptOptions())
+    errors = [str(each) for each in all_found if isinstance(each, UserError)]
+    return errors
+
+
+def test_a_file_and_a_folder_say_what_the_tiny_models_are_made_of(tiny, folder, tmp_path, stability_layout):
+    """2 layers in the text encoder of the 1.x model; in a 2.x file the last of 3 blocks is not used."""
+    file = tmp_path / "model.safetensors"
+    save_file(stability_layout(tiny), file)
+    for path in (folder, file):
+        detected = found(path).detected
+        assert (detected.is_v2, detected.num_text_layers) == (tiny.is_v2, 2)
+        assert (detected.unet_channels, detected.latent_channels) == ((4, 4), 4)
+        assert findings(path, PromptOptions(clip_skip=2)) == []
+        (error,) = findings(path, PromptOptions(clip_skip=3))
+        assert "--clip_skip 3" in error and "has 2 layers" in error
+    assert bool(findings(folder, v2=True)) is not tiny.is_v2
+
+
+def test_an_inpainting_model_is_refused_by_its_header(file_v1, tmp_path):
+    tensors = load_file(file_v1)
+    tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(32, 9, 3, 3)
+    save_file(tensors, tmp_path / "inpainting.safetensors")
+    (error,) = findings(tmp_path / "inpainting.safetensors")
+    assert "takes 9 channels and gives 4, the VAE's latents have 4" in error and "inpainting" in error
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "expected"),
+    [
+        ({}, {}, ScheduleShape(1000, ends_in_noise=False)),
+        ({"num_train_timesteps": 500}, {}, ScheduleShape(500, ends_in_noise=False)),
+        ({"rescale_betas_zero_snr": True}, {}, ScheduleShape(1000, ends_in_noise=True)),
+        ({}, {"zero_terminal_snr": True}, ScheduleShape(1000, ends_in_noise=True)),
+        ({"trained_betas": [0.1, 0.2, 1.0]}, {}, ScheduleShape(3, ends_in_noise=True)),
+        ({"num_train_timesteps": "many"}, {}, ScheduleShape(1000, ends_in_noise=False)),
+    ],
+)
+def test_the_schedule_is_known_from_its_configuration(folder_v1, tmp_path, scheduler, options, expected):
+    for name in ("unet", "vae", "text_encoder"):
+        (tmp_path / name).symlink_to(folder_v1 / name)
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    assert found(tmp_path).detected.schedule_shape(NoiseOptions(**options)) == expected
+
+
+def test_what_has_no_small_files_is_checked_when_it_is_loaded(file_v1, tmp_path):
+    torch.save({"state_dict": load_file(file_v1)}, tmp_path / "model.ckpt")
+    options = ModelOptions(str(tmp_path / "model.ckpt"), v2=True)
+    assert detect_model(options) is None and detect_model(ModelOptions("owner/name")) is None
+    with pytest.raises(UserError, match="--v2 was given"):
+        load_family(options)
