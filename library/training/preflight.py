@@ -25,6 +25,7 @@ from library.training.context import Context
 from library.training.distributed.options import ProcessOptions
 from library.training.distributed.sharding_config import sharding_config, sharding_problems, without_effect
 from library.training.evaluation.options import SampleOptions, ValidationOptions
+from library.training.evaluation.prompts import read_prompt_file
 from library.training.monitoring.options import LoggingOptions
 from library.training.optimization.fused_backward import fused_backward_findings
 from library.training.optimization.optimizer_table import averages_itself
@@ -118,13 +119,18 @@ def _prompts(context: Context) -> Findings:
     path = samples.sample_prompts
     if path is not None and samples.prompts_are_not_read:
         yield f"--sample_prompts {path}: not implemented yet for such files; no images are generated"
-    elif path is not None and not samples.draws_during_training:
-        yield (
-            f"--sample_prompts {path} does nothing: no images are generated without --sample_every_n_epochs or"
-            " --sample_every_n_steps"
-        )
-    else:
+    elif path is None or samples.draws_during_training:
         _ = context.prompts
+    else:  # front ends name a file whether it is there or not
+        try:
+            read_prompt_file(path)
+        except UserError as error:
+            yield f"no sample images are generated: {error.message}"
+        else:
+            yield (
+                f"--sample_prompts {path} does nothing: no sample images are generated without --sample_every_n_epochs"
+                " or --sample_every_n_steps"
+            )
 
 
 def _hub(context: Context) -> Findings:
