@@ -38,8 +38,8 @@ def read_stated_config(
 ) -> dict[str, Any]:
     """What a file's metadata says of a part ("unet", "vae", "text_encoder", "scheduler") beside its tensors.
 
-    `defaults`: of the part's class. `inferred`: the configuration that the tensors show. Empty where the metadata says nothing, and, with a warning that
-    names the `source`, where it is damaged or describes another model.
+    `defaults`: of the part's class. `inferred`: the configuration that the tensors show. Empty where the metadata says
+    nothing, and, with a warning that names the `source`, where it is damaged or describes another model.
     """
     entry = ENTRY if ENTRY in metadata else _EARLIER_ENTRY
     try:

@@ -28,7 +28,7 @@ from library.models.layouts.ldm_writing import single_file_tensors
 from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
 from library.models.options import MetadataOptions, ModelOptions
 from library.models.registry import load_family
-from library.models.stable_diffusion.detection import detect_file
+from library.models.stable_diffusion.detection import detect
 from library.models.weights.checkpoint_files import open_weights
 from library.models.weights.modelspec import SpecifiedModel, specification_entries
 from library.models.weights.weight_writing import stored, write_pickle
@@ -305,7 +305,7 @@ def test_metadata_that_does_not_fit_the_tensors_is_ignored_with_a_warning(file_v
     """It may have been edited, or copied from another model: programs that do not know it read the file, too."""
     file = replace(open_weights(file_v1), metadata={"diffusers_config": _WRONG_METADATA[wrong]})
     parts = load_single_file(file)
-    assert detect_file(file).scheduler == {}
+    assert detect(file).scheduler == {}
     assert f"{file_v1}: the configuration of the" in caplog.text and "in its metadata is ignored" in caplog.text
     for name in ("attention_head_dim", "act_fn", "freq_shift", "block_out_channels"):
         assert list(np.ravel(parts.unet.config[name])) == list(np.ravel(tiny_v1.unet.config[name]))
