@@ -19,6 +19,7 @@ from library.data.config.options import CachingOptions, DatasetOptions, flag_val
 from library.data.config.validation_rules import caching_problems, legacy_npz_problems, source_problems
 from library.data.images.face_names import split_face_name
 from library.data.images.image_files import NoImages
+from library.data.real_paths import RealPaths
 from library.data.records import ImageRecord, Size, size_text
 from library.data.scan.folders import find_concept_folders, scan_folder, with_masks
 from library.data.scan.legacy_npz import settle_legacy_latents
@@ -72,6 +73,7 @@ def _load(options: DatasetOptions, caching: CachingOptions | None, only: Source 
     for each in scanned:
         problems += _size_problems(each.config, each.records)
     raise_together(problems)
+    _spell_folders_alike(scanned)
     for each in scanned:
         _warn_missing_faces(each.config, each.records)
 
@@ -223,6 +225,22 @@ def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserErr
             )
         )
     return _ScannedDataset(config, records, len(skipped), empty)
+
+
+def _spell_folders_alike(scanned: list[_ScannedDataset]) -> None:
+    """Gives the images of one folder, such as images and ./images, the same paths, by which their caches are known."""
+    if sum(len(each.config.subsets) for each in scanned) < 2:
+        return
+    real = RealPaths()
+    first: dict[str, str] = {}  # real path -> as it is spelled first
+    spelled: dict[str, str] = {}
+    for each in scanned:
+        for record in each.records:
+            folder, separator, name = record.path.rpartition(os.sep)
+            if folder not in spelled:
+                spelled[folder] = first.setdefault(real.folder(folder + separator), folder)
+            if spelled[folder] != folder:
+                record.path = os.path.join(spelled[folder], name)
 
 
 def _is_skipped(size: Size, largest: Size) -> bool:

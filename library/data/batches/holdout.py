@@ -7,7 +7,6 @@ one with another seed, validates on the same images and never trains on them.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from library.cli.errors import UserError, listed
 from library.data.captions import with_whole_captions
 from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.randomness import derive_seed
+from library.data.real_paths import RealPaths
 from library.data.records import ImageRecord
 
 logger = logging.getLogger(__name__)
@@ -33,13 +33,14 @@ def split_off(described: Sequence[Described]) -> tuple[list[Described], list[Des
     if not any(_holds_out(subset) for config, _ in described for subset in config.subsets):
         return list(described), []
     held = [_held_out(config, records) for config, records in described]
-    paths = {_identity(record) for records in held for record in records}
+    real = RealPaths()
+    paths = {real.file(record.path) for records in held for record in records}
     if not paths:
         raise UserError(
             "validation_split holds out no image: it is less than one image",
             hint="give a larger --validation_split, or a separate folder with validation_split = 1.0",
         )
-    left = [(config, [each for each in records if _identity(each) not in paths]) for config, records in described]
+    left = [(config, [each for each in records if real.file(each.path) not in paths]) for config, records in described]
     _warn_held_out_elsewhere(described, held, left)
     left = [(config, records) for config, records in left if any(not record.is_reg for record in records)]
     if not left:
@@ -52,10 +53,6 @@ def split_off(described: Sequence[Described]) -> tuple[list[Described], list[Des
 
 def _holds_out(subset: SubsetConfig) -> bool:
     return subset.validation_split > 0 and not subset.is_reg
-
-
-def _identity(record: ImageRecord) -> str:
-    return os.path.normcase(os.path.abspath(record.path))
 
 
 def _held_out(config: DatasetConfig, records: Sequence[ImageRecord]) -> list[ImageRecord]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from library.cli.options import FREE_TEXT, OptionField, convert, option, option_
 from library.data.buckets import BucketSettings, usable_steps
 from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.config.options import DatasetOptions, parse_custom_attributes, parse_path
+from library.data.real_paths import RealPaths
 
 logger = logging.getLogger(__name__)
 
@@ -337,9 +337,11 @@ class _Builder:
 
 def _without_duplicates(subsets: list[SubsetConfig]) -> list[SubsetConfig]:
     """The subsets of a dataset without duplicates, which are skipped with a warning."""
+    real = RealPaths()
     first: dict[tuple[Any, ...], SubsetConfig] = {}
     for subset in subsets:
-        identity = (_real_path(subset.metadata_file), _real_path(subset.image_dir), subset.is_reg)
+        paths = (subset.metadata_file, subset.image_dir)
+        identity = (*(None if path is None else real.folder(path) for path in paths), subset.is_reg)
         original = first.setdefault(identity, subset)
         if original is not subset:
             what = "metadata_file" if subset.metadata_file is not None else "image_dir"
@@ -348,7 +350,3 @@ def _without_duplicates(subsets: list[SubsetConfig]) -> list[SubsetConfig]:
                 subset.key_path, what, getattr(subset, what), original.key_path,
             )  # fmt: skip
     return list(first.values())
-
-
-def _real_path(path: str | None) -> str | None:
-    return None if path is None else os.path.realpath(path)

@@ -21,6 +21,7 @@ from library.data.buckets import LONGEST_SIDE
 from library.data.captions import first_line, joiner
 from library.data.config.config import SubsetConfig
 from library.data.images.image_files import NoImages, UnreadableImage
+from library.data.real_paths import RealPaths
 from library.data.records import ImageRecord, LegacyNpz, Size
 from library.data.scan.header_scan import Header, read_headers
 from library.data.scan.legacy_npz import legacy_npz_path, original_size
@@ -197,9 +198,10 @@ def _candidates(key: str, subset: SubsetConfig) -> list[str]:
 
 def _without_duplicates(subset: SubsetConfig, found: list[_Found]) -> list[_Found]:
     first: dict[str, _Found] = {}
+    real = RealPaths()
     duplicates = []
     for each in found:
-        original = first.setdefault(_absolute(each.path), each)
+        original = first.setdefault(real.file(each.path), each)
         if original is not each:
             duplicates.append(f"{each.entry.key} (same image as {original.entry.key})")
     if duplicates:

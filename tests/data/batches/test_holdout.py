@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,23 @@ def test_what_one_subset_holds_out_no_other_trains(tmp_path, caplog):
     assert len(data.validation.datasets) == 1 and len(set(names(data))) == 3
     assert not set(names(data)) & set(names(data.validation))
     assert "datasets[1].subsets[0]: 3 images are not trained, since another subset holds them out" in caplog.text
+
+
+@pytest.mark.parametrize("linked", ["folder", "files"])
+def test_a_held_out_image_is_not_trained_through_a_link(tmp_path, linked):
+    own, link = fill(tmp_path / "a", 4), tmp_path / "link"
+    if linked == "folder":
+        link.symlink_to(own)
+    else:
+        link.mkdir()
+        for path in own.iterdir():
+            (link / path.name).symlink_to(path)
+    toml = (
+        f"[[datasets]]\n{SUBSET.format(own)}validation_split = 0.5\n[[datasets]]\nbatch_size = 2\n{SUBSET.format(link)}"
+    )
+    data = load(tmp_path, toml)
+    trained, held_out = ({os.path.realpath(path) for path in names(each)} for each in (data, data.validation))
+    assert len(held_out) == len(trained) == 2 and not trained & held_out
 
 
 def test_regularisation_images_are_never_held_out(tmp_path):
