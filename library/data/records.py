@@ -17,7 +17,7 @@ def size_text(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-@dataclass(slots=True)  # never assigned to, but a frozen one takes four times as long to make
+@dataclass(slots=True)  # hardly ever assigned to, but a frozen one takes four times as long to make
 class ImageRecord:
     """One image that a scan found. Sizes are those after EXIF orientation."""
 
@@ -142,7 +142,8 @@ class Batch:
     captions: list[str]
     latent_keys: list[LatentKey]
     loss_weights: torch.Tensor  # (B,)
-    pixels: torch.Tensor | None = None  # (B, 3, H, W) in [-1, 1], where latents are not cached
+    pixels: torch.Tensor | None = None  # (B, 3, H, W) in [-1, 1], of those whose latents are not cached
     latents: torch.Tensor | None = None  # (B, 4, H/8, W/8) unscaled, where they come from files
     masks: torch.Tensor | None = None  # (B, 1, H/8, W/8) in [0, 1], where an image has one; not with latents in memory
+    lost: tuple[int, ...] = ()  # images whose cached latents are not there any more; their pixels are, in order
     skipped: tuple[str, ...] = ()  # errors of unreadable images that others replace

@@ -88,6 +88,7 @@ class BatchDataset(Dataset):
             latent_keys=[use.item.latent_key for use in uses],
             loss_weights=torch.tensor(weights, dtype=torch.float32),
             skipped=tuple(dict.fromkeys(message for use in uses for message in use.skipped)),
+            lost=tuple(index for index, use in enumerate(uses) if self._is_lost(use)),
             **_stacked([use.loaded for use in uses]),
         )
 
@@ -110,19 +111,26 @@ class BatchDataset(Dataset):
             hint="repair its images, or remove them from the folder",
         )
 
+    def _is_lost(self, use: _Use) -> bool:
+        return self._latent_source == "disk" and isinstance(use.loaded, TrainedImage)
+
     def _load(self, item: Item) -> Loaded:
         source = "disk" if item.latent_key.legacy_npz_path is not None else self._latent_source
         return _LOADERS[source](item, self._fingerprint)
 
 
-def _latents_from_disk(item: Item, fingerprint: str | None) -> CachedLatents:
-    latents = read_latents(item.latent_key, fingerprint)
+def _latents_from_disk(item: Item, fingerprint: str | None) -> Loaded:
+    """The cached latents; the image, to be encoded again, where they were removed or broken during training."""
+    key = item.latent_key
+    try:
+        latents = read_latents(key, fingerprint)
+    except UserError:
+        if key.legacy_npz_path is not None:
+            raise
+        latents = None
     if latents is None:
-        raise UserError(
-            f"the cached latents of {item.latent_key.path} were removed or changed during training",
-            hint="start again: the image will be re-encoded",
-        )
-    return latents if item.latent_key.mask_path is None else replace(latents, mask=load_mask(item.latent_key))
+        return load_image(key)
+    return latents if key.mask_path is None else replace(latents, mask=load_mask(key))
 
 
 _LOADERS: dict[str, Callable[[Item, str | None], Loaded]] = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,10 @@ class CacheFolders:
 
     def __init__(self) -> None:
         self._folders: dict[str, CacheFolder] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        """The paths of the folders that were listed."""
+        return iter(tuple(self._folders))
 
     def list(self, path: str) -> CacheFolder:
         """The content of a folder."""

@@ -30,6 +30,7 @@ from library.data.caches.npz_files import (
     Facts,
     StoredArrays,
     array_names,
+    locked_folder,
     opened_arrays,
     read_made_from,
     read_stored,
@@ -193,11 +194,12 @@ def write_latents(
     writable.
     """
     for path, keys in _by_file(latents, folders or CacheFolders()).items():
-        stored = read_stored(path)
-        for key in keys:
-            _replace_entry(stored, key, latents[key], fingerprint)
         try:
-            write_stored(path, stored.arrays, stored.made_from)
+            with locked_folder(path.parent):
+                stored = read_stored(path)
+                for key in keys:
+                    _replace_entry(stored, key, latents[key], fingerprint)
+                write_stored(path, stored.arrays, stored.made_from)
         except OSError as error:
             raise UserError(
                 f"cached latents {path} cannot be written: {error.strerror}",
@@ -210,11 +212,11 @@ def renew_times(path: Path, keys: Collection[LatentKey], fingerprint: str) -> No
 
     For usable latents whose image was copied. A folder that is not writable is left as it is.
     """
-    stored = read_stored(path)
-    for key in keys:
-        if _has_current(stored, key, fingerprint):
-            stored.made_from[entry_of(key)] = _current_facts(key, fingerprint)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), locked_folder(path.parent):
+        stored = read_stored(path)
+        for key in keys:
+            if _has_current(stored, key, fingerprint):
+                stored.made_from[entry_of(key)] = _current_facts(key, fingerprint)
         write_stored(path, stored.arrays, stored.made_from)
 
 

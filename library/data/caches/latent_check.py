@@ -56,7 +56,7 @@ def check_caches(keys: Iterable[LatentKey], fingerprint: str | None) -> CacheChe
     """Which latents are not cached, legacy .npz latents excepted.
 
     `fingerprint`: of the VAE that they must have been made with; None: files are trusted by the names of their arrays.
-    Raises `UserError` if two datasets crop an image differently at one size, which a file can have only once.
+    Raises `UserError` if two datasets have different latents of an image at one size, which a file can have only once.
     """
     entries = _by_entry(key for key in keys if key.legacy_npz_path is None)
     parts = [entries[start : start + _PART_SIZE] for start in range(0, len(entries), _PART_SIZE)]
@@ -81,6 +81,12 @@ def _by_entry(keys: Iterable[LatentKey]) -> list[list[LatentKey]]:
             raise UserError(
                 f"--cache_latents_to_disk: two datasets crop {key.path} differently for the same bucket size",
                 hint="use --cache_latents alone, or give both datasets the same bucket, resizing and mask settings",
+            )
+        if entry[0].image_key != key.image_key:
+            raise UserError(
+                f"--cache_latents_to_disk: {key.path} is {entry[0].image_key} in one dataset and {key.image_key} in"
+                " another, which gives it two samples of the VAE",
+                hint="use --cache_latents alone, or give both the same image_dir",
             )
     return list(entries.values())
 

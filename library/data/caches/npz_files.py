@@ -11,6 +11,8 @@ import contextlib
 import io
 import json
 import os
+import re
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +28,10 @@ from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 MADE_FROM = "made_from.json"
 
 _OLD_MADE_FROM = "made_from_"
+_MOST_LOCK_SECONDS = 30  # a file is written in milliseconds: who holds a lock longer has been stopped
+_LOCK_WAIT_SECONDS = 0.005
+_LEFTOVER = re.compile(r"\.tmp-[0-9a-f]{16}\.npz")  # as `atomic_path` names them
+_LEFTOVER_SECONDS = 3600
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of np.savez and np.savez_compressed
 
 Facts = dict[str, Any]
@@ -105,6 +111,46 @@ def read_stored(path: Path) -> StoredArrays:
         arrays = {name: file[name] for name in file if name != MADE_FROM and not name.startswith(_OLD_MADE_FROM)}
         return StoredArrays(arrays, made_from)
     return StoredArrays()
+
+
+@contextmanager
+def locked_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps other processes from changing cache files of a folder: one that adds an entry writes the others again.
+
+    Where folders cannot be locked (Windows, some network drives), a process can lose the entry of another, which is
+    made again when it is needed.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    deadline = time.monotonic() + _MOST_LOCK_SECONDS
+    try:
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_LOCK_WAIT_SECONDS)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(descriptor)  # and with it the lock
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Removes what a kill while caching has left in a folder, if it is too old to be another run's."""
+    with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+        names = [entry.name for entry in entries if _LEFTOVER.fullmatch(entry.name)]
+        for name in names:
+            path = Path(folder, name)
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                    path.unlink()
 
 
 def write_stored(path: Path, arrays: Mapping[str, Any], made_from: Mapping[str, Facts]) -> None:

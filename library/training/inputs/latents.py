@@ -11,13 +11,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, listed
 from library.cli.logging import progress_bar
 from library.data.batches.loader import num_cpus
 from library.data.batches.plan import TrainingData
 from library.data.caches.latent_cache import latent_seed, renew_times, write_latents
 from library.data.caches.latent_check import check_caches
 from library.data.caches.legacy_npz_latents import check_legacy_npz
+from library.data.caches.npz_files import remove_leftovers
 from library.data.config.options import CachingOptions
 from library.data.images.decoding import load_image
 from library.data.images.image_files import UnreadableImage
@@ -28,6 +29,7 @@ from library.training.inputs.cache_pipeline import Stages, Store, Throughput, ca
 
 logger = logging.getLogger(__name__)
 
+_MAX_NAMES_IN_WARNING = 5
 _LATENTS_IN_MESSAGE = 256  # between processes: some 16 MB of images of 512 x 512
 
 
@@ -87,6 +89,9 @@ class LatentProvider:
         mine = [key for key in check.missing if rank_of[key.path] % num_processes == rank]
         self._accelerator.wait_for_everyone()  # all processes have checked the files before one changes them
         fingerprint = self._family.vae_fingerprint()
+        if rank == 0:
+            for folder in check.folders:
+                remove_leftovers(folder)
         for path, copied in check.copied.items():
             if rank_of[copied[0].path] % num_processes == rank:
                 renew_times(path, copied, fingerprint)
@@ -137,22 +142,28 @@ class LatentProvider:
         """Scaled float32 latents (B, C, h, w) of a batch, on the device.
 
         The batch holds the latents that come from files, cached or legacy .npz, and the pixels of the other images
-        unless their latents are in memory; both in the batch's order.
+        unless their latents are in memory; both in the batch's order. Latents that are `lost` are encoded again.
         """
         device = self._accelerator.device
-        keys = [key for key in batch.latent_keys if not self._comes_from_file(key)]
+        from_file = [self._comes_from_file(key) for key in batch.latent_keys]
+        for index in batch.lost:
+            from_file[index] = False
+        keys = [key for key, is_file in zip(batch.latent_keys, from_file, strict=True) if not is_file]
         if not keys:
             assert batch.latents is not None  # all come from files
             latents = batch.latents.to(device, non_blocking=True)
         elif batch.pixels is not None:
             latents = self._encode(batch.pixels, keys)
+            if batch.lost:
+                self._restore(batch, latents)
+            latents = latents.to(device)
         else:
             latents = torch.stack([torch.from_numpy(self._in_memory[key].latents) for key in keys]).to(device)
         if 0 < len(keys) < len(batch.latent_keys):
             assert batch.latents is not None  # some come from files
             files, others = iter(batch.latents.to(device)), iter(latents)
             latents = torch.stack([
-                next(files if self._comes_from_file(key) else others) for key in batch.latent_keys
+                next(files if is_file else others) for is_file in from_file
             ])  # fmt: skip
         if latents.shape[1] != self._family.latent_channels:
             raise UserError(
@@ -161,6 +172,19 @@ class LatentProvider:
                 hint="delete its latent files: they were cached for another model type",
             )
         return self._family.scale_latents(latents)
+
+    def _restore(self, batch: Batch, latents: torch.Tensor) -> None:
+        """Writes cached latents again that another process or a fault has removed."""
+        cached = {}
+        for index, each in zip(batch.lost, latents.cpu().numpy(), strict=True):
+            mask = None if batch.masks is None else batch.masks[index, 0].numpy()
+            cached[batch.latent_keys[index]] = CachedLatents(each, mask)
+        names = listed([key.path for key in cached], _MAX_NAMES_IN_WARNING)
+        logger.warning("the cached latents of %s were removed or broken during training: encoded again", names)
+        try:
+            write_latents(cached, self._family.vae_fingerprint())
+        except UserError as error:
+            logger.warning("%s", error)
 
     def _comes_from_file(self, key: LatentKey) -> bool:
         return self.kind == "disk" or key.legacy_npz_path is not None

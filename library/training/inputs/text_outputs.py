@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 from accelerate import Accelerator
 
 from library.cli.checks import Findings
-from library.cli.errors import UserError
 from library.cli.logging import progress_bar
 from library.data.batches.plan import TrainingData
+from library.data.caches.npz_files import remove_leftovers
 from library.data.caches.text_cache import read_text_outputs, write_text_outputs
 from library.data.captions import final_caption, with_whole_captions
 from library.data.config.config import SubsetConfig
@@ -63,6 +64,9 @@ class TextSource:
         mine = sorted(captions)[rank::num_processes]
         missing = [path for path in mine if len(read_text_outputs(path, captions[path], encoder)) < len(captions[path])]
         self._accelerator.wait_for_everyone()
+        if rank == 0:
+            for folder in sorted({os.path.dirname(path) for path in captions}):
+                remove_leftovers(folder)
         with self._progress(len(missing)) as progress:
             for path in missing:
                 states = {caption: self._encode_one(caption).numpy() for caption in captions[path]}
@@ -89,12 +93,11 @@ class TextSource:
             self._in_memory[""] = self._encode_one("")
             return self._in_memory[""]
         found = read_text_outputs(image, [caption], self._family.text_fingerprint())
-        if caption not in found:
-            raise UserError(
-                f"the cached caption of {image} was removed or changed during training",
-                hint="start the run again: it will be encoded again",
-            )
-        return torch.from_numpy(found[caption])
+        if caption in found:
+            return torch.from_numpy(found[caption])
+        logger.warning("the cached caption of %s was removed or changed during training: encoded again", image)
+        self._in_memory[caption] = self._encode_one(caption)
+        return self._in_memory[caption]
 
     def _encode_one(self, caption: str) -> torch.Tensor:
         with torch.no_grad(), self._accelerator.autocast():

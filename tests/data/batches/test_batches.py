@@ -181,8 +181,10 @@ def test_cached_latents_stand_in_for_pixels(data: TrainingData) -> None:
         assert [int(latent[0, 0, 0]) for latent in batch.latents] == [
             int(stored[key][0, 0, 0]) for key in batch.latent_keys
         ]
+    reference = _dataset(data)[plan[0]]
     missing = _dataset(data, latent_source="disk", fingerprint="another vae")[plan[0]]
-    assert isinstance(missing, UserError) and "cached latents" in missing.message
+    assert missing.lost == (0, 1) and missing.latents is None  # to be encoded again
+    assert torch.equal(missing.pixels, reference.pixels)
 
 
 def test_an_unreadable_image_comes_back_as_an_error(data: TrainingData, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,14 @@ def test_pickles_are_not_loaded(key: LatentKey) -> None:
     for fingerprint in ("vae", None):
         with pytest.raises(UserError, match="corrupt"):
             read_latents(key, fingerprint)
+
+
+def test_two_runs_that_cache_one_folder_at_two_sizes_keep_each_others_entries(key: LatentKey) -> None:
+    sizes = [Placement((64 + 8 * n, 64), (64 + 8 * n, 64), (0, 0)) for n in range(12)]
+    keys = [dataclasses.replace(key, placement=placement) for placement in sizes]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda each: write_latents({each: _cached(each)}, "vae"), keys))
+    assert check_caches(keys, "vae").missing == []
 
 
 def test_a_failed_write_leaves_the_file_as_it_was(key: LatentKey, monkeypatch, tmp_path: Path) -> None:

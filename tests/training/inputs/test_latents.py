@@ -19,12 +19,13 @@ from accelerate import Accelerator
 from PIL import Image
 
 from library.cli.errors import UserError
+from library.data.batches.loader import BatchDataset
 from library.data.batches.plan import TrainingData
-from library.data.caches.latent_cache import latent_seed, read_latents
+from library.data.caches.latent_cache import cache_path, latent_seed, read_latents
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.data.images.decoding import load_image
 from library.data.load_data import load_training_data
-from library.data.records import Batch, LatentKey, MicroBatch
+from library.data.records import Batch, LatentKey, MicroBatch, StepCounter
 from library.models.family import ModelFamily
 from library.models.options import ModelOptions
 from library.models.registry import load_family
@@ -111,6 +112,37 @@ def test_cached_latents_are_bit_for_bit_those_that_are_encoded_one_chunk_after_t
             if where == "cache_latents_to_disk":
                 tensors["latents"] = torch.from_numpy(np.stack([each.latents for each in from_disk]))
             assert torch.equal(source.latents_of(batch_of(chunk, **tensors)), family.scale_latents(expected))
+
+
+@pytest.mark.parametrize("damage_file", [Path.unlink, lambda path: path.write_bytes(b"PK broken")])
+def test_cached_latents_lost_to_another_process_are_encoded_again_and_written(family, tmp_path, damage_file, caplog):
+    make_images(tmp_path / "data", [(64, 64)] * 3)
+    data, source = load_data(tmp_path / "data"), source_of(family, cache_latents_to_disk=True)
+    source.fill_caches(data)
+    dataset = BatchDataset(
+        data, seed=1, clock=StepCounter(1, 1, 1), latent_source="disk", fingerprint=source.fingerprint
+    )
+    three = MicroBatch(0, 0, 0, (0, 1, 2), 0)
+    whole = source.latents_of(dataset[three])
+    damage_file(cache_path(data.latent_keys()[1]))
+    batch = dataset[three]
+    assert batch.lost == (1,)
+    assert torch.equal(source.latents_of(batch), whole)
+    assert "01.png were removed or broken during training: encoded again" in caplog.text
+    assert dataset[three].lost == ()
+
+
+def test_what_a_kill_while_caching_left_is_removed_when_no_other_run_can_be_using_it(family, tmp_path):
+    make_images(tmp_path / "data", [(64, 64)])
+    old, new, other = (tmp_path / "data" / name for name in (
+        ".tmp-0123456789abcdef.npz", ".tmp-0123456789abcdee.npz", ".tmp-mine.npz"
+    ))  # fmt: skip
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, time.time() - 7200))
+    source_of(family, cache_latents_to_disk=True).fill_caches(load_data(tmp_path / "data"))
+    assert (old.exists(), new.exists(), other.exists()) == (False, True, True)
 
 
 def test_masks_are_cached_with_the_latents_and_mirrored_with_the_image(family, tmp_path):

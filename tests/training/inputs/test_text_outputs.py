@@ -112,6 +112,34 @@ def test_outputs_of_another_tokenizer_are_not_used(model: Path, images: Path, tm
     assert not torch.equal(ours, family.encode_prompts(batch.captions).hidden_states)
 
 
+def test_an_output_lost_to_another_process_is_encoded_again(model: Path, images: Path, caplog) -> None:
+    family, data = load_family(ModelOptions(str(model))), _data(images)
+    source, batch = _source(family, data, to_disk=True), _batch(data)
+    whole = source.conditioning_of(batch).hidden_states
+    (images / "1.png_sd_te.npz").unlink()
+    assert torch.equal(source.conditioning_of(batch).hidden_states, whole)
+    assert "1.png was removed or changed during training: encoded again" in caplog.text
+
+
+def test_captions_of_two_subsets_that_spell_one_folder_differently_are_both_cached(model, images, tmp_path, caplog):
+    (tmp_path / "link").symlink_to(images)
+    toml = tmp_path / "data.toml"
+    subsets = "".join(
+        f'[[datasets]]\nresolution = {size}\nbatch_size = 3\n[[datasets.subsets]]\nimage_dir = "{folder}"\n'
+        f'caption_prefix = "{size}"\n'
+        for size, folder in ((64, images), (128, tmp_path / "link"))
+    )
+    toml.write_text(subsets, encoding="utf-8")
+    data = load_training_data(DatasetOptions(dataset_config=str(toml)))
+    family = load_family(ModelOptions(str(model)))
+    source = _source(family, data, to_disk=True)
+    clock = StepCounter(group_size=1, steps_per_epoch=1, num_steps=1)
+    dataset = BatchDataset(data, seed=1, clock=clock, latent_source="memory")
+    for micro_batch in data.batches_of_epoch(1, 0):
+        source.conditioning_of(dataset[micro_batch])
+    assert "encoded again" not in caplog.text
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\3\4 half a file"])
 def test_a_damaged_file_is_made_anew(model: Path, images: Path, damage: bytes) -> None:
     family, data = load_family(ModelOptions(str(model))), _data(images)
