@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
-from tests.end_to_end.runs import ROOT
+from tests import programs
 
 TWO_PROCESSES = (
     "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
@@ -20,10 +19,8 @@ def start(argv, *options, script="train_network.py", **environment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         options = (*options, "--main_process_port", str(free.getsockname()[1]))
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, script, *argv]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", **environment}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=env, start_new_session=True)
+    return programs.start(["-m", programs.LAUNCHER, "launch", *options, script, *argv], env=env)
 
 
 def ended(process):

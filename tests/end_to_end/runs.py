@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_network
+from tests import programs
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = programs.ROOT
 BASE = ROOT / "examples" / "quickstart" / "base"
 IMAGES = ROOT / "examples" / "quickstart" / "images"
 REGULARISATION = ROOT / "examples" / "quickstart" / "regularisation"
@@ -66,11 +67,17 @@ def train(data: Path, output: Path, **overrides) -> dict[str, torch.Tensor]:
 
 
 def command(argv: list[str]) -> list[str]:
+    """For a shell."""
     return [sys.executable, str(ROOT / "train_network.py"), *argv]
 
 
-def run_command(argv: list[str], timeout: float = 300) -> subprocess.CompletedProcess:
-    return subprocess.run(command(argv), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+def run_command(argv: list[str], script: str = "train_network.py", **options) -> subprocess.CompletedProcess:
+    """Runs in a process of its own; `options` as those of `programs.run`."""
+    return programs.run([script, *argv], **options)
+
+
+def start_command(argv: list[str], script: str = "train_network.py", **options) -> programs.Program:
+    return programs.start([script, *argv], **options)
 
 
 def logged(output: Path, name: str = "loss/current") -> list[tuple[int, float]]:

@@ -32,14 +32,12 @@ def saved(folder, step):
 
 def test_saved_files_are_the_average_of_the_steps_so_far(runs):
     """From step 2 on; the decays are min(0.25, 2/11), then 0.25."""
-    plain, average = runs
-    for name in saved(plain, 1):
-        weights = {step: saved(plain, step)[name].double().numpy() for step in range(1, 7)}
-        expected = weights[1]
-        for step in range(1, 7):
-            decay = {1: 0, 2: 0, 3: 2 / 11, 4: 0.25}.get(step, 0.25)
-            expected = decay * expected + (1 - decay) * weights[step]
-            np.testing.assert_allclose(saved(average, step)[name].numpy(), expected, rtol=1e-5, atol=1e-9)
+    plain, average = ([saved(folder, step) for step in range(1, 7)] for folder in runs)
+    for name in plain[0]:
+        expected = plain[0][name].double().numpy()
+        for decay, weights, found in zip((0, 0, 2 / 11, 0.25, 0.25, 0.25), plain, average, strict=True):
+            expected = decay * expected + (1 - decay) * weights[name].double().numpy()
+            np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-5, atol=1e-9)
 
 
 def test_training_itself_is_not_touched(runs):

@@ -1,14 +1,13 @@
 """If these fail, a user who stops, resumes, caches or changes workers gets another model than without."""
 
 import signal
-import subprocess
 import time
 
 import pytest
 import torch
 
 from library.training.checkpoints.states import read_state
-from tests.end_to_end.runs import arguments, assert_same, command, copy_images, logged, train
+from tests.end_to_end.runs import arguments, assert_same, copy_images, logged, start_command, train
 
 AUGMENTED = {"flip_aug": True, "shuffle_caption": True, "network_dropout": 0.1, "noise_offset": 0.05}
 
@@ -105,7 +104,7 @@ def test_a_killed_run_continues_to_the_same_weights(plain, tmp_path):
     out = tmp_path / "out"
     argv = arguments(data, out, save_every_n_steps=3, save_state=True, **AUGMENTED)
     # it would take far longer than it is given
-    process = subprocess.Popen(command([*argv, "--max_train_steps", "100000"]), stderr=subprocess.DEVNULL)
+    process = start_command([*argv, "--max_train_steps", "100000"])
     state = out / "run-step00000003-state"
     deadline = time.monotonic() + 120
     while not state.exists() and time.monotonic() < deadline:

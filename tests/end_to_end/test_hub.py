@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,7 +11,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.end_to_end.runs import ROOT, arguments, assert_same, command, copy_images, train
+from tests.end_to_end.runs import arguments, assert_same, copy_images, run_command, start_command, train
 from tests.hub_server import READ_TOKEN, WRITE_TOKEN, Fault, running_hub
 
 NAME = "someone/loras"
@@ -41,10 +40,7 @@ def hub():
 
 
 def run(hub, home, argv):
-    return subprocess.run(
-        command(argv), capture_output=True, text=True, timeout=300, cwd=ROOT,
-        env={**os.environ, **hub.environment(home)},
-    )  # fmt: skip
+    return run_command(argv, env={**os.environ, **hub.environment(home)})
 
 
 def test_saves_and_states_are_uploaded_and_a_run_goes_on_from_them(images, whole, hub, tmp_path):
@@ -103,7 +99,7 @@ def test_a_repository_that_cannot_be_written_to_ends_the_run_before_the_model_is
 def test_a_configuration_that_is_written_holds_no_token(images, tmp_path):
     config = tmp_path / "run.toml"
     argv = arguments(images, tmp_path, **UPLOADS, config_file=config, output_config=True)
-    done = subprocess.run(command(argv), capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = run_command(argv)
     assert done.returncode == 0, done.stderr
     assert NAME in config.read_text() and WRITE_TOKEN not in config.read_text() + done.stderr
 
@@ -113,10 +109,8 @@ def test_a_run_that_is_stopped_finishes_its_uploads_and_keeps_the_token(images, 
     gate, out = threading.Event(), tmp_path / "out"
     hub.faults.append(Fault("POST .*/commit/", gate))
     given = {**OPTIONS, **UPLOADS, "max_train_steps": 400}
-    process = subprocess.Popen(
-        command(arguments(images, out, **given)), stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env={**os.environ, **hub.environment(tmp_path / "home")},
-    )  # fmt: skip
+    env = {**os.environ, **hub.environment(tmp_path / "home")}
+    process = start_command(arguments(images, out, **given), env=env)
     deadline = time.monotonic() + 120
     while not hub.asked_for("POST .*/commit/"):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
@@ -139,10 +133,8 @@ def test_a_run_that_is_stopped_finishes_its_uploads_and_keeps_the_token(images, 
 def test_a_second_signal_does_not_wait_for_uploads(images, hub, tmp_path):
     gate = threading.Event()
     hub.faults.append(Fault("POST .*/commit/", gate, times=99))
-    process = subprocess.Popen(
-        command(arguments(images, tmp_path / "out", **OPTIONS, **UPLOADS)), stderr=subprocess.PIPE, text=True,
-        cwd=ROOT, env={**os.environ, **hub.environment(tmp_path / "home")},
-    )  # fmt: skip
+    env = {**os.environ, **hub.environment(tmp_path / "home")}
+    process = start_command(arguments(images, tmp_path / "out", **OPTIONS, **UPLOADS), env=env)
     for line in process.stderr:
         if line.startswith("waiting for "):
             break

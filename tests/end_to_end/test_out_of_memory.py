@@ -1,11 +1,11 @@
 """If this fails, a run that does not fit into memory ends in a traceback instead of what to do about it."""
 
-import subprocess
 import sys
 
 import pytest
 
-from tests.end_to_end.runs import ROOT, arguments
+from tests import programs
+from tests.end_to_end.runs import arguments
 
 # the address space is limited once the model is there, so that a large batch does not fit
 LIMITED = """
@@ -24,8 +24,7 @@ sys.exit(run_entry(lambda: {script}.train(sys.argv[1:])))
 
 
 def train_limited(script, argv):
-    command = [sys.executable, "-c", LIMITED.format(script=script), *argv]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
+    done = programs.run(["-c", LIMITED.format(script=script), *argv])
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
     assert "there is not enough memory for this run" in done.stderr
     return done.stderr.split("the cheapest first: ")[1]

@@ -6,8 +6,6 @@ times. Weights, optimizer state and every logged loss must be equal, bit for bit
 
 import importlib
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,7 +13,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from library.training.checkpoints.states import read_state
-from tests.end_to_end.runs import ROOT, arguments, assert_same, logged
+from tests.end_to_end.runs import arguments, assert_same, logged, start_command
 from tests.end_to_end.test_optimizers import differences
 from tests.end_to_end.whole_models import write_metadata
 from tests.end_to_end.word_runs import WORD, copy_with_word
@@ -57,10 +55,10 @@ def run_here(script, data, output, **options):
 
 def kill_after(script, argv, state):
     """Starts the script and kills it as soon as a state is there."""
-    process = subprocess.Popen([sys.executable, f"{script}.py", *argv], stderr=subprocess.PIPE, cwd=ROOT)
+    process = start_command(argv, f"{script}.py")
     deadline = time.monotonic() + 120
     while not state.exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read().decode()[-3000:]
+        assert process.poll() is None, process.stderr.read()[-3000:]
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from library.cli.errors import UserError
 from library.training.checkpoints.states import read_state_header
+from tests import programs
 from tests.end_to_end.runs import arguments, assert_same, copy_images, logged, run_command, train
 
 STATES = {"save_every_n_steps": 2, "save_state": True, "cache_latents": True}
@@ -189,14 +190,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.skipif(sys.platform == "win32", reason="the system has no limit of this kind")
 def test_a_save_that_fails_is_said_and_training_goes_on(images, whole, tmp_path):
     """Files may not be larger than the weights: states cannot be written."""
-    import subprocess
-
     limit = (whole[0] / "run.safetensors").stat().st_size + 200_000
     argv = arguments(images, tmp_path, **STATES, logging_dir=None)
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(limit), "train_network.py", *argv],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = programs.run(["-c", LIMITED, limit, "train_network.py", *argv])
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
     assert "run-step00000002-state cannot be written: " in done.stderr
     assert "5 of the run's files are missing" in done.stderr
@@ -231,9 +227,7 @@ tracker.close()
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the system has no limit of this kind")
 def test_curves_that_cannot_be_written_end_nothing(tmp_path):
-    import subprocess
-
-    done = subprocess.run([sys.executable, "-c", CURVES, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    done = programs.run(["-c", CURVES, tmp_path])
     assert done.returncode == 0 and done.stderr.count("no more curves are written") == 1, done.stderr[-2000:]
 
 

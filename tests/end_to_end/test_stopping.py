@@ -10,7 +10,8 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.end_to_end.runs import ROOT, arguments, assert_same, command, copy_images, logged, train
+from tests import programs
+from tests.end_to_end.runs import ROOT, arguments, assert_same, copy_images, logged, start_command, train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are other things there")
 STEPS = 40
@@ -29,10 +30,6 @@ def whole(images, tmp_path_factory):
 OPTIONS = {"max_train_steps": STEPS, "save_every_n_steps": 3}
 
 
-def started(argv):
-    return subprocess.Popen(command(argv), stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
-
-
 def wait_for(path, process):
     deadline = time.monotonic() + 120
     while not path.exists():
@@ -46,7 +43,7 @@ def wait_for(path, process):
 )
 def test_a_signal_saves_and_says_how_to_go_on(images, whole, tmp_path, number, send, num_workers, status):
     """One to the process group, as `timeout` and Slurm send it, comes to the dataloader's workers too."""
-    process = started(arguments(images, tmp_path, **OPTIONS | {"max_data_loader_n_workers": num_workers}))
+    process = start_command(arguments(images, tmp_path, **OPTIONS | {"max_data_loader_n_workers": num_workers}))
     wait_for(tmp_path / "run-step00000003.safetensors", process)
     send(process.pid, number)
     _, said = process.communicate(timeout=60)
@@ -57,7 +54,7 @@ def test_a_signal_saves_and_says_how_to_go_on(images, whole, tmp_path, number, s
     assert last.startswith(f"stopped by {signal.Signals(number).name}. To resume: python")
     assert int(state.name[8:16]) < STEPS and not (tmp_path / "run.safetensors").exists()
     words = shlex.split(last.split("To resume: ")[1])
-    done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = programs.run(words[1:])
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same(load_file(tmp_path / "run.safetensors"), whole)
     assert sorted(step for step, _ in logged(tmp_path)) == list(range(1, STEPS + 1))
@@ -65,7 +62,7 @@ def test_a_signal_saves_and_says_how_to_go_on(images, whole, tmp_path, number, s
 
 def test_a_signal_without_a_state(images, tmp_path):
     argv = arguments(images, tmp_path, **OPTIONS)
-    process = started([*argv, "--no-save_state_on_signal"])
+    process = start_command([*argv, "--no-save_state_on_signal"])
     wait_for(tmp_path / "run-step00000003.safetensors", process)
     process.terminate()
     _, said = process.communicate(timeout=60)
@@ -75,12 +72,13 @@ def test_a_signal_without_a_state(images, tmp_path):
 
 def test_a_second_signal_ends_at_once(images, tmp_path):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a fox --w 64 --h 64 --s 900\n" * 20)  # minutes of drawing
+    prompts.write_text("a fox --w 64 --h 64 --s 1\n" + "a fox --w 64 --h 64 --s 900\n" * 20)  # minutes of drawing
     argv = arguments(images, tmp_path, **OPTIONS, sample_prompts=prompts, sample_every_n_steps=4)
-    process = started(argv)
-    wait_for(tmp_path / "run-step00000003.safetensors", process)
-    time.sleep(1)  # it is at its images now
-    process.terminate()
+    process = start_command(argv)
+    wait_for(tmp_path / "sample", process)
+    while not list((tmp_path / "sample").glob("*.png")):
+        time.sleep(0.02)
+    process.terminate()  # at the second image
     process.terminate()  # `timeout` sends it to the process and to its group
     time.sleep(1.2)
     assert process.poll() is None
@@ -92,7 +90,9 @@ def test_a_second_signal_ends_at_once(images, tmp_path):
 
 @pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="whoever started the tests ignores it")
 def test_a_signal_before_training_ends_at_once(images, tmp_path):
-    process = started(arguments(images, tmp_path, **OPTIONS))
+    # a start of Python itself: it is at its imports
+    command = [sys.executable, "train_network.py", *arguments(images, tmp_path, **OPTIONS)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
