@@ -35,7 +35,7 @@ from library.training.checkpoints.saved_names import saved_under  # noqa: E402
 from library.training.checkpoints.states import read_state  # noqa: E402
 
 EXAMPLE = ROOT / "examples" / "quickstart"
-NAME, STEPS = "run", 30
+NAME = "run"
 
 
 @dataclass
@@ -50,12 +50,12 @@ class Findings:
     failed_starts: list[str] = field(default_factory=list)
 
 
-def run_arguments(output: Path, *more: str) -> list[str]:
+def run_arguments(output: Path, num_steps: int, *more: str) -> list[str]:
     return [
         "--pretrained_model_name_or_path", str(EXAMPLE / "base"), "--train_data_dir", str(output.parent / "images"),
         "--caption_extension", ".txt", "--resolution", "64", "--train_batch_size", "1", "--cache_latents",
         "--max_data_loader_n_workers", "0", "--output_dir", str(output), "--output_name", NAME, "--network_dim", "2",
-        "--learning_rate", "1e-3", "--seed", "7", "--max_train_steps", str(STEPS), "--save_every_n_steps", "1",
+        "--learning_rate", "1e-3", "--seed", "7", "--max_train_steps", str(num_steps), "--save_every_n_steps", "1",
         "--save_state", "--save_last_n_steps", "3", "--ema", *more,
     ]  # fmt: skip
 
@@ -82,7 +82,10 @@ def start(train: Callable[[list[str]], None], argv: list[str], log: Path) -> int
 
 def unfinished(output: Path) -> set[str]:
     """Names of files and folders that are being written, or were when a process was killed."""
-    return {path.name for path in output.glob(".*tmp*")}
+    try:  # not by a pattern: it is looked at all the time
+        return {name for name in os.listdir(output) if name.startswith(".") and "tmp" in name}
+    except FileNotFoundError:
+        return set()
 
 
 def wait_and_kill(child: int, output: Path, rng: random.Random, longest: float, in_save: bool) -> int | None:
@@ -121,17 +124,18 @@ def kill_until_done(
     output: Path,
     findings: Findings,
     num_kills: int,
+    num_steps: int,
     rng: random.Random,
     longest: float,
 ) -> None:
-    """One run, killed again and again until it is done or `num_kills` are reached; then it may end.
+    """One run of `num_steps`, killed again and again until it is done or `num_kills` are reached; then it may end.
 
     longest: seconds until a kill at most.
     """
     log = output.parent / "log.txt"
     while True:
         before = unfinished(output)
-        child = start(train, run_arguments(output, "--resume", "auto"), log)
+        child = start(train, run_arguments(output, num_steps, "--resume", "auto"), log)
         if findings.kills < num_kills:
             in_save = findings.kills % 2 == 1
             status = wait_and_kill(child, output, rng, longest, in_save)
@@ -147,7 +151,7 @@ def kill_until_done(
         findings.kills_in_saves += not unfinished(output) <= before
 
 
-def measure(num_kills: int, folder: Path, seed: int = 0) -> Findings:
+def measure(num_kills: int, num_steps: int, folder: Path, seed: int = 0) -> Findings:
     """Runs, kills and compares in `folder`."""
     import library.training.run  # noqa: F401 - imported once, for all that is forked
     import train_network
@@ -158,7 +162,7 @@ def measure(num_kills: int, folder: Path, seed: int = 0) -> Findings:
     for image in sorted((EXAMPLE / "images").glob("fox_0[1-4].*")):
         shutil.copy(image, images)
     started = time.monotonic()
-    child = start(train_network.train, run_arguments(folder / "whole"), folder / "log.txt")
+    child = start(train_network.train, run_arguments(folder / "whole", num_steps), folder / "log.txt")
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status:
         raise RuntimeError((folder / "log.txt").read_text()[-2000:])
@@ -167,7 +171,7 @@ def measure(num_kills: int, folder: Path, seed: int = 0) -> Findings:
     findings, rng = Findings(), random.Random(seed)
     while findings.kills < num_kills and not findings.failed_starts:
         output = folder / f"killed{findings.runs}"
-        kill_until_done(train_network.train, output, findings, num_kills, rng, 0.6 * duration)
+        kill_until_done(train_network.train, output, findings, num_kills, num_steps, rng, 0.6 * duration)
         findings.runs += 1
         if not findings.failed_starts:
             found = load_file(output / f"{NAME}.safetensors")
@@ -180,11 +184,12 @@ def measure(num_kills: int, folder: Path, seed: int = 0) -> Findings:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=30, help="of a run, each of which is saved")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        findings = measure(options.kills, Path(folder), options.seed)
+        findings = measure(options.kills, options.steps, Path(folder), options.seed)
     is_equal = not findings.unequal_runs and not findings.failed_starts
     print(f"kills                                  {findings.kills} in {findings.runs} runs")
     print(f"  in the middle of a save               {findings.kills_in_saves}")

@@ -132,6 +132,7 @@ class _Start:
 
 def _become(words: list[str], env: dict[str, str]) -> None:
     """Runs `python words...` in this process, and ends it as Python would."""
+    multiprocessing.set_start_method(None, force=True)  # its own workers start as they do anywhere
     changed = [name for name in {*os.environ, *env} if os.environ.get(name) != env.get(name)]
     os.environ.clear()
     os.environ.update(env)
