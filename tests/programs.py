@@ -87,7 +87,8 @@ class Program:
 def start(words: Sequence[object], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Program:
     """Starts `python words...`: a script, `-m` and a module, or `-c` and a text."""
     words, env = [str(word) for word in words], dict(os.environ if env is None else env)
-    if not CAN_FORK:
+    # where the packages are is looked up by the imports that were made
+    if not CAN_FORK or env.get("PYTHONPATH") != os.environ.get("PYTHONPATH"):
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
         return subprocess.Popen([sys.executable, *words], env=env, cwd=cwd, **streams)
     pipes = [os.pipe() for _ in range(2)]

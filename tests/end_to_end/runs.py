@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -64,11 +63,6 @@ def train(data: Path, output: Path, **overrides) -> dict[str, torch.Tensor]:
     AcceleratorState._reset_state(reset_partial_state=True)
     train_network.train(arguments(data, output, **overrides))
     return load_file(output / "run.safetensors")
-
-
-def command(argv: list[str]) -> list[str]:
-    """For a shell."""
-    return [sys.executable, str(ROOT / "train_network.py"), *argv]
 
 
 def run_command(argv: list[str], script: str = "train_network.py", **options) -> subprocess.CompletedProcess:

@@ -73,8 +73,15 @@ def losses(output):
     return values
 
 
-@pytest.mark.parametrize("sharing", [PLAIN, SHARED], ids=["plain", "accumulation-workers-cache"])
-@pytest.mark.parametrize("script", OWN)
+@pytest.mark.parametrize(
+    ("script", "sharing"),
+    [
+        pytest.param("train_network", SHARED, id="train_network-accumulation-workers-cache"),
+        pytest.param("train_db", PLAIN, id="train_db"),
+        pytest.param("fine_tune", SHARED, id="fine_tune-accumulation-workers-cache"),
+        pytest.param("train_textual_inversion", PLAIN, id="train_textual_inversion"),
+    ],
+)
 def test_killed_and_resumed_three_times_equals_never_stopped(images, tmp_path, script, sharing):
     run_here(script, images, tmp_path / "whole", **sharing)
     out = tmp_path / "killed"

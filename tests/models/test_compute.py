@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 
 from library.models.compute import ChunkedAttention, chunked_attention, set_attention
 from library.models.options import MemoryOptions
+from tests import programs
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 2 * 3 * 11 * 4, 10**9])
@@ -98,7 +98,8 @@ def test_a_long_sequence_takes_a_fraction_of_the_memory() -> None:
     """4096 queries and keys, 4 heads: the matrix of attention alone has 256 MiB."""
     used = {}
     for kind in ("chunked", "plain"):
-        done = subprocess.run([sys.executable, "-c", _PEAK, kind], capture_output=True, text=True, check=True)
+        done = programs.run(["-c", _PEAK, kind])
+        assert done.returncode == 0, done.stderr
         used[kind] = int(done.stdout)
     assert used["chunked"] < 320
     assert used["plain"] > 512  # MiB: the measure sees what it should

@@ -1,7 +1,6 @@
 """If these fail, a run that was killed while it saved has lost what it had."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from library.cli.errors import UserError
 from library.training.checkpoints.states import RunIdentity, check_files, read_state, read_state_header, write_state
 from library.training.step_plan import Position
+from tests import programs
 
 
 def save(folder: Path, step: int) -> None:
@@ -95,8 +95,7 @@ except OSError:
 def test_a_file_that_the_system_refuses_leaves_the_state_before_and_no_rest(tmp_path, sizes):
     folder = tmp_path / "run-state"
     save(folder, 1)
-    root = Path(__file__).resolve().parents[3]
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(folder), *sizes], cwd=root, timeout=120)
+    done = programs.run(["-c", FULL_DISK, folder, *sizes])
     assert done.returncode == 28
     assert step_of(folder) == (1, 1)
     assert {path.name for path in tmp_path.iterdir()} == {"run-state"}

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from library.models.family import ModelFamily
 from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.training.inputs.latents import LatentProvider
+from tests import programs
 
 ROOT = Path(__file__).resolve().parents[3]
 BASE = ROOT / "examples" / "quickstart" / "base"
@@ -304,7 +304,7 @@ def test_a_killed_run_goes_on_where_it_stopped(family, tmp_path):
     folder = tmp_path / "data"
     make_images(folder, [(64, 64)] * 40)
     code = SLOW_RUN.format(root=str(ROOT), here=str(Path(__file__).parent), folder=str(folder))
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.DEVNULL)
+    process = programs.start(["-c", code])
     deadline = time.monotonic() + 120
     while len(list(folder.glob("*_sd.npz"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
