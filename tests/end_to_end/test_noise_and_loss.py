@@ -14,7 +14,7 @@ from library.cli.errors import UserError
 from library.data.randomness import derive_seed
 from tests.end_to_end.runs import BASE, copy_images, logged, train
 
-SEED, GAMMA, STEPS = 7, 5.0, 40
+SEED, GAMMA, STEPS = 7, 5.0, 60
 ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 UNTRAINED = {"learning_rate": 0, "network_train_unet_only": True, "cache_latents": True, "seed": SEED}
 
@@ -80,9 +80,9 @@ OPTIONS = {
 
 
 def test_every_option_changes_the_loss_in_its_own_way(data, tmp_path):
-    found = {"none": losses(data, tmp_path / "none", max_train_steps=1)}
+    found = {"none": losses(data, tmp_path / "none", max_train_steps=2)}
     for name, options in OPTIONS.items():
-        found[name] = losses(data, tmp_path / name, max_train_steps=1, **options)
+        found[name] = losses(data, tmp_path / name, max_train_steps=2, **options)
     assert all(np.isfinite(each).all() for each in found.values())
     assert len({tuple(each) for each in found.values()}) == len(found)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import programs
 from tests.end_to_end.runs import ROOT, arguments, copy_images, train
 from tests.end_to_end.whole_models import assert_alike, train_whole
 
@@ -54,13 +55,16 @@ def hosts():
 
 def start(machine, argv, *, before=(), address="127.0.0.1", link="lo", folder=ROOT, script="train_network.py"):
     """The part of one machine in `accelerate launch` on two, a process on each."""
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launcher = ["-m", programs.LAUNCHER, "launch"]
     options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "2", "--machine_rank", str(machine)]
     options += ["--main_process_ip", address, "--main_process_port", PORT]
     options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": link}
+    words = [*launcher, *options, str(ROOT / script), *argv]
+    if not before:
+        return programs.start(words, env=env, cwd=folder)
     return subprocess.Popen(
-        [*before, *launcher, *options, str(ROOT / script), *argv],
+        [*before, sys.executable, *words],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder, env=env,
     )  # fmt: skip
 
