@@ -129,6 +129,7 @@ def inspect_model(path: str) -> Inspection:
 
     Raises `UserError` for what cannot be read, and for folders of no known family.
     """
+    from library.models.layouts import ldm_layout
     from library.models.layouts.diffusers_folder import DiffusersFolder
     from library.models.weights.checkpoint_files import open_shapes
     from library.models.weights.hub_download import local_path
@@ -137,7 +138,7 @@ def inspect_model(path: str) -> Inspection:
     place = local_path(path, "SOURCE")
     if not place.exists():
         raise UserError(f"{path}: there is no such file or folder", "check the path")
-    source = DiffusersFolder(place) if place.is_dir() else open_shapes(place)
+    source = DiffusersFolder(place) if place.is_dir() else ldm_layout.unwrapped(open_shapes(place))
     for family in FAMILIES:
         if family.accepts(source):
             return importlib.import_module(f"{family.package}.inspection").inspect(source)

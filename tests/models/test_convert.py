@@ -290,3 +290,57 @@ def test_a_file_larger_than_memory_is_described(tiny_v1, tmp_path):
     found = inspect_model(str(path))
     assert found.parts[-1].num_parameters == 16_000_000_000
     assert found.parts[0].dimensions.startswith("channels 32, 64")
+
+
+# ---- what training takes, converting takes
+
+
+def test_weights_that_fp16_cannot_hold_are_counted_and_named(tiny_v1, tmp_path, caplog):
+    """In silence, the file would draw black images, and nobody would know why."""
+    tensors = to_stability_layout(tiny_v1)
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    tensors[key].view(-1)[:3] = torch.tensor([70_000.0, -70_000.0, 65_504.0])
+    save_file(tensors, tmp_path / "wide.safetensors")
+    for name in ("half.safetensors", "half.ckpt", "half"):
+        caplog.clear()
+        assert run(tmp_path / "wide.safetensors", tmp_path / name, "--save_precision", "fp16") == 0
+        (said,) = [record.getMessage() for record in caplog.records if "beyond the range" in record.getMessage()]
+        assert said.startswith("2 weights are") and "--save_precision bf16" in said
+        assert ("conv_in.weight" if name == "half" else key) in said
+    caplog.clear()
+    for precision in ("bf16", "float"):
+        assert (
+            run(tmp_path / "wide.safetensors", tmp_path / f"{precision}.safetensors", "--save_precision", precision)
+            == 0
+        )
+    assert run(tmp_path / "half.safetensors", tmp_path / "again.ckpt") == 0  # the infinite ones were infinite before
+    assert "beyond the range" not in caplog.text
+
+
+def test_a_file_with_a_prefix_before_its_keys_is_inspected_as_it_is_loaded(tiny_v1, tmp_path, capsys):
+    plain, wrapped = tmp_path / "plain.safetensors", tmp_path / "wrapped.safetensors"
+    tensors = to_stability_layout(tiny_v1)
+    save_file(tensors, plain)
+    save_file({f"model.{key}": tensor for key, tensor in tensors.items()}, wrapped)
+    assert inspected(capsys, wrapped).replace("wrapped", "plain") == inspected(capsys, plain)
+
+
+@pytest.mark.parametrize("source", ["file", "folder", "folder without vae/"])
+def test_a_model_without_a_vae_is_converted_with_another(tiny_v1, tmp_path, capsys, source):
+    tensors = to_stability_layout(tiny_v1)
+    vae = {key: value for key, value in tensors.items() if key.startswith("first_stage_model.")}
+    save_file(vae, tmp_path / "vae.safetensors")
+    if source == "file":
+        model = tmp_path / "model.safetensors"
+        save_file({key: value for key, value in tensors.items() if key not in vae}, model)
+    else:
+        model = write_folder(tiny_v1, tmp_path / "model")
+        for path in (model / "vae").iterdir():
+            path.unlink()
+        if source != "folder":
+            (model / "vae").rmdir()
+    assert run(model, tmp_path / "new.safetensors", "--vae", tmp_path / "vae.safetensors") == 0
+    found = load_file(tmp_path / "new.safetensors")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensor) for key, tensor in vae.items())
+    assert "VAE:" not in inspected(capsys, model)
+    assert "vae" in errors_of(capsys, model, tmp_path / "no.safetensors").lower()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from library.cli.errors import UserError, raise_together
@@ -44,16 +45,17 @@ class DiffusersFolder(ModelFolder):
         return path, renamed(tensors, _NAMES[part](tensors))
 
 
-def load_folder(folder: DiffusersFolder) -> ModelParts:
+def load_folder(folder: DiffusersFolder, vae: AutoencoderKL | None = None) -> ModelParts:
     """Builds U-Net, VAE and text encoder of a folder, float32, frozen, in eval mode.
 
-    Raises one `UserError` for all parts: what is missing or does not fit its config.json.
+    `vae` takes the place of the folder's own, which is then not read and may be missing. Raises one `UserError` for all
+    parts: what is missing or does not fit its config.json.
     """
     parts: list[Any] = []
     errors: list[UserError] = []
     for part in _PARTS:
         try:
-            parts.append(load_part(folder, part))
+            parts.append(vae if part == "vae" and vae is not None else load_part(folder, part))
         except UserError as error:
             errors.append(error)
     raise_together(errors)

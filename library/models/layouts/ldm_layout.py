@@ -32,22 +32,24 @@ def unwrapped(file: WeightFile) -> WeightFile:
     return file if list(names) == list(file.tensors) else replace(file, tensors=renamed(file.tensors, names))
 
 
-def load_single_file(file: WeightFile) -> ModelParts:
+def load_single_file(file: WeightFile, vae: AutoencoderKL | None = None) -> ModelParts:
     """Builds the parts of the model in a file, float32, frozen, in eval mode; sizes come from the shapes of tensors.
 
-    Other keys (EMA weights, optimizer states, schedules) are ignored. Raises one `UserError` for all parts that names
-    the file and what is missing or has the wrong shape.
+    `vae` takes the place of the file's own, which is then not read and may be missing. Other keys (EMA weights,
+    optimizer states, schedules) are ignored. Raises one `UserError` for all parts that names the file and what is
+    missing or has the wrong shape.
     """
     parts: list[Any] = []
     errors: list[UserError] = []
-    for load in (_load_unet, _load_vae, _load_text_encoder_v2 if is_v2(file.tensors) else _load_text_encoder_v1):
+    load_vae_part = _load_vae if vae is None else lambda file: vae
+    for load in (_load_unet, load_vae_part, _load_text_encoder_v2 if is_v2(file.tensors) else _load_text_encoder_v1):
         try:
             parts.append(load(file))
         except UserError as error:
             errors.append(error)
     raise_together(errors)
-    unet, vae, encoder = parts
-    return ModelParts(unet, vae, encoder, _unused_tensors_v2(file, encoder) if is_v2(file.tensors) else {})
+    unet, chosen_vae, encoder = parts
+    return ModelParts(unet, chosen_vae, encoder, _unused_tensors_v2(file, encoder) if is_v2(file.tensors) else {})
 
 
 def _load_unet(file: WeightFile) -> nn.Module:

@@ -80,12 +80,14 @@ def detect(source: ModelFolder | TensorFile) -> DetectedModel:
 def _detect_folder(folder: ModelFolder) -> DetectedModel:
     configs, errors = {}, []
     for part in ("text_encoder", "unet", "vae"):
+        if part == "vae" and not folder.has("vae/config.json"):
+            continue  # --vae may give another
         try:
             configs[part] = folder.read_json(f"{part}/config.json")
         except UserError as error:
             errors.append(error)
     raise_together(errors)
-    text, unet, vae = configs["text_encoder"], configs["unet"], configs["vae"]
+    text, unet, vae = configs["text_encoder"], configs["unet"], configs.get("vae")
     scheduler = folder.read_json(_SCHEDULER_CONFIG) if folder.has(_SCHEDULER_CONFIG) else {}
     declared = scheduler.get("prediction_type")
     if declared is not None and declared not in _PREDICTION_NAMES:
@@ -102,7 +104,7 @@ def _detect_folder(folder: ModelFolder) -> DetectedModel:
         scheduler=scheduler,
         num_text_layers=_whole(text.get("num_hidden_layers")),
         unet_channels=(_whole(unet.get("in_channels")) or 4, _whole(unet.get("out_channels")) or 4),
-        latent_channels=_whole(vae.get("latent_channels")) or 4,
+        latent_channels=None if vae is None else _whole(vae.get("latent_channels")) or 4,
     )
 
 

@@ -96,6 +96,8 @@ def _inspect_folder(folder: DiffusersFolder) -> Inspection:
     metadata: dict[str, str] = {}
     for part, title in _TITLES.items():
         path = find_weights(folder.path / part, part)
+        if path is None and part == "vae":
+            continue  # as in a file that lacks one: --vae can give another
         if path is None:
             raise UserError(f"{folder.path / part} holds no weights", f"looked for {', '.join(WEIGHT_FILES[part])}")
         file = open_shapes(path)

@@ -325,9 +325,9 @@ def load(
     Raises `UserError` for files that are incomplete or do not fit together.
     """
     with torch.device(settings.device if settings.memory.lowram else "cpu"):
-        parts = ldm_layout.load_single_file(source) if isinstance(source, WeightFile) else load_folder(source)
-        if options.vae is not None:
-            parts = replace(parts, vae=load_vae(options.vae, is_mapped=not options.disable_mmap_load_safetensors))
+        is_mapped = not options.disable_mmap_load_safetensors
+        vae = None if options.vae is None else load_vae(options.vae, is_mapped=is_mapped)
+        parts = ldm_layout.load_single_file(source, vae) if isinstance(source, WeightFile) else load_folder(source, vae)
     _check_fit(parts, detected.source)
     has_tokenizer = not isinstance(source, WeightFile) and source.has("tokenizer")
     tokenizer_folder = source.path / "tokenizer" if has_tokenizer else None

@@ -18,7 +18,7 @@ PLAIN_VAE_MARK = "encoder.down."
 
 _WRAPPERS = ("state_dict.", "model.", "module.")  # prefixes that programs add to all keys
 _BARE_TEXT = "transformer.text_model."
-_PARTS = ("unet", "vae", "text_encoder")
+_PARTS = ("unet", "text_encoder")  # and vae, whose place --vae can take
 _OTHER_PARTS = ("text_encoder_2", "transformer", "prior", "image_encoder")
 _MODEL_INDEX = "model_index.json"
 

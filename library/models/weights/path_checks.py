@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 from library.cli.errors import UserError
@@ -47,7 +48,7 @@ def model_problems(options: ModelOptions) -> list[UserError]:
     problems = []
     model, vae = options.pretrained_model_name_or_path, options.vae
     if model is not None:
-        problems += _path_problems(FLAG, model, _folder_problems, _kind_problem)
+        problems += _path_problems(FLAG, model, partial(_folder_problems, needs_vae=vae is None), _kind_problem)
     if vae is not None:
         problems += _path_problems(VAE_FLAG, vae, lambda folder: [], _vae_problem)
     return problems
@@ -152,7 +153,7 @@ def weight_file_problem(path: Path) -> str | None:
     return "is empty (0 bytes)" if path.stat().st_size == 0 else None
 
 
-def _folder_problems(folder: Path) -> list[UserError]:
+def _folder_problems(folder: Path, needs_vae: bool) -> list[UserError]:
     problem = _kind_problem(FLAG, folder)
     if problem is not None:
         return [problem]
@@ -165,7 +166,8 @@ def _folder_problems(folder: Path) -> list[UserError]:
         ]
     problems = []
     for part in WEIGHT_FILES:
-        problems.extend(_part_problems(folder, part))
+        if part != "vae" or needs_vae:
+            problems.extend(_part_problems(folder, part))
     return problems
 
 

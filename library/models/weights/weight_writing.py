@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ import torch
 from safetensors import SafetensorError
 
 from library.cli.documents import valid_metadata
-from library.cli.errors import first_line
+from library.cli.errors import first_line, listed
+
+logger = logging.getLogger(__name__)
 
 HASH_ENTRY = "modelspec.hash_sha256"
 _NO_HASH = "0x" + "0" * 64
@@ -36,6 +39,12 @@ class StoredTensor:
         pieces = [piece.detach().to("cpu", self.dtype) for piece in self.pieces]
         whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return whole.reshape(self.shape).contiguous()
+
+    def num_overflows(self, made: torch.Tensor) -> int:
+        """How many finite values became infinite in `made`, whose data type has a smaller range."""
+        if all(piece.dtype == made.dtype for piece in self.pieces) or not bool(made.isinf().any()):
+            return 0
+        return int(made.isinf().sum()) - sum(int(piece.isinf().sum()) for piece in self.pieces)
 
     @property
     def num_bytes(self) -> int:
@@ -72,12 +81,16 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], metadata:
         texts = {"format": "pt", **valid_metadata(metadata)}
         _write_header(file, {**texts, HASH_ENTRY: _NO_HASH}, entries)
         digest = hashlib.sha256()
+        overflows = {}
         for name in names:
-            data = tensors[name].make().reshape(-1).view(torch.uint8).numpy().data
+            made = tensors[name].make()
+            overflows[name] = tensors[name].num_overflows(made)
+            data = made.reshape(-1).view(torch.uint8).numpy().data
             digest.update(data)
             file.write(data)
         file.seek(0)
         _write_header(file, {**texts, HASH_ENTRY: f"0x{digest.hexdigest()}"}, entries)
+    _warn_of_overflows(overflows)
 
 
 def _write_header(file: BinaryIO, metadata: Mapping[str, str], entries: Mapping[str, Any]) -> None:
@@ -92,8 +105,10 @@ def write_pickle(path: Path, contents: Mapping[str, Any]) -> None:
     Tensors that change precision are in memory twice meanwhile: PyTorch writes from tensors in memory.
     Raises `OSError` when the file cannot be written.
     """
+    overflows: dict[str, int] = {}
     with write_errors():
-        torch.save({key: _made(value) for key, value in contents.items()}, path)
+        torch.save({key: _made(key, value, overflows) for key, value in contents.items()}, path)
+    _warn_of_overflows(overflows)
 
 
 @contextmanager
@@ -105,9 +120,23 @@ def write_errors() -> Iterator[None]:
         raise OSError(first_line(error)) from error
 
 
-def _made(value: Any) -> Any:
+def _made(key: str, value: Any, overflows: dict[str, int]) -> Any:
     if isinstance(value, StoredTensor):
         tensor = value.make()
+        overflows[key] = value.num_overflows(tensor)
         # PyTorch writes the whole storage of a view
         return tensor if tensor.untyped_storage().nbytes() == value.num_bytes else tensor.clone()
-    return {key: _made(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
+    return (
+        {name: _made(name, inner, overflows) for name, inner in value.items()} if isinstance(value, Mapping) else value
+    )
+
+
+def _warn_of_overflows(overflows: Mapping[str, int]) -> None:
+    names = [name for name, count in overflows.items() if count]
+    if names:
+        logger.warning(
+            "%d weights are beyond the range of the saved precision and became infinite, in %s: the file will give NaN"
+            " (black images); --save_precision bf16 or float keeps them",
+            sum(overflows.values()),
+            listed(names, 3),
+        )
