@@ -7,7 +7,7 @@
   const texts = new Map();
 
   const textOf = (card) => {
-    if (!texts.has(card)) texts.set(card, card.querySelector(".facts").textContent.toLowerCase());
+    if (!texts.has(card)) texts.set(card, card.querySelector(".details").textContent.toLowerCase());
     return texts.get(card);
   };
 

@@ -135,16 +135,16 @@ def inspect_model(path: str) -> Inspection:
     from library.models.weights.hub_download import local_path
     from library.models.weights.inspection import Inspection, count_tensors
 
-    place = local_path(path, "SOURCE")
-    if not place.exists():
+    local = local_path(path, "SOURCE")
+    if not local.exists():
         raise UserError(f"{path}: there is no such file or folder", "check the path")
-    source = DiffusersFolder(place) if place.is_dir() else ldm_layout.unwrapped(open_shapes(place))
+    source = DiffusersFolder(local) if local.is_dir() else ldm_layout.unwrapped(open_shapes(local))
     for family in FAMILIES:
         if family.accepts(source):
             return importlib.import_module(f"{family.package}.inspection").inspect(source)
     if isinstance(source, DiffusersFolder):
         raise UserError(f"{path}: {_what_else(source)}", "give the folder of a model, or a file of weights")
-    return Inspection(str(place), _what_else(source), (count_tensors("all", source.tensors),), source.metadata)
+    return Inspection(str(local), _what_else(source), (count_tensors("all", source.tensors),), source.metadata)
 
 
 def _what_else(source: ModelSource) -> str:

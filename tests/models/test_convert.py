@@ -127,7 +127,7 @@ def test_metadata_is_kept_but_for_what_is_given_anew_or_is_of_the_old_file(tiny_
     assert expected.items() <= metadata_of(tmp_path / "again.safetensors").items()
 
 
-def test_all_texts_and_a_image_are_written_and_kept(tiny_v1, tmp_path):
+def test_all_texts_and_an_image_are_written_and_kept(tiny_v1, tmp_path):
     source, target, again = (tmp_path / f"{name}.safetensors" for name in ("source", "target", "again"))
     save_file(to_stability_layout(tiny_v1), source)
     Image.new("RGB", (8, 8)).save(tmp_path / "small.png")

@@ -34,8 +34,8 @@ def shown(url: str) -> Image.Image:
     return image
 
 
-def assert_colour(image: Image.Image, place: tuple[int, int], colour: tuple[int, int, int]) -> None:
-    assert all(abs(found - wanted) < 12 for found, wanted in zip(image.getpixel(place), colour, strict=True))
+def assert_colour(image: Image.Image, point: tuple[int, int], colour: tuple[int, int, int]) -> None:
+    assert all(abs(found - wanted) < 12 for found, wanted in zip(image.getpixel(point), colour, strict=True))
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])

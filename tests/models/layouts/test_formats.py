@@ -202,7 +202,7 @@ def test_the_unused_layer_of_an_sd2_file_is_carried_over(file_v2, tiny_v2, tmp_p
     assert all(torch.equal(found[key], tensor) for key, tensor in original.items())
 
 
-def test_stand_ins_for_it_have_its_shapes(tiny_v2, tmp_path):
+def test_placeholders_for_it_have_its_shapes(tiny_v2, tmp_path):
     found = load_file(save(load(write_folder(tiny_v2, tmp_path / "source")), tmp_path, "safetensors"))
     prefix = "cond_stage_model.model."
     blocks = f"{prefix}transformer.resblocks."
@@ -453,7 +453,7 @@ def test_weights_are_saved_in_the_precision_asked_for(folder_v1, tiny_v1, tmp_pa
         for key, tensor in tensors.items():
             if key in found[part]:
                 assert torch.equal(found[part][key], tensor.to(dtype)), key
-    assert family.unet.conv_in.weight.dtype == torch.float32  # training goes on as it was
+    assert family.unet.conv_in.weight.dtype == torch.float32  # training continues as it was
 
 
 def networks_of_file(path: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -583,7 +583,7 @@ def test_a_model_is_replaced_by_the_next(folder_v1, tmp_path, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_place_that_cannot_be_written_to_is_named(folder_v1, tmp_path, format):
+def test_a_path_that_cannot_be_written_to_is_named(folder_v1, tmp_path, format):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match=r"file|Not a directory"):
         save(load(folder_v1), tmp_path / "file", format)
@@ -631,7 +631,7 @@ def test_a_folder_is_saved_with_weights_of_its_own_kind(folder_v1, tmp_path, for
     assert choose_format(None, use_safetensors=False, source=str(saved)) == format
 
 
-def test_gradients_and_training_go_on_after_a_save(tmp_path):
+def test_gradients_and_training_continue_after_a_save(tmp_path):
     family = load(write_folder(make_tiny(False), tmp_path / "source"))
     family.unet.requires_grad_(True)
     before = {key: tensor.clone() for key, tensor in family.unet.state_dict().items()}

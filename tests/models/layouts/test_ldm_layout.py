@@ -161,7 +161,7 @@ def test_the_full_size_text_encoder_of_sd1_is_inferred_from_its_shapes():
 @pytest.mark.parametrize("num_blocks", [24, 23])
 def test_the_full_size_text_encoder_of_sd2_has_23_layers_whether_the_unused_one_is_there_or_not(num_blocks):
     full = text_tensors({**TEXT_V2, "num_hidden_layers": num_blocks})
-    tensors = {place.key: full[name] for name, place in ldm_text.tensor_slices_v2(full).items()}
+    tensors = {part.key: full[name] for name, part in ldm_text.tensor_slices_v2(full).items()}
     assert ldm_text.infer_config_v2(section(tensors)) == TEXT_V2
 
 

@@ -29,44 +29,44 @@ def other(tiny_v1: TinyModel) -> TinyModel:
     return TinyModel(False, tiny_v1.unet, vae.eval(), tiny_v1.text_encoder)
 
 
-def _model_folder(model: TinyModel, place: Path) -> Path:
-    return write_folder(model, place / "model")
+def _model_folder(model: TinyModel, folder: Path) -> Path:
+    return write_folder(model, folder / "model")
 
 
-def _vae_folder(model: TinyModel, place: Path) -> Path:
-    model.vae.save_pretrained(place / "vae")
-    return place / "vae"
+def _vae_folder(model: TinyModel, folder: Path) -> Path:
+    model.vae.save_pretrained(folder / "vae")
+    return folder / "vae"
 
 
-def _file_in_vae_folder(model: TinyModel, place: Path) -> Path:
-    return _vae_folder(model, place) / "diffusion_pytorch_model.safetensors"
+def _file_in_vae_folder(model: TinyModel, folder: Path) -> Path:
+    return _vae_folder(model, folder) / "diffusion_pytorch_model.safetensors"
 
 
-def _model_file(model: TinyModel, place: Path) -> Path:
-    save_file(to_stability_layout(model), place / "model.safetensors")
-    return place / "model.safetensors"
+def _model_file(model: TinyModel, folder: Path) -> Path:
+    save_file(to_stability_layout(model), folder / "model.safetensors")
+    return folder / "model.safetensors"
 
 
-def _vae_file(model: TinyModel, place: Path) -> Path:
+def _vae_file(model: TinyModel, folder: Path) -> Path:
     tensors = to_stability_layout(model)
     vae = {key.removeprefix(ldm_vae.PREFIX): value for key, value in tensors.items() if key.startswith(ldm_vae.PREFIX)}
-    torch.save({"state_dict": {**vae, "loss.logvar": torch.zeros(1)}}, place / "vae.pt")
-    return place / "vae.pt"
+    torch.save({"state_dict": {**vae, "loss.logvar": torch.zeros(1)}}, folder / "vae.pt")
+    return folder / "vae.pt"
 
 
-def _file_without_config(model: TinyModel, place: Path) -> Path:
-    save_file(model.vae.state_dict(), place / "vae-ft.safetensors")
-    return place / "vae-ft.safetensors"
+def _file_without_config(model: TinyModel, folder: Path) -> Path:
+    save_file(model.vae.state_dict(), folder / "vae-ft.safetensors")
+    return folder / "vae-ft.safetensors"
 
 
-def _old_file_without_config(model: TinyModel, place: Path) -> Path:
+def _old_file_without_config(model: TinyModel, folder: Path) -> Path:
     tensors = {}
     for name, tensor in model.vae.state_dict().items():
         for new, old in OLD_NAMES.items():
             name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
         tensors[name] = tensor
-    torch.save(tensors, place / "vae.bin")
-    return place / "vae.bin"
+    torch.save(tensors, folder / "vae.bin")
+    return folder / "vae.bin"
 
 
 FORMS = [

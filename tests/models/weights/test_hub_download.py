@@ -1,4 +1,4 @@
-"""A model named by its place on the Hub: downloaded once, then taken from the cache without a network."""
+"""A model named by its path on the Hub: downloaded once, then taken from the cache without a network."""
 
 from __future__ import annotations
 
