@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from pathlib import Path
 
 _REPLACE_ATTEMPTS = 6
 _FIRST_WAIT_SECONDS = 0.05
+_TEMPORARY_FILE = re.compile(r"\.tmp-[0-9a-f]{16}(\.\w+)?")
+_TEMPORARY_FOLDER = re.compile(r"\.(?P<target>.+)\.(?P<pid>\d+)\.tmp", re.DOTALL)
 
 
 @contextmanager
@@ -32,6 +36,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _flush_folder(target.parent)
 
 
 @contextmanager
@@ -44,23 +49,36 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     restore_folder(target)
     for left_by_a_kill in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+        parts = _TEMPORARY_FOLDER.fullmatch(left_by_a_kill.name)
+        if parts is not None and parts["target"] == target.name and not _is_running(int(parts["pid"])):
+            shutil.rmtree(left_by_a_kill, ignore_errors=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush_to_disk(file)
+        for each in [*temporary.rglob("*"), temporary]:
+            if each.is_dir():
+                _flush_folder(each)
+            else:
+                _flush_to_disk(each)
         old = _set_aside(target)
         if target.exists():
-            os.replace(target, old)
-        os.replace(temporary, target)
+            _replace(target, old)
+        _replace(temporary, target)
     except (Exception, KeyboardInterrupt):
         shutil.rmtree(temporary, ignore_errors=True)
         restore_folder(target)
         raise
+    _flush_folder(target.parent)  # before what it replaces is gone
     shutil.rmtree(old, ignore_errors=True)
+
+
+def temporary_target(name: str) -> str | None:
+    """Which folder a temporary name of this program stands for; "" for that of a file, None for any other name."""
+    if _TEMPORARY_FILE.fullmatch(name):
+        return ""
+    parts = _TEMPORARY_FOLDER.fullmatch(name)
+    return None if parts is None else parts["target"]
 
 
 def restore_folder(path: str | os.PathLike[str]) -> None:
@@ -71,7 +89,7 @@ def restore_folder(path: str | os.PathLike[str]) -> None:
         shutil.rmtree(old, ignore_errors=True)
     elif old.is_dir():
         with contextlib.suppress(FileNotFoundError):  # another process was faster
-            os.replace(old, target)
+            _replace(old, target)
 
 
 def set_aside_targets(folder: str | os.PathLike[str]) -> list[Path]:
@@ -86,7 +104,8 @@ def remove_whole(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     renamed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    os.replace(path, renamed)
+    _replace(path, renamed)
+    _flush_folder(path.parent)
     shutil.rmtree(renamed, ignore_errors=True)
 
 
@@ -99,8 +118,34 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def _flush_folder(path: Path) -> None:
+    """Makes the names in a folder last, where the system can: Windows opens no folders, some file systems refuse."""
+    with contextlib.suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether another process of this machine has this number; on Windows, which has no harmless way to ask, none."""
+    if pid == os.getpid() or sys.platform == "win32":
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _replace(source: Path, target: Path) -> None:
-    """`os.replace` with retries, for virus scanners and viewers that briefly hold a file open on Windows."""
+    """`os.replace` with retries, for virus scanners and viewers that briefly hold a file open on Windows.
+
+    A folder cannot be renamed there while one of its files is open.
+    """
     wait = _FIRST_WAIT_SECONDS
     for _ in range(_REPLACE_ATTEMPTS - 1):
         try:

@@ -155,7 +155,7 @@ def _earlier_run(context: Context) -> Findings:
     if output.resume is not None or output.overwrite or not context.trains:
         return
     ending = context.script.ending_of(context.options)
-    saved = saved_under(Path(output.output_dir or "."), output.output_name)
+    saved = saved_under(Path(output.output_dir or "."), output.output_name, ignore_case=True)
     found = [each.path.name for each in saved if each.is_state or each.ending == ending]
     if found:
         yield UserError(

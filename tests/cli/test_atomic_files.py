@@ -5,7 +5,7 @@ import os
 import pytest
 
 from library.cli import atomic_files
-from library.cli.atomic_files import atomic_path
+from library.cli.atomic_files import atomic_folder, atomic_path, remove_whole
 
 
 def test_the_target_is_replaced_only_at_the_end(tmp_path):
@@ -38,20 +38,33 @@ def test_a_name_of_full_length_can_be_written(tmp_path):
     assert target.read_text() == "new"
 
 
-def test_a_file_held_open_for_a_moment_is_waited_for(tmp_path, monkeypatch):
-    replace, refusals = os.replace, [PermissionError, PermissionError]
+def make_file(path):
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+
+
+def make_folder(path):
+    with atomic_folder(path) as temporary:
+        (temporary / "state.json").write_text("new")
+
+
+@pytest.mark.parametrize(("make", "num_renames"), [(make_file, 1), (make_folder, 2), (remove_whole, 1)])
+def test_what_is_held_open_for_a_moment_is_waited_for(tmp_path, monkeypatch, make, num_renames):
+    """Windows renames neither a file that a virus scanner holds open nor the folder that it is in."""
+    target, real = tmp_path / "run-state", os.replace
+    make_folder(target) if make is not make_file else target.touch()
+    refusals = [False, True, True] * num_renames
 
     def replace_when_free(source, target):
-        if refusals:
-            raise refusals.pop()
-        replace(source, target)
+        if refusals.pop():
+            raise PermissionError(13, "held")
+        real(source, target)
 
     monkeypatch.setattr(os, "replace", replace_when_free)
     monkeypatch.setattr(atomic_files, "_FIRST_WAIT_SECONDS", 0.0)
-    target = tmp_path / "weights.safetensors"
-    with atomic_path(target) as temporary:
-        temporary.write_text("new")
-    assert target.read_text() == "new"
+    make(target)
+    assert refusals == []
+    assert [path.name for path in tmp_path.iterdir()] == [] if make is remove_whole else ["run-state"]
 
 
 def test_a_target_that_stays_locked_is_reported_and_leaves_no_litter(tmp_path, monkeypatch):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from library.cli.errors import UserError
 from library.cli.options import option
-from library.training.checkpoints.saved_names import DEFAULT_NAME
+from library.training.checkpoints.saved_names import DEFAULT_NAME, windows_problem
 
 REPO_ID = r"\w[\w.-]*/\w[\w.-]*"  # of the Hugging Face Hub: owner/name
 
@@ -67,6 +68,10 @@ class OutputOptions:
         if "/" in self.name or "\\" in self.name or self.name in (".", ".."):
             yield UserError(
                 f"--output_name {self.output_name!r} is not a file name", hint="give the folder as --output_dir"
+            )
+        elif sys.platform == "win32" and (problem := windows_problem(self.name)):
+            yield UserError(
+                f"--output_name {self.output_name!r} is no name on Windows: {problem}", hint="choose another name"
             )
         yield from self._without_effect()
 

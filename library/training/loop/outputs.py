@@ -19,6 +19,7 @@ from library.data.records import StepCounter
 from library.models.family import ModelFamily
 from library.training.checkpoints.metadata import Metadata
 from library.training.checkpoints.options import OutputOptions
+from library.training.checkpoints.pruning import clear_up
 from library.training.checkpoints.saved_names import epoch_suffix, step_suffix
 from library.training.checkpoints.saves import Saver
 from library.training.checkpoints.states import RunIdentity, write_state
@@ -74,7 +75,7 @@ class Outputs:
         is_quiet = not self._parts.accelerator.is_local_main_process
         bar = progress_bar(self._parts.plan.num_steps, "steps", initial=start.global_step, is_quiet=is_quiet)
         if self._is_main:
-            self._parts.saver.remove_unfinished()
+            clear_up(self._parts.saver.folder, self._parts.schedule.output.output_name)
         try:
             with logging_redirect_tqdm(), bar as self._progress:
                 yield
@@ -232,9 +233,9 @@ class Outputs:
         """Saves, and removes what `--save_last_n_*` does not keep: each where the new one is in place."""
         is_saved, has_state = self._save(suffix, position, with_state=self._parts.schedule.output.save_state)
         if self._is_main and is_saved:
-            self._parts.saver.prune(when, number, states=False)
+            self._parts.saver.pruner.prune(when, number, states=False)
         if self._is_main and has_state:
-            self._parts.saver.prune(when, number, states=True)
+            self._parts.saver.pruner.prune(when, number, states=True)
 
     def _save(self, suffix: str, position: Position, *, with_state: bool) -> tuple[bool, bool]:
         """Whether weights and state are saved; the first process knows."""

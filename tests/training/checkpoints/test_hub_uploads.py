@@ -198,7 +198,7 @@ def test_a_save_is_uploaded_before_it_is_let_go(hub, tmp_path, in_background):
         assert saver.save(f"-{epoch:06d}", {}, Position())
         assert saver.save_state(f"-{epoch:06d}", lambda folder: folder.mkdir())
         saver.upload()
-        saver.prune("epoch", epoch, states=False)
+        saver.pruner.prune("epoch", epoch, states=False)
     saver.finish_uploads()
     names = [f"run-{epoch:06d}.safetensors" for epoch in (1, 2, 3)]
     assert set(hub.repositories["model", NAME].files) == set(names), "all saves, and no states unless asked for"

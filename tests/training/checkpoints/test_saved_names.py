@@ -1,38 +1,11 @@
-"""If these fail, a run removes saves that its user wanted to keep, or fills the disk."""
+"""If these fail, a run takes files for saves that are not its own, or does not find those that are."""
+
+import os
+from pathlib import Path
 
 import pytest
 
-from library.training.checkpoints.saved_names import Retention, Saved, saved_under
-
-# what other trainers' users know: (epoch, every, keep) -> the newest epoch that is let go; None for nothing
-EPOCHS = [
-    ((1, 1, 2), None), ((2, 1, 2), 0), ((3, 1, 2), 1), ((4, 2, 2), 0), ((6, 2, 2), 2), ((8, 2, 2), 4), ((3, 3, 1), 0),
-    ((6, 3, 1), 3), ((12, 3, 1), 9), ((12, 1, 2), 10), ((5, 1, None), None),
-]  # fmt: skip
-STEPS = [
-    ((20, 10, 20), None), ((30, 10, 20), 0), ((40, 10, 20), 10), ((40, 10, 30), 0), ((100, 10, 30), 60),
-    ((60, 20, 25), 20), ((80, 20, 25), 40), ((100, 10, 20), 70), ((60, 10, None), None),
-]  # fmt: skip
-
-
-def prune(when, number, every, retention):
-    """The newest of all earlier numbers that is let go, with all that are older."""
-    numbers = range(0, number, every)
-    gone = [each for each in numbers if retention.expires(Saved(None, when, each, ".safetensors"), when, number, every)]
-    assert gone == [each for each in numbers if gone and each <= gone[-1]]
-    return gone[-1] if gone else None
-
-
-@pytest.mark.parametrize(("case", "newest"), EPOCHS)
-def test_epochs_are_let_go_as_elsewhere(case, newest):
-    epoch, every, keep = case
-    assert prune("epoch", epoch, every, Retention(last_epochs=keep)) == newest
-
-
-@pytest.mark.parametrize(("case", "newest"), STEPS)
-def test_steps_are_let_go_as_elsewhere(case, newest):
-    step, every, keep = case
-    assert prune("step", step, every, Retention(last_steps=keep)) == newest
+from library.training.checkpoints.saved_names import saved_under, windows_problem
 
 
 def test_only_what_a_run_of_that_name_has_written_is_found(tmp_path):
@@ -57,3 +30,29 @@ def test_a_name_with_signs_of_patterns_is_taken_literally(tmp_path):
     (tmp_path / "a.b-000001.safetensors").touch()
     (tmp_path / "axb-000002.safetensors").touch()
     assert [saved.number for saved in saved_under(tmp_path, "a.b")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a:b", "':'"), ("what?", "'?'"), ("a\tb", "no name may have"),
+        ("CON", "CON is a device"), ("com3.v2", "com3 is a device"),
+        ("run.", "at the end"), ("run ", "at the end"), ("con-fox", None), ("a.b", None), ("猫", None), ("COM10", None),
+    ],
+)  # fmt: skip
+def test_what_windows_takes_for_a_name(name, said):
+    """The rules are those of its page "Naming Files, Paths, and Namespaces"."""
+    problem = windows_problem(name)
+    assert problem == said if said is None else said in problem
+
+
+@pytest.mark.parametrize("ignores_case", [False, True])
+def test_names_that_differ_in_case_alone_are_one_where_the_file_system_says_so(tmp_path, monkeypatch, ignores_case):
+    """Such a file system finds the other name; a link does that here."""
+    (tmp_path / "Run-000001.safetensors").touch()
+    if ignores_case:
+        os.link(tmp_path / "Run-000001.safetensors", tmp_path / "run-000001.safetensors")
+        entries = [tmp_path / "Run-000001.safetensors"]  # the folder has but one
+        monkeypatch.setattr(Path, "iterdir", lambda folder: iter(entries))
+    assert [saved.number for saved in saved_under(tmp_path, "run", ignore_case=True)] == [1] * ignores_case
+    assert not list(saved_under(tmp_path, "run"))
