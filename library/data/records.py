@@ -128,10 +128,11 @@ class StepCounter:
     group_size: int  # micro-batches in an optimizer step
     steps_per_epoch: int
     num_steps: int  # of the whole run
+    offset: int = 0  # steps made more than epochs of this length have, before a resume with other ones
 
     def step_of(self, micro_batch: MicroBatch) -> int:
         """Optimizer steps done before that of this micro-batch."""
-        return micro_batch.epoch * self.steps_per_epoch + micro_batch.index // self.group_size
+        return self.offset + micro_batch.epoch * self.steps_per_epoch + micro_batch.index // self.group_size
 
 
 @dataclass

@@ -91,15 +91,17 @@ def start_run(run: RunSetup) -> RunSetup:
 
 
 def _plan_run(context: Context, accelerator: Accelerator) -> RunSetup:
-    options, data, state = context.options, context.data, context.state
+    options, data, state, output = context.options, context.data, context.state, context.options[OutputOptions]
+    saved = Position() if state is None else state.position
     plan = make_step_plan(
         options[TrainingOptions],
-        options[OutputOptions],
+        output,
         seed=_choose_seed(options[TrainingOptions], state, accelerator),
         num_micro_batches=data.num_micro_batches,
         num_processes=accelerator.num_processes,
+        start=saved if output.initial_step is None and output.initial_epoch is None else Position(),
     )
-    start = first_position(options[OutputOptions], plan, Position() if state is None else state.position)
+    start = first_position(output, plan, saved)
     return RunSetup(context, accelerator, plan, start, _identity_of(options, data, plan))
 
 
@@ -140,19 +142,27 @@ def _arithmetic(data: TrainingData, plan: StepPlan) -> str:
 
 
 def make_step_plan(
-    options: TrainingOptions, output: OutputOptions, *, seed: int, num_micro_batches: int, num_processes: int
+    options: TrainingOptions,
+    output: OutputOptions,
+    *,
+    seed: int,
+    num_micro_batches: int,
+    num_processes: int,
+    start: Position = Position(),  # noqa: B008 - it is frozen
 ) -> StepPlan:
     """The plan that the options ask for; `--max_train_epochs` wins over `--max_train_steps`.
 
-    `--save_n_epoch_ratio` wins over `--save_every_n_epochs`.
+    `--save_n_epoch_ratio` wins over `--save_every_n_epochs`. Epochs and steps before `start` count as they were made:
+    with another accumulation or number of images they may have had another number of steps.
     """
     steps_per_epoch = math.ceil(num_micro_batches / (options.gradient_accumulation_steps * num_processes))
+    offset = start.global_step - start.step_in_epoch - start.epoch * steps_per_epoch
     if options.max_train_epochs is not None:
         num_epochs = options.max_train_epochs
-        num_steps = num_epochs * steps_per_epoch
+        num_steps = offset + num_epochs * steps_per_epoch
     else:
         num_steps = options.max_train_steps
-        num_epochs = math.ceil(num_steps / steps_per_epoch)
+        num_epochs = math.ceil((num_steps - offset) / steps_per_epoch)
     epochs_between = output.save_every_n_epochs
     if output.save_n_epoch_ratio is not None:
         epochs_between = max(1, num_epochs // output.save_n_epoch_ratio)
@@ -164,6 +174,7 @@ def make_step_plan(
         num_steps=num_steps,
         num_epochs=num_epochs,
         epochs_between_saves=epochs_between,
+        offset=offset,
     )
 
 

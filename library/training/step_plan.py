@@ -32,6 +32,7 @@ class StepPlan:
     num_steps: int
     num_epochs: int
     epochs_between_saves: int | None = None
+    offset: int = 0  # steps made more than the epochs before would have now: a resumed run may have had longer ones
 
     @property
     def group_size(self) -> int:
@@ -44,7 +45,7 @@ class StepPlan:
     @property
     def clock(self) -> StepCounter:
         """What the data room has to know of steps."""
-        return StepCounter(self.group_size, self.steps_per_epoch, self.num_steps)
+        return StepCounter(self.group_size, self.steps_per_epoch, self.num_steps, self.offset)
 
     def after_step(self, position: Position) -> Position:
         """The position after one more step; the end of an epoch is the start of the next."""

@@ -3,16 +3,21 @@
 import pytest
 
 from library.cli.errors import UserError
+from library.data.records import MicroBatch
 from library.training.checkpoints.options import OutputOptions
 from library.training.options import TrainingOptions
 from library.training.run_setup import first_position, make_step_plan
 from library.training.step_plan import Position
 
 
-def make(num_micro_batches=7, processes=1, output=None, **options):
-    output = output or OutputOptions()
+def make(num_micro_batches=7, processes=1, output=None, start=Position(), **options):  # noqa: B008 - it is frozen
     return make_step_plan(
-        TrainingOptions(**options), output, seed=1, num_micro_batches=num_micro_batches, num_processes=processes
+        TrainingOptions(**options),
+        output or OutputOptions(),
+        seed=1,
+        num_micro_batches=num_micro_batches,
+        num_processes=processes,
+        start=start,
     )
 
 
@@ -39,6 +44,36 @@ def test_every_position_continues_where_the_walk_would():
         position = plan.after_step(position)
     assert walked == [(epoch, group) for epoch in range(3) for group in plan.groups(0)]
     assert position == Position(3, 0, 12)
+
+
+@pytest.mark.parametrize(
+    ("num_micro_batches", "options", "num_steps"),
+    [
+        (10, {"max_train_epochs": 4, "gradient_accumulation_steps": 2}, 30),  # 20 are done, 2 epochs of 5 are left
+        (10, {"max_train_epochs": 4, "processes": 2}, 30),
+        (9, {"max_train_epochs": 4}, 38),
+        (3, {"max_train_epochs": 3}, 23),
+        (3, {"max_train_epochs": 2}, 20),  # nothing is left
+        (10, {"max_train_epochs": 4}, 40),  # as it was
+        (9, {"max_train_steps": 38}, 38),
+        (9, {"max_train_steps": 30}, 30),
+    ],
+)
+def test_epochs_before_a_resume_count_as_they_were_made(num_micro_batches, options, num_steps):
+    """A state from the end of the second epoch of 10 steps, resumed with other images, accumulation or processes."""
+    start = Position(2, 0, 20)
+    plan = make(num_micro_batches, start=start, **options)
+    assert plan.num_steps == num_steps
+    position, ends = start, []
+    while position.global_step < plan.num_steps:
+        group = next(plan.groups(position.step_in_epoch))
+        micro_batch = MicroBatch(position.epoch, group[0], dataset_index=0, item_indices=(), first_position=0)
+        assert plan.clock.step_of(micro_batch) == position.global_step  # what captions warm up by
+        position = plan.after_step(position)
+        ends += [position.epoch] if position.step_in_epoch == 0 else []
+    # the last epoch's save is that of the end, and no epoch before it lacks its own
+    epochs = options.get("max_train_epochs") or {38: 4, 30: 4}[num_steps]
+    assert ends == list(range(3, plan.num_epochs + 1))[: len(ends)] and plan.num_epochs == epochs
 
 
 @pytest.mark.parametrize(("epochs", "ratio", "between"), [(10, 5, 2), (10, 4, 2), (3, 5, 1), (7, 1, 7), (9, None, 3)])

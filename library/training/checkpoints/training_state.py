@@ -12,6 +12,7 @@ import torch
 from library.cli.errors import UserError
 from library.training.distributed.strategy import ParallelStrategy
 from library.training.optimization.ema import WeightEMA
+from library.training.optimization.lr_schedules import follow_curve
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class StatefulParts:
                 hint="use the options of the run that saved it, learning rates of 0 too",
             ) from None
         self.lr_schedule.load_state_dict(state["lr_schedule"])
+        follow_curve(self.lr_schedule)
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
         self._load_average(state.get("average"))

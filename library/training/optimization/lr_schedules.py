@@ -127,3 +127,23 @@ def make_lr_schedule(optimizer: torch.optim.Optimizer, options: OptimizerOptions
 
         return make_schedule_of_class(optimizer, options.schedule_class, options.lr_scheduler_args)
     return LambdaLR(optimizer, [lr_factor(options, num_steps, group["lr"]) for group in optimizer.param_groups])
+
+
+def follow_curve(schedule: LRScheduler) -> None:
+    """Sets the rates of the next step to those of this run's curve, where the state loaded is of a run of other length.
+
+    A schedule of a class of its own goes on from the rates in the state.
+    """
+    import torch
+    from torch.optim.lr_scheduler import LambdaLR
+
+    if type(schedule) is not LambdaLR:
+        return
+    factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+    schedule._last_lr = rates
