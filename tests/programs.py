@@ -128,10 +128,10 @@ class _Start:
         for number, stream in enumerate(self.streams, start=1):
             os.dup2(stream.detach(), number)
         os.chdir(self.cwd)
-        _become(self.words, self.env)
+        become(self.words, self.env)
 
 
-def _become(words: list[str], env: dict[str, str]) -> None:
+def become(words: list[str], env: dict[str, str]) -> None:
     """Runs `python words...` in this process, and ends it as Python would."""
     multiprocessing.set_start_method(None, force=True)  # its own workers start as they do anywhere
     changed = [name for name in {*os.environ, *env} if os.environ.get(name) != env.get(name)]
@@ -202,4 +202,4 @@ def _become_worker(words: list[str], env: dict[str, str]) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _become(words, env)
+    become(words, env)

@@ -14,7 +14,7 @@ from tests import programs
 from tests.end_to_end.runs import ROOT, arguments, assert_same, copy_images, logged, start_command, train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are other things there")
-STEPS = 40
+STEPS = 24
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ The machines are network namespaces, joined by a pair of virtual devices: each h
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def ip(*words):
 
 @pytest.fixture
 def hosts():
-    """What to put before a command, for each of two machines."""
+    """The names of two machines."""
     try:
         made = [ip("netns", "add", name) for name in HOSTS.values()]
         made.append(ip("link", "add", LINKS[0], "type", "veth", "peer", "name", LINKS[1]))
@@ -46,14 +45,26 @@ def hosts():
             ):
                 done = ip(*words)
                 assert done.returncode == 0, done.stderr
-        yield [("ip", "netns", "exec", name) for name in HOSTS.values()]
+        yield list(HOSTS.values())
     finally:
         ip("link", "del", LINKS[0])
         for name in HOSTS.values():
             ip("netns", "del", name)
 
 
-def start(machine, argv, *, before=(), address="127.0.0.1", link="lo", folder=ROOT, script="train_network.py"):
+# becomes a program on another machine
+ON_HOST = """
+import ctypes, os, sys
+from tests import programs
+
+CLONE_NEWNET = 0x40000000
+if ctypes.CDLL(None).setns(os.open(f"/var/run/netns/{sys.argv[1]}", os.O_RDONLY), CLONE_NEWNET):
+    sys.exit("no other machine")
+programs.become(sys.argv[2:], dict(os.environ))
+"""
+
+
+def start(machine, argv, *, host=None, address="127.0.0.1", link="lo", folder=ROOT, script="train_network.py"):
     """The part of one machine in `accelerate launch` on two, a process on each."""
     launcher = ["-m", programs.LAUNCHER, "launch"]
     options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "2", "--machine_rank", str(machine)]
@@ -61,12 +72,7 @@ def start(machine, argv, *, before=(), address="127.0.0.1", link="lo", folder=RO
     options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": link}
     words = [*launcher, *options, str(ROOT / script), *argv]
-    if not before:
-        return programs.start(words, env=env, cwd=folder)
-    return subprocess.Popen(
-        [*before, sys.executable, *words],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder, env=env,
-    )  # fmt: skip
+    return programs.start(words if host is None else ["-c", ON_HOST, host, *words], env=env, cwd=folder)
 
 
 def ended(*machines):
@@ -84,7 +90,7 @@ def test_two_machines_learn_what_one_process_does_with_twice_the_accumulation(da
     machines = [
         start(
             index, arguments(data_dir, tmp_path / f"host {index}", **options),
-            before=host, address=next(iter(HOSTS)), link=LINKS[index],
+            host=host, address=next(iter(HOSTS)), link=LINKS[index],
         )
         for index, host in enumerate(hosts)
     ]  # fmt: skip
@@ -107,7 +113,7 @@ def test_two_machines_shard_a_whole_model(data_dir, tmp_path, hosts):
     machines = [
         start(
             index, arguments(data_dir, tmp_path / f"host {index}", **options),
-            before=host, address=next(iter(HOSTS)), link=LINKS[index], script="train_db.py",
+            host=host, address=next(iter(HOSTS)), link=LINKS[index], script="train_db.py",
         )
         for index, host in enumerate(hosts)
     ]  # fmt: skip
