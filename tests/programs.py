@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
+_PYTHONPATH = os.environ.get("PYTHONPATH", "")  # of the process that is forked
 CAN_FORK = sys.platform == "linux"
 LAUNCHER = "accelerate.commands.accelerate_cli"
 IMPORTED = [
@@ -87,8 +88,7 @@ class Program:
 def start(words: Sequence[object], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Program:
     """Starts `python words...`: a script, `-m` and a module, or `-c` and a text."""
     words, env = [str(word) for word in words], dict(os.environ if env is None else env)
-    # where the packages are is looked up by the imports that were made
-    if not CAN_FORK or env.get("PYTHONPATH") != os.environ.get("PYTHONPATH"):
+    if not CAN_FORK:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
         return subprocess.Popen([sys.executable, *words], env=env, cwd=cwd, **streams)
     pipes = [os.pipe() for _ in range(2)]
@@ -137,6 +137,7 @@ def become(words: list[str], env: dict[str, str]) -> None:
     changed = [name for name in {*os.environ, *env} if os.environ.get(name) != env.get(name)]
     os.environ.clear()
     os.environ.update(env)
+    _find_packages(env.get("PYTHONPATH", ""))
     if any(name.startswith("HF_") for name in changed):
         importlib.reload(importlib.import_module("huggingface_hub.constants"))
     if words[:2] == ["-m", LAUNCHER]:
@@ -147,6 +148,17 @@ def become(words: list[str], env: dict[str, str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _find_packages(python_path: str) -> None:
+    """Looks in the folders of PYTHONPATH first; what the process before has imported from there is not imported yet."""
+    if python_path == _PYTHONPATH:
+        return
+    folders = python_path.split(os.pathsep)
+    sys.path[:0] = folders
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(tuple(f"{folder}{os.sep}" for folder in folders)):
+            del sys.modules[name]
 
 
 def _run(words: list[str]) -> None:
