@@ -174,6 +174,7 @@ def test_wrong_values_are_named_together_by_their_keys(scan: Scan, tmp_path: Pat
         ('{"a": {"caption": "x"}', "line 1, column 23"),
         ("", "line 1, column 1"),
         ('{"a": {}, "a": {"caption": "x"}}', '"a" is there twice'),
+        ("{" + "".join(f'"{n}": {{}}, ' for n in range(50_000)) + '"49999": {}}', '"49999" is there twice'),
         ('{"a": NaN}', "NaN is not a JSON number"),
         ('{"a": {"caption": "\\ud800"}}', "half of a character"),
         ("[" * 100_000, "nested too deeply"),
@@ -185,6 +186,11 @@ def test_broken_json_is_named_with_line_and_column(scan: Scan, tmp_path: Path, t
     (tmp_path / "img").mkdir()
     (problem,) = _problems(scan, text)
     assert named in problem and "datasets[0].subsets[0].metadata_file" in problem and "meta.json" in problem
+
+
+def test_a_key_that_no_file_can_have_is_named(scan: Scan, tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    assert any("is not the name of an image" in problem for problem in _problems(scan, {"a\0b/c": {"caption": "x"}}))
 
 
 def test_files_and_folders_that_are_not_there_are_told_apart(scan: Scan, tmp_path: Path) -> None:
