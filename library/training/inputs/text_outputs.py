@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -115,7 +116,8 @@ def fixed_captions(data: TrainingData) -> dict[str, tuple[str, ...]]:
 
 
 def _fixed_caption(caption: str, subset: SubsetConfig) -> str:
-    return final_caption(caption, subset, keyed_random("caption"))
+    always = replace(subset, caption_dropout_rate=0.0, caption_dropout_every_n_epochs=0)  # the empty one is cached too
+    return final_caption(caption, always, keyed_random("caption"))
 
 
 def caption_findings(data: TrainingData, family: ModelFamily, limit: int) -> Findings:

@@ -19,7 +19,7 @@ from library.data.records import StepCounter
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
 from library.models.text.tokenizer import SHIPPED_VOCABULARY
-from library.training.inputs.text_outputs import TextSource
+from library.training.inputs.text_outputs import TextSource, fixed_captions
 from tests.tiny_models import make_tiny, write_folder
 
 CAPTIONS = ["a cat, (sitting:1.2)", "a dog", ""]
@@ -148,6 +148,21 @@ def test_a_damaged_file_is_made_anew(model: Path, images: Path, damage: bytes) -
     _source(family, data, to_disk=True)
     with np.load(images / "0.png_sd_te.npz") as file:
         assert file["hidden_states_0"].shape == (77, 64)
+
+
+@pytest.mark.parametrize("to_disk", [False, True])
+def test_captions_that_are_hardly_ever_used_are_cached_as_they_are(model, images, to_disk, caplog) -> None:
+    """The caption that is kept, and not the draw of whether it is, is cached."""
+    family, data = load_family(ModelOptions(str(model))), _data(images, caption_dropout_rate=0.9)
+    source = _source(family, data, to_disk=to_disk)
+    assert set(fixed_captions(data).values()) == {(caption,) for caption in CAPTIONS}
+    clock = StepCounter(group_size=1, steps_per_epoch=1, num_steps=1)
+    dataset, seen = BatchDataset(data, seed=1, clock=clock, latent_source="memory"), set()
+    for epoch in range(40):
+        batch = dataset[data.batches_of_epoch(1, epoch)[0]]
+        seen.update(batch.captions)
+        source.conditioning_of(batch)
+    assert seen == set(CAPTIONS) and "encoded again" not in caplog.text
 
 
 @pytest.mark.parametrize("to_disk", [False, True])
