@@ -204,7 +204,7 @@ def _scan(config: DatasetConfig, options: DatasetOptions, problems: list[UserErr
             if config.skip_image_resolution is not None:
                 skipped += (record for record in found if _is_skipped(record.size, config.skip_image_resolution))
                 found = [record for record in found if not _is_skipped(record.size, config.skip_image_resolution)]
-            records += with_masks(subset, found)
+            records += with_masks(subset, found, skip_unreadable=options.skip_bad_images)
         except NoImages as error:
             empty.append(error)
             continue

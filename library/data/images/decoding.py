@@ -10,7 +10,7 @@ from library.cli.errors import UserError
 from library.data.buckets import PIXELS_PER_LATENT
 from library.data.images.augmentations import apply_colour
 from library.data.images.colour_profiles import to_srgb
-from library.data.images.image_files import exif_transpose, opened_image
+from library.data.images.image_files import exif_transpose, mask_size_problem, opened_image
 from library.data.records import ColourShift, LatentKey, Placement, Size, TrainedImage, size_text
 
 _INTERPOLATIONS = {
@@ -114,9 +114,6 @@ def load_image(key: LatentKey, colour: ColourShift | None = None) -> TrainedImag
     return TrainedImage(to_pixels(image), _mask(opacity, key) if key.alpha_is_mask else None)
 
 
-_MOST_ASPECT_ERROR = 0.02  # of a mask's aspect ratio against its image's: rounding
-
-
 def load_mask(key: LatentKey) -> np.ndarray:
     """The mask image of a latent, resized and cropped as the image is: float32 (H/8, W/8) in [0, 1], its red channel.
 
@@ -125,12 +122,9 @@ def load_mask(key: LatentKey) -> np.ndarray:
     """
     assert key.mask_path is not None
     red = decode_image(key.mask_path)[:, :, 0]
-    (height, width), (image_width, image_height) = red.shape, key.image_size
-    if abs(width * image_height / (height * image_width) - 1) > _MOST_ASPECT_ERROR:
-        raise UserError(
-            f"mask {key.mask_path} is {width}x{height}, but its image is {image_width}x{image_height}",
-            hint="make a mask with the image's aspect ratio",
-        )
+    problem = mask_size_problem(key.mask_path, (red.shape[1], red.shape[0]), key.image_size)
+    if problem is not None:
+        raise problem
     return _mask(red, key)
 
 

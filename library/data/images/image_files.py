@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.errors import UserError
 from library.data.images.image_headers import HEAD_LENGTH, size_from_head
-from library.data.records import Size
+from library.data.records import Size, size_text
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 
@@ -126,6 +126,19 @@ def _kind_of(path: str, head: bytes) -> _Kind:
 
 def _unreadable(path: str, reason: str) -> UnreadableImage:
     return UnreadableImage(f"image {path} cannot be read: {reason}", hint="repair it, or remove it from the folder")
+
+
+_MOST_ASPECT_ERROR = 0.02  # of a mask's aspect ratio against its image's: rounding
+
+
+def mask_size_problem(path: str, size: Size, image_size: Size) -> UserError | None:
+    """What is wrong with the size of a mask, whose resolution may differ from its image's; None if it fits."""
+    if abs(size[0] * image_size[1] / (size[1] * image_size[0]) - 1) <= _MOST_ASPECT_ERROR:
+        return None
+    return UserError(
+        f"mask {path} is {size_text(size)}, but its image is {size_text(image_size)}",
+        hint="make a mask with the image's aspect ratio",
+    )
 
 
 def exif_transpose(image: Image.Image) -> Image.Transpose | None:

@@ -6,15 +6,17 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
 from library.cli.errors import UserError, UserErrors, listed, raise_together
 from library.data.config.config import SubsetConfig
 from library.data.images.face_names import split_face_name
-from library.data.images.image_files import IMAGE_ENDINGS, NoImages, UnreadableImage
+from library.data.images.image_files import IMAGE_ENDINGS, NoImages, UnreadableImage, mask_size_problem
 from library.data.records import ImageRecord, Size
-from library.data.scan.listing import is_image_name
+from library.data.scan.header_scan import read_headers
+from library.data.scan.listing import is_folder, is_image_name
 from library.data.scan.scan_index import Pair, ScannedImage
 from library.data.scan.scanner import Scanned, scan_files
 
@@ -59,8 +61,12 @@ def _image_dir(subset: SubsetConfig) -> str:
     return subset.image_dir
 
 
-def with_masks(subset: SubsetConfig, records: list[ImageRecord]) -> list[ImageRecord]:
-    """The records, each with the mask image of the same stem. Raises `UserError` with the images that have none."""
+def with_masks(subset: SubsetConfig, records: list[ImageRecord], *, skip_unreadable: bool = False) -> list[ImageRecord]:
+    """The records, each with the mask image of the same stem.
+
+    Raises `UserError` with the images that have none, and with all masks that cannot be read or have another aspect
+    ratio than their image; with `skip_unreadable`, images with an unreadable mask are skipped, with a warning.
+    """
     folder = subset.conditioning_data_dir
     if folder is None:
         return records
@@ -73,7 +79,22 @@ def with_masks(subset: SubsetConfig, records: list[ImageRecord]) -> list[ImageRe
             f" {listed(missing, _MAX_NAMES_IN_WARNING)}",
             hint="add a mask image of the same name for each: white areas are trained, black ones are not",
         )
-    return [replace(record, mask_path=os.path.join(folder, by_stem[_stem(record.key)])) for record in records]
+    masked = [replace(record, mask_path=os.path.join(folder, by_stem[_stem(record.key)])) for record in records]
+    headers = read_headers([os.path.join(folder, by_stem[_stem(record.key)]) for record in records])
+    problems = [
+        header if isinstance(header, UserError) else mask_size_problem(record.mask_path or "", header.size, record.size)
+        for record, header in zip(masked, headers, strict=True)
+    ]
+    unreadable = [each.message for each in problems if isinstance(each, UnreadableImage)]
+    if skip_unreadable and unreadable:
+        logger.warning(
+            "%s %s: skipping %d images with unreadable masks: %s", _named(subset, "conditioning_data_dir"), folder,
+            len(unreadable), listed(unreadable, _MAX_NAMES_IN_WARNING),
+        )  # fmt: skip
+        kept = [not isinstance(each, UnreadableImage) for each in problems]
+        masked, problems = list(compress(masked, kept)), list(compress(problems, kept))
+    raise_together(each for each in problems if each is not None)
+    return masked
 
 
 def _stem(name: str) -> str:
@@ -95,7 +116,7 @@ def _list_folder(subset: SubsetConfig, key: _FolderKey = "image_dir") -> set[str
     folder, named = getattr(subset, key), _named(subset, key)
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if not entry.is_dir()}
+            return {entry.name for entry in entries if not is_folder(entry)}
     except FileNotFoundError:
         where = "" if os.path.isabs(folder) else f" (searched in {os.getcwd()})"
         raise UserError(f"{named} {folder} does not exist{where}", hint="give the path of a folder") from None

@@ -16,6 +16,14 @@ def is_image_name(name: str) -> bool:
     return name.rpartition(".")[2].lower() in _ENDINGS and "." in name and name[0] != "."
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a folder; a link that cannot be followed counts as a file."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 @dataclass
 class _Listing:
     files: frozenset[str]
@@ -50,7 +58,7 @@ class ImageFolders:
 def _list_folder(folder: str) -> _Listing:
     try:
         with os.scandir(folder or ".") as entries:
-            listing = _Listing(frozenset(entry.name for entry in entries if not entry.is_dir()))
+            listing = _Listing(frozenset(entry.name for entry in entries if not is_folder(entry)))
     except (OSError, ValueError):  # ValueError: an invalid path
         return _Listing(frozenset())
     for name in sorted(filter(is_image_name, listing.files)):

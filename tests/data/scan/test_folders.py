@@ -380,3 +380,12 @@ def test_folders_beside_a_dataset_config_are_ignored_with_a_warning(load_toml, m
         )  # fmt: skip
     assert [record.mask_path for record in data.datasets[0].records] == [None]
     assert "--train_data_dir is ignored" in caplog.text and "--conditioning_data_dir is ignored" in caplog.text
+
+
+def test_a_link_that_leads_to_itself_is_named_and_the_other_images_are_found(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png", (8, 8))
+    (tmp_path / "loop").symlink_to("loop")
+    assert [record.key for record in scan_folder(SubsetConfig("s", str(tmp_path)), 0)] == ["a.png"]
+    (tmp_path / "b.png").symlink_to("b.png")
+    with pytest.raises(UserError, match=r"image .*b\.png cannot be read: Too many levels of symbolic links"):
+        scan_folder(SubsetConfig("s", str(tmp_path)), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -101,13 +102,33 @@ def test_what_is_wrong_with_masks_is_named(tmp_path):
     write(tmp_path / "masks" / "a.png", np.zeros((64, 128)))
     with pytest.raises(UserError, match="cannot be used with alpha_mask"):
         load(tmp_path, subset="alpha_mask = true")
+    with pytest.raises(UserError, match=r"b\.png is 64x64, but its image is 64x32"):
+        load(tmp_path)
+    write(tmp_path / "masks" / "b.png", np.zeros((16, 32)))
     (dataset,) = load(tmp_path).datasets
+    write(tmp_path / "masks" / "b.png", np.zeros((64, 64)))  # changed after the scan
     load_mask(dataset.latent_key(0, False))
     with pytest.raises(UserError, match=r"b\.png is 64x64, but its image is 64x32"):
         load_mask(dataset.latent_key(1, False))
     metadata = f"[[datasets.subsets]]\nmetadata_file = 'x.json'\nconditioning_data_dir = '{tmp_path}/masks'"
     with pytest.raises(UserError, match="conditioning_data_dir cannot be used with"):
         load(tmp_path, subset=metadata)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes among files on this system")
+def test_masks_that_cannot_be_read_are_found_before_training(tmp_path, caplog):
+    for name in ("a", "b", "c"):
+        write(tmp_path / "images" / f"{name}.png", np.zeros((32, 64, 3)))
+    write(tmp_path / "masks" / "a.png", np.zeros((32, 64)))
+    (tmp_path / "masks" / "b.png").touch()
+    os.mkfifo(tmp_path / "masks" / "c.png")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path)
+    assert "b.png is empty (0 bytes)" in str(caught.value) and "c.png is not a file" in str(caught.value)
+    options = DatasetOptions(dataset_config=str(tmp_path / "data.toml"), skip_bad_images=True)
+    (dataset,) = load_training_data(options).datasets
+    assert [record.key for record in dataset.records] == ["a.png"]
+    assert "skipping 2 images with unreadable masks" in caplog.text
 
 
 @pytest.fixture
