@@ -78,12 +78,18 @@ def read_config_file(
     return given
 
 
-def _flatten(table: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{section}.{key}" if section else key)
-        else:
+def _flatten(table: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(section, key, value) of all values, in the order of the file; without recursion, sections nest to any depth."""
+    open_tables = [("", iter(table.items()))]
+    while open_tables:
+        section, items = open_tables[-1]
+        for key, value in items:
+            if isinstance(value, dict):
+                open_tables.append((f"{section}.{key}" if section else key, iter(value.items())))
+                break
             yield section, key, value
+        else:
+            open_tables.pop()
 
 
 def _check_family(path: str, foreign_values: Iterable[FileValue], foreign: ForeignOptions) -> None:

@@ -49,8 +49,8 @@ def run_entry(work: Callable[[], None]) -> int:
 
 
 def _report(error: UserError) -> int:
-    errors = error.errors if isinstance(error, UserErrors) else (error,)
-    text = "\n".join(f"error: {each}" for each in errors)
+    texts = error.texts() if isinstance(error, UserErrors) else [str(error)]
+    text = "\n".join(f"error: {each}" for each in texts)
     sys.stderr.write(f"{text}\n")
     write_elastic_error_file(text, is_cause=not isinstance(error, LostProcess))
     return USER_ERROR_STATUS

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+_MOST_ERRORS = 100  # that are shown together
+
 
 class UserError(Exception):
     """An error the user can fix: `message` names what is wrong, `hint` says what to do."""
@@ -27,7 +29,13 @@ class UserErrors(UserError):
 
     def __init__(self, errors: Iterable[UserError]):
         self.errors = tuple(errors)
-        super().__init__("\n".join(str(error) for error in self.errors))
+        super().__init__("\n".join(self.texts()))
+
+    def texts(self) -> list[str]:
+        """The errors as text, at most `_MOST_ERRORS` of them, and how many more there are."""
+        shown = [str(error) for error in self.errors[:_MOST_ERRORS]]
+        rest = len(self.errors) - len(shown)
+        return [*shown, f"{rest} more errors"] if rest else shown
 
     def __reduce__(self):
         return type(self), (self.errors,)

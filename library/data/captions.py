@@ -125,7 +125,9 @@ def _draw_wildcards(caption: str, rng: random.Random) -> str:
         return caption
     for written, stand_in, _ in _ESCAPES:
         caption = caption.replace(written, stand_in)
-    caption = _WILDCARD.sub(lambda match: rng.choice(match[1].split("|")), caption)
+    # up to the last brace: behind it, an opened one would be looked for in vain again and again
+    closed, brace, rest = caption.rpartition("}")
+    caption = _WILDCARD.sub(lambda match: rng.choice(match[1].split("|")), closed + brace) + rest
     for _, stand_in, meant in _ESCAPES:
         caption = caption.replace(stand_in, meant)
     return caption

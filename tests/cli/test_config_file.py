@@ -88,6 +88,10 @@ def test_a_key_in_two_sections_must_say_the_same(tmp_path):
     ]
 
 
+def test_sections_nest_to_any_depth(tmp_path):
+    assert parse(tmp_path, ".".join(["a"] * 3000) + ".learning_rate = 2").learning_rate == 2
+
+
 def test_what_no_program_knows_is_an_error_with_the_nearest_name_or_meaning(tmp_path):
     assert errors(tmp_path, "learning_rat = 1\nlr = 1\nzzz = 1\n") == [
         ("c.toml: unknown option learning_rat", "did you mean learning_rate?"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from library.cli.errors import first_line, listed
+from library.cli.errors import UserError, UserErrors, first_line, listed
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,10 @@ def test_the_first_line_of_an_error_names_what_is_wrong(error, expected):
 def test_a_long_list_of_names_is_cut_and_says_how_many_are_left_out():
     assert listed(["a", "b"], 2) == "a, b"
     assert listed(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+
+
+def test_a_mistake_made_many_times_is_not_told_many_times():
+    errors = UserErrors([UserError(f"image {n} is too thin") for n in range(200_000)])
+    lines = str(errors).splitlines()
+    assert len(lines) == 101 and lines[0] == "image 0 is too thin" and lines[-1] == "199900 more errors"
+    assert len(errors.errors) == 200_000

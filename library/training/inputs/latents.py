@@ -30,6 +30,7 @@ from library.training.inputs.cache_pipeline import Stages, Store, Throughput, ca
 logger = logging.getLogger(__name__)
 
 _MAX_NAMES_IN_WARNING = 5
+_MAX_ERRORS_IN_WARNING = 100
 _LATENTS_IN_MESSAGE = 256  # between processes: some 16 MB of images of 512 x 512
 
 
@@ -134,7 +135,9 @@ class LatentProvider:
         """Gathers the unreadable images of all processes, and logs them."""
         everywhere = dict(sorted(gather_object([(path, error.message) for path, error in unreadable.items()])))
         if everywhere and self._accelerator.is_main_process:
-            lines = "\n  ".join(everywhere.values())
+            shown = list(everywhere.values())[:_MAX_ERRORS_IN_WARNING]
+            rest = len(everywhere) - len(shown)
+            lines = "\n  ".join([*shown, f"and {rest} more"] if rest else shown)
             logger.warning("--skip_bad_images: %d images cannot be read and are skipped\n  %s", len(everywhere), lines)
         return frozenset(everywhere)
 
