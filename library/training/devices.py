@@ -96,7 +96,13 @@ def load_settings(options: Options, method: TrainingMethod, device: torch.device
 
 
 def place_method(method: TrainingMethod, device: torch.device, training: TrainingOptions) -> None:
-    """Moves the modules that a method trains to the device."""
+    """Moves the modules that a method trains to the device, their parameters in the dtype of trained ones.
+
+    Buffers keep theirs: what a layer knows exactly, the alpha of LoRA, is not rounded.
+    """
     for module in method.trainable_modules():
         # Diffusers' own `to` warns about modules to be kept in float32 even where there are none
-        nn.Module.to(module, device, trained_dtype(training))
+        nn.Module.to(module, device)
+        for param in module.parameters():
+            if param.is_floating_point():
+                param.data = param.data.to(trained_dtype(training))

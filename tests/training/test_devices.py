@@ -8,8 +8,9 @@ import torch
 from library.cli.checks import report
 from library.cli.errors import UserError
 from library.models.options import MemoryOptions
-from library.training.devices import HalfGradScaler, make_accelerator, memory_findings
+from library.training.devices import HalfGradScaler, make_accelerator, memory_findings, place_method
 from library.training.options import TrainingOptions
+from networks.lora_layer import LoRALayer
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
@@ -46,3 +47,22 @@ def test_gradients_in_half_precision_are_unscaled_and_overflow_skips_the_step() 
     scaler.scale(torch.zeros(()))
     scaler.step(optimizer)
     assert weight.tolist() == [0.75, 1.5]
+
+
+class TrainsOneLayer:
+    """A method with one LoRA layer of alpha 0.1."""
+
+    def __init__(self):
+        self.layer = LoRALayer("layer", torch.nn.Linear(4, 4), rank=2, alpha=0.1)
+
+    def trainable_modules(self):
+        return [self.layer]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_full_half_precision_rounds_weights_and_not_alpha(precision, dtype) -> None:
+    """Its file would say 0.1001, and a resumed run would learn with that."""
+    method, full = TrainsOneLayer(), {f"full_{precision}": True}
+    place_method(method, torch.device("cpu"), TrainingOptions(mixed_precision=precision, **full))
+    assert {param.dtype for param in method.layer.parameters()} == {dtype}
+    assert torch.equal(method.layer.state_dict()["alpha"], torch.tensor(0.1))
