@@ -43,11 +43,11 @@ _FLAGS = (
 _FLAGS_WITHOUT_FILE = ("shuffle_caption", "keep_tokens", "flip_aug", "color_aug", "random_crop")
 
 
-def dataset_entries(data: TrainingData, flags: DatasetOptions, accumulation: int) -> dict[str, Any]:
+def dataset_entries(data: TrainingData, flags: DatasetOptions, group_size: int) -> dict[str, Any]:
     """The `ss_*` entries of the dataset; tables are not yet JSON text.
 
     With a dataset file, everything is in `ss_datasets`; with folders or a metadata file on the command line, each value
-    has an entry. `accumulation`: gradient accumulation steps.
+    has an entry. `group_size`: batches in an optimizer step, of all processes.
     """
     entries = {**_folders(data), **{f"ss_{name}": getattr(flags, name) for name in _FLAGS}}
     if flags.dataset_config is not None:
@@ -58,7 +58,7 @@ def dataset_entries(data: TrainingData, flags: DatasetOptions, accumulation: int
         **entries,
         "ss_resolution": config.resolution,
         "ss_batch_size_per_device": config.batch_size,
-        "ss_total_batch_size": config.batch_size * accumulation,
+        "ss_total_batch_size": config.batch_size * group_size,
         "ss_enable_bucket": config.enable_bucket,
         "ss_bucket_no_upscale": config.bucket_no_upscale,
         "ss_min_bucket_reso": config.min_bucket_reso,

@@ -68,11 +68,7 @@ class Metadata:
         entries = {
             **_model_entries(options, self._family),
             **_option_entries(options, self._plan, self._optimizer),
-            **_texts(
-                dataset_entries(
-                    self._data, options[DatasetOptions], options[TrainingOptions].gradient_accumulation_steps
-                )
-            ),
+            **_texts(dataset_entries(self._data, options[DatasetOptions], self._plan.group_size)),
             **_plan_entries(self._data, self._plan),
             **_evaluation_entries(options, self._data),
             **self._method.metadata(),

@@ -146,7 +146,7 @@ def test_a_metadata_file_on_the_command_line_has_one_value_each(folder):
         in_json="meta.json", train_data_dir="cat", resolution=(64, 64), train_batch_size=2, color_aug=True,
         face_crop_aug_range=(1.0, 2.0), caption_dropout_rate=0.1,
     )  # fmt: skip
-    entries = dataset_entries(load_training_data(options), options, accumulation=3)
+    entries = dataset_entries(load_training_data(options), options, group_size=3)
     assert set(entries) == ALL_RUNS | RUNS_WITHOUT_FILE
     assert entries["ss_dataset_dirs"] == {"meta.json": {"n_repeats": 1, "img_count": 2}}
     assert entries["ss_tag_frequency"] == {"meta.json": {"a cat": 1, "red": 2, "sky": 1}}
