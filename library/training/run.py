@@ -27,6 +27,7 @@ def run_training(context: Context) -> None:
     outputs = make_outputs(run, method, family, step, inputs)
     if saved is not None and run.state is not None:
         step.load(saved, run.state.folder)
+    del saved  # as large as the optimizer
     Trainer(
         run.accelerator,
         context.data,
