@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 from library.cli.errors import LostProcess, Stopped, UserError, UserErrors
-from library.cli.launcher import is_first_process, launch_command, write_elastic_error_file
+from library.cli.launcher import command_line, is_first_process, launch_command, write_elastic_error_file
 from library.cli.parser import OutputConfigWritten
 
 USER_ERROR_STATUS = 2
@@ -61,8 +59,7 @@ def _resume_hint(stopped: Stopped, start: Sequence[str]) -> str:
     if stopped.state is None:
         return "No state was saved."
     kept, left_out = _without_start(sys.argv, stopped.secret_flags)
-    words = [*start, *kept, "--resume", stopped.state]
-    quoted = subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+    quoted = command_line([*start, *kept, "--resume", stopped.state])
     again = f" (give {' and '.join(left_out)} again)" if left_out else ""
     return f"To resume{again}: {quoted}"
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -83,6 +85,11 @@ def _sharding_options(environment: Mapping[str, str]) -> list[str]:
         if settings is not None:
             return [f"--use_{mode}", *(word for name, value in settings.items() for word in (f"--{name}", value))]
     return []
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A command as its user can paste it."""
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
 def is_first_process() -> bool:

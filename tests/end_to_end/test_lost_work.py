@@ -1,17 +1,20 @@
 """If these fail, what ends a run before its end takes with it what was learned since the last save."""
 
 import itertools
+import logging
 import multiprocessing
 import os
 import random
 import signal
 import sys
+import weakref
 from collections import Counter
 
 import pytest
 from safetensors.torch import load_file
 
 from library.cli.errors import UserError
+from library.training import model_setup, run
 from library.training.checkpoints.resuming import newest_state
 from library.training.checkpoints.states import read_state
 from library.training.loop.trainer import Trainer
@@ -117,6 +120,36 @@ def test_an_interrupt_at_any_line_loses_no_whole_step(data_dir, whole, tmp_path,
         trainer._step.load(training, newest.folder)
         trainer._step.strategy.zero_grad()
     assert len(seen) == 3 and sum(seen.values()) > 3, seen
+
+
+def test_what_is_listed_is_there_and_commands_can_be_pasted(data_dir, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    output = tmp_path / "my runs"
+    options = {"save_every_n_steps": 1, "save_last_n_steps": 1, "save_state_on_train_end": True}
+    train(data_dir, output, **OPTIONS | options)
+    said = caplog.text.split("Written:")[1]
+    listed = {path.name for path in output.iterdir() if str(path) in said}
+    assert listed == {path.name for path in output.iterdir()} and f"{output}/run-step00000001.safetensors" not in said
+    assert f"--resume '{output / 'run-state'}'" in said
+
+
+class Watched(dict):
+    """A dict that can be watched going."""
+
+
+def test_a_resumed_run_keeps_nothing_of_the_state_but_what_it_took_over(data_dir, whole, tmp_path, monkeypatch):
+    states, alive = [], []
+
+    def restore(*args):
+        state = Watched(model_setup.restore_weights(*args))
+        states.append(weakref.ref(state))
+        return state
+
+    monkeypatch.setattr(run, "restore_weights", restore)
+    monkeypatch.setattr(Trainer, "run", lambda trainer, start: alive.extend(each() for each in states))
+    with pytest.raises(FileNotFoundError):  # nothing was trained
+        train(data_dir, tmp_path, resume=whole / "run-step00000003-state", **OPTIONS)
+    assert alive == [None]
 
 
 class Thrower:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from library.cli.checks import Findings
 from library.cli.errors import UserError
+from library.cli.launcher import command_line
 from library.training.checkpoints.options import REPO_ID, HubOptions, OutputOptions
 from library.training.checkpoints.resuming import AUTO, FoundState, read_whole_state
 from library.training.checkpoints.states import HEADER, TRAINING, WEIGHTS
@@ -141,8 +142,8 @@ class HubRepository:
 
     def upload_command(self, path: Path) -> str:
         """The command that uploads `path` by hand."""
-        kind = "" if self.repo_type == "model" else f" --repo-type {self.repo_type}"
-        return f"hf upload {self.repo_id} {path} {self.path_of(path)}{kind}"
+        kind = [] if self.repo_type == "model" else ["--repo-type", self.repo_type]
+        return command_line(["hf", "upload", self.repo_id, str(path), self.path_of(path), *kind])
 
     def try_again(self, path: Path, waits: Sequence[float]) -> None:
         """Uploads `path`, with retries after `waits` seconds. Raises the error of the last attempt."""

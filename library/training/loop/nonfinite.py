@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from library.cli.errors import UserError, listed
+from library.cli.launcher import command_line
 from library.data.records import Batch
 
 logger = logging.getLogger(__name__)
@@ -69,5 +70,6 @@ class NonfiniteSteps:
         if state is None:
             return UserError(message, hint=remedy)
         return UserError(
-            f"{message}. The state is saved in {state}", hint=f"{remedy}; then go on with --resume {state}"
+            f"{message}. The state is saved in {state}",
+            hint=f"{remedy}; then go on with {command_line(['--resume', state])}",
         )

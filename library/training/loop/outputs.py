@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.cli.errors import first_line
+from library.cli.launcher import command_line
 from library.cli.logging import progress_bar
 from library.data.records import StepCounter
 from library.models.family import ModelFamily
@@ -167,7 +168,7 @@ class Outputs:
                 self._write_state(suffix, position, step.state())
         written = [str(path) for path in (weights, state) if saver.has_written(path)]
         if written:
-            resume = f"; go on with --resume {state}" if str(state) in written else ""
+            resume = f"; go on with {command_line(['--resume', str(state)])}" if str(state) in written else ""
             logger.warning("the run ends after step %d: %s%s", position.global_step, " and ".join(written), resume)
         with _logged_failure("uploads"):
             saver.upload()
@@ -177,16 +178,18 @@ class Outputs:
         if not self._is_main:
             return
         saver, method, log_folder = self._parts.saver, self._parts.method, self._parts.log_folder
-        lines = ["", "Written:", *(f"  {path}" for path in saver.written)]
+        lines = ["", "Written:", *(f"  {path}" for path in dict.fromkeys(saver.written) if path.exists())]
         if self._parts.sampler is not None:
             lines.append(f"  {self._parts.sample_folder} (sample images)")
         if log_folder is not None:
-            lines.append(f"  {log_folder} (curves; tensorboard --logdir {self._parts.logging_dir} shows them)")
+            command = command_line(["tensorboard", "--logdir", str(self._parts.logging_dir)])
+            lines.append(f"  {log_folder} (curves; {command} shows them)")
         if saver.last_result is not None:
             lines += ["Next:", f"  {method.usage_hint(saver.last_result)}"]
         state = saver.state_folder("")
         if state in saver.written:
-            lines.append(f"  or resume: the same command with --resume {state} and more --max_train_steps")
+            resume = command_line(["--resume", str(state)])
+            lines.append(f"  or resume: the same command with {resume} and more --max_train_steps")
         for line in lines:
             logger.info("%s", line)
         saver.raise_failures()
