@@ -65,6 +65,17 @@ def test_a_vae_that_overflows_in_fp16_is_done_in_float32_with_one_warning(folder
     assert family.vae.dtype == torch.float16
 
 
+def test_a_vae_in_float32_computes_in_it_inside_an_autocast(folder_v1: Path) -> None:
+    """As samples are drawn: `--no_half_vae` would do nothing there, and fp16 gives black images."""
+    family = _load(folder_v1)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    decoded, encoded = family.decode_latents(latents), family.encode_images(pixels, [1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(family.decode_latents(latents), decoded)
+        assert torch.equal(family.encode_images(pixels, [1]), encoded)
+
+
 def test_a_vae_set_aside_still_decodes(folder_v1: Path) -> None:
     family = _load(folder_v1)
     latents = torch.randn(1, 4, 8, 8)

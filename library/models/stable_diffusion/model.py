@@ -205,12 +205,13 @@ class StableDiffusion:
         """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), image i sampled with seeds[i].
 
         The sample's noise is drawn on the CPU, so that it is the same on every device. All images go through the
-        VAE at once.
+        VAE at once, in its own data type, inside an autocast too.
         """
         weight = self.vae.encoder.conv_in.weight
-        posterior = self.vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
-        if self._overflowed(posterior.mean):
-            posterior = self._float32_vae().encode(pixels.to(weight.device)).latent_dist
+        with torch.autocast(weight.device.type, enabled=False):
+            posterior = self.vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
+            if self._overflowed(posterior.mean):
+                posterior = self._float32_vae().encode(pixels.to(weight.device)).latent_dist
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         noise = torch.stack([_keyed_noise(mean.shape[1:], seed) for seed in _one_each(seeds, mean)])
         return mean + torch.exp(0.5 * log_variance) * noise.to(mean.device)
@@ -221,13 +222,17 @@ class StableDiffusion:
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), roughly in [-1, 1], float32."""
+        """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), roughly in [-1, 1], float32.
+
+        The VAE computes in its own data type, inside an autocast too.
+        """
         home = self.vae.device
         nn.Module.to(self.vae, latents.device)
         unscaled = latents / self._scaling_factor
-        pixels = self.vae.decode(unscaled.to(self.vae.dtype)).sample
-        if self._overflowed(pixels):
-            pixels = self._float32_vae().decode(unscaled).sample
+        with torch.autocast(latents.device.type, enabled=False):
+            pixels = self.vae.decode(unscaled.to(self.vae.dtype)).sample
+            if self._overflowed(pixels):
+                pixels = self._float32_vae().decode(unscaled.float()).sample
         nn.Module.to(self.vae, home)
         return pixels.float()
 

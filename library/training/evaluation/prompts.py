@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,17 @@ def _steps(text: str) -> int:
 
 
 def _seed(text: str) -> int | None:
-    return int(text) if int(text) >= 0 else None
+    seed = int(text)
+    if seed >= 2**64:
+        raise ValueError(text)
+    return seed if seed >= 0 else None
+
+
+def _scale(text: str) -> float:
+    scale = float(text)
+    if not math.isfinite(scale):
+        raise ValueError(text)
+    return scale
 
 
 def _sampler(text: str) -> str:
@@ -51,9 +62,9 @@ PROMPT_OPTIONS: dict[str, tuple[str, Callable[[str], object], str]] = {
     "n": ("negative_prompt", str, "a text"),
     "w": ("width", _size, "a whole number"),
     "h": ("height", _size, "a whole number"),
-    "d": ("seed", _seed, "a whole number"),
+    "d": ("seed", _seed, "a whole number below 2^64, or -1 for none"),
     "s": ("sample_steps", _steps, "a whole number"),
-    "l": ("scale", float, "a number"),
+    "l": ("scale", _scale, "a number"),
     "ss": ("sampler", _sampler, f"one of {', '.join(SAMPLER_NAMES)}"),
 }
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from library.cli.atomic_files import atomic_path
+from library.cli.errors import first_line
 from library.data.randomness import derive_seed
 from library.models.family import Conditioning, ModelFamily
 from library.training.evaluation.modes import evaluation_mode
@@ -31,7 +32,8 @@ def draw_sample(family: ModelFamily, prompt: SamplePrompt, *, sampler: str, seed
     generator = torch.Generator("cpu").manual_seed(seed)
     shape = (1, family.latent_channels, prompt.height // family.vae_scale, prompt.width // family.vae_scale)
     scheduler = SAMPLERS[sampler](family)
-    scheduler.set_timesteps(prompt.sample_steps, device=device)
+    # samplers that begin one timestep later have one less
+    scheduler.set_timesteps(min(prompt.sample_steps, len(family.alphas_cumprod()) - 1), device=device)
     latents = torch.randn(shape, generator=generator).to(device) * scheduler.init_noise_sigma
     conditioning = family.encode_prompts([prompt.negative_prompt, prompt.prompt], weighted=True)
     for timestep in scheduler.timesteps:
@@ -75,8 +77,9 @@ class Sampler:
         sampler: str,
         seed: int,
         writes: bool = True,
+        are_sharded: bool = False,
     ):
-        """writes: False where several processes generate the same images together and another one writes them."""
+        """`are_sharded`: the weights, so that all processes generate the images together. `writes`: this one does."""
         self._family = family
         self._modules = modules
         self._prompts = prompts
@@ -85,6 +88,7 @@ class Sampler:
         self._sampler = sampler
         self._seed = seed
         self._writes = writes
+        self._are_sharded = are_sharded
 
     def draw(self, when: str) -> list[tuple[str, Image.Image]]:
         """Generates and writes the image of every prompt; `when` is the step or epoch in the file names.
@@ -92,17 +96,22 @@ class Sampler:
         Returns (name, image) for the trackers. Runs in eval mode (no dropout) and restores the mode afterwards.
         """
         stamp = time.strftime("%Y%m%d%H%M%S")
-        drawn = []
+        drawn: list[tuple[str, Image.Image]] = []
+        count = len(self._prompts)
+        logger.info("generating %d sample image%s (%s)", count, "" if count == 1 else "s", when)
         with evaluation_mode(self._modules):
             for index, prompt in enumerate(self._prompts):
                 image = self._draw_one(index, prompt)
+                if image is None:
+                    continue
                 seed = "" if prompt.seed is None else f"_{prompt.seed}"
                 name = "" if self._name is None else f"{self._name}_"
                 path = self._folder / f"{name}{when}_{index:02d}_{stamp}{seed}.png"
                 if self._writes:
                     self._write(image, path)
                 drawn.append((f"sample/{index:02d}", image))
-        logger.info("%d sample images (%s) in %s", len(drawn), when, self._folder)
+        if drawn:
+            logger.info("%d sample image%s (%s) in %s", len(drawn), "" if len(drawn) == 1 else "s", when, self._folder)
         return drawn
 
     def _write(self, image: Image.Image, path: Path) -> None:
@@ -114,6 +123,13 @@ class Sampler:
         except OSError as error:
             logger.error("%s cannot be written: %s", path, error.strerror or error)
 
-    def _draw_one(self, index: int, prompt: SamplePrompt) -> Image.Image:
+    def _draw_one(self, index: int, prompt: SamplePrompt) -> Image.Image | None:
+        """None, with a warning, where the image cannot be generated: a sample is no reason to end a run."""
         seed = derive_seed("sample", self._seed, index) if prompt.seed is None else prompt.seed
-        return draw_sample(self._family, prompt, sampler=prompt.sampler or self._sampler, seed=seed)
+        try:
+            return draw_sample(self._family, prompt, sampler=prompt.sampler or self._sampler, seed=seed)
+        except Exception as error:  # noqa: BLE001 - of Diffusers, of a network, or out of memory
+            if self._are_sharded:  # the other processes would wait for this one
+                raise
+            logger.warning("no sample image of %r: %s", prompt.prompt, first_line(error))
+            return None

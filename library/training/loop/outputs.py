@@ -305,6 +305,7 @@ def make_outputs(run: RunSetup, method: TrainingMethod, family: ModelFamily, ste
             sampler=samples.sampler,
             seed=run.plan.seed,
             writes=is_main,
+            are_sharded=step.strategy.shares_weights,
         )
     held_out = context.data.validation
     if held_out is not None:

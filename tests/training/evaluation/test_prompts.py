@@ -39,10 +39,12 @@ def test_a_file_skips_comments_and_empty_lines(tmp_path):
 
 def test_wrong_values_are_named_with_their_line(tmp_path):
     file = tmp_path / "p.txt"
-    file.write_text("fine\na --l abc\nb --ss dpm\n", encoding="utf-8")
+    file.write_text(f"fine\na --l abc\nb --ss dpm\nc --d {2**64}\nd --l nan\ne --d {2**64 - 1}", encoding="utf-8")
     with pytest.raises(UserErrors) as caught:
         read_prompt_file(str(file))
-    first, second = caught.value.errors
+    first, second, third, fourth = caught.value.errors
+    assert "line 4: --d 18446744073709551616" in third.message and "below 2^64" in third.hint
+    assert "line 5: --l nan" in fourth.message
     assert "line 2: --l abc" in first.message and "number" in first.hint
     assert "line 3: --ss dpm" in second.message and "euler_a" in second.hint
 
