@@ -11,10 +11,11 @@ from library.methods.whole_model_script import whole_model_script
 from library.training.script import option_groups, run_script
 
 OPTION_GROUPS = option_groups(FineTuningOptions)
+SCRIPT = whole_model_script("fine_tune.py", __doc__, OPTION_GROUPS, "metadata")
 
 
 def train(argv: Sequence[str]) -> None:
-    run_script(whole_model_script("fine_tune.py", __doc__, OPTION_GROUPS, "metadata"), argv)
+    run_script(SCRIPT, argv)
 
 
 if __name__ == "__main__":

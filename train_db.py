@@ -12,10 +12,11 @@ from library.models.options import DreamBoothPromptOptions
 from library.training.script import option_groups, run_script
 
 OPTION_GROUPS = option_groups(DreamBoothOptions, prompt_options=DreamBoothPromptOptions)
+SCRIPT = whole_model_script("train_db.py", __doc__, OPTION_GROUPS, "folder")
 
 
 def train(argv: Sequence[str]) -> None:
-    run_script(whole_model_script("train_db.py", __doc__, OPTION_GROUPS, "folder"), argv)
+    run_script(SCRIPT, argv)
 
 
 if __name__ == "__main__":

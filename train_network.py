@@ -24,16 +24,19 @@ def make_method(options: Options) -> AdapterTraining:
     return AdapterTraining(options[NetworkOptions])
 
 
+SCRIPT = TrainingScript(
+    "train_network.py",
+    __doc__,
+    OPTION_GROUPS,
+    NetworkOptions,
+    make_method,
+    usual_learning_rate=1e-4,
+    ending_of=lambda options: f".{options[NetworkOptions].save_model_as}",
+)
+
+
 def train(argv: Sequence[str]) -> None:
-    script = TrainingScript(
-        "train_network.py",
-        __doc__,
-        OPTION_GROUPS,
-        NetworkOptions,
-        make_method,
-        ending_of=lambda options: f".{options[NetworkOptions].save_model_as}",
-    )
-    run_script(script, argv)
+    run_script(SCRIPT, argv)
 
 
 if __name__ == "__main__":

@@ -25,17 +25,20 @@ def make_method(options: Options) -> TextualInversion:
     return TextualInversion(options[TextualInversionOptions])
 
 
+SCRIPT = TrainingScript(
+    "train_textual_inversion.py",
+    __doc__,
+    OPTION_GROUPS,
+    TextualInversionOptions,
+    make_method,
+    usual_learning_rate=5e-3,
+    ending_of=lambda options: f".{options[TextualInversionOptions].save_model_as}",
+    adapt_data=captions_with_token,
+)
+
+
 def train(argv: Sequence[str]) -> None:
-    script = TrainingScript(
-        "train_textual_inversion.py",
-        __doc__,
-        OPTION_GROUPS,
-        TextualInversionOptions,
-        make_method,
-        ending_of=lambda options: f".{options[TextualInversionOptions].save_model_as}",
-        adapt_data=captions_with_token,
-    )
-    run_script(script, argv)
+    run_script(SCRIPT, argv)
 
 
 if __name__ == "__main__":

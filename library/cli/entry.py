@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from library.cli.errors import LostProcess, Stopped, UserError, UserErrors
 from library.cli.launcher import command_line, is_first_process, launch_command, write_elastic_error_file
+from library.cli.logging import set_console_level
 from library.cli.parser import OutputConfigWritten
 
 USER_ERROR_STATUS = 2
@@ -18,10 +19,10 @@ SIGNAL_STATUS = 128  # plus the number of the signal, as shells have it
 
 def run_entry(work: Callable[[], None]) -> int:
     """Runs `work` and returns the exit status: 0, 2 for a user's error, 130 for Ctrl-C, 143 for SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    # of other packages only warnings: some log each request with its whole URL
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(_Formatter())
-    for chatty in ("httpx", "tensorboard", "PIL", "diffusers", "transformers", "accelerate"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    set_console_level(logging.INFO)
     # at every start it warns of a 4-bit kernel for CPUs, which nothing here uses
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     start = launch_command()

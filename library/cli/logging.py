@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 _PACKAGE = "library.data"
+_OWN = ("library", "networks", "__main__")  # the loggers of this program
 SECONDS_BETWEEN_LINES = 10.0  # of a progress bar in a log file, where every update is a line
 
 
@@ -22,6 +23,12 @@ class Message:
 
     text: str
     details: tuple[str, ...] = ()
+
+
+def set_console_level(level: int) -> None:
+    """The least level of the lines that this program shows; of other packages only warnings are shown."""
+    for name in _OWN:
+        logging.getLogger(name).setLevel(level)
 
 
 class _WarningCollector(logging.Handler):

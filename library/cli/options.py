@@ -45,6 +45,7 @@ class OptionSpec:
     positional: bool = False
     secret: bool = False
     takes_first: bool = False
+    variable: str | None = None
     off: tuple[Any, ...] = ()
     inert: str | None = None
     refused: tuple[str, str] | None = None
@@ -62,8 +63,9 @@ def option(default: Any = None, *, help: str, **details: Any) -> Any:
     `toml_level` is "dataset" or "subset" for an option that is the default of a dataset-TOML key, `toml_key` that key
     where its name differs. `waives` names required options that are not needed when this one is given.
     `positional`: the value stands on the command line without a flag, in the order of declaration. `secret`: it is
-    written nowhere. `takes_first`: of a list of values only the first is used. `off`: values that mean "not given",
-    beside those of `OptionField.is_off`. `inert`: why a value is accepted and does nothing; one warning names all such
+    written nowhere. `takes_first`: of a list of values only the first is used. `variable`: an environment variable that
+    gives the value where the option is not given. `off`: values that mean "not given", beside those of
+    `OptionField.is_off`. `inert`: why a value is accepted and does nothing; one warning names all such
     options of a run. `refused`: why any value but "off" is an error, and what to do. `on_resume`: what a difference
     to the saved run means when a run is resumed: it is "listed"; listed, with the saved value "kept" in force; an
     error, since the run must be the "same"; or "unimportant".

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -160,6 +161,8 @@ def read_options(
     if given.get("config_file") and not is_output:
         known = {name: field for name, field in fields.items() if field.owner is not ConfigFileOptions}
         given = {**read_config_file(given["config_file"], known, foreign, found, given), **given}
+    if not is_output:
+        given = {**given, **_from_environment(given, fields, found)}
     built, bad_names = _convert_all(given, groups, fields, found, check_required=not is_output)
     if screen is not None:
         screen(Options(built))
@@ -195,6 +198,26 @@ def _from_command_line(
         elif not after_flag:
             found.problems.append(UserError(f"unexpected argument {word!r}", hint="every value follows its --option"))
     return vars(namespace)
+
+
+def _from_environment(given: Mapping[str, Any], fields: Mapping[str, OptionField], found: Findings) -> dict[str, str]:
+    """The values of environment variables for options that are not given; says so, and where one is overridden."""
+    values = {}
+    for field in fields.values():
+        value = os.environ.get(field.spec.variable or "", "")
+        if value == str(field.default) or field.is_off(value):
+            continue
+        raw = given.get(field.name)
+        own = raw.value if isinstance(raw, FileValue) else raw
+        if own is None or field.is_off(own):
+            if value in (field.spec.choices or (value,)):
+                values[field.name] = value
+                logger.info("%s %s, as the environment says (%s)", field.flag, value, field.spec.variable)
+            else:
+                found.warnings.append(f"{field.spec.variable}={value} is not used: {field.flag} does not have it")
+        elif str(own) != value:
+            found.warnings.append(f"{field.flag} {own} is used, not {value} of the environment ({field.spec.variable})")
+    return values
 
 
 def _unabbreviated(word: str, fields: Mapping[str, OptionField], found: Findings) -> str:

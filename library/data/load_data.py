@@ -141,8 +141,8 @@ def _from_metadata(options: DatasetOptions, problems: list[UserError]) -> list[D
     """One dataset of the images in `--in_json`."""
     if options.reg_data_dir is not None:
         logger.warning(
-            "--reg_data_dir is ignored with --in_json: to train with regularisation images too, put both in a"
-            " --dataset_config, in two [[datasets]]"
+            "--reg_data_dir is ignored with --in_json: metadata files have no regularisation images"
+            " (train_network.py takes both in a --dataset_config, in two [[datasets]])"
         )
     if options.conditioning_data_dir is not None:
         logger.warning("--conditioning_data_dir is ignored with --in_json: only folders of images can have masks")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -26,6 +26,13 @@ _NETWORKS_OF_FAMILIES = {
     "networks.lora_hunyuan_image": "HunyuanImage",
     "networks.lora_anima": "Anima",
 }
+
+
+def _rates(own: Mapping[str, float | None], default: float) -> dict[str, float]:
+    """Rates by option; those of parts without their own are the default, under its name."""
+    return {
+        name if rate is not None else "learning_rate": default if rate is None else rate for name, rate in own.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,15 @@ class NetworkOptions:
     @property
     def trains_text_encoder(self) -> bool:
         return not self.network_train_unet_only
+
+    def learning_rates(self, default: float) -> dict[str, float]:
+        """The rate of each part that is trained, by the option that sets it."""
+        own = {}
+        if not self.network_train_text_encoder_only:
+            own["unet_lr"] = self.unet_lr
+        if not self.network_train_unet_only:
+            own["text_encoder_lr"] = self.text_encoder_lr
+        return _rates(own, default)
 
     @property
     def alpha(self) -> float:
@@ -181,6 +197,11 @@ class WholeModelOptions:
     learning_rate_te: float | None = option(
         help="learning rate of the text encoder (default: --learning_rate)", minimum=0, on_resume="kept"
     )
+
+    def learning_rates(self, default: float) -> dict[str, float]:
+        """The rate of each part that is trained, by the option that sets it."""
+        own = {"learning_rate_te": self.learning_rate_te} if self.trains_text_encoder else {}
+        return {"learning_rate": default, **_rates(own, default)}
 
     @property
     def trains_text_encoder(self) -> bool:
@@ -287,6 +308,10 @@ class TextualInversionOptions:
         choices=("safetensors", "ckpt", "pt"),
         off=(False, "none"),
     )
+
+    def learning_rates(self, default: float) -> dict[str, float]:
+        """The rate of the embedding."""
+        return {"learning_rate": default}
 
     def check(self) -> Iterator[UserError]:
         if self.use_object_template and self.use_style_template:

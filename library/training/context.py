@@ -44,6 +44,9 @@ class MethodOptions(Protocol):
     def trains_text_encoder(self) -> bool:
         """Whether gradients flow through the text encoder."""
 
+    def learning_rates(self, default: float) -> dict[str, float]:
+        """The rate of each part that is trained, by the option that sets it. `default`: `--learning_rate`."""
+
 
 @dataclass(frozen=True)
 class TrainingScript:
@@ -53,7 +56,8 @@ class TrainingScript:
     are valid, and may import what is heavy only then. `checks`: beside those of `preflight`. `data_source`: what must
     describe all images, folders or metadata files; None for either. `ending_of`: of the files of a run; empty for
     folders. `adapt_data`: gives the data as the method wants it, and raises `UserError` for data that it cannot use.
-    `can_be_sharded`: whether what is trained is large enough to be sharded over the processes.
+    `can_be_sharded`: whether what is trained is large enough to be sharded over the processes. `usual_learning_rate`:
+    where the default is far too low.
     """
 
     program: str
@@ -66,6 +70,7 @@ class TrainingScript:
     ending_of: Callable[[Options], str] = lambda options: ".safetensors"
     adapt_data: Callable[[Options, TrainingData], TrainingData] | None = None
     can_be_sharded: bool = False
+    usual_learning_rate: float | None = None
 
 
 class Context:

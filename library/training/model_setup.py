@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from library.models.family import ModelFamily
@@ -13,6 +14,8 @@ from library.training.method import TrainingMethod
 from library.training.optimization.options import OptimizerOptions
 from library.training.options import TrainingOptions
 from library.training.run_setup import RunSetup
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(run: RunSetup, method: TrainingMethod) -> ModelFamily:
@@ -35,6 +38,9 @@ def attach_method(run: RunSetup, method: TrainingMethod, family: ModelFamily) ->
         checkpointing=training.gradient_checkpointing,
     )
     place_method(method, run.accelerator.device, training)
+    for group in method.param_groups():
+        count = sum(param.numel() for param in group.params)
+        logger.info("trains %s: %s parameters at learning rate %g", group.name, f"{count:,}", group.learning_rate)
 
 
 def restore_weights(run: RunSetup, method: TrainingMethod) -> dict[str, Any] | None:

@@ -30,9 +30,11 @@ class TrainingOptions:
     )
     mixed_precision: str = option(
         "no",
-        help="compute precision; frozen weights are stored in it too",
+        help="compute precision; frozen weights are stored in it too; where it is not given, that of accelerate's"
+        " configuration or launcher",
         choices=("no", "fp16", "bf16"),
         off=(False,),
+        variable="ACCELERATE_MIXED_PRECISION",
     )
     full_fp16: bool = option(
         False,
@@ -50,6 +52,11 @@ class TrainingOptions:
         help="save the memory of gradients: AdamW or AdaFactor updates each weight as soon as its gradient is computed;"
         " --max_grad_norm then clips each weight's gradient separately",
     )
+
+    @property
+    def length_flag(self) -> str:
+        """The option that says how long the run is."""
+        return "--max_train_steps" if self.max_train_epochs is None else "--max_train_epochs"
 
     def check(self) -> Iterator[UserError]:
         for precision in ("fp16", "bf16"):

@@ -28,7 +28,8 @@ from library.training.evaluation.options import SampleOptions, ValidationOptions
 from library.training.evaluation.prompts import read_prompt_file
 from library.training.monitoring.options import LoggingOptions
 from library.training.optimization.fused_backward import fused_backward_findings
-from library.training.optimization.optimizer_table import averages_itself
+from library.training.optimization.optimizer_table import averages_itself, find_optimizer
+from library.training.optimization.optimizers import needs_adafactor_schedule
 from library.training.optimization.options import AverageOptions, OptimizerOptions
 from library.training.options import TrainingOptions
 
@@ -172,6 +173,24 @@ def _average(context: Context) -> Findings:
         )
 
 
+def _learning_rates(context: Context) -> Findings:
+    """Rates that train nothing, or hardly anything. An optimizer with a rate of its own needs none."""
+    optimizing = context[OptimizerOptions]
+    if not context.trains or needs_adafactor_schedule(optimizing):
+        return
+    rates = context.method_options.learning_rates(optimizing.learning_rate)
+    if not any(rates.values()):
+        given = " and ".join(f"--{name} 0" for name in rates)
+        yield UserError(f"{given}: nothing would be trained", hint="give a learning rate above 0")
+    usual, row = context.script.usual_learning_rate, find_optimizer(optimizing.optimizer)
+    is_default = rates.get("learning_rate") == OptimizerOptions().learning_rate
+    if usual is not None and is_default and not (row is not None and row.adapts):
+        yield (
+            f"--learning_rate is not given, and {optimizing.learning_rate:g} trains hardly anything here: about"
+            f" {usual:g} is usual"
+        )
+
+
 def _fused_backward(context: Context) -> Findings:
     return fused_backward_findings(context[TrainingOptions], context[OptimizerOptions])
 
@@ -189,6 +208,13 @@ def _masks(context: Context) -> Findings:
             "--masked_loss does nothing: no images have masks, which alpha_mask or conditioning_data_dir in the"
             " dataset file make"
         )
+
+
+def _prior_loss(context: Context) -> Findings:
+    weight = context[LossOptions].prior_loss_weight
+    subsets = [subset for dataset in context.data.datasets for subset in dataset.config.subsets]
+    if context.trains and weight != LossOptions().prior_loss_weight and not any(subset.is_reg for subset in subsets):
+        yield f"--prior_loss_weight {weight:g} does nothing: there are no regularisation images (--reg_data_dir)"
 
 
 def _validation(context: Context) -> Findings:
@@ -217,9 +243,11 @@ CHECKS: tuple[Check[Context], ...] = (
     Check("options", _state),
     Check("options", _earlier_run),
     Check("options", _average),
+    Check("options", _learning_rates),
     Check("options", _fused_backward),
     Check("data", _data),
     Check("data", _masks),
+    Check("data", _prior_loss),
     Check("data", _validation),
 )
 

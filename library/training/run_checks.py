@@ -68,12 +68,12 @@ def _state(run: RunSetup) -> Findings:
     if run.start.global_step > plan.num_steps:
         yield UserError(
             f"--resume: the saved run has done {run.start.global_step} steps, and {plan.num_steps} are asked for",
-            hint="raise --max_train_steps or --max_train_epochs",
+            hint=f"raise {run.options[TrainingOptions].length_flag}",
         )
     if run.start.global_step == plan.num_steps:  # its end may not have been saved
         yield (
             f"--resume: all {plan.num_steps} steps are done; the result is saved, and nothing more is trained"
-            " (--max_train_steps or --max_train_epochs ask for more)"
+            f" (raise {run.options[TrainingOptions].length_flag} for more)"
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from library.cli.errors import UserError
+from library.cli.logging import set_console_level
 from library.cli.parser import Options
 from library.data.batches.plan import TrainingData
 from library.training.checkpoints.options import HubOptions, OutputOptions
@@ -66,7 +67,7 @@ def set_up_run(context: Context) -> RunSetup:
         training.mixed_precision, full=training.full_fp16, timeout_minutes=options[ProcessOptions].ddp_timeout
     )
     if not accelerator.is_main_process:
-        logging.getLogger().setLevel(logging.WARNING)
+        set_console_level(logging.WARNING)
     state = context.state
     check_same_run(accelerator, options, context.data, 0 if state is None else state.position.global_step)
     return _plan_run(context, accelerator)
@@ -74,7 +75,13 @@ def set_up_run(context: Context) -> RunSetup:
 
 def start_run(run: RunSetup) -> RunSetup:
     """Says what the run is going to do, and connects to the Hub where saves are uploaded."""
-    data = run.context.data
+    data, precision = run.context.data, run.options[TrainingOptions].mixed_precision
+    logger.info(
+        "device %s, %s, optimizer %s",
+        _device_name(run.accelerator.device),
+        "float32" if precision == "no" else f"mixed precision {precision}",
+        run.options[OptimizerOptions].optimizer,
+    )
     for line in data.bucket_table():
         logger.info("%s", line)
     logger.info("%s", _arithmetic(data, run.plan))
@@ -88,6 +95,10 @@ def start_run(run: RunSetup) -> RunSetup:
     is_first = run.accelerator.is_main_process
     uploads = make_uploads(run.options[HubOptions], run.accelerator.num_processes) if is_first else None
     return replace(run, uploads=uploads)
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def _plan_run(context: Context, accelerator: Accelerator) -> RunSetup:

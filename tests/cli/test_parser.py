@@ -167,3 +167,31 @@ def test_a_group_that_a_script_extends_is_found_under_both_names():
         check = Check("options", lambda options: [UserError(str(options[Rates].rate))])
         parse("--decay", "many", groups=(MoreRates,), checks=[check])
     assert [message for message, _ in messages(caught.value)] == ["--decay many is not valid"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    GROUP: ClassVar[str] = "Precision"
+
+    precision: str = option("no", help="h", choices=("no", "half"), off=(False,), variable="OUTER_PRECISION")
+
+
+@pytest.mark.parametrize(
+    ("argv", "outer", "expected", "warning"),
+    [
+        ([], "half", "half", None),
+        ([], "no", "no", None),  # as a launcher exports where nothing was said
+        ([], "", "no", None),
+        ([], "fp8", "no", "OUTER_PRECISION=fp8 is not used: --precision does not have it"),
+        (["--precision", "half"], "half", "half", None),
+        (["--precision", "half"], "no", "half", None),
+        (["--precision", "no"], "half", "no", "--precision no is used, not half of the environment (OUTER_PRECISION)"),
+        (["--precision", ""], "half", "half", None),
+    ],
+)
+def test_an_environment_variable_gives_what_is_not_given(argv, outer, expected, warning, monkeypatch, caplog):
+    """`accelerate launch --mixed_precision bf16 train_network.py` would train in float32 without a word."""
+    monkeypatch.setenv("OUTER_PRECISION", outer)
+    assert parse(*argv, groups=(Precision,))[Precision].precision == expected
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ([] if warning is None else [warning])

@@ -26,6 +26,7 @@ SHORT = {
     "min_bucket_reso": "64",
     "mixed_precision": "bf16",
     "save_precision": "float",
+    "learning_rate": "1e-4",
     "max_data_loader_n_workers": "0",
 }
 

@@ -318,7 +318,8 @@ class _Builder:
         if len(first) > 1:
             self._add(
                 f"{key_path} mixes two kinds of subsets: {first['metadata']} has metadata_file, {first['folder']} not",
-                "put them in two [[datasets]]",
+                "train_network.py and train_textual_inversion.py take them in two [[datasets]]; train_db.py trains on"
+                " folders of images only, fine_tune.py on metadata files",
             )
 
     def _value(self, name: str, field: OptionField, *tables: dict[str, Any]) -> Any:

@@ -82,6 +82,14 @@ class OutputOptions:
 
     def _without_effect(self) -> Iterator[str]:
         """Options that have no effect together with the others."""
+        saves_epochs = self.save_every_n_epochs is not None or self.save_n_epoch_ratio is not None
+        for name, what, is_saved in (
+            ("save_last_n_epochs", "--save_every_n_epochs", saves_epochs),
+            ("save_last_n_steps", "--save_every_n_steps", self.save_every_n_steps is not None),
+        ):
+            given = [f"--{each}" for each in (name, f"{name}_state") if getattr(self, each) is not None]
+            if given and not is_saved:
+                yield f"{' and '.join(given)} without {what}: there are no such saves to prune"
         if self.skip_until_initial_step and self.initial_step is None and self.initial_epoch is None:
             yield "--skip_until_initial_step does nothing without --initial_step; --resume starts at the saved step"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from library.training.checkpoints.options import OutputOptions
 from library.training.evaluation.options import SampleOptions, ValidationOptions
-from library.training.step_plan import StepPlan
+from library.training.step_plan import Position, StepPlan
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class OutputSchedule:
             sample=_is_due(epoch, self.samples.sample_every_n_epochs),
             save=_is_due(epoch, self.plan.epochs_between_saves) and epoch < self.plan.num_epochs,
         )
+
+    def samples_at_end(self, position: Position) -> bool:
+        """Whether the samples of an epoch are due that `--max_train_steps` cuts."""
+        return position.step_in_epoch > 0 and _is_due(position.epoch + 1, self.samples.sample_every_n_epochs)
 
     @property
     def saves_state_at_end(self) -> bool:

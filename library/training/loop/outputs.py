@@ -34,6 +34,7 @@ from library.training.method import TrainingMethod
 from library.training.monitoring.options import LoggingOptions
 from library.training.monitoring.trackers import Tracker, make_tracker
 from library.training.objective import Inputs
+from library.training.options import TrainingOptions
 from library.training.run_setup import RunSetup
 from library.training.step_plan import Position, StepPlan
 
@@ -58,6 +59,7 @@ class OutputParts:
     sampler: Sampler | None
     tracker: Tracker | None
     sample_folder: Path
+    length_flag: str  # what makes the run longer
     log_folder: Path | None
     logging_dir: str | None
 
@@ -89,6 +91,10 @@ class Outputs:
         """Before the first step of a new run."""
         self._do(self._parts.schedule.at_start(), position, sample_name="000000")
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Shows which epoch runs; `epoch` counts from 1."""
+        self._progress.set_description(f"epoch {epoch}/{self._parts.plan.num_epochs}", refresh=False)
+
     def count_step(self, position: Position) -> None:
         """Shows a step in the progress bar and, every few steps, in the curves."""
         self._progress.update(1)
@@ -113,6 +119,8 @@ class Outputs:
     def end(self, position: Position) -> None:
         """The result."""
         self._log()
+        if self._parts.schedule.samples_at_end(position):
+            self._draw_samples(f"e{position.epoch + 1:06d}", position)
         self._validate(position)
         self._save("", position, with_state=self._parts.schedule.saves_state_at_end)
 
@@ -179,7 +187,7 @@ class Outputs:
             return
         saver, method, log_folder = self._parts.saver, self._parts.method, self._parts.log_folder
         lines = ["", "Written:", *(f"  {path}" for path in dict.fromkeys(saver.written) if path.exists())]
-        if self._parts.sampler is not None:
+        if self._parts.sampler is not None and self._parts.sample_folder.is_dir():
             lines.append(f"  {self._parts.sample_folder} (sample images)")
         if log_folder is not None:
             command = command_line(["tensorboard", "--logdir", str(self._parts.logging_dir)])
@@ -189,7 +197,7 @@ class Outputs:
         state = saver.state_folder("")
         if state in saver.written:
             resume = command_line(["--resume", str(state)])
-            lines.append(f"  or resume: the same command with {resume} and more --max_train_steps")
+            lines.append(f"  or resume: the same command with {resume} and more {self._parts.length_flag}")
         for line in lines:
             logger.info("%s", line)
         saver.raise_failures()
@@ -331,6 +339,7 @@ def make_outputs(run: RunSetup, method: TrainingMethod, family: ModelFamily, ste
             sampler=sampler,
             tracker=None if tracker is None else tracker[0],
             sample_folder=context.sample_folder,
+            length_flag=options[TrainingOptions].length_flag,
             log_folder=None if tracker is None else tracker[1],
             logging_dir=logs.logging_dir,
         )

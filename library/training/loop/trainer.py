@@ -61,6 +61,7 @@ class Trainer:
         """Trains to the end of the epoch, or of the plan."""
         epoch = at.position.epoch
         self._method.on_epoch_start(epoch)
+        self._outputs.begin_epoch(epoch + 1)
         for fetch, num_in_step in self._steps_of_epoch(at.position):
             at.next_position = self._plan.after_step(at.position)
             self._step(fetch, num_in_step, at.next_position.global_step)

@@ -53,5 +53,10 @@ class LoggingOptions:
 
     def check(self) -> Iterator[str]:
         """Options that do something else than they say."""
+        if self.logging_dir is None:
+            usual = LoggingOptions()
+            given = [f"--{name}" for name in ("log_with", "log_prefix") if getattr(self, name) != getattr(usual, name)]
+            if given:
+                yield f"{' and '.join(given)} without --logging_dir: no curves are written"
         if self.log_with != self.tracker and self.logging_dir is not None:
             yield f"--log_with {self.log_with}: wandb is not implemented yet; curves go to {self.tracker}"

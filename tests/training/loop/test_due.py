@@ -3,7 +3,7 @@
 from library.training.checkpoints.options import OutputOptions
 from library.training.evaluation.options import SampleOptions, ValidationOptions
 from library.training.loop.due import Due, OutputSchedule
-from library.training.step_plan import StepPlan
+from library.training.step_plan import Position, StepPlan
 
 NOTHING = Due()
 
@@ -64,3 +64,11 @@ def test_states():
     assert schedule({"save_state_on_train_end": True}).saves_state_at_end
     assert not schedule({"save_state_on_signal": False}).saves_state_on_signal
     assert schedule({"save_state_on_signal": False, "save_state": True}).saves_state_on_signal
+
+
+def test_samples_of_an_epoch_that_the_number_of_steps_cuts_are_due_at_the_end():
+    """Steps 16 and 17 of 17 are in epoch 4; whole epochs have had theirs already."""
+    every_second = schedule(samples={"sample_every_n_epochs": 2})
+    assert every_second.samples_at_end(Position(3, 2, 17))
+    assert not every_second.samples_at_end(Position(4, 0, 20)) and not every_second.samples_at_end(Position(2, 2, 12))
+    assert not schedule(samples={"sample_every_n_steps": 5}).samples_at_end(Position(3, 2, 17))
