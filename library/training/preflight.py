@@ -23,7 +23,7 @@ from library.training.checkpoints.resuming import continuing_problems
 from library.training.checkpoints.saved_names import saved_under
 from library.training.context import Context
 from library.training.distributed.options import ProcessOptions
-from library.training.distributed.sharding_config import sharding_config, sharding_problems, without_effect
+from library.training.distributed.sharding_config import process_findings, sharding_config, sharding_findings
 from library.training.evaluation.options import SampleOptions, ValidationOptions
 from library.training.evaluation.prompts import read_prompt_file
 from library.training.monitoring.options import LoggingOptions
@@ -84,10 +84,10 @@ def _text_caching(context: Context) -> Findings:
 
 def _processes(context: Context) -> Findings:
     processes, training = context[ProcessOptions], context[TrainingOptions]
-    yield from without_effect(processes, os.environ, training)
+    yield from process_findings(processes, os.environ, training)
     if context.sharding is not None:
         compiles = context[MemoryOptions].compiles
-        yield from sharding_problems(context.sharding, training, context[OptimizerOptions], compiles)
+        yield from sharding_findings(context.sharding, training, context[OptimizerOptions], compiles)
     elif context.trains:
         asked = sharding_config(processes, os.environ)
         if asked is None:

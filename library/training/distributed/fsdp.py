@@ -41,7 +41,7 @@ class _Root(nn.Module):
 class FSDP:
     """The `ParallelStrategy` of FSDP; the optimizer updates sharded `DTensor` parameters."""
 
-    shares_weights = True
+    shards_weights = True
 
     def __init__(
         self,

@@ -92,7 +92,9 @@ def sharding_config(options: ProcessOptions, environment: Mapping[str, str]) -> 
     return None if fsdp is None else _fsdp_config(fsdp)
 
 
-def without_effect(options: ProcessOptions, environment: Mapping[str, str], training: TrainingOptions) -> Iterator[str]:
+def process_findings(
+    options: ProcessOptions, environment: Mapping[str, str], training: TrainingOptions
+) -> Iterator[str]:
     """Options that have no effect, or another than their name says, one line each."""
     for variable, flag in (
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps"),
@@ -113,7 +115,7 @@ def without_effect(options: ProcessOptions, environment: Mapping[str, str], trai
         yield "accelerate's fsdp_activation_checkpointing does nothing: use --gradient_checkpointing"
 
 
-def sharding_problems(
+def sharding_findings(
     config: ShardingConfig, training: TrainingOptions, optimizer: OptimizerOptions, compiles: bool
 ) -> Iterator[UserError]:
     """Options that cannot be combined with sharding. `compiles`: `--torch_compile`."""

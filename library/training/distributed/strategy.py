@@ -25,7 +25,7 @@ MakeOptimizer = Callable[[Sequence[ParamGroup]], torch.optim.Optimizer]
 class ParallelStrategy(Protocol):
     """Parameters, gradients and the optimizer. Every method is collective: all processes call it together."""
 
-    shares_weights: bool  # weights are sharded: all processes compute with them together
+    shards_weights: bool  # weights are sharded: all processes compute with them together
     groups: Sequence[ParamGroup]  # the parameters of this process
     optimizer: torch.optim.Optimizer
 
@@ -70,7 +70,7 @@ class Replicated:
     Implements `ParallelStrategy`.
     """
 
-    shares_weights = False
+    shards_weights = False
 
     def __init__(self, accelerator: Accelerator, groups: Sequence[ParamGroup], make_optimizer: MakeOptimizer):
         self._accelerator = accelerator

@@ -142,7 +142,7 @@ class Outputs:
     @property
     def can_save_alone(self) -> bool:
         """Whether a process can save without the others."""
-        return self._parts.accelerator.num_processes == 1 or not self._parts.step.strategy.shares_weights
+        return self._parts.accelerator.num_processes == 1 or not self._parts.step.strategy.shards_weights
 
     def save_on_failure(self, position: Position, *, is_agreed: bool, is_another_lost: bool) -> str | None:
         """Saves what is not saved yet of a run that fails, and says where; the folder of its state, if there is one.
@@ -218,7 +218,7 @@ class Outputs:
 
     def _draw_samples(self, name: str, position: Position) -> None:
         sampler, strategy, accelerator = self._parts.sampler, self._parts.step.strategy, self._parts.accelerator
-        if sampler is not None and (self._is_main or strategy.shares_weights):
+        if sampler is not None and (self._is_main or strategy.shards_weights):
             self._log()
             with self._ema_scope(), torch.no_grad(), accelerator.autocast():
                 images = strategy.run(lambda: sampler.draw(name))
@@ -313,7 +313,7 @@ def make_outputs(run: RunSetup, method: TrainingMethod, family: ModelFamily, ste
             sampler=samples.sampler,
             seed=run.plan.seed,
             writes=is_main,
-            are_sharded=step.strategy.shares_weights,
+            are_sharded=step.strategy.shards_weights,
         )
     held_out = context.data.validation
     if held_out is not None:

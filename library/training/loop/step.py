@@ -106,7 +106,7 @@ class Step:
             batches = fetch()
             losses = self._backward(batches, num_in_step)
         except Exception as error:
-            if self._accelerator.num_processes == 1 or self.strategy.shares_weights:
+            if self._accelerator.num_processes == 1 or self.strategy.shards_weights:
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold the step's activations
             failure = error

@@ -12,9 +12,9 @@ from library.training.distributed.options import ProcessOptions
 from library.training.distributed.sharding_config import (
     OPTIMIZERS,
     ShardingConfig,
+    process_findings,
     sharding_config,
-    sharding_problems,
-    without_effect,
+    sharding_findings,
 )
 from library.training.optimization.options import OptimizerOptions
 from library.training.options import TrainingOptions
@@ -126,7 +126,7 @@ def test_deepspeeds_own_file_is_read_where_accelerates_configuration_names_it(tm
     unused = {"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "flops_profiler": {}}
     path.write_text(json.dumps({"zero_optimization": section, **unused}))
     assert sharding_config(ProcessOptions(), variables) == stage(3, True)
-    (line,) = without_effect(ProcessOptions(), variables, TrainingOptions())
+    (line,) = process_findings(ProcessOptions(), variables, TrainingOptions())
     assert line.endswith("zero.json: no effect of flops_profiler, overlap_comm")
     path.write_text(json.dumps({"zero_optimization": {"stage": "auto"}}))
     assert sharding_config(ProcessOptions(), variables) == stage(1)
@@ -153,7 +153,7 @@ def test_deepspeeds_own_file_is_read_where_accelerates_configuration_names_it(tm
 @pytest.mark.parametrize("plan", [stage(2), ShardingConfig()])
 def test_options_that_need_all_of_it_in_one_process_are_refused(plan, name, training, compiles, refusal):
     optimizer, training = OptimizerOptions(optimizer_type=name), TrainingOptions(**training)
-    (problem,) = sharding_problems(plan, training, optimizer, compiles)
+    (problem,) = sharding_findings(plan, training, optimizer, compiles)
     assert problem.message.startswith(f"{plan.flag} {refusal}") and problem.hint
 
 
@@ -166,18 +166,18 @@ def test_kernels_that_know_no_shards_are_refused(plan):
         ("Lion", "use_triton=True"),
     ):
         optimizer = OptimizerOptions(optimizer_type=name, optimizer_args=(argument,))
-        (problem,) = sharding_problems(plan, TrainingOptions(), optimizer, False)
+        (problem,) = sharding_findings(plan, TrainingOptions(), optimizer, False)
         assert f"--optimizer_args {argument}" in problem.message
     optimizer = OptimizerOptions(optimizer_type="AdamW", optimizer_args=("fused=True",))
-    assert list(sharding_problems(plan, TrainingOptions(), optimizer, False)) == []
+    assert list(sharding_findings(plan, TrainingOptions(), optimizer, False)) == []
 
 
 @pytest.mark.parametrize("plan", [stage(3), ShardingConfig()])
 def test_elementwise_optimizers_and_all_precisions_of_float32_weights_are_taken(plan):
     for name in (*OPTIMIZERS, "adamw", "torch.optim.SGD"):
-        assert list(sharding_problems(plan, TrainingOptions(), OptimizerOptions(optimizer_type=name), False)) == []
+        assert list(sharding_findings(plan, TrainingOptions(), OptimizerOptions(optimizer_type=name), False)) == []
     for training in ({"mixed_precision": "fp16"}, {"mixed_precision": "bf16", "full_bf16": True}):
-        assert list(sharding_problems(plan, TrainingOptions(**training), OptimizerOptions(), False)) == []
+        assert list(sharding_findings(plan, TrainingOptions(**training), OptimizerOptions(), False)) == []
 
 
 @pytest.mark.parametrize(
@@ -197,14 +197,14 @@ def test_elementwise_optimizers_and_all_precisions_of_float32_weights_are_taken(
     ],
 )
 def test_what_does_nothing_is_said(options, variables, line):
-    (said,) = without_effect(ProcessOptions(**options), variables, TrainingOptions())
+    (said,) = process_findings(ProcessOptions(**options), variables, TrainingOptions())
     assert line in said
 
 
 def test_what_agrees_is_not_said():
     variables = {**DEEPSPEED, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}
-    assert list(without_effect(ProcessOptions(), variables, TrainingOptions())) == []
-    assert list(without_effect(ProcessOptions(), FSDP2, TrainingOptions())) == []
+    assert list(process_findings(ProcessOptions(), variables, TrainingOptions())) == []
+    assert list(process_findings(ProcessOptions(), FSDP2, TrainingOptions())) == []
 
 
 @pytest.mark.parametrize(
