@@ -16,6 +16,7 @@ class Position:
     epoch: int = 0
     step_in_epoch: int = 0
     global_step: int = 0
+    is_epoch_end_due: bool = False  # validation, samples and save of the epoch before, which was the step before
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class StepPlan:
         """The position after one more step; the end of an epoch is the start of the next."""
         step = position.step_in_epoch + 1
         if step == self.steps_per_epoch:
-            return Position(position.epoch + 1, 0, position.global_step + 1)
+            return Position(position.epoch + 1, 0, position.global_step + 1, is_epoch_end_due=True)
         return Position(position.epoch, step, position.global_step + 1)
 
     def groups(self, first_step: int) -> Iterator[range]:

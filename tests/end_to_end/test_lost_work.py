@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 from safetensors.torch import load_file
 
-from library.cli.errors import UserError
+from library.cli.errors import Stopped, UserError
 from library.training import model_setup, run
 from library.training.checkpoints.resuming import newest_state
 from library.training.checkpoints.states import read_state
@@ -59,6 +59,18 @@ def fail(data):
     raise ConnectionError("the tracker does not answer")
 
 
+def at_step(monkeypatch, step, event):
+    """Networks that are made from here on call `event` at the begin of a step, counted from 1."""
+    create = lora.create_network
+
+    def create_network(*args, **kwargs):
+        network, steps = create(*args, **kwargs), itertools.count(1)
+        network.on_step_start = lambda: event() if next(steps) == step else None
+        return network
+
+    monkeypatch.setattr(lora, "create_network", create_network)
+
+
 @pytest.mark.parametrize(
     ("event", "raised", "said", "options"),
     [
@@ -72,14 +84,7 @@ def test_the_last_whole_step_is_saved_first(
     data_dir, whole, tmp_path, monkeypatch, caplog, event, raised, said, options
 ):
     """The event comes at the begin of the fourth step; a worker may have loaded more batches."""
-    create, steps = lora.create_network, iter(range(STEPS))
-
-    def create_network(*args, **kwargs):
-        network = create(*args, **kwargs)
-        network.on_step_start = lambda: event(data_dir) if next(steps) == 3 else None
-        return network
-
-    monkeypatch.setattr(lora, "create_network", create_network)
+    at_step(monkeypatch, 4, lambda: event(data_dir))
     with pytest.raises(raised, match=said):
         train(data_dir, tmp_path, **OPTIONS, **options)
     (state,) = tmp_path.glob("*-state")
@@ -87,6 +92,23 @@ def test_the_last_whole_step_is_saved_first(
     assert step == 3 or (options and step > 3)
     assert_saved(tmp_path, whole, f"-step{step:08d}")
     assert f"the run ends after step {step}: " in caplog.text and f"--resume {state}" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are other things there")
+def test_what_is_due_at_the_end_of_an_epoch_is_done_when_a_run_stopped_there_goes_on(
+    data_dir, whole, tmp_path, monkeypatch
+):
+    """The signal comes in the fifth and last step of the first epoch."""
+    options = {**OPTIONS, "save_every_n_epochs": 1}
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped) as stopped:
+            train(data_dir, tmp_path, **options)
+    assert_saved(tmp_path, whole, "-step00000005")
+    train(data_dir, tmp_path, **options, resume=stopped.value.state)
+    epoch, step = tmp_path / "run-000001.safetensors", whole / "run-step00000005.safetensors"
+    assert_same(load_file(epoch), load_file(step))
+    assert_same(load_file(tmp_path / "run.safetensors"), load_file(whole / "run.safetensors"))
 
 
 def test_an_interrupt_at_any_line_loses_no_whole_step(data_dir, whole, tmp_path, monkeypatch):

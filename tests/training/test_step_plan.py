@@ -43,7 +43,7 @@ def test_every_position_continues_where_the_walk_would():
         walked.append((position.epoch, next(plan.groups(position.step_in_epoch))))
         position = plan.after_step(position)
     assert walked == [(epoch, group) for epoch in range(3) for group in plan.groups(0)]
-    assert position == Position(3, 0, 12)
+    assert position == Position(3, 0, 12, is_epoch_end_due=True)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ class FoundState:
 
     @property
     def position(self) -> Position:
-        return Position(self.header.epoch, self.header.step_in_epoch, self.header.global_step)
+        header = self.header
+        return Position(header.epoch, header.step_in_epoch, header.global_step, header.is_epoch_end_due)
 
 
 def read_whole_state(folder: str) -> FoundState:

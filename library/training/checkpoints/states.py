@@ -69,6 +69,7 @@ class StateHeader:
     epoch: int
     step_in_epoch: int
     global_step: int
+    is_epoch_end_due: bool  # as the position has it; absent, and so false, in older states
     seed: int
     num_micro_batches: int
     group_size: int
@@ -99,7 +100,7 @@ def read_state_header(folder: str | Path) -> StateHeader:
     return _checked_header(facts, folder)
 
 
-_KINDS = {"int": int, "str": str}
+_KINDS = {"int": int, "str": str, "bool": bool}
 
 
 def _checked_header(facts: Any, folder: str | Path) -> StateHeader:
@@ -108,6 +109,7 @@ def _checked_header(facts: Any, folder: str | Path) -> StateHeader:
         raise UserError(f"{damaged}: it has no format", hint=ANOTHER)
     if facts["format"] != FORMAT:
         raise UserError(f"--resume {folder} has format {facts['format']}, not {FORMAT}", hint=ANOTHER)
+    facts = {"is_epoch_end_due": False, **facts}
     for field in fields(StateHeader):
         kind = _KINDS.get(str(field.type), dict)
         if type(facts.get(field.name)) is not kind or (kind is int and facts[field.name] < 0):

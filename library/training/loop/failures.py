@@ -43,7 +43,8 @@ def saved_whatever_happens(step: Step, outputs: Outputs, start: Position) -> Ite
         if at.is_saved:
             raise
         position = at.last_whole(step.whole_step)
-        state = _save(step, outputs, position, error) if position != start else None
+        is_new = position is None or position.global_step > start.global_step
+        state = _save(step, outputs, position, error) if is_new else None
         signal_number = step.stop_request.signal_number
         if signal_number and isinstance(error, Exception):
             logger.warning("%s", first_line(error))

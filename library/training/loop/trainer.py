@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from accelerate import Accelerator
@@ -53,15 +54,15 @@ class Trainer:
                 self._outputs.begin(position)
             self._step.whole_step = position.global_step
             with self._step.stop_request.listening(), saved_whatever_happens(self._step, self._outputs, position) as at:
+                self._end_epoch_if_due(at)
                 while at.position.global_step < self._plan.num_steps:
                     self._run_epoch(at)
                 self._outputs.end(at.position)
 
     def _run_epoch(self, at: Whereabouts) -> None:
         """Trains to the end of the epoch, or of the plan."""
-        epoch = at.position.epoch
-        self._method.on_epoch_start(epoch)
-        self._outputs.begin_epoch(epoch + 1)
+        self._method.on_epoch_start(at.position.epoch)
+        self._outputs.begin_epoch(at.position.epoch + 1)
         for fetch, num_in_step in self._steps_of_epoch(at.position):
             at.next_position = self._plan.after_step(at.position)
             self._step(fetch, num_in_step, at.next_position.global_step)
@@ -71,8 +72,14 @@ class Trainer:
             self._end_if_nonfinite(at)
             self._outputs.after_step(at.position)
             self._end_if_stopped(at)
-        if at.position.epoch > epoch:
-            self._outputs.after_epoch(epoch + 1, at.position)
+        self._end_epoch_if_due(at)
+
+    def _end_epoch_if_due(self, at: Whereabouts) -> None:
+        """What is due at an epoch's end; a run that was stopped just before it has it when it is resumed."""
+        if at.position.is_epoch_end_due:
+            ended = replace(at.position, is_epoch_end_due=False)
+            self._outputs.after_epoch(ended.epoch, ended)
+            at.position = ended
 
     def _steps_of_epoch(self, position: Position) -> Iterator[tuple[Callable[[], list[Batch]], int]]:
         """For each step left in the epoch, what fetches this process's batches, and how many all processes have.

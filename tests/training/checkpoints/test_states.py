@@ -1,5 +1,6 @@
 """If these fail, a run that was killed while it saved has lost what it had."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
+from library.training.checkpoints.resuming import read_whole_state
 from library.training.checkpoints.states import RunIdentity, check_files, read_state, read_state_header, write_state
 from library.training.step_plan import Position
 from tests import programs
@@ -35,6 +37,16 @@ def test_a_state_reads_back_and_is_replaced_whole(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run-state"}
     header = read_state_header(str(folder))
     assert (header.epoch, header.global_step, header.seed, header.num_micro_batches) == (1, 12, 3, 7)
+
+
+def test_a_state_that_says_nothing_of_an_epoch_s_end_owes_none(tmp_path):
+    """As states did before they could say it."""
+    save(tmp_path / "run-state", 1)
+    header = tmp_path / "run-state" / "state.json"
+    facts = json.loads(header.read_text())
+    assert facts.pop("is_epoch_end_due") is False
+    header.write_text(json.dumps(facts))
+    assert read_whole_state(str(tmp_path / "run-state")).position == Position(1, 1, 11)
 
 
 class Killed(BaseException):
