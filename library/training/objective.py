@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from library.diffusion.loss import weighted_loss
 from library.diffusion.noise import Noise, make_noise, sample_timesteps
 from library.diffusion.noise_schedule import NoiseSchedule, target_of
 from library.diffusion.options import LossOptions, NoiseOptions, timestep_range
-from library.models.family import ModelFamily
+from library.models.family import Conditioning, ModelFamily
 from library.models.options import MemoryOptions
 from library.training.inputs.latents import LatentProvider
 from library.training.inputs.text_outputs import TextSource
@@ -106,23 +106,39 @@ class Objective:
         # before the noise: they stay the same whatever the noise is made of
         timesteps = sample_timesteps(len(latents), self.timesteps, generator)
         noise = make_noise(latents, self._noise_options, generator)
-        return self._loss(batch, latents, noise, timesteps)
+        return self._loss(batch, latents, self._conditioning_of(batch), noise, timesteps)
 
     @torch.no_grad()
-    def loss_at(self, batch: Batch, timestep: int) -> torch.Tensor:
-        """The loss of a held-out micro-batch at one timestep, a scalar, with the same noise each time."""
-        key = ("validation noise", batch.micro_batch.index, timestep)
-        generator = torch.Generator(self._accelerator.device).manual_seed(derive_seed(*key))
-        latents = self._latents.latents_of(batch)
-        noise = make_noise(latents, self._noise_options, generator)
-        timesteps = torch.full((len(latents),), timestep, device=latents.device)
-        return self._loss(batch, latents, noise, timesteps)
+    def losses_at(self, batch: Batch, timesteps: Sequence[int]) -> list[torch.Tensor]:
+        """The loss of a held-out micro-batch at each timestep, scalars, with the same noise each time.
 
-    def _loss(self, batch: Batch, latents: torch.Tensor, noise: Noise, timesteps: torch.Tensor) -> torch.Tensor:
+        Its images and captions are encoded once for all of them.
+        """
+        latents, conditioning = self._latents.latents_of(batch), self._conditioning_of(batch)
+        losses = []
+        for timestep in timesteps:
+            key = ("validation noise", batch.micro_batch.index, timestep)
+            generator = torch.Generator(self._accelerator.device).manual_seed(derive_seed(*key))
+            noise = make_noise(latents, self._noise_options, generator)
+            everywhere = torch.full((len(latents),), timestep, device=latents.device)
+            losses.append(self._loss(batch, latents, conditioning, noise, everywhere))
+        return losses
+
+    def _conditioning_of(self, batch: Batch) -> Conditioning:
+        with self._accelerator.autocast():
+            return self._texts.conditioning_of(batch)
+
+    def _loss(
+        self,
+        batch: Batch,
+        latents: torch.Tensor,
+        conditioning: Conditioning,
+        noise: Noise,
+        timesteps: torch.Tensor,
+    ) -> torch.Tensor:
         """latents: (B, C, h, w). timesteps: (B,) int64."""
         noisy = self._schedule.add_noise(latents, noise.added, timesteps)
         with self._accelerator.autocast():
-            conditioning = self._texts.conditioning_of(batch)
             prediction = self._family.predict(noisy, timesteps, conditioning)
         return weighted_loss(
             prediction,

@@ -79,5 +79,5 @@ class Validator:
 
     def _losses_of(self, batch: Batch) -> torch.Tensor:
         """The sums over a batch's images at each timestep, and their number."""
-        losses = [self._objective.loss_at(batch, timestep) for timestep in self._timesteps]
+        losses = self._objective.losses_at(batch, self._timesteps)
         return len(batch.captions) * torch.stack([*losses, torch.ones_like(losses[0])]).float()

@@ -1,0 +1,44 @@
+"""If this fails, each validation takes several times as long as it need, or timesteps measure each other's noise."""
+
+from collections import Counter
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from library.data.config.options import CachingOptions
+from library.data.records import Batch, LatentKey, MicroBatch, Placement
+from library.diffusion.options import LossOptions, NoiseOptions
+from library.models.options import ModelOptions
+from library.models.registry import load_family
+from library.training.inputs.latents import LatentProvider
+from library.training.inputs.text_outputs import TextSource
+from library.training.objective import Objective
+from tests.tiny_models import make_tiny, write_folder
+
+
+def test_images_and_captions_are_encoded_once_for_all_timesteps(tmp_path, monkeypatch):
+    family = load_family(ModelOptions(str(write_folder(make_tiny(False), tmp_path))))
+    accelerator, caching = Accelerator(), CachingOptions()
+    latents, texts = LatentProvider(family, caching, accelerator), TextSource(family, caching, accelerator, False)
+    objective = Objective(family, latents, texts, accelerator, NoiseOptions(), LossOptions())
+    calls: Counter[str] = Counter()
+
+    def counted(name):
+        method = getattr(family, name)
+
+        def call(*args, **kwargs):
+            calls[name] += 1
+            return method(*args, **kwargs)
+
+        return call
+
+    names = ("encode_images", "encode_prompts", "predict")
+    for name in names:
+        monkeypatch.setattr(family, name, counted(name))
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
+    key = LatentKey("a.png", "a.png", (64, 64), 0, Placement((64, 64), (64, 64), (0, 0)), False)
+    batch = Batch(MicroBatch(0, 0, 0, (0,), 0), ["a cat"], [key], torch.ones(1), pixels=torch.from_numpy(pixels))
+    together = objective.losses_at(batch, [100, 500, 900])
+    assert [calls[name] for name in names] == [1, 1, 3]
+    assert together == [objective.losses_at(batch, [timestep])[0] for timestep in (100, 500, 900)]
