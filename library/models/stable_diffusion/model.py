@@ -198,7 +198,7 @@ class StableDiffusion:
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """The number of tokens of each prompt, without start and end and before truncation."""
         weighted = self._prompt_options.weighted_captions
-        return [self.tokenizer.count(prompt, weighted) for prompt in prompts]
+        return self.tokenizer.counts(prompts, weighted)
 
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:

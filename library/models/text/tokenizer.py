@@ -86,6 +86,15 @@ class PromptTokenizer:
         """The number of tokens of a prompt, without start and end, before truncation; weights do not count."""
         return len(self._tokens(prompt, weighted)[0])
 
+    def counts(self, prompts: Sequence[str], weighted: bool = False) -> list[int]:
+        """`count` of many prompts. Each of their words is tokenized once: CLIP's tokens do not span blanks."""
+        if weighted or self.added_tokens:
+            return [self.count(prompt, weighted) for prompt in prompts]
+        words = list({word for prompt in prompts for word in prompt.split(" ") if word})
+        tokens = self.tokenizer(words, add_special_tokens=False, verbose=False).input_ids if words else []
+        lengths = {"": 0, **dict(zip(words, map(len, tokens), strict=True))}
+        return [sum(lengths[word] for word in prompt.split(" ")) for prompt in prompts]
+
     def _tokens(self, prompt: str, weighted: bool) -> tuple[list[int], list[float]]:
         ids, factors = [], []
         for text, weight in parse_prompt_weights(prompt) if weighted else [(prompt, 1.0)]:

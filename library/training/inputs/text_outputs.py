@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from library.training.distributed.processes import file_shares
 
 logger = logging.getLogger(__name__)
 
-_MOST_CAPTIONS = 20_000
+_ENCODING = ("utf-8", "surrogatepass")
 _NUM_EXAMPLES = 3
 _EXAMPLE_LENGTH = 60
 
@@ -121,8 +120,9 @@ def _fixed_caption(caption: str, subset: SubsetConfig) -> str:
 
 
 def caption_findings(data: TrainingData, family: ModelFamily, limit: int) -> Findings:
-    """Captions that are longer than the token limit, of the first 20,000 different ones."""
-    captions = list(islice(dict.fromkeys(_whole_captions(data)), _MOST_CAPTIONS))
+    """Captions that are longer than the token limit."""
+    # a token is a byte or more: shorter captions cannot be too long
+    captions = [each for each in dict.fromkeys(_whole_captions(data)) if len(each.encode(*_ENCODING)) > limit]
     lengths = zip(captions, family.count_tokens(captions), strict=True)
     long = [(caption, count) for caption, count in lengths if count > limit]
     if long:

@@ -41,6 +41,12 @@ def test_token_ids_and_padding_of_both_generations(tokenizers, prompt, ids_v1, i
         assert tokenizer.encode([prompt]).ids.tolist() == [[expected]]
 
 
+def test_the_tokens_of_many_prompts_are_counted_as_of_one(tokenizers):
+    prompts = [prompt for prompt, _, _ in CASES]
+    assert tokenizers[0].counts(prompts) == [len(ids) for _, ids, _ in CASES]
+    assert tokenizers[0].counts([" ".join(prompts)]) == [sum(len(ids) for _, ids, _ in CASES)]
+
+
 def test_a_long_prompt_keeps_its_first_75_tokens_and_the_end(tokenizers):
     for tokenizer in tokenizers:
         ((ids,),) = tokenizer.encode(["cat " * 100]).ids.tolist()
