@@ -71,7 +71,7 @@ def read_text(path: str | Path, named_by: str, ending: str) -> str:
     """
     file = Path(path)
     try:
-        if not file.is_file():
+        if not (file.is_file() or file.is_fifo()):  # a shell's <(command) is a pipe
             kind = "is a folder" if file.is_dir() else "does not exist"
             raise UserError(f"{named_by} {path} {kind}", hint=f"give the path of a {ending} file")
         return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, Literal, Protocol
 FREE_TEXT = "TEXT"  # the metavar of options that take any text, "none" too
 _NONE = ("none", "null")  # texts that mean "no value"
 _PATHS = ("FILE", "FOLDER", "PATH")  # the metavars of options that take a path
+_LONGEST_NAME = 255  # bytes of a file's or folder's name, on all usual file systems
 
 
 class OptionGroup(Protocol):
@@ -176,6 +178,8 @@ def convert(field: OptionField, value: Any) -> Any:
 def _convert_one(field: OptionField, value: Any) -> Any:
     converted = _TYPED[field.kind](value)
     spec = field.spec
+    if spec.metavar in _PATHS:
+        check_path(converted)
     if spec.choices is not None and converted not in spec.choices:
         raise ValueError(f"one of {', '.join(spec.choices)}")
     if isinstance(converted, float) and not math.isfinite(converted):
@@ -187,6 +191,12 @@ def _convert_one(field: OptionField, value: Any) -> Any:
     if spec.above is not None and converted <= spec.above:
         raise ValueError(f"more than {spec.above}")
     return converted
+
+
+def check_path(path: str) -> None:
+    """Raises `ValueError`, with what was expected, for a path that no file or folder can have."""
+    if "\0" in path or any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.replace("\\", "/").split("/")):
+        raise ValueError(f"a path without null characters, whose names have at most {_LONGEST_NAME} bytes each")
 
 
 def _switch(value: Any) -> bool:

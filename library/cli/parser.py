@@ -158,7 +158,7 @@ def read_options(
     parser = build_argument_parser(groups, program, description)
     given: dict[str, Any] = _from_command_line(parser, argv, fields, foreign, found)
     is_output = "output_config" in given
-    if given.get("config_file") and not is_output:
+    if given.get("config_file") and not is_output and _is_valid(fields["config_file"], given["config_file"]):
         known = {name: field for name, field in fields.items() if field.owner is not ConfigFileOptions}
         given = {**read_config_file(given["config_file"], known, foreign, found, given), **given}
     if not is_output:
@@ -282,6 +282,14 @@ def _convert_all(
         names = {field.name for field in option_fields(owner)}
         built.append(owner(**{name: value for name, value in values.items() if name in names}))
     return built, bad_names
+
+
+def _is_valid(field: OptionField, value: Any) -> bool:
+    try:
+        convert(field, value)
+    except ValueError:
+        return False
+    return True
 
 
 def _shown(field: OptionField, raw: Any) -> str:

@@ -201,7 +201,7 @@ class MetadataOptions:
     metadata_thumbnail: str | None = option(
         help="thumbnail: the path of a JPEG, PNG or WebP image, stored as a JPEG of at most 256x256, or a data URL"
         " (data:image/jpeg;base64,...)",
-        metavar="FILE",
+        metavar="FILE|URL",
         on_resume="unimportant",
     )
     metadata_merged_from: str | None = option(help="models that it was merged from", metavar="TEXT")

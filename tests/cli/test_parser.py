@@ -1,6 +1,8 @@
 """A user who mistypes options or values gets all errors at once, each with a hint."""
 
 import dataclasses
+import os
+import threading
 from typing import ClassVar
 
 import pytest
@@ -195,3 +197,31 @@ def test_an_environment_variable_gives_what_is_not_given(argv, outer, expected, 
     assert parse(*argv, groups=(Precision,))[Precision].precision == expected
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ([] if warning is None else [warning])
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    GROUP: ClassVar[str] = "Paths"
+
+    folder: str | None = option(help="h", metavar="FOLDER")
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "a/" + "\u00e9" * 128 + "/b", "a\0b"])
+def test_a_path_that_no_file_can_have_is_an_error_and_no_traceback(name):
+    """Names have at most 255 bytes: 128 accented letters are 256."""
+    with pytest.raises(UserError, match="is not valid") as caught:
+        parse("--folder", name, groups=(Paths,))
+    assert "at most 255 bytes" in caught.value.hint
+    with pytest.raises(UserError, match="is not valid"):
+        parse("--config_file", name)
+    assert parse("--folder", "a/" + "a" * 255, groups=(Paths,))[Paths].folder
+
+
+def test_a_configuration_may_come_from_a_pipe(tmp_path):
+    """As from `--config_file <(command)`."""
+    pipe = tmp_path / "c.toml"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("rate = 3\n",))
+    writer.start()
+    assert parse("--config_file", str(pipe))[Rates].rate == 3.0
+    writer.join()

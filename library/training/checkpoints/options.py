@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from library.cli.errors import UserError
 from library.cli.options import option
 from library.training.checkpoints.saved_names import DEFAULT_NAME, windows_problem
 
+_LONGEST_NAME = 200  # bytes of --output_name; a file's name has at most 255
 REPO_ID = r"\w[\w.-]*/\w[\w.-]*"  # of the Hugging Face Hub: owner/name
 
 
@@ -68,6 +70,11 @@ class OutputOptions:
         if "/" in self.name or "\\" in self.name or self.name in (".", ".."):
             yield UserError(
                 f"--output_name {self.output_name!r} is not a file name", hint="give the folder as --output_dir"
+            )
+        elif len(os.fsencode(self.name)) > _LONGEST_NAME:
+            yield UserError(
+                f"--output_name has {len(os.fsencode(self.name))} bytes: the names of saves add to it",
+                hint=f"give a name of at most {_LONGEST_NAME} bytes",
             )
         elif sys.platform == "win32" and (problem := windows_problem(self.name)):
             yield UserError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.cli.atomic_files import atomic_folder, restore_folder
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS
-from library.cli.errors import UserError, first_line
+from library.cli.errors import UserError, first_line, listed
 from library.cli.file_hashes import file_sha256
 
 if TYPE_CHECKING:
@@ -83,21 +84,27 @@ class StateHeader:
 
 def read_state_header(folder: str | Path) -> StateHeader:
     """Reads `state.json`. Raises `UserError` for a folder that is not a complete state. Imports no torch."""
-    path = Path(folder)
+    path = Path(os.path.abspath(folder))  # a name for ".", too
     restore_folder(path)
     if not path.is_dir():
         raise UserError(f"--resume {folder} is not a folder", hint="give a state folder, such as <name>-000004-state")
     try:
         facts = json.loads((path / HEADER).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"--resume {folder} holds no {HEADER}", hint="give a folder that --save_state has written"
-        ) from None
+        raise UserError(f"--resume {folder} holds no {HEADER}", hint=_states_inside(path)) from None
     except OSError as error:
         raise UserError(f"--resume {folder}: {HEADER} cannot be read: {error.strerror}", hint=ANOTHER) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"--resume {folder}: {HEADER} is damaged: {error}", hint=ANOTHER) from None
     return _checked_header(facts, folder)
+
+
+def _states_inside(folder: Path) -> str:
+    """What to do where a folder is no state: the newest states in it are named."""
+    inside = sorted(folder.glob(f"*/{HEADER}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    if not inside:
+        return "give a folder that --save_state has written"
+    return f"give one of the states in it: {listed([str(path.parent) for path in inside], 3)}"
 
 
 _KINDS = {"int": int, "str": str, "bool": bool}

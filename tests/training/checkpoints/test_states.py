@@ -127,3 +127,16 @@ def test_what_is_no_state_is_said(tmp_path):
     (tmp_path / "t" / "training.pt").unlink()
     with pytest.raises(UserError, match="lacks training.pt"):
         check_files(tmp_path / "t", read_state_header(tmp_path / "t"))
+
+
+def test_the_folder_that_holds_states_is_answered_with_their_names(tmp_path, monkeypatch):
+    for number, name in enumerate(("run-000001-state", "run-000002-state", "other-state", "run-state")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("{}")
+        os.utime(tmp_path / name / "state.json", (number, number))
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", str(tmp_path)):
+        with pytest.raises(UserError, match="holds no state.json") as caught:
+            read_state_header(folder)
+        newest = ", ".join(str(tmp_path / name) for name in ("run-state", "other-state", "run-000002-state"))
+        assert caught.value.hint == f"give one of the states in it: {newest} and 1 more"
