@@ -31,7 +31,11 @@ def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minute
     """
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16 needs a GPU, and none was found", hint="use bf16 or no")
-    if mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+    if (
+        mixed_precision == "bf16"
+        and torch.cuda.is_available()
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise UserError("--mixed_precision bf16 is not supported by this GPU", hint="use fp16 or no")
     for variable, _ in SHARDING_MODES.values():  # accelerate would shard what it prepares: parallel strategies do that
         os.environ.pop(variable, None)

@@ -138,12 +138,13 @@ class Objective:
     ) -> torch.Tensor:
         """latents: (B, C, h, w). timesteps: (B,) int64."""
         noisy = self._schedule.add_noise(latents, noise.added, timesteps)
+        loss_weights = batch.loss_weights.to(latents.device)  # before `predict`, which the copy would wait for
         with self._accelerator.autocast():
             prediction = self._family.predict(noisy, timesteps, conditioning)
         return weighted_loss(
             prediction,
             target_of(self._family.prediction_type, self._schedule, latents, noise.target, timesteps),
-            loss_weights=batch.loss_weights.to(latents.device),
+            loss_weights=loss_weights,
             timesteps=timesteps,
             schedule=self._schedule,
             prediction_type=self._family.prediction_type,

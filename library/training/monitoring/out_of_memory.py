@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,13 @@ from library.training.distributed.sharding_config import ShardingConfig
 from library.training.optimization.options import OptimizerOptions
 from library.training.options import TrainingOptions
 
-# in PyTorch's errors when the CPU is out of memory; for the GPU's there is an exception class
+# in PyTorch's errors when there is no memory; only for its own allocator on the GPU there is an exception class
+_GPU_MESSAGES = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "MPS backend out of memory",
+)
 _CPU_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "could not create a primitive")
 
 
@@ -25,15 +31,19 @@ def memory_errors(options: Options, sharding: ShardingConfig | None = None) -> I
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_memory = not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError)
-        if not is_memory and not any(message in str(error) for message in _CPU_MESSAGES):
+        is_on_gpu = isinstance(error, torch.OutOfMemoryError) or _holds(error, _GPU_MESSAGES)
+        if not is_on_gpu and not isinstance(error, MemoryError) and not _holds(error, _CPU_MESSAGES):
             raise
-        where = "the GPU has" if isinstance(error, torch.OutOfMemoryError) else "there is"
+        where = "the GPU has" if is_on_gpu else "there is"
         helps = [*_remedies(options, sharding is not None), *_sharding_remedies(sharding)]
         raise UserError(
             f"{where} not enough memory for this run",
             hint=f"options that save memory, the cheapest first: {', '.join(helps)}",
         ) from None
+
+
+def _holds(error: BaseException, messages: Sequence[str]) -> bool:
+    return any(message in str(error) for message in messages)
 
 
 def _remedies(options: Options, is_sharded: bool) -> Iterator[str]:
