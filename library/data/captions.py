@@ -15,6 +15,8 @@ _WILDCARD = re.compile(r"\{([^}]+)\}")
 # {{ and }} escape braces: replaced by code points that no text may hold while wildcards are drawn
 _ESCAPES = (("{{", "\ufdd0", "{"), ("}}", "\ufdd1", "}"))
 
+_WEIGHTED = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)")
+
 _NO_STEPS = 1e-12  # a token warm-up of no steps: the caption is split into tags and joined again, none is missing
 
 
@@ -43,6 +45,12 @@ def caption_from_bytes(content: bytes, path: str, all_lines: bool = False) -> st
     if all_lines:
         return "\n".join(line.strip() for line in _lines(text) if line.strip())
     return first_line(text).strip()
+
+
+def has_more_lines(content: bytes) -> bool:
+    """Whether a caption file has text behind its first line that has some."""
+    text = content.strip()
+    return b"\n" in text or b"\r" in text
 
 
 def _lines(text: str) -> list[str]:
@@ -80,7 +88,7 @@ def final_caption(
     if subset.caption_suffix:
         caption = f"{caption} {subset.caption_suffix}"
     caption = _draw_wildcards(caption, rng) if subset.enable_wildcard else first_line(caption)
-    if subset.shuffle_caption or subset.token_warmup_step > 0 or subset.caption_tag_dropout_rate > 0:
+    if splits_tags(subset):
         start, movable, end = _split_tags(caption, subset)
         movable = movable[: _num_warm(len(movable), subset, step, num_steps)]
         if subset.shuffle_caption:
@@ -93,6 +101,16 @@ def final_caption(
     return caption
 
 
+def splits_tags(subset: SubsetConfig) -> bool:
+    """Whether captions are split into tags, which are shuffled or dropped."""
+    return subset.shuffle_caption or subset.token_warmup_step > 0 or subset.caption_tag_dropout_rate > 0
+
+
+def splits_weights(caption: str, separator: str) -> bool:
+    """Whether a separator stands within brackets with a weight, such as (a, b:1.2)."""
+    return ":" in caption and any(separator in match[0] for match in _WEIGHTED.finditer(caption))
+
+
 def joiner(separator: str) -> str:
     """What stands between tags that are joined: the separator and a blank, unless it ends in one."""
     return separator if separator.endswith(" ") else f"{separator} "
@@ -100,14 +118,13 @@ def joiner(separator: str) -> str:
 
 def with_whole_captions(subset: SubsetConfig) -> SubsetConfig:
     """The subset without shuffling, dropout and warm-up: all tags in order, joined as its shuffled captions are."""
-    changes_tags = subset.shuffle_caption or subset.token_warmup_step > 0 or subset.caption_tag_dropout_rate > 0
     return replace(
         subset,
         caption_dropout_rate=0.0,
         caption_dropout_every_n_epochs=0,
         caption_tag_dropout_rate=0.0,
         shuffle_caption=False,
-        token_warmup_step=_NO_STEPS if changes_tags else 0.0,
+        token_warmup_step=_NO_STEPS if splits_tags(subset) else 0.0,
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from library.cli.errors import UserError, listed, raise_together
 from library.data.batches.holdout import split_off
 from library.data.buckets import BucketChooser, usable_steps
+from library.data.captions import splits_tags, splits_weights
 from library.data.config.config import DatasetConfig, Source, SubsetConfig
 from library.data.config.dataset_file import read_dataset_config
 from library.data.config.options import CachingOptions, DatasetOptions, flag_values
@@ -76,6 +77,7 @@ def _load(options: DatasetOptions, caching: CachingOptions | None, only: Source 
     _spell_folders_alike(scanned)
     for each in scanned:
         _warn_missing_faces(each.config, each.records)
+        _warn_split_weights(each.config, each.records)
 
     to_train, held_out = split_off([(each.config, each.records) for each in scanned])
     num_skipped = {each.config.key_path: each.num_skipped for each in scanned}
@@ -287,6 +289,21 @@ def _warn_missing_faces(config: DatasetConfig, records: list[ImageRecord]) -> No
             "%s: face_crop_aug_range: no face in the names of %d images (..._<x>_<y>_<width>_<height>),"
             " which are cropped as usual: %s",
             config.subsets[index].key_path, len(keys), listed(keys, _MAX_NAMES_IN_WARNING),
+        )  # fmt: skip
+
+
+def _warn_split_weights(config: DatasetConfig, records: list[ImageRecord]) -> None:
+    """Weighted brackets around several tags, which are shuffled or dropped one by one."""
+    split: dict[int, list[str]] = {}
+    for record in records:
+        subset = config.subsets[record.subset_index]
+        if splits_tags(subset) and splits_weights(record.caption, subset.caption_separator):
+            split.setdefault(record.subset_index, []).append(record.key)
+    for index, keys in split.items():
+        logger.warning(
+            "%s: the tags of %d images are split within weighted brackets, such as (a%s b:1.2), which breaks the"
+            " weights: %s; weight each tag alone, or do not shuffle or drop tags", config.subsets[index].key_path,
+            len(keys), config.subsets[index].caption_separator, listed(keys, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
 
 

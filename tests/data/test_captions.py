@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from library.cli.errors import UserError
-from library.data.captions import final_caption, read_caption_file, tag_frequency
+from library.data.captions import final_caption, read_caption_file, splits_weights, tag_frequency
 from library.data.config.config import SubsetConfig
 from library.data.images.face_names import Face, split_face_name
 from library.data.randomness import keyed_random
@@ -163,6 +163,20 @@ def test_many_braces_that_are_never_closed_are_left_as_they_are() -> None:
     subset = SubsetConfig("test", "folder", enable_wildcard=True)
     caption = "{b} " + "{a" * 100_000
     assert final_caption(caption, subset, random.Random(0)) == "b " + "{a" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("caption", "separator", "is_split"),
+    [
+        ("a, (blue sky, grass:1.2), b", ",", True),
+        ("a, (blue sky:1.2), (grass:.8)", ",", False),
+        ("a, (blue sky, grass:1.2)", ";", False),
+        ("time: 1, (b, c)", ",", False),
+        ("(" * 50_000 + ":", ",", False),
+    ],
+)
+def test_weights_around_several_tags_are_seen(caption: str, separator: str, is_split: bool) -> None:
+    assert splits_weights(caption, separator) is is_split
 
 
 def test_tags_are_counted_without_spaces_and_empty_ones() -> None:

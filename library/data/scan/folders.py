@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -17,7 +17,7 @@ from library.data.images.image_files import IMAGE_ENDINGS, NoImages, UnreadableI
 from library.data.records import ImageRecord, Size
 from library.data.scan.header_scan import read_headers
 from library.data.scan.listing import is_folder, is_image_name
-from library.data.scan.scan_index import Pair, ScannedImage
+from library.data.scan.scan_index import MORE_LINES, Pair, ScannedImage
 from library.data.scan.scanner import Scanned, scan_files
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_unreadable: boo
     _report_missing_captions(subset, pairs, other_endings)
     images = [each for each in scanned if isinstance(each, ScannedImage)]
     _warn_empty_captions(subset, pairs, images)
+    _warn_more_lines(subset, pairs, images)
     return _make_records(subset, subset_index, pairs, images)
 
 
@@ -185,26 +186,34 @@ def _is_unreadable(scanned: Scanned) -> bool:
     return any(isinstance(error, UnreadableImage) for error in errors)
 
 
-def _other_endings(pairs: Sequence[Pair], entries: set[str]) -> list[str]:
-    """The usual extensions of caption files found beside images that lack one."""
+def _other_endings(pairs: Sequence[Pair], entries: set[str]) -> dict[str, int]:
+    """The usual extensions of caption files found beside images that lack one, and how many there are."""
     stems = [_stem(name) for name, file in pairs if file is None]
-    return [ending for ending in _CAPTION_ENDINGS if any(stem + ending in entries for stem in stems)]
+    counts = {ending: sum(stem + ending in entries for stem in stems) for ending in _CAPTION_ENDINGS}
+    return {ending: count for ending, count in counts.items() if count}
 
 
-def _report_missing_captions(subset: SubsetConfig, pairs: Sequence[Pair], other_endings: Sequence[str]) -> None:
+def _report_missing_captions(subset: SubsetConfig, pairs: Sequence[Pair], other_endings: Mapping[str, int]) -> None:
     missing = [name for name, file in pairs if file is None]
     if not missing:
         return
-    if subset.class_tokens:
-        logger.info(
-            "%s: %d of %d images have no %s file, using the class tokens %r as caption",
-            subset.image_dir, len(missing), len(pairs), subset.caption_extension, subset.class_tokens,
+    key = "--caption_extension" if subset.key_path.startswith("--") else "caption_extension"
+    others = " and ".join(f"{count} have a {ending} file" for ending, count in other_endings.items())
+    others = f"{others}, which is not read: set {key} to read it"
+    if subset.class_tokens and other_endings:
+        logger.warning(
+            "%s: %d of %d images in %s have the class tokens %r as caption, as they have no %s file; %s",
+            subset.key_path, len(missing), len(pairs), subset.image_dir, subset.class_tokens, subset.caption_extension,
+            others,
         )  # fmt: skip
         return
-    key = "--caption_extension" if subset.key_path.startswith("--") else "caption_extension"
-    hint = f"set {key} to the extension of the caption files, if there are any"
-    if other_endings:
-        hint = f"some have a {' or '.join(other_endings)} file: set {key}"
+    if subset.class_tokens:
+        logger.info(
+            "%s: the caption of %d of %d images is the class tokens %r",
+            subset.image_dir, len(missing), len(pairs), subset.class_tokens,
+        )  # fmt: skip
+        return
+    hint = others if other_endings else f"set {key} to the extension of the caption files, if there are any"
     logger.warning(
         "%s: %d of %d images in %s have no %s file and no class tokens, their caption is empty: %s; %s",
         subset.key_path, len(missing), len(pairs), subset.image_dir, subset.caption_extension,
@@ -213,9 +222,26 @@ def _report_missing_captions(subset: SubsetConfig, pairs: Sequence[Pair], other_
 
 
 def _warn_empty_captions(subset: SubsetConfig, pairs: Sequence[Pair], images: Sequence[ScannedImage]) -> None:
-    empty = [file for (_, file), each in zip(pairs, images, strict=True) if file is not None and not each.caption]
+    empty = [
+        file
+        for (_, file), each in zip(pairs, images, strict=True)
+        if file is not None and each.caption in ("", MORE_LINES)
+    ]
     if empty:
         logger.warning("%s: %d empty captions: %s", subset.image_dir, len(empty), listed(empty, _MAX_NAMES_IN_WARNING))
+
+
+def _warn_more_lines(subset: SubsetConfig, pairs: Sequence[Pair], images: Sequence[ScannedImage]) -> None:
+    longer = [
+        file
+        for (_, file), each in zip(pairs, images, strict=True)
+        if file and (each.caption or "").endswith(MORE_LINES)
+    ]
+    if longer:
+        logger.warning(
+            "%s: only the first line of %d caption files is used: %s; put captions on one line, or set enable_wildcard"
+            " to draw one of the lines", subset.image_dir, len(longer), listed(longer, _MAX_NAMES_IN_WARNING),
+        )  # fmt: skip
 
 
 def _make_records(
@@ -230,7 +256,7 @@ def _make_records(
             folder + name,
             sizes.setdefault(image.size, image.size),
             image.mtime_ns,
-            without_file if image.caption is None else image.caption,
+            without_file if image.caption is None else image.caption.removesuffix(MORE_LINES),
             num_repeats,
             subset_index,
             is_reg,

@@ -18,7 +18,7 @@ from typing import Any
 from library.cli.documents import read_json
 from library.cli.errors import UserError, listed, raise_together
 from library.data.buckets import LONGEST_SIDE
-from library.data.captions import first_line, joiner
+from library.data.captions import first_line, has_more_lines, joiner
 from library.data.config.config import SubsetConfig
 from library.data.images.image_files import NoImages, UnreadableImage
 from library.data.real_paths import RealPaths
@@ -71,6 +71,7 @@ def scan_metadata(subset: SubsetConfig, subset_index: int, *, skip_unreadable: b
     found = _without_duplicates(subset, _find_all(subset, entries, problems))
     captions = {each.entry.key: _caption(each.entry, subset) for each in found}
     _warn_empty_captions(subset, captions)
+    _warn_more_lines(subset, found)
     records = _make_records(subset, subset_index, found, captions, problems, skip_unreadable)
     raise_together(problems)
     if not records:
@@ -236,6 +237,17 @@ def _warn_empty_captions(subset: SubsetConfig, captions: Mapping[str, str | None
             '%s: %d of %d entries have neither caption nor tags, their caption is empty: %s; give each a "caption" or'
             ' "tags"',
             _named(subset), len(missing), len(captions), listed(missing, _MAX_NAMES_IN_WARNING),
+        )  # fmt: skip
+
+
+def _warn_more_lines(subset: SubsetConfig, found: list[_Found]) -> None:
+    if subset.enable_wildcard:
+        return
+    longer = [each.entry.key for each in found if has_more_lines((each.entry.caption or "").encode())]
+    if longer:
+        logger.warning(
+            "%s: only the first line of %d captions is used: %s; put captions on one line, or set enable_wildcard to"
+            " draw one of the lines", _named(subset), len(longer), listed(longer, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from library.data.records import Size
 logger = logging.getLogger(__name__)
 
 INDEX_NAME = ".scan_index.jsonl"
+MORE_LINES = "\n"
 
 _FORMAT, _VERSION = "scan index", 2
 _BLOCK = 1000  # images
@@ -44,7 +45,9 @@ class ScannedImage(NamedTuple):
     mtime_ns: int
     num_bytes: int
     ctime_ns: int
-    caption: str | None  # None without a caption file; the three below are 0 then
+    caption: (
+        str | None
+    )  # with `MORE_LINES` at its end where these are left out; None without a caption file; the three below are 0 then
     caption_mtime_ns: int
     caption_num_bytes: int
     caption_ctime_ns: int

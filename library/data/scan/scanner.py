@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 
 from library.cli.errors import UserError, UserErrors
-from library.data.captions import caption_from_bytes
+from library.data.captions import caption_from_bytes, has_more_lines
 from library.data.images.image_files import UnreadableImage
 from library.data.scan.header_scan import Header, header_or_error
-from library.data.scan.scan_index import Pair, ScannedImage, read_index, write_index
+from library.data.scan.scan_index import MORE_LINES, Pair, ScannedImage, read_index, write_index
 from library.data.scan.scan_pool import POOL_FROM, map_in_chunks
 
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -83,4 +83,6 @@ def _read_caption(path: str, all_lines: bool) -> tuple[str, int, int, int]:
             f"caption file {path} cannot be read: {error.strerror}", hint="make it readable, or remove it"
         ) from None
     caption = caption_from_bytes(content, path, all_lines)
+    if not all_lines and has_more_lines(content):
+        caption += MORE_LINES
     return caption, status.st_mtime_ns, status.st_size, status.st_ctime_ns

@@ -81,8 +81,20 @@ def test_captions_come_from_the_file_or_else_from_class_tokens(tmp_path: Path, c
             "bc",
             "set --caption_extension to the extension of the caption files, if there are any",
         ),
-        ("--train_data_dir", ".caption", ["b.txt", "c.cap"], "abc", "some have a .txt file: set --caption_extension"),
-        ("datasets[0].subsets[0]", ".cap", ["a.cap", "b.txt", "c.caption"], "bc", "some have a .txt or .caption file"),
+        (
+            "--train_data_dir",
+            ".caption",
+            ["b.txt", "c.cap"],
+            "abc",
+            "1 have a .txt file, which is not",
+        ),
+        (
+            "datasets[0].subsets[0]",
+            ".cap",
+            ["a.cap", "b.txt", "c.caption"],
+            "bc",
+            "1 have a .txt file and 1 have a .c",
+        ),
         ("--train_data_dir", ".caption", ["a.caption", "a.txt", "b.caption"], "c", "if there are any"),
     ],
 )
@@ -389,3 +401,36 @@ def test_a_link_that_leads_to_itself_is_named_and_the_other_images_are_found(tmp
     (tmp_path / "b.png").symlink_to("b.png")
     with pytest.raises(UserError, match=r"image .*b\.png cannot be read: Too many levels of symbolic links"):
         scan_folder(SubsetConfig("s", str(tmp_path)), 0)
+
+
+def test_captions_of_another_extension_beside_class_tokens_are_counted_and_the_flag_is_named(tmp_path, caplog) -> None:
+    for name in "abc":
+        save_image(tmp_path / f"{name}.png", (8, 8))
+    subset = SubsetConfig("--train_data_dir", str(tmp_path), class_tokens="sks dog")
+    with caplog.at_level(logging.INFO):
+        scan_folder(subset, 0)
+    assert [record.levelname for record in caplog.records] == ["INFO"]  # as DreamBooth is meant to be used
+    caplog.clear()
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("a dog")
+    scan_folder(subset, 0)
+    (message,) = caplog.messages
+    assert "3 of 3 images" in message and "2 have a .txt file, which is not read: set --caption_extension" in message
+
+
+@pytest.mark.parametrize("content", ["a cat\nand a dog\n", "a cat\r\n\r\nand a dog", "a cat\rand a dog"])
+def test_a_second_line_of_a_caption_is_not_left_out_in_silence(tmp_path: Path, caplog, content: str) -> None:
+    for name, text in (("a", content), ("b", "a cat\n\n")):
+        save_image(tmp_path / f"{name}.png", (8, 8))
+        (tmp_path / f"{name}.caption").write_bytes(text.encode())
+        os.utime(tmp_path / f"{name}.caption", (0, 0))
+        os.utime(tmp_path / f"{name}.png", (0, 0))
+    for _ in range(2):  # the second time from the index
+        caplog.clear()
+        records = scan_folder(SubsetConfig("s", str(tmp_path), cache_info=True), 0)
+        assert [record.caption for record in records] == ["a cat", "a cat"]
+        (message,) = caplog.messages
+        assert "only the first line of 1 caption files is used: a.caption" in message
+    caplog.clear()
+    scan_folder(SubsetConfig("s", str(tmp_path), enable_wildcard=True), 0)
+    assert not caplog.messages
