@@ -45,9 +45,8 @@ class ScannedImage(NamedTuple):
     mtime_ns: int
     num_bytes: int
     ctime_ns: int
-    caption: (
-        str | None
-    )  # with `MORE_LINES` at its end where these are left out; None without a caption file; the three below are 0 then
+    # None without a caption file, and the three below are 0 then; with `MORE_LINES` at its end where these are left out
+    caption: str | None
     caption_mtime_ns: int
     caption_num_bytes: int
     caption_ctime_ns: int
