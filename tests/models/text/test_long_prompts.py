@@ -54,6 +54,12 @@ def test_long_prompts_are_cut_into_pieces_of_75(tokenizer, length: int, num_cats
     assert tokenizer.count("cat " * num_cats) == num_cats
 
 
+def test_an_empty_piece_of_a_2x_model_has_its_end_token_and_is_padded_with_exclamation_marks() -> None:
+    second = load_tokenizer(None, pads_with_end=False)
+    tokens = second.encode(["cat"], PromptOptions(max_token_length=150))
+    assert tokens.ids[0].tolist() == [[START, CAT, END, *[0] * 74], [START, END, *[0] * 75]]
+
+
 def test_every_token_of_a_part_has_its_weight(tokenizer) -> None:
     tokens = tokenizer.encode(["a (1girl:1.3) [cat]"], weighted=True)
     assert tokens.ids[0, 0, :7].tolist() == [START, 320, 272, 1611, CAT, END, END]

@@ -1,6 +1,7 @@
 """If this fails, each validation takes several times as long as it need, or timesteps measure each other's noise."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from library.data.records import Batch, LatentKey, MicroBatch, Placement
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.models.options import ModelOptions
 from library.models.registry import load_family
+from library.training.evaluation.validation import Validator
 from library.training.inputs.latents import LatentProvider
 from library.training.inputs.text_outputs import TextSource
 from library.training.objective import Objective
@@ -42,3 +44,42 @@ def test_images_and_captions_are_encoded_once_for_all_timesteps(tmp_path, monkey
     together = objective.losses_at(batch, [100, 500, 900])
     assert [calls[name] for name in names] == [1, 1, 3]
     assert together == [objective.losses_at(batch, [timestep])[0] for timestep in (100, 500, 900)]
+
+
+class Rank:
+    """One of two processes; what it contributes to the sum is kept."""
+
+    num_processes, device = 2, torch.device("cpu")
+
+    def __init__(self, index: int) -> None:
+        self.process_index = index
+        self.sums = torch.zeros(0)
+
+    def reduce(self, sums: torch.Tensor, reduction: str) -> torch.Tensor:
+        self.sums = sums
+        return sums
+
+
+class ThreeBatches:
+    """Held-out data of three batches of one image; their losses are 1, 10 and 100 at every timestep."""
+
+    timesteps = range(1000)
+
+    def batches_of_epoch(self, seed, epoch):
+        return [SimpleNamespace(captions=["a"], loss=torch.tensor(loss)) for loss in (1.0, 10.0, 100.0)]
+
+    def batches(self, share):
+        return iter(share)
+
+    def losses_at(self, batch, timesteps):
+        return [batch.loss] * len(timesteps)
+
+
+def test_batches_that_two_processes_do_not_divide_are_counted_once():
+    """Process 1 computes the last batch again, so that both take part equally often; the mean is that of three."""
+    held_out = ThreeBatches()
+    ranks = [Rank(0), Rank(1)]
+    for rank in ranks:
+        validator = Validator(held_out, held_out, held_out, rank, modules=[], max_batches=None)
+        validator.losses(lambda compute: compute())
+    assert (ranks[0].sums + ranks[1].sums).tolist() == [111.0] * 5 + [3.0]

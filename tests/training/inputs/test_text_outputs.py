@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from library.data.batches.loader import BatchDataset
+from library.data.caches.text_cache import write_text_outputs
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.data.load_data import load_training_data
 from library.data.records import StepCounter
@@ -92,6 +93,28 @@ def test_files_are_used_again_until_caption_or_encoder_change(model: Path, image
     with torch.no_grad():
         expected = other.encode_prompts(batch.captions).hidden_states
     torch.testing.assert_close(source.conditioning_of(batch).hidden_states, expected, atol=1e-5, rtol=0)
+
+
+def test_outputs_of_other_prompt_options_are_not_used(model: Path, images: Path) -> None:
+    """Outputs cached with the last layer would train a run with `--clip_skip 2` on the wrong ones."""
+    data = _data(images)
+    _source(load_family(ModelOptions(str(model))), data, to_disk=True)
+    skipping = load_family(ModelOptions(str(model)), PromptOptions(clip_skip=2))
+    batch = _batch(data)
+    ours = _source(skipping, data, to_disk=True).conditioning_of(batch).hidden_states
+    with torch.no_grad():
+        torch.testing.assert_close(ours, skipping.encode_prompts(batch.captions).hidden_states, atol=1e-5, rtol=0)
+
+
+def test_cached_outputs_that_are_not_finite_are_encoded_again(model: Path, images: Path) -> None:
+    family, data = load_family(ModelOptions(str(model))), _data(images)
+    batch = _batch(data)
+    for number, caption in enumerate(CAPTIONS):
+        states = {caption: np.full((77, 64), np.nan, np.float32)}
+        write_text_outputs(str(images / f"{number}.png"), states, family.text_fingerprint())
+    ours = _source(family, data, to_disk=True).conditioning_of(batch).hidden_states
+    with torch.no_grad():
+        torch.testing.assert_close(ours, family.encode_prompts(batch.captions).hidden_states, atol=1e-5, rtol=0)
 
 
 def test_outputs_of_another_tokenizer_are_not_used(model: Path, images: Path, tmp_path: Path) -> None:

@@ -13,7 +13,13 @@ from library.cli.checks import report
 from library.cli.errors import UserError
 from library.cli.options import convert, option_fields
 from library.cli.parser import parse_options
-from library.training.optimization.lr_schedules import lr_factor, lr_schedule_findings, make_lr_schedule, schedule_name
+from library.training.optimization.lr_schedules import (
+    lr_factor,
+    lr_schedule_findings,
+    make_lr_schedule,
+    schedule_name,
+    warmup_steps,
+)
 from library.training.optimization.options import OptimizerOptions
 
 # curves of 100 steps at base rate 1 as other trainers' users know them: rates of every 5th step, of step 1 and the last
@@ -269,3 +275,11 @@ def test_warm_up_steps_are_read_as_programs_write_them(given, steps):
     assert convert(field, given) == steps
     with pytest.raises(ValueError, match="whole number of steps, or a fraction"):
         convert(field, 1.0)  # one step, or all of them
+
+
+@pytest.mark.parametrize(
+    ("share", "num_steps", "steps"), [("0.25", 10, 2), ("0.1", 19, 1), ("0.1", 9, 0), ("3", 10, 3)]
+)
+def test_a_share_of_the_steps_is_rounded_down(share, num_steps, steps):
+    """As the field's scripts do it: a warm-up never takes more than its share."""
+    assert warmup_steps(options_of("--lr_scheduler", "cosine", "--lr_warmup_steps", share), num_steps) == steps
