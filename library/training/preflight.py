@@ -181,7 +181,7 @@ def _learning_rates(context: Context) -> Findings:
     rates = context.method_options.learning_rates(optimizing.learning_rate)
     if not any(rates.values()):
         given = " and ".join(f"--{name} 0" for name in rates)
-        yield UserError(f"{given}: nothing would be trained", hint="give a learning rate above 0")
+        yield f"{given}: nothing is trained, the weights stay as they are"
     usual, row = context.script.usual_learning_rate, find_optimizer(optimizing.optimizer)
     is_default = rates.get("learning_rate") == OptimizerOptions().learning_rate
     if usual is not None and is_default and not (row is not None and row.adapts):

@@ -13,7 +13,7 @@ from library.data.config.options import DatasetOptions
 from library.data.images.decoding import load_image
 from library.data.load_data import load_training_data
 from library.diffusion.noise_schedule import NoiseSchedule
-from library.models.options import ModelOptions, PromptOptions
+from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.models.text.embedding_files import read_embedding
 from library.models.text.token_embedding import TokenEmbedding
@@ -33,7 +33,7 @@ def images(tmp_path_factory):
 
 
 def load_base():
-    return load_family(ModelOptions(pretrained_model_name_or_path=str(BASE)), PromptOptions(), torch.device("cpu"))
+    return load_family(ModelOptions(pretrained_model_name_or_path=str(BASE)))
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ import pytest
 
 import train_db
 import train_network
-from library.cli.errors import UserError
 from library.training.script import check_command
 from tests.end_to_end.runs import arguments, copy_images
 
@@ -53,16 +52,15 @@ def test_prompts_that_are_never_drawn_are_named_and_a_missing_file_too(tmp_path,
 @pytest.mark.parametrize(
     ("script", "options", "named"),
     [
-        (train_network.SCRIPT, {"learning_rate": 0}, "--learning_rate 0: nothing would be trained"),
+        (train_network.SCRIPT, {"learning_rate": 0}, "--learning_rate 0: nothing is trained"),
         (train_network.SCRIPT, {"unet_lr": 0, "text_encoder_lr": 0}, "--unet_lr 0 and --text_encoder_lr 0: nothing"),
         (train_network.SCRIPT, {"unet_lr": 0, "network_train_unet_only": True}, "--unet_lr 0: nothing"),
-        (train_db.SCRIPT, {"learning_rate": 0}, "--learning_rate 0: nothing would be trained"),
+        (train_db.SCRIPT, {"learning_rate": 0}, "--learning_rate 0: nothing is trained"),
     ],
 )
-def test_a_run_that_would_train_nothing_is_an_error(script, options, named, tmp_path, caplog):
-    with pytest.raises(UserError) as caught:
-        warnings(tmp_path, caplog, script, **options)
-    assert caught.value.message.startswith(named)
+def test_a_run_that_trains_nothing_is_warned_of(script, options, named, tmp_path, caplog):
+    (warning,) = warnings(tmp_path, caplog, script, **options)
+    assert warning.startswith(named)
     assert warnings(tmp_path, caplog, train_db.SCRIPT, learning_rate=0, learning_rate_te=1e-6) == []
     assert warnings(tmp_path, caplog, learning_rate=0, unet_lr=1e-4) == []
     own_rate = {"optimizer_type": "AdaFactor", "learning_rate": 0}

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from library.cli.errors import UserError
-from library.models.options import ModelOptions, PromptOptions
+from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.models.text.embedding_files import EmbeddingVectors, read_embedding, write_embedding
 from library.models.text.token_embedding import TokenEmbedding
@@ -72,7 +72,7 @@ def test_diffusers_reads_it_and_its_text_encoder_says_the_same(tmp_path, tiny, f
     )
     pipe.load_textual_inversion(str(path), token="<fox>")
     options = ModelOptions(pretrained_model_name_or_path=str(folder))
-    family = load_family(options, PromptOptions(), torch.device("cpu"))
+    family = load_family(options)
     family.add_token(TokenEmbedding("<fox>", read_embedding(path).vectors))
     prompt = "a photo of <fox> on a hill"
     with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from library.cli.errors import UserError
-from library.models.options import ModelOptions, PromptOptions
+from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.models.text.token_embedding import TokenEmbedding
 from library.models.text.tokenizer import load_tokenizer
@@ -69,7 +69,7 @@ def test_a_batch_without_the_word_gives_gradients_of_zero():
 
 
 def load(folder):
-    return load_family(ModelOptions(pretrained_model_name_or_path=str(folder)), PromptOptions(), torch.device("cpu"))
+    return load_family(ModelOptions(pretrained_model_name_or_path=str(folder)))
 
 
 def test_the_encoder_reads_the_vectors_as_transformers_reads_rows_of_its_table(folder, tiny):
