@@ -68,7 +68,7 @@ def test_saves_and_states_are_uploaded_and_a_run_goes_on_from_them(images, whole
     done = run(hub, tmp_path / "other_home", argv)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(load_file(tmp_path / "there" / "run.safetensors"), whole)
-    assert "going on after step 4" in done.stderr and f"at main, commit {repository.commits[-1][0]}" in done.stderr
+    assert "resuming after step 4" in done.stderr and f"at main, commit {repository.commits[-1][0]}" in done.stderr
     # what was downloaded once is there without a Hub; the weights of others were left alone
     assert set(hub.downloads()) == {f"fox/run-step00000004-state/{part}" for part in PARTS}
     shutil.rmtree(tmp_path / "there")
