@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from library.cli.atomic_files import atomic_path
+from library.cli.atomic_files import atomic_path, temporary_target
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 
 MADE_FROM = "made_from.json"
@@ -30,7 +29,6 @@ MADE_FROM = "made_from.json"
 _OLD_MADE_FROM = "made_from_"
 _MOST_LOCK_SECONDS = 30  # a file is written in milliseconds: who holds a lock longer has been stopped
 _LOCK_WAIT_SECONDS = 0.005
-_LEFTOVER = re.compile(r"\.tmp-[0-9a-f]{16}\.npz")  # as `atomic_path` names them
 _LEFTOVER_SECONDS = 3600
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of np.savez and np.savez_compressed
 
@@ -145,7 +143,7 @@ def locked_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Removes what a kill while caching has left in a folder, if it is too old to be another run's."""
     with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
-        names = [entry.name for entry in entries if _LEFTOVER.fullmatch(entry.name)]
+        names = [each.name for each in entries if each.name.endswith(".npz") and temporary_target(each.name) == ""]
         for name in names:
             path = Path(folder, name)
             with contextlib.suppress(OSError):
