@@ -297,7 +297,7 @@ class TrainingData:
 
     def bucket_table(self) -> list[str]:
         """Lines for the log: each dataset's buckets with images, items, batches and how full these are."""
-        lines = [line for index, dataset in enumerate(self.datasets) for line in _table_lines(index, dataset)]
+        lines = [line for dataset in self.datasets for line in _table_lines(dataset)]
         if self.validation is not None:
             lines.append(
                 f"held out for validation: {self.validation.num_items} images in"
@@ -326,9 +326,9 @@ def _reorder(items: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.nd
     return items[np.arange(len(items)) + np.repeat(starts[order] - new_starts, new_lengths)]
 
 
-def _table_lines(index: int, dataset: PlannedDataset) -> list[str]:
+def _table_lines(dataset: PlannedDataset) -> list[str]:
     config = dataset.config
-    lines = [f"dataset {index}: {len(dataset.items)} items per epoch, batch size {config.batch_size}"]
+    lines = [f"{config.key_path}: {len(dataset.items)} items per epoch, batch size {config.batch_size}"]
     lines.append(f"  {'bucket':>11}  {'images':>7}  {'repeats':>7}  {'batches':>7}  {'fill':>5}")
     for bucket in dataset.buckets:
         num_items, num_batches = len(bucket.item_indices), bucket.num_batches(config.batch_size)

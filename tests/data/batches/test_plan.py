@@ -139,7 +139,7 @@ def test_the_table_and_the_figures_for_metadata() -> None:
     expected = (6 * 0 + 6 * (80 / 48 - 96 / 64) + 6 * (64 / 96 - 48 / 80) + 5 * (104 / 32 - 128 / 40)) / 23
     assert dataset.mean_aspect_error == pytest.approx(expected)
     table = TrainingData((dataset,)).bucket_table()
-    assert table[0] == "dataset 0: 45 items per epoch, batch size 4"
+    assert table[0] == "datasets[0]: 45 items per epoch, batch size 4"
     assert [line.split() for line in table if "64x64" in line] == [["64x64", "6", "12", "3", "100%"]]
 
 
