@@ -125,6 +125,7 @@ class _Start:
 
     def __call__(self) -> None:
         os.setsid()  # a group of processes of its own, for signals to it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
         for number, stream in enumerate(self.streams, start=1):
             os.dup2(stream.detach(), number)
         os.chdir(self.cwd)

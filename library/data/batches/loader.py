@@ -217,8 +217,10 @@ class BatchLoader:
             with workers_starting(self._loader.multiprocessing_context):
                 batches = iter(self._loader)
             yield from batches
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except (RuntimeError, EOFError, OSError) as error:
+            # of a worker that dies while it hands over a batch; an image's own error is a batch, not an exception
+            is_other = isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")
+            if is_other or self._loader.num_workers == 0:
                 raise
             raise UserError(
                 f"a process that loads images has died ({first_line(error)})",

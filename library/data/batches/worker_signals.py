@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 
+_PYTORCHS = "torch.utils.data._utils.signal_handling"
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 # those that ask a program to end, where the system has them: Ctrl-C, kill, a closed terminal, Ctrl-Break
 STOP_SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
@@ -42,6 +43,8 @@ def _child_handler_kept() -> Iterator[None]:
     Without it the loader notices when it waits for that worker's batch.
     """
     handler = signal.getsignal(signal.SIGCHLD)
+    if getattr(handler, "__module__", "") == _PYTORCHS:  # of an earlier loader of this process
+        handler = signal.SIG_DFL
     yield
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler)
