@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -37,15 +38,20 @@ def found(tmp_path_factory) -> dict:
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     # accelerate would divide losses by it: they are those of a plain loop
     env["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "4"
-    done = subprocess.run(
-        [*command, "tests/training/distributed/sharding_worker.py", str(result)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=env,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    for is_last in (False, True):
+        done = subprocess.run(
+            [*command, "tests/training/distributed/sharding_worker.py", str(result)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=env,
+            timeout=300,
+        )
+        if is_last or "Signal 6 (SIGABRT)" not in done.stderr:
+            break
+        # seldom, gloo aborts a process within a collective; nothing of the worker's own raises that
+        warnings.warn(f"started again after an abort: {done.stderr[:5000]}", stacklevel=1)
+    assert done.returncode == 0, f"{done.stderr[:5000]} ... {done.stderr[-5000:]}"
     return json.loads(result.read_text())
 
 
