@@ -155,10 +155,12 @@ def _find_packages(python_path: str) -> None:
     """Looks in the folders of PYTHONPATH first; what the process before has imported from there is not imported yet."""
     if python_path == _PYTHONPATH:
         return
-    folders = python_path.split(os.pathsep)
+    folders = [folder for folder in python_path.split(os.pathsep) if folder]
     sys.path[:0] = folders
+    # accelerate adds the current folder, which may hold the virtual environment: its packages stay as they are
+    own = tuple(f"{folder}{os.sep}" for folder in folders if not Path(sys.prefix).is_relative_to(folder))
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", "")).startswith(tuple(f"{folder}{os.sep}" for folder in folders)):
+        if str(getattr(module, "__file__", "")).startswith(own):
             del sys.modules[name]
 
 
