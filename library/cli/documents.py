@@ -140,7 +140,6 @@ def _refuse_constant(name: str) -> NoReturn:
 _TAG_TABLES = ("ss_tag_frequency", "ss_datasets")  # entries that grow with the captions
 _MOST_TAG_BYTES = 8_000_000  # of one entry
 _MOST_BYTES = 90_000_000  # readers refuse headers of more than 100 MB, of which some describes the tensors
-_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def valid_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -155,7 +154,7 @@ def valid_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
         text = value
         if key in _TAG_TABLES and len(value) > _MOST_TAG_BYTES:
             text = _with_fewer_tags(value)
-        if _ESCAPED_SURROGATE.search(text):
+        if _SURROGATE.search(text):
             text = _escaped_in_json(text)
         valid[_escaped(key)] = _escaped(text)
     sizes = {key: len(json.dumps(value)) for key, value in valid.items()}

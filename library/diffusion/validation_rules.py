@@ -20,6 +20,14 @@ class ScheduleShape:
     ends_in_noise: bool
 
 
+def objective_findings(
+    noise: NoiseOptions, loss: LossOptions, prediction_type: str, schedule: ScheduleShape
+) -> Iterator[UserError | str]:
+    """Noise and loss options that a model with this prediction type and noise schedule does not allow."""
+    yield from prediction_findings(loss, prediction_type)
+    yield from _schedule_findings(noise, loss, prediction_type, schedule)
+
+
 def prediction_findings(loss: LossOptions, prediction_type: str) -> Iterator[UserError]:
     """Weights of the loss that are for the other prediction type ("epsilon", "v_prediction")."""
     predicts_v = prediction_type == "v_prediction"
@@ -35,7 +43,7 @@ def prediction_findings(loss: LossOptions, prediction_type: str) -> Iterator[Use
         )
 
 
-def schedule_findings(
+def _schedule_findings(
     noise: NoiseOptions, loss: LossOptions, prediction_type: str, schedule: ScheduleShape
 ) -> Iterator[UserError | str]:
     """Timesteps that the schedule does not have, and what zero terminal SNR rules out in models that predict noise."""

@@ -54,8 +54,8 @@ class ChunkedAttention:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if attention_mask is not None or attn.spatial_norm is not None or attn.norm_cross:
-            raise NotImplementedError("the U-Nets and VAEs of Stable Diffusion 1.x and 2.x have none of these")
+        # the U-Nets and VAEs of Stable Diffusion 1.x and 2.x have none of these
+        assert attention_mask is None and attn.spatial_norm is None and not attn.norm_cross
         residual, shape = hidden_states, hidden_states.shape
         if hidden_states.ndim == 4:  # an image (B, C, H, W), in the VAE
             hidden_states = hidden_states.flatten(2).transpose(1, 2)

@@ -104,10 +104,14 @@ class Context:
         return detect_model(self[ModelOptions]) if self.trains else None
 
     @read_once
+    def requested_sharding(self) -> ShardingConfig | None:
+        """The sharding that options or accelerate's variables ask for, whatever is trained."""
+        return sharding_config(self[ProcessOptions], os.environ) if self.trains else None
+
+    @property
     def sharding(self) -> ShardingConfig | None:
         """How trained parameters are sharded; None where every process holds a copy."""
-        wanted = sharding_config(self[ProcessOptions], os.environ) if self.trains else None
-        return wanted if self.script.can_be_sharded else None
+        return self.requested_sharding if self.script.can_be_sharded else None
 
     @read_once
     def prompts(self) -> list[SamplePrompt]:

@@ -13,7 +13,7 @@ from library.cli.parser import Options
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.dataset_report.options import ReportOptions
 from library.diffusion.options import LossOptions, NoiseOptions
-from library.diffusion.validation_rules import prediction_findings, schedule_findings
+from library.diffusion.validation_rules import objective_findings, prediction_findings
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.weights.path_checks import FLAG as MODEL_FLAG
 from library.models.weights.path_checks import model_problems, other_family
@@ -23,7 +23,7 @@ from library.training.checkpoints.resuming import continuing_problems
 from library.training.checkpoints.saved_names import saved_under
 from library.training.context import Context
 from library.training.distributed.options import ProcessOptions
-from library.training.distributed.sharding_config import process_findings, sharding_config, sharding_findings
+from library.training.distributed.sharding_config import process_findings, sharding_findings
 from library.training.evaluation.options import SampleOptions, ValidationOptions
 from library.training.evaluation.prompts import read_prompt_file
 from library.training.monitoring.options import LoggingOptions
@@ -65,8 +65,7 @@ def _objective(context: Context) -> Findings:
     options, noise, loss = context[ModelOptions], context[NoiseOptions], context[LossOptions]
     if context.model is not None:
         detected = context.model.detected
-        yield from prediction_findings(loss, detected.predicts(options))
-        yield from schedule_findings(noise, loss, detected.predicts(options), detected.schedule_shape(noise))
+        yield from objective_findings(noise, loss, detected.predicts(options), detected.schedule_shape(noise))
     elif options.v_parameterization:  # the rest is checked when the model is loaded
         yield from prediction_findings(loss, "v_prediction")
 
@@ -85,20 +84,19 @@ def _text_caching(context: Context) -> Findings:
 def _processes(context: Context) -> Findings:
     processes, training = context[ProcessOptions], context[TrainingOptions]
     yield from process_findings(processes, os.environ, training)
+    requested = context.requested_sharding
+    if requested is None:
+        return
     if context.sharding is not None:
         compiles = context[MemoryOptions].compiles
-        yield from sharding_findings(context.sharding, training, context[OptimizerOptions], compiles)
-    elif context.trains:
-        asked = sharding_config(processes, os.environ)
-        if asked is None:
-            return
-        if asked.zero_stage in (1, 2):  # for such a run other programs keep the weights whole
-            yield f"{asked.flag} does nothing: the trained parameters are few, every process holds a copy"
-        else:
-            yield UserError(
-                f"{asked.flag} would shard the weights, which are frozen here: every process has a copy",
-                hint="leave it out, or give --zero_stage 2; several processes divide the batches anyway",
-            )
+        yield from sharding_findings(requested, training, context[OptimizerOptions], compiles)
+    elif requested.zero_stage in (1, 2):  # for such a run other programs keep the weights whole
+        yield f"{requested.flag} does nothing: the trained parameters are few, every process holds a copy"
+    else:
+        yield UserError(
+            f"{requested.flag} would shard the weights, which are frozen here: every process has a copy",
+            hint="leave it out, or give --zero_stage 2; several processes divide the batches anyway",
+        )
 
 
 def _folders(context: Context) -> Findings:

@@ -8,7 +8,7 @@ from library.cli.checks import Check, Findings
 from library.cli.errors import UserError
 from library.diffusion.noise_schedule import NoiseSchedule
 from library.diffusion.options import LossOptions, NoiseOptions
-from library.diffusion.validation_rules import ScheduleShape, prediction_findings, schedule_findings
+from library.diffusion.validation_rules import ScheduleShape, objective_findings
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, PromptOptions
 from library.training.devices import memory_findings
@@ -85,8 +85,7 @@ def _objective(loaded: LoadedModel) -> Findings:
     schedule = NoiseSchedule(family.alphas_cumprod())
     shape = ScheduleShape(schedule.num_timesteps, schedule.ends_in_noise)
     noise, loss = options[NoiseOptions], options[LossOptions]
-    yield from prediction_findings(loss, family.prediction_type)
-    yield from schedule_findings(noise, loss, family.prediction_type, shape)
+    yield from objective_findings(noise, loss, family.prediction_type, shape)
 
 
 def _captions(loaded: LoadedModel) -> Findings:

@@ -5,7 +5,7 @@ import pytest
 from library.cli.errors import UserError
 from library.cli.parser import parse_options
 from library.diffusion.options import LossOptions, NoiseOptions
-from library.diffusion.validation_rules import ScheduleShape, prediction_findings, schedule_findings
+from library.diffusion.validation_rules import ScheduleShape, objective_findings
 
 
 def parsed(*argv: str):
@@ -94,10 +94,7 @@ REFUSED = {
 def findings(noise, loss, prediction_type):
     options = NoiseOptions(**noise), LossOptions(**loss)
     shape = RESCALED if "zero_terminal_snr" in noise else USUAL
-    return [
-        *prediction_findings(options[1], prediction_type),
-        *schedule_findings(*options, prediction_type, shape),
-    ]
+    return list(objective_findings(*options, prediction_type, shape))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -116,5 +113,5 @@ def test_zero_terminal_snr_is_for_v_prediction_models():
     assert findings({}, {"v_pred_like_loss": 0.1}, "epsilon") == []
     (warning,) = findings(ZERO, {"min_snr_gamma": 5.0}, "epsilon")
     assert "--zero_terminal_snr" in warning and "v-prediction" in warning
-    (warning,) = schedule_findings(NoiseOptions(), LossOptions(), "epsilon", RESCALED)  # the model's own scheduler
+    (warning,) = objective_findings(NoiseOptions(), LossOptions(), "epsilon", RESCALED)  # the model's own scheduler
     assert "rescale_betas_zero_snr" in warning

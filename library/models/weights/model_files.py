@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 from library.cli.errors import UserError
 from library.models.weights.model_kinds import usual_keys
+from library.models.weights.path_checks import SAFETENSORS_ENDING
 from library.models.weights.safetensors_header import HeaderError, read_header
-
-_SAFETENSORS_ENDING = ".safetensors"
 
 
 class HasShape(Protocol):
@@ -75,7 +74,7 @@ def small_files(path: Path) -> ModelFolder | ModelHeader | None:
     """The folder or header at `path`; None for what shows nothing before it is loaded: pickles, names on the Hub."""
     if path.is_dir():
         return ModelFolder(path)
-    if path.suffix.lower() != _SAFETENSORS_ENDING:
+    if path.suffix.lower() != SAFETENSORS_ENDING:
         return None
     try:
         header = read_header(path)
