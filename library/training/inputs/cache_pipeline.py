@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from library.cli.errors import UserError
+from library.data.ahead import results_ahead, thread_pool
 from library.data.images.image_files import UnreadableImage
 from library.data.records import CachedLatents, LatentKey, TrainedImage
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 Store = Callable[[Mapping[LatentKey, CachedLatents]], None]
 
@@ -74,8 +70,8 @@ def cache_chunks(
     """
     unreadable: dict[str, UnreadableImage] = {}
     keys = [key for chunk in chunks for key in chunk]
-    with _pool(throughput.num_decoders) as decoders, _pool(1) as writer:
-        decoded = _ahead(decoders, stages.decode, keys, throughput.max_decoded)
+    with thread_pool(throughput.num_decoders) as decoders, thread_pool(1) as writer:
+        decoded = results_ahead(decoders, stages.decode, keys, throughput.max_decoded)
         writes: deque[Future] = deque()
         for chunk in chunks:
             images = _images_of(chunk, decoded, unreadable if skips_unreadable else None)
@@ -87,25 +83,6 @@ def cache_chunks(
             on_done(len(chunk))
         _finish(writes, 0)
     return unreadable
-
-
-@contextmanager
-def _pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="caching")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T], limit: int) -> Iterator[Future[R]]:
-    """The results of `work` in order, with at most `limit` started ahead."""
-    started: deque[Future[R]] = deque()
-    waiting = iter(items)
-    for _ in items:
-        while len(started) < limit and (item := next(waiting, None)) is not None:
-            started.append(pool.submit(work, item))
-        yield started.popleft()
 
 
 def _images_of(
