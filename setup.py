@@ -19,7 +19,7 @@ setup(
     description="Training of LoRAs, whole models and textual inversion embeddings for Stable Diffusion",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    packages=find_packages(include=["library", "library.*", "networks", "networks.*"]),
+    packages=find_packages(include=["library", "library.*", "networks", "networks.*", "finetune"]),
     py_modules=["train_network", "train_db", "fine_tune", "train_textual_inversion"],
     package_data={"library.models.text": ["clip_vocabulary/*"], "library.dataset_report": ["*.css", "*.js", "*.jinja"]},
     install_requires=requirements("requirements.txt"),

@@ -17,8 +17,8 @@ USER_ERROR_STATUS = 2
 SIGNAL_STATUS = 128  # plus the number of the signal, as shells have it
 
 
-def run_entry(work: Callable[[], None]) -> int:
-    """Runs `work` and returns the exit status: 0, 2 for a user's error, 130 for Ctrl-C, 143 for SIGTERM."""
+def run_entry(work: Callable[[], int | None]) -> int:
+    """Runs `work` and returns the exit status: its own or 0, 2 for a user's error, 130 for Ctrl-C, 143 for SIGTERM."""
     # of other packages only warnings: some log each request with its whole URL
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(_Formatter())
@@ -27,11 +27,11 @@ def run_entry(work: Callable[[], None]) -> int:
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     start = launch_command()
     try:
-        work()
+        return work() or 0
     except OutputConfigWritten as written:
         sys.stderr.write(f"options written to {written}\n")
     except UserError as error:
-        return _report(error)
+        return report_error(error)
     except Stopped as stopped:
         if is_first_process():  # the one that saves
             sys.stderr.write(
@@ -47,7 +47,8 @@ def run_entry(work: Callable[[], None]) -> int:
     return 0
 
 
-def _report(error: UserError) -> int:
+def report_error(error: UserError) -> int:
+    """Shows an error, here and at the launcher; returns the exit status."""
     texts = error.texts() if isinstance(error, UserErrors) else [str(error)]
     text = "\n".join(f"error: {each}" for each in texts)
     sys.stderr.write(f"{text}\n")
