@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from library.cli.errors import plural
 from networks.lora_files import load_adapter, save_adapter
 from networks.lora_layer import LoRALayer
 from networks.lora_options import LoRAOptions, parse_network_args
@@ -274,5 +275,5 @@ def _counted(names: set[str]) -> str:
     for part, start in (("text encoder", "lora_te"), ("U-Net", "lora_unet")):
         found = sorted(name for name in names if name.startswith(start))
         if found:
-            texts.append(f"{len(found)} layers of the {part} ({found[0]}{', ...' if len(found) > 1 else ''})")
+            texts.append(f"{plural(len(found), 'layer')} of the {part} ({found[0]}{', ...' if len(found) > 1 else ''})")
     return " and ".join(texts)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from library.cli.errors import UserError, listed
+from library.cli.errors import UserError, listed, plural
 
 _NUM_NAMED = 3
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
@@ -68,9 +68,9 @@ def check_weights(
     weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str, partly: bool = False
 ) -> None:
     """Raises UserError for surplus keys, for missing ones unless `partly`, and for other shapes."""
-    _refuse([key for key in weights if key not in expected], source, "are not in the network")
+    _refuse([key for key in weights if key not in expected], source, "not in the network")
     if not partly:
-        _refuse([key for key in expected if key not in weights], source, "are missing")
+        _refuse([key for key in expected if key not in weights], source, "missing")
     for key, tensor in weights.items():
         if tensor.shape != expected[key].shape:
             shapes = f"{tuple(tensor.shape)}, the network {tuple(expected[key].shape)}"
@@ -80,7 +80,8 @@ def check_weights(
 def _refuse(keys: Iterable[str], source: str, problem: str) -> None:
     keys = list(keys)
     if keys:
-        raise UserError(f"{source}: {len(keys)} keys {problem}: {listed(keys, _NUM_NAMED)}", hint=_OTHER_NETWORK_HINT)
+        count = plural(len(keys), "key is", "keys are")
+        raise UserError(f"{source}: {count} {problem}: {listed(keys, _NUM_NAMED)}", hint=_OTHER_NETWORK_HINT)
 
 
 _OTHER_NETWORK_HINT = (

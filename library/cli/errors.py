@@ -35,7 +35,7 @@ class UserErrors(UserError):
         """The errors as text, at most `_MOST_ERRORS` of them, and how many more there are."""
         shown = [str(error) for error in self.errors[:_MOST_ERRORS]]
         rest = len(self.errors) - len(shown)
-        return [*shown, f"{rest} more errors"] if rest else shown
+        return [*shown, plural(rest, "more error")] if rest else shown
 
     def __reduce__(self):
         return type(self), (self.errors,)
@@ -71,6 +71,11 @@ def listed(names: Sequence[str], limit: int) -> str:
     """The first `limit` names, and how many more there are."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def plural(count: int, one: str, several: str | None = None) -> str:
+    """The count with its noun, as in "1 image", "3 images"; `several` where that is not `one` with an s."""
+    return f"{count} {one if count == 1 else several or one + 's'}"
 
 
 def first_line(error: BaseException) -> str:

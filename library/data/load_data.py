@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from library.cli.errors import UserError, listed, raise_together
+from library.cli.errors import UserError, listed, plural, raise_together
 from library.data.batches.holdout import split_off
 from library.data.buckets import BucketChooser, usable_steps
 from library.data.captions import splits_tags, splits_weights
@@ -286,9 +286,9 @@ def _warn_missing_faces(config: DatasetConfig, records: list[ImageRecord]) -> No
                 without.setdefault(record.subset_index, []).append(record.key)
     for index, keys in without.items():
         logger.warning(
-            "%s: face_crop_aug_range: no face in the names of %d images (..._<x>_<y>_<width>_<height>),"
+            "%s: face_crop_aug_range: no face in the names of %s (..._<x>_<y>_<width>_<height>),"
             " which are cropped as usual: %s",
-            config.subsets[index].key_path, len(keys), listed(keys, _MAX_NAMES_IN_WARNING),
+            config.subsets[index].key_path, plural(len(keys), "image"), listed(keys, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
 
 
@@ -301,9 +301,9 @@ def _warn_split_weights(config: DatasetConfig, records: list[ImageRecord]) -> No
             split.setdefault(record.subset_index, []).append(record.key)
     for index, keys in split.items():
         logger.warning(
-            "%s: the tags of %d images are split within weighted brackets, such as (a%s b:1.2), which breaks the"
+            "%s: the tags of %s are split within weighted brackets, such as (a%s b:1.2), which breaks the"
             " weights: %s; weight each tag alone, or do not shuffle or drop tags", config.subsets[index].key_path,
-            len(keys), config.subsets[index].caption_separator, listed(keys, _MAX_NAMES_IN_WARNING),
+            plural(len(keys), "image"), config.subsets[index].caption_separator, listed(keys, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
 
 

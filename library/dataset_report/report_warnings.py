@@ -8,6 +8,7 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from library.cli.errors import plural
 from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.records import ImageRecord, Placement, size_text
 from library.dataset_report.sampled_items import ImageId
@@ -132,7 +133,7 @@ def _of_caption(dataset: PlannedDataset, record: ImageRecord) -> Iterator[tuple[
 def _small_buckets(dataset: PlannedDataset) -> dict[tuple[int, int], str]:
     batch_size = dataset.config.batch_size
     return {
-        size: f"bucket {size_text(size)} has {count} items, batch size {batch_size}"
+        size: f"bucket {size_text(size)} has {plural(count, 'item')}, batch size {batch_size}"
         for size, count in dataset.bucket_counts.items()
         if count < batch_size
     }

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, plural
 
 if TYPE_CHECKING:
     from library.data.batches.plan import PlannedDataset, TrainingData
@@ -104,12 +104,12 @@ def check_token_in_captions(data: TrainingData, token: str, flag: str) -> None:
     examples = "; ".join(f"{key}: {caption[:_EXAMPLE_LENGTH]!r}" for key, caption in without[:_NUM_EXAMPLES])
     if len(without) < len(captions):
         logger.warning(
-            "%d of %d captions do not have the token %s, whose images do not train it: %s",
-            len(without), len(captions), token, examples,
+            "%d of %s do not have the token %s, whose images do not train it: %s",
+            len(without), plural(len(captions), "caption"), token, examples,
         )  # fmt: skip
         return
     raise UserError(
-        f"{flag} {token} is in none of the {len(captions)} captions, such as {examples}",
+        f"{flag} {token} is in none of {plural(len(captions), 'caption')}, such as {examples}",
         hint="add the token to the captions, or give --use_object_template or --use_style_template",
     )
 

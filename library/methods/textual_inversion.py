@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from library.cli.atomic_files import atomic_path
-from library.cli.errors import UserError
+from library.cli.errors import UserError, plural
 from library.data.randomness import derive_seed
 from library.methods.options import TextualInversionOptions
 from library.models.family import ModelFamily
@@ -135,7 +135,8 @@ def _read_initial(options: TextualInversionOptions) -> EmbeddingVectors:
         )
     if embedding.layers and not options.xti:
         raise UserError(
-            f"--weights {options.weights} has separate vectors for {len(embedding.layers)} cross-attention layers",
+            f"--weights {options.weights} has separate vectors for"
+            f" {plural(len(embedding.layers), 'cross-attention layer')}",
             "give --xti too",
         )
     if options.init_word is not None:
@@ -157,7 +158,7 @@ def _checked_initial(
         return initial.vectors  # the same for all layers
     if set(initial.layers) != set(layers):
         raise UserError(
-            f"{source} has vectors for {len(initial.layers)} layers, the model's U-Net has {len(layers)}:"
+            f"{source} has vectors for {plural(len(initial.layers), 'layer')}, the model's U-Net has {len(layers)}:"
             f" {', '.join(layers)}",
             "give a file made for this kind of model",
         )
@@ -176,8 +177,8 @@ def _first_vectors(options: TextualInversionOptions, family: ModelFamily, seed: 
     tokens = family.token_vectors(options.init_word).cpu()
     if len(tokens) != num_vectors:
         logger.info(
-            "--init_word %r has %d tokens for %d vectors: %s",
-            options.init_word, len(tokens), num_vectors,
+            "--init_word %r has %s for %s: %s",
+            options.init_word, plural(len(tokens), "token"), plural(num_vectors, "vector"),
             "the last are not used" if len(tokens) > num_vectors else "they are repeated",
         )  # fmt: skip
     return tokens[torch.arange(num_vectors) % len(tokens)][None]

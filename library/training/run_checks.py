@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from library.cli.checks import Check, Findings
-from library.cli.errors import UserError
+from library.cli.errors import UserError, plural
 from library.diffusion.noise_schedule import NoiseSchedule
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.diffusion.validation_rules import ScheduleShape, objective_findings
@@ -60,20 +60,23 @@ def _state(run: RunSetup) -> Findings:
     now = (plan.num_micro_batches, plan.group_size)
     then = (state.header.num_micro_batches, state.header.group_size)
     if run.start.step_in_epoch and now != then:
+        batches = plural(then[0], "batch", "batches")
         yield UserError(
-            f"--resume: an epoch of the saved run had {then[0]} batches, {then[1]} to a step; now {now[0]}, {now[1]}",
+            f"--resume: an epoch of the saved run had {batches}, {then[1]} to a step; now {now[0]}, {now[1]}",
             hint="resume with the same data, batch size, accumulation and processes, or from a state saved"
             " at the end of an epoch",
         )
     if run.start.global_step > plan.num_steps:
+        done = plural(run.start.global_step, "step")
         yield UserError(
-            f"--resume: the saved run has done {run.start.global_step} steps, and {plan.num_steps} are asked for",
+            f"--resume: the saved run has done {done}, more than the {plan.num_steps} asked for",
             hint=f"raise {run.options[TrainingOptions].length_flag}",
         )
     if run.start.global_step == plan.num_steps:  # its end may not have been saved
+        done = plural(plan.num_steps, "step is", "steps are")
         yield (
-            f"--resume: all {plan.num_steps} steps are done; the result is saved, and nothing more is trained"
-            f" (raise {run.options[TrainingOptions].length_flag} for more)"
+            f"--resume: the run's {done} done; the result is saved, and nothing more is"
+            f" trained (raise {run.options[TrainingOptions].length_flag} for more)"
         )
 
 

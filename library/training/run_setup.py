@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from accelerate import Accelerator
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, plural
 from library.cli.logging import set_console_level
 from library.cli.parser import Options
 from library.data.batches.plan import TrainingData
@@ -146,9 +146,11 @@ def _arithmetic(data: TrainingData, plan: StepPlan) -> str:
     num_buckets = sum(len(dataset.buckets) for dataset in data.datasets)
     sizes = " and ".join(str(size) for size in sorted({dataset.config.batch_size for dataset in data.datasets}))
     return (
-        f"{num_images} images x repeats = {data.num_items} / batch {sizes} = {plan.num_micro_batches} batches"
-        f" (in {num_buckets} buckets) / (accumulation {plan.accumulation} x processes {plan.num_processes})"
-        f" = {plan.steps_per_epoch} steps per epoch x {plan.num_epochs} epochs; {plan.num_steps} steps in all"
+        f"{plural(num_images, 'image')} x repeats = {data.num_items} / batch {sizes}"
+        f" = {plural(plan.num_micro_batches, 'batch', 'batches')} (in {plural(num_buckets, 'bucket')})"
+        f" / (accumulation {plan.accumulation} x processes {plan.num_processes})"
+        f" = {plural(plan.steps_per_epoch, 'step')} per epoch x {plural(plan.num_epochs, 'epoch')};"
+        f" {plural(plan.num_steps, 'step')} in all"
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from library.cli.errors import UserError, UserErrors, first_line, listed
+from library.cli.errors import UserError, UserErrors, first_line, listed, plural
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,8 @@ def test_a_mistake_made_many_times_is_not_told_many_times():
     lines = str(errors).splitlines()
     assert len(lines) == 101 and lines[0] == "image 0 is too thin" and lines[-1] == "199900 more errors"
     assert len(errors.errors) == 200_000
+
+
+def test_a_count_has_the_noun_that_belongs_to_it():
+    assert [plural(count, "image") for count in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [plural(count, "batch", "batches") for count in (1, 2)] == ["1 batch", "2 batches"]

@@ -199,7 +199,7 @@ def test_a_save_of_a_whole_model_that_fails_ends_nothing(data_dir, tmp_path, cap
     (tmp_path / "run-step00000001.safetensors").mkdir()
     (tmp_path / "run-step00000001.safetensors" / "notes.txt").touch()
     options = {"max_train_steps": 2, "save_every_n_steps": 1, "overwrite": True, "save_model_as": "safetensors"}
-    with pytest.raises(UserError, match=r"1 of the run's files are missing: .*run-step00000001.safetensors"):
+    with pytest.raises(UserError, match=r"1 of the run's files is missing: .*run-step00000001.safetensors"):
         train_whole("train_db", data_dir, tmp_path, logging_dir=None, **options)
     assert "run-step00000001.safetensors is a folder; check --output_dir" in caplog.text
     assert load_file(tmp_path / "run.safetensors")

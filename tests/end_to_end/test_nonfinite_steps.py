@@ -109,7 +109,7 @@ def test_a_row_ends_with_a_step_that_is_applied(data_dir, tmp_path, caplog):
 def test_a_backward_pass_that_steps_names_and_counts_them_too(data_dir, tmp_path, caplog):
     """Each weight is looked at by itself there; the step is one all the same."""
     reg = copy_images(tmp_path / "reg", 2)
-    with pytest.raises(UserError, match="1 steps in a row could not be applied; the last was step"):
+    with pytest.raises(UserError, match="1 step in a row could not be applied; the last was step"):
         train_whole(
             "train_db", data_dir, tmp_path / "out", fused_backward_pass=True, reg_data_dir=reg, prior_loss_weight=1e38,
             train_batch_size=1, max_train_steps=9, max_nonfinite_steps=1,

@@ -95,7 +95,7 @@ def test_a_run_killed_before_its_last_save_is_brought_to_its_end(images, whole, 
     shutil.rmtree(copied / "run-state")
     with caplog.at_level(logging.WARNING):
         assert_same(train(images, copied, resume="auto", **STATES), whole[1])
-    assert "all 8 steps are done; the result is saved" in caplog.text
+    assert "the run's 8 steps are done; the result is saved" in caplog.text
     assert read_state_header(copied / "run-state").global_step == 8 and logged(copied) == []
 
 

@@ -40,7 +40,7 @@ def test_help_and_mistakes_load_no_heavy_library():
         ({"token_string": "*"}, "is in the model's vocabulary already", "does not know"),
         ({"token_string": "my fox"}, "--token_string 'my fox' is empty or has spaces", "without spaces"),
         ({"token_string": "(fox)"}, "has characters of the caption syntax", "<my-dog>"),
-        ({"token_string": "<cow>"}, "is in none of the 2 captions, such as fox_01.png", "--use_object_template"),
+        ({"token_string": "<cow>"}, "is in none of 2 captions, such as fox_01.png", "--use_object_template"),
         ({"use_object_template": True, "use_style_template": True}, "cannot be combined", "give one of them"),
         ({"init_word": " "}, "--init_word is empty", "leave it out"),
         ({"weights": "nowhere.pt"}, "--weights nowhere.pt does not exist", "embedding file"),

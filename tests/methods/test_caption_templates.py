@@ -91,7 +91,7 @@ def test_a_word_in_no_caption_is_an_error_with_count_and_examples(tmp_path):
     with pytest.raises(UserError) as raised:
         check_token_in_captions(data, "<fox>", "--token_string")
     assert raised.value.message.startswith(
-        "--token_string <fox> is in none of the 3 captions, such as 0.png: 'a cat'; 1.png: 'a dog'; 2.png: ''"
+        "--token_string <fox> is in none of 3 captions, such as 0.png: 'a cat'; 1.png: 'a dog'; 2.png: ''"
     )
     assert "--use_object_template" in raised.value.hint
 
@@ -109,5 +109,5 @@ def test_the_word_can_come_from_caption_prefix_and_not_from_regularisation_image
     captions = {"train/1_x/0.png": "sits", "reg/1_x/r.png": "<fox>"}
     options = {"reg_data_dir": str(tmp_path / "reg")}
     check_token_in_captions(make_data(tmp_path, captions, caption_prefix="<fox>", **options), "<fox>", "--token_string")
-    with pytest.raises(UserError, match="in none of the 1 captions"):
+    with pytest.raises(UserError, match="in none of 1 caption"):
         check_token_in_captions(make_data(tmp_path, captions, **options), "<fox>", "--token_string")

@@ -228,7 +228,7 @@ def test_a_model_is_described(tiny, folder, tmp_path, capsys):
         for part, module in ((unet, tiny.unet), (vae, tiny.vae)):
             assert part.num_parameters == sum(parameter.numel() for parameter in module.parameters())
         said = inspected(capsys, path)
-        assert "channels 32, 64; 1 layers a level; context width 64; heads " in said
+        assert "channels 32, 64; 1 layer a level; context width 64; heads " in said
         assert "2 layers; width 64; 49408 tokens" in said and "4 channels of latents" in said
     said = inspected(capsys, tmp_path / "model.safetensors")
     assert "float16 (1.61 MB)" in said and "modelspec.title: Mine" in said
@@ -241,8 +241,8 @@ def test_what_a_file_holds_beside_the_model_is_shown(tiny_v1, tmp_path, capsys):
     del tensors["first_stage_model.encoder.conv_in.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
     said = inspected(capsys, tmp_path / "model.safetensors")
-    assert "averaged weights (EMA), which are not read: 1.00 k parameters in 1 tensors" in said
-    assert "other keys, which are not read: 1.00 k parameters in 1 tensors" in said and "alphas_cumprod" in said
+    assert "averaged weights (EMA), which are not read: 1.00 k parameters in 1 tensor" in said
+    assert "other keys, which are not read: 1.00 k parameters in 1 tensor" in said and "alphas_cumprod" in said
     assert "VAE" in said and "incomplete" in said and "no metadata" in said
 
 
@@ -260,7 +260,7 @@ def test_what_a_file_holds_beside_the_model_is_shown(tiny_v1, tmp_path, capsys):
 def test_a_file_of_another_kind_is_called_what_it_is(tmp_path, capsys, tensors, kind):
     save_file(tensors, tmp_path / "some.safetensors", {"ss_network_dim": "4"})
     said = inspected(capsys, tmp_path / "some.safetensors")
-    assert f"the file is {kind}" in said and "ss_network_dim: 4" in said and "in 1 tensors, float32" in said
+    assert f"the file is {kind}" in said and "ss_network_dim: 4" in said and "in 1 tensor, float32" in said
 
 
 def test_an_embedding_in_a_pickle_is_called_so(tmp_path, capsys):

@@ -178,7 +178,7 @@ def test_layers_of_a_file_that_the_network_has_not_are_named_and_not_used(tmp_pa
     path = tmp_path / "more.safetensors"
     save_file(change(dict(network.state_dict()), "unknown"), path)
     network.load_weights(path)
-    assert "its weights for 1 layers of the U-Net (lora_unet_nowhere) are not used" in caplog.text
+    assert "its weights for 1 layer of the U-Net (lora_unet_nowhere) are not used" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from library.cli.errors import UserError, listed
+from library.cli.errors import UserError, listed, plural
 from library.data.captions import with_whole_captions
 from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.randomness import derive_seed
@@ -87,8 +87,9 @@ def _warn_held_out_elsewhere(
         for index in sorted({record.subset_index for record in others}):
             keys = [record.key for record in others if record.subset_index == index]
             logger.warning(
-                "%s: %d images are not trained, since another subset holds them out: %s",
-                config.subsets[index].key_path, len(keys), listed(keys, _MAX_NAMES_IN_WARNING),
+                "%s: %s not trained, since another subset holds them out: %s",
+                config.subsets[index].key_path, plural(len(keys), "image is", "images are"),
+                listed(keys, _MAX_NAMES_IN_WARNING),
             )  # fmt: skip
 
 

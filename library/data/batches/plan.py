@@ -11,6 +11,7 @@ from typing import overload
 
 import numpy as np
 
+from library.cli.errors import plural
 from library.data.buckets import BucketChooser, aspect_error, fit_to_bucket
 from library.data.captions import tag_frequency
 from library.data.config.config import DatasetConfig, SubsetConfig
@@ -300,8 +301,8 @@ class TrainingData:
         lines = [line for dataset in self.datasets for line in _table_lines(dataset)]
         if self.validation is not None:
             lines.append(
-                f"held out for validation: {self.validation.num_items} images in"
-                f" {self.validation.num_micro_batches} batches"
+                f"held out for validation: {plural(self.validation.num_items, 'image')} in"
+                f" {plural(self.validation.num_micro_batches, 'batch', 'batches')}"
             )
         return lines
 
@@ -328,7 +329,7 @@ def _reorder(items: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.nd
 
 def _table_lines(dataset: PlannedDataset) -> list[str]:
     config = dataset.config
-    lines = [f"{config.key_path}: {len(dataset.items)} items per epoch, batch size {config.batch_size}"]
+    lines = [f"{config.key_path}: {plural(len(dataset.items), 'item')} per epoch, batch size {config.batch_size}"]
     lines.append(f"  {'bucket':>11}  {'images':>7}  {'repeats':>7}  {'batches':>7}  {'fill':>5}")
     for bucket in dataset.buckets:
         num_items, num_batches = len(bucket.item_indices), bucket.num_batches(config.batch_size)
@@ -346,7 +347,8 @@ def _skipped(dataset: PlannedDataset) -> str | None:
     largest = dataset.config.skip_image_resolution
     if largest is None:
         return None
-    return f"{dataset.num_skipped} images are skipped: not larger than skip_image_resolution {size_text(largest)}"
+    skipped = plural(dataset.num_skipped, "image is", "images are")
+    return f"{skipped} skipped: not larger than skip_image_resolution {size_text(largest)}"
 
 
 def _small_batches(dataset: PlannedDataset) -> str | None:
@@ -357,7 +359,7 @@ def _small_batches(dataset: PlannedDataset) -> str | None:
         return None
     named = [f"{size_text(each.resolution)} ({len(each.item_indices)} of {batch_size})" for each in small]
     rest = f" and {len(small) - _MAX_BUCKETS_NAMED} more" if len(small) > _MAX_BUCKETS_NAMED else ""
-    buckets = f"{len(small)} buckets fill" if len(small) > 1 else "1 bucket fills"
+    buckets = plural(len(small), "bucket fills", "buckets fill")
     return (
         f"{buckets} less than half of a batch: {', '.join(named[:_MAX_BUCKETS_NAMED])}{rest}: these images are "
         "trained in small batches; add images, use larger bucket_reso_steps or a smaller batch size"
@@ -369,8 +371,8 @@ def _upscaled(dataset: PlannedDataset) -> str | None:
     if not (config.enable_bucket and config.bucket_no_upscale and num_upscaled):
         return None
     return (
-        f"{num_upscaled} images are shorter than bucket_reso_steps {config.bucket_reso_steps} on a side: "
-        "upscaled to the smallest bucket of their aspect ratio"
+        f"{plural(num_upscaled, 'image is', 'images are')} shorter than bucket_reso_steps {config.bucket_reso_steps} on"
+        " a side: upscaled to the smallest bucket of their aspect ratio"
     )
 
 
@@ -382,12 +384,13 @@ def _regularisation_notes(dataset: PlannedDataset) -> Iterator[str]:
     num_unused = int((is_reg & (uses == 0)).sum())
     num_less = int((is_reg & (uses > 0) & (uses < repeats)).sum())
     more = uses[is_reg & (uses > repeats)]
+    one, several = "regularisation image is", "regularisation images are"
     if num_unused:
-        yield f"{num_unused} regularisation images are not used: there are more of them than training items"
+        yield f"{plural(num_unused, one, several)} not used: there are more of them than training items"
     if num_less:
-        yield f"{num_less} regularisation images are used fewer times than their repeats"
+        yield f"{plural(num_less, one, several)} used fewer times than their repeats"
     if len(more):
         yield (
-            f"{len(more)} regularisation images are used more often than their repeats, up to {more.max()} times, "
-            f"to match the {dataset.num_train_images} training items"
+            f"{plural(len(more), one, several)} used more often than their repeats, up to {more.max()} times, "
+            f"to match the {plural(dataset.num_train_images, 'training item')}"
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS
-from library.cli.errors import UserError
+from library.cli.errors import UserError, plural
 from library.data.caches.cache_names import CacheFolders, cache_names
 from library.data.caches.latent_cache import differing_facts, entry_of, has_new_times, needed_arrays
 from library.data.caches.npz_files import array_names, read_made_from
@@ -49,7 +49,7 @@ class CacheCheck:
             return None
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.outdated.most_common())
         total = sum(self.outdated.values())
-        return f"re-encoding the cached latents of {total} image{'s'[: total > 1]}: {reasons}"
+        return f"re-encoding the cached latents of {plural(total, 'image')}: {reasons}"
 
 
 def check_caches(keys: Iterable[LatentKey], fingerprint: str | None) -> CacheCheck:

@@ -10,7 +10,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Literal
 
-from library.cli.errors import UserError, UserErrors, listed, raise_together
+from library.cli.errors import UserError, UserErrors, listed, plural, raise_together
 from library.data.config.config import SubsetConfig
 from library.data.images.face_names import split_face_name
 from library.data.images.image_files import IMAGE_ENDINGS, NoImages, UnreadableImage, mask_size_problem
@@ -76,7 +76,7 @@ def with_masks(subset: SubsetConfig, records: list[ImageRecord], *, skip_unreada
     missing = [record.key for record in records if _stem(record.key) not in by_stem]
     if missing:
         raise UserError(
-            f"{_named(subset, 'conditioning_data_dir')} {folder}: no mask found for {len(missing)} images:"
+            f"{_named(subset, 'conditioning_data_dir')} {folder}: no mask found for {plural(len(missing), 'image')}:"
             f" {listed(missing, _MAX_NAMES_IN_WARNING)}",
             hint="add a mask image of the same name for each: white areas are trained, black ones are not",
         )
@@ -89,8 +89,8 @@ def with_masks(subset: SubsetConfig, records: list[ImageRecord], *, skip_unreada
     unreadable = [each.message for each in problems if isinstance(each, UnreadableImage)]
     if skip_unreadable and unreadable:
         logger.warning(
-            "%s %s: skipping %d images with unreadable masks: %s", _named(subset, "conditioning_data_dir"), folder,
-            len(unreadable), listed(unreadable, _MAX_NAMES_IN_WARNING),
+            "%s %s: skipping %s with unreadable masks: %s", _named(subset, "conditioning_data_dir"), folder,
+            plural(len(unreadable), "image"), listed(unreadable, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
         kept = [not isinstance(each, UnreadableImage) for each in problems]
         masked, problems = list(compress(masked, kept)), list(compress(problems, kept))
@@ -136,7 +136,8 @@ def _no_images(subset: SubsetConfig, entries: set[str]) -> NoImages:
         remedy = "move them up into it" if is_concept else "give that one, one subset for each folder"
         hint = f"its subfolder {below} contains images: {remedy}"
     return NoImages(
-        f"{subset.key_path}: folder {subset.image_dir} contains no images ({len(entries)} other files)", hint=hint
+        f"{subset.key_path}: folder {subset.image_dir} contains no images ({plural(len(entries), 'other file')})",
+        hint=hint,
     )
 
 
@@ -169,11 +170,11 @@ def _skip_unreadable(
     names = listed([pairs[index][0] for index in unreadable], _MAX_NAMES_IN_ERROR)
     if len(unreadable) == len(pairs):
         raise UserError(
-            f"{subset.key_path}: none of the {len(pairs)} images in {subset.image_dir} can be read: {names}",
+            f"{subset.key_path}: none of {plural(len(pairs), 'image')} in {subset.image_dir} can be read: {names}",
             hint="no readable images: replace or repair them",
         )
     logger.warning(
-        "%s: skipping %d unreadable images: %s", subset.image_dir, len(unreadable), names,
+        "%s: skipping %s: %s", subset.image_dir, plural(len(unreadable), "unreadable image"), names,
         extra={"details": [str(scanned[index]) for index in unreadable]},  # for the page of --debug_dataset
     )  # fmt: skip
     skipped = set(unreadable)
@@ -202,21 +203,21 @@ def _report_missing_captions(subset: SubsetConfig, pairs: Sequence[Pair], other_
     others = f"{others}, which is not read: set {key} to read it"
     if subset.class_tokens and other_endings:
         logger.warning(
-            "%s: %d of %d images in %s have the class tokens %r as caption, as they have no %s file; %s",
-            subset.key_path, len(missing), len(pairs), subset.image_dir, subset.class_tokens, subset.caption_extension,
-            others,
+            "%s: %d of %s in %s have the class tokens %r as caption, as they have no %s file; %s",
+            subset.key_path, len(missing), plural(len(pairs), "image"), subset.image_dir, subset.class_tokens,
+            subset.caption_extension, others,
         )  # fmt: skip
         return
     if subset.class_tokens:
         logger.info(
-            "%s: the caption of %d of %d images is the class tokens %r",
-            subset.image_dir, len(missing), len(pairs), subset.class_tokens,
+            "%s: the caption of %d of %s is the class tokens %r",
+            subset.image_dir, len(missing), plural(len(pairs), "image"), subset.class_tokens,
         )  # fmt: skip
         return
     hint = others if other_endings else f"set {key} to the extension of the caption files, if there are any"
     logger.warning(
-        "%s: %d of %d images in %s have no %s file and no class tokens, their caption is empty: %s; %s",
-        subset.key_path, len(missing), len(pairs), subset.image_dir, subset.caption_extension,
+        "%s: %d of %s in %s have no %s file and no class tokens, their caption is empty: %s; %s",
+        subset.key_path, len(missing), plural(len(pairs), "image"), subset.image_dir, subset.caption_extension,
         listed(missing, _MAX_NAMES_IN_WARNING), hint,
     )  # fmt: skip
 
@@ -228,7 +229,8 @@ def _warn_empty_captions(subset: SubsetConfig, pairs: Sequence[Pair], images: Se
         if file is not None and each.caption in ("", MORE_LINES)
     ]
     if empty:
-        logger.warning("%s: %d empty captions: %s", subset.image_dir, len(empty), listed(empty, _MAX_NAMES_IN_WARNING))
+        named, count = listed(empty, _MAX_NAMES_IN_WARNING), plural(len(empty), "empty caption")
+        logger.warning("%s: %s: %s", subset.image_dir, count, named)
 
 
 def _warn_more_lines(subset: SubsetConfig, pairs: Sequence[Pair], images: Sequence[ScannedImage]) -> None:
@@ -239,8 +241,9 @@ def _warn_more_lines(subset: SubsetConfig, pairs: Sequence[Pair], images: Sequen
     ]
     if longer:
         logger.warning(
-            "%s: only the first line of %d caption files is used: %s; put captions on one line, or set enable_wildcard"
-            " to draw one of the lines", subset.image_dir, len(longer), listed(longer, _MAX_NAMES_IN_WARNING),
+            "%s: only the first line of %s is used: %s; put captions on one line, or set enable_wildcard"
+            " to draw one of the lines", subset.image_dir, plural(len(longer), "caption file"),
+            listed(longer, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
 
 

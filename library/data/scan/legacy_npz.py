@@ -11,7 +11,7 @@ import logging
 import os
 
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS, file_error_reason
-from library.cli.errors import UserError, listed
+from library.cli.errors import UserError, listed, plural
 from library.data.buckets import PIXELS_PER_LATENT
 from library.data.config.config import DatasetConfig
 from library.data.records import ImageRecord, Size, flipped_npz_path
@@ -94,8 +94,8 @@ def _images_not_found(config: DatasetConfig, records: list[ImageRecord], existin
     kept = {id(record) for record in existing}
     names = [record.key for record in records if id(record) not in kept]
     return UserError(
-        f"{config.key_path}: {len(names)} images not found, and their legacy .npz latents cannot be used alone: "
-        f"{listed(names, _MAX_NAMES_IN_ERROR)}",
+        f"{config.key_path}: {plural(len(names), 'image')} not found, and their legacy .npz latents cannot be used"
+        f" alone: {listed(names, _MAX_NAMES_IN_ERROR)}",
         hint=f"make the latents of all images of the dataset with {_PREPARE}, or restore the images",
     )
 
@@ -110,8 +110,8 @@ def _bucket_problems(config: DatasetConfig, records: list[ImageRecord]) -> list[
         return []
     return [
         UserError(
-            f"{config.key_path}: train_resolution of {len(wrong)} images with legacy .npz latents is not a multiple of "
-            f"{PIXELS_PER_LATENT}: {listed(wrong, _MAX_NAMES_IN_ERROR)}",
+            f"{config.key_path}: train_resolution of {plural(len(wrong), 'image')} with legacy .npz latents is not a "
+            f"multiple of {PIXELS_PER_LATENT}: {listed(wrong, _MAX_NAMES_IN_ERROR)}",
             hint=f"make the latents again with {_PREPARE}",
         )
     ]
@@ -136,4 +136,4 @@ def _mtime_ns(path: str) -> int:
 
 
 def _count(names: list[str], records: list[ImageRecord]) -> str:
-    return f"{len(names)} of {len(records)} images"
+    return f"{len(names)} of {plural(len(records), 'image')}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from library.cli.documents import read_json
-from library.cli.errors import UserError, listed, raise_together
+from library.cli.errors import UserError, listed, plural, raise_together
 from library.data.buckets import LONGEST_SIDE
 from library.data.captions import first_line, has_more_lines, joiner
 from library.data.config.config import SubsetConfig
@@ -109,9 +109,10 @@ def _read_entries(subset: SubsetConfig, problems: list[UserError]) -> list[_Entr
     entries = [_entry(key, value, invalid) for key, value in document.items()]
     problems += (UserError(f"{_named(subset)}: {each.message}", each.hint) for each in invalid[:_MAX_INVALID_ENTRIES])
     if len(invalid) > _MAX_INVALID_ENTRIES:
+        more = plural(len(invalid) - _MAX_INVALID_ENTRIES, "more value is", "more values are")
         problems.append(
             UserError(
-                f"{_named(subset)}: {len(invalid) - _MAX_INVALID_ENTRIES} more values are not valid",
+                f"{_named(subset)}: {more} not valid",
                 hint="fix the program that wrote the file",
             )
         )
@@ -179,7 +180,7 @@ def _find_all(subset: SubsetConfig, entries: list[_Entry], problems: list[UserEr
     if ambiguous:
         problems.append(
             UserError(
-                f"{_named(subset)}: {len(ambiguous)} keys match several images: "
+                f"{_named(subset)}: {plural(len(ambiguous), 'key matches', 'keys match')} several images: "
                 f"{listed(ambiguous, _MAX_NAMES_IN_ERROR)}",
                 hint="write the names of the images with their extensions",
             )
@@ -207,8 +208,9 @@ def _without_duplicates(subset: SubsetConfig, found: list[_Found]) -> list[_Foun
             duplicates.append(f"{each.entry.key} (same image as {original.entry.key})")
     if duplicates:
         logger.warning(
-            "%s: skipping %d duplicate entries: %s",
-            _named(subset), len(duplicates), listed(duplicates, _MAX_NAMES_IN_WARNING),
+            "%s: skipping %s: %s",
+            _named(subset), plural(len(duplicates), "duplicate entry", "duplicate entries"),
+            listed(duplicates, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
     return list(first.values())
 
@@ -230,13 +232,14 @@ def _caption(entry: _Entry, subset: SubsetConfig) -> str | None:
 def _warn_empty_captions(subset: SubsetConfig, captions: Mapping[str, str | None]) -> None:
     empty = [key for key, caption in captions.items() if caption == ""]
     if empty:
-        logger.warning("%s: %d empty captions: %s", _named(subset), len(empty), listed(empty, _MAX_NAMES_IN_WARNING))
+        named, count = listed(empty, _MAX_NAMES_IN_WARNING), plural(len(empty), "empty caption")
+        logger.warning("%s: %s: %s", _named(subset), count, named)
     missing = [key for key, caption in captions.items() if caption is None]
     if missing:
         logger.warning(
-            '%s: %d of %d entries have neither caption nor tags, their caption is empty: %s; give each a "caption" or'
-            ' "tags"',
-            _named(subset), len(missing), len(captions), listed(missing, _MAX_NAMES_IN_WARNING),
+            '%s: %d of %s have neither caption nor tags, their caption is empty: %s; give each a "caption" or'
+            ' "tags"', _named(subset), len(missing), plural(len(captions), "entry", "entries"),
+            listed(missing, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
 
 
@@ -246,8 +249,9 @@ def _warn_more_lines(subset: SubsetConfig, found: list[_Found]) -> None:
     longer = [each.entry.key for each in found if has_more_lines((each.entry.caption or "").encode())]
     if longer:
         logger.warning(
-            "%s: only the first line of %d captions is used: %s; put captions on one line, or set enable_wildcard to"
-            " draw one of the lines", _named(subset), len(longer), listed(longer, _MAX_NAMES_IN_WARNING),
+            "%s: only the first line of %s is used: %s; put captions on one line, or set enable_wildcard to"
+            " draw one of the lines", _named(subset), plural(len(longer), "caption"),
+            listed(longer, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
 
 
@@ -289,8 +293,8 @@ def _make_records(
             )
     if unreadable:
         logger.warning(
-            "%s: skipping %d unreadable images: %s",
-            _named(subset), len(unreadable), listed([error.message for error in unreadable], _MAX_NAMES_IN_ERROR),
+            "%s: skipping %s: %s", _named(subset), plural(len(unreadable), "unreadable image"),
+            listed([error.message for error in unreadable], _MAX_NAMES_IN_ERROR),
             extra={"details": [error.message for error in unreadable]},  # for the page of --debug_dataset
         )  # fmt: skip
     return records
@@ -340,7 +344,8 @@ def _images_not_found(subset: SubsetConfig, missing: list[_Found]) -> UserError:
     option = _option(subset, "image_dir")
     hint = f"correct {option}" if subset.image_dir else f"give their folder with {option}"
     return UserError(
-        f"{_named(subset)}: {len(names)} images not found: {listed(names, _MAX_NAMES_IN_ERROR)} (searched in {where})",
+        f"{_named(subset)}: {plural(len(names), 'image')} not found: {listed(names, _MAX_NAMES_IN_ERROR)} (searched in"
+        f" {where})",
         hint=f"{hint}, or create the metadata file again",
     )
 

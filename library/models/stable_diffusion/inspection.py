@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from library.cli.errors import UserError, listed
+from library.cli.errors import UserError, listed, plural
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
 from library.models.layouts.config_metadata import stated_config
 from library.models.layouts.diffusers_folder import DiffusersFolder
@@ -115,21 +115,23 @@ def _inspection(detected: DetectedModel, parts: tuple[PartContents, ...], metada
 
 def _unet_dimensions(config: Mapping[str, Any]) -> str:
     return (
-        f"channels {_joined(config.get('block_out_channels'))}; {config.get('layers_per_block')} layers a level;"
+        f"channels {_joined(config.get('block_out_channels'))};"
+        f" {plural(config.get('layers_per_block'), 'layer')} a level;"
         f" context width {config.get('cross_attention_dim')}; heads {_joined(config.get('attention_head_dim'))}"
     )
 
 
 def _vae_dimensions(config: Mapping[str, Any]) -> str:
     return (
-        f"channels {_joined(config.get('block_out_channels'))}; {config.get('layers_per_block')} layers a level;"
+        f"channels {_joined(config.get('block_out_channels'))};"
+        f" {plural(config.get('layers_per_block'), 'layer')} a level;"
         f" {config.get('latent_channels', 4)} channels of latents"
     )
 
 
 def _text_dimensions(config: Mapping[str, Any]) -> str:
     return (
-        f"{config.get('num_hidden_layers')} layers; width {config.get('hidden_size')};"
+        f"{plural(config.get('num_hidden_layers'), 'layer')}; width {config.get('hidden_size')};"
         f" {config.get('vocab_size')} tokens"
     )
 

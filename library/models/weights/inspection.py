@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from library.cli.errors import plural
+
 _MAX_VALUE_LENGTH = 100  # of metadata that is shown
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -51,7 +53,7 @@ def report_lines(inspection: Inspection) -> Iterator[str]:
     for part in inspection.parts:
         types = ", ".join(f"{name} ({_short(size)}B)" for name, size in part.num_bytes.items())
         count = _short(part.num_parameters).strip()
-        yield f"  {part.title}: {count} parameters in {part.num_tensors} tensors, {types}"
+        yield f"  {part.title}: {count} parameters in {plural(part.num_tensors, 'tensor')}, {types}"
         if part.dimensions:
             yield f"    {part.dimensions}"
     yield "  metadata:" if inspection.metadata else "  no metadata"

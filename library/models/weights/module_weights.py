@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from library.cli.errors import UserError, listed
+from library.cli.errors import UserError, listed, plural
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -58,7 +58,7 @@ def lacking_keys_error(source: str, part: str, lacking: Sequence[str], num_expec
 def surplus_keys_error(source: str, part: str, surplus: Sequence[str]) -> UserError:
     """The error for a file that holds more of a part than Stable Diffusion 1.x and 2.x have."""
     return UserError(
-        f"{source} holds {len(surplus)} keys that the {part} does not have: {listed(surplus, _NAMED_KEYS)}",
+        f"{source} holds {plural(len(surplus), 'key')} that the {part} does not have: {listed(surplus, _NAMED_KEYS)}",
         "the file is damaged, or a variant that is not Stable Diffusion 1.x or 2.x",
     )
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from library.cli.documents import valid_metadata
-from library.cli.errors import first_line, listed
+from library.cli.errors import first_line, listed, plural
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +135,8 @@ def _warn_of_overflows(overflows: Mapping[str, int]) -> None:
     names = [name for name, count in overflows.items() if count]
     if names:
         logger.warning(
-            "%d weights are beyond the range of the saved precision and became infinite, in %s: the file will give NaN"
+            "%s beyond the range of the saved precision and became infinite, in %s: the file will give NaN"
             " (black images); --save_precision bf16 or float keeps them",
-            sum(overflows.values()),
+            plural(sum(overflows.values()), "weight is", "weights are"),
             listed(names, 3),
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from library.cli.errors import UserError, listed
+from library.cli.errors import UserError, listed, plural
 from library.training.checkpoints.options import OutputOptions
 from library.training.checkpoints.pruning import Pruner
 from library.training.checkpoints.saved_names import STATE_ENDING, file_stem
@@ -112,8 +112,9 @@ class Saver:
     def raise_failures(self) -> None:
         """Raises `UserError` when a checkpoint or state could not be written."""
         if self._failures:
+            files = plural(len(self._failures), "of the run's files is", "of the run's files are")
             raise UserError(
-                f"{len(self._failures)} of the run's files are missing: {listed(self._failures, 3)}",
+                f"{files} missing: {listed(self._failures, 3)}",
                 hint="free disk space or check --output_dir"
                 + (", then resume from the last state with --resume auto" if self._options.save_state else ""),
             )

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from library.cli.errors import listed
+from library.cli.errors import listed, plural
 from library.training.checkpoints.hub_upload import WAITS, HubRepository
 from library.training.checkpoints.options import HubOptions
 from library.training.signals import signals_end_at_once
@@ -55,12 +55,14 @@ class Uploads:
         with self._changed:
             num_pending = len(self._pending)
         if num_pending:
-            logger.info("waiting for %d uploads to %s; Ctrl-C exits immediately", num_pending, self._repository)
+            uploads = plural(num_pending, "upload")
+            logger.info("waiting for %s to %s; Ctrl-C exits immediately", uploads, self._repository)
         with signals_end_at_once(), self._changed:
             self._changed.wait_for(lambda: not self._pending)
         if self._failed:
             names = [path.name for path in self._failed]
-            logger.error("%d files of the run were not uploaded to the Hub: %s", len(names), listed(names, 3))
+            files = plural(len(names), "file of the run was", "files of the run were")
+            logger.error("%s not uploaded to the Hub: %s", files, listed(names, 3))
 
     def _work(self) -> None:
         while True:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from library.cli.errors import UserError, listed
+from library.cli.errors import UserError, listed, plural
 from library.cli.logging import progress_bar
 from library.data.batches.loader import num_cpus
 from library.data.batches.plan import TrainingData
@@ -138,7 +138,8 @@ class LatentProvider:
             shown = list(everywhere.values())[:_MAX_ERRORS_IN_WARNING]
             rest = len(everywhere) - len(shown)
             lines = "\n  ".join([*shown, f"and {rest} more"] if rest else shown)
-            logger.warning("--skip_bad_images: %d images cannot be read and are skipped\n  %s", len(everywhere), lines)
+            said = plural(len(everywhere), "image cannot be read and is", "images cannot be read and are")
+            logger.warning("--skip_bad_images: %s skipped\n  %s", said, lines)
         return frozenset(everywhere)
 
     def latents_of(self, batch: Batch) -> torch.Tensor:

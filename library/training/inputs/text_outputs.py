@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from library.cli.checks import Findings
+from library.cli.errors import plural
 from library.cli.logging import progress_bar
 from library.data.batches.plan import TrainingData
 from library.data.caches.npz_files import remove_leftovers
@@ -128,8 +129,8 @@ def caption_findings(data: TrainingData, family: ModelFamily, limit: int) -> Fin
     if long:
         examples = "; ".join(f"{caption[:_EXAMPLE_LENGTH]!r}... ({count})" for caption, count in long[:_NUM_EXAMPLES])
         yield (
-            f"{len(long)} captions have more than {limit} tokens (--max_token_length) and are truncated: {examples}"
-            " (--debug_dataset shows all)"
+            f"{plural(len(long), 'caption has', 'captions have')} more than {limit} tokens (--max_token_length):"
+            f" truncated, {examples} (--debug_dataset shows all)"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from library.cli.errors import UserError, listed
+from library.cli.errors import UserError, listed, plural
 from library.cli.launcher import command_line
 from library.data.records import Batch
 
@@ -59,7 +59,7 @@ class NonfiniteSteps:
 
     def error(self, state: str | None, are_weights_finite: bool) -> UserError:
         """What ends the run. `state`: the folder that was saved, if one could be."""
-        message = f"{self._in_a_row} steps in a row could not be applied; the last was {self._last}"
+        message = f"{plural(self._in_a_row, 'step')} in a row could not be applied; the last was {self._last}"
         if not are_weights_finite:
             return UserError(
                 f"{message}. The weights themselves are not finite any more",

@@ -11,7 +11,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from library.cli.checks import Findings
-from library.cli.errors import UserError
+from library.cli.errors import UserError, plural
 from library.training.optimization.options import AverageOptions
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def average_findings(options: AverageOptions, num_steps: int) -> Findings:
     if options.ema and options.ema_start_step > num_steps:
         yield (
             f"--ema does nothing: it starts at step {options.ema_start_step} (--ema_start_step), and the run has only"
-            f" {num_steps} steps"
+            f" {plural(num_steps, 'step')}"
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from library.cli.checks import Findings
-from library.cli.errors import UserError
+from library.cli.errors import UserError, plural
 from library.training.optimization.lr_curves import SCHEDULES, LRCurve, read_schedule_args
 from library.training.optimization.optimizers import needs_adafactor_schedule
 from library.training.optimization.options import OptimizerOptions
@@ -74,10 +74,11 @@ def lr_schedule_findings(options: OptimizerOptions, num_steps: int) -> Findings:
         check_length(options.schedule_class, options.lr_scheduler_args, num_steps)
     warmup, decay = warmup_steps(options, num_steps), steps_of(options.lr_decay_steps, num_steps)
     if name in SCHEDULES and SCHEDULES[name].has_warmup and warmup >= num_steps:
-        yield f"--lr_warmup_steps {warmup}: the run ends after {num_steps} steps, before the warm-up does"
+        yield f"--lr_warmup_steps {warmup}: the run ends after {plural(num_steps, 'step')}, before the warm-up does"
     if "lr_decay_steps" in reads and warmup + decay > num_steps:
         yield UserError(
-            f"--lr_warmup_steps {warmup} and --lr_decay_steps {decay} are more than the {num_steps} steps of the run",
+            f"--lr_warmup_steps {warmup} and --lr_decay_steps {decay} are more than the run's"
+            f" {plural(num_steps, 'step')}",
             hint="lower one of them, or give fractions of all steps, such as 0.1",
         )
 

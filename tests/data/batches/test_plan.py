@@ -145,7 +145,7 @@ def test_the_table_and_the_figures_for_metadata() -> None:
 
 def test_the_table_says_what_is_enlarged_and_what_is_unused() -> None:
     thin = _dataset([_record(0, (100, 4)), _record(1)], **BUCKETS, bucket_no_upscale=True)
-    assert any("1 images are shorter than bucket_reso_steps 8" in line for line in TrainingData((thin,)).bucket_table())
+    assert any("1 image is shorter than bucket_reso_steps 8" in line for line in TrainingData((thin,)).bucket_table())
     many = _dataset([_record(0), *(_record(number, is_reg=True) for number in range(3))])
     assert any("2 regularisation images are not used" in line for line in TrainingData((many,)).bucket_table())
 
@@ -171,7 +171,7 @@ def test_the_table_says_what_matching_does_to_regularisation_images() -> None:
     assert "to match the 7 training items" in table
     cut = _dataset([*(_record(number) for number in range(3)), *(_record(n, repeats=2, is_reg=True) for n in range(2))])
     table = "\n".join(TrainingData((cut,)).bucket_table())
-    assert "1 regularisation images are used fewer times than their repeats" in table and "more often" not in table
+    assert "1 regularisation image is used fewer times than their repeats" in table and "more often" not in table
 
 
 def test_legacy_npz_decide_their_bucket() -> None:

@@ -181,7 +181,7 @@ def test_bad_images_are_left_out_where_that_is_asked_for(tmp_path: Path, caplog)
     assert "text.caption" not in str(caught.value)
     for name in ("a", "b"):
         (tmp_path / f"{name}.png").write_bytes(b"x")
-    with pytest.raises(UserError, match="none of the 4 images .* can be read: a.png, b.png, empty.png, text.jpg"):
+    with pytest.raises(UserError, match="none of 4 images .* can be read: a.png, b.png, empty.png, text.jpg"):
         scan_folder(subset, 0, skip_unreadable=True)
 
 
@@ -343,7 +343,7 @@ def test_folders_without_images_are_left_out_beside_others(tmp_path, make_images
     assert [subset.folder_name for subset in dataset.config.subsets] == ["full"]
     assert (data.num_items, data.validation.num_items) == (3, 1)
     assert caplog.messages == [
-        f"datasets[0].subsets[0]: folder {tmp_path}/bare contains no images (1 other files), and is skipped: "
+        f"datasets[0].subsets[0]: folder {tmp_path}/bare contains no images (1 other file), and is skipped: "
         "put images (.png .jpg .jpeg .webp .bmp .avif .jxl) directly in it",
         f"datasets[0].subsets[1]: folder {tmp_path}/outer contains no images (0 other files), and is skipped: "
         "its subfolder inner contains images: give that one, one subset for each folder",
@@ -354,7 +354,7 @@ def test_without_any_image_all_folders_are_named(tmp_path: Path, make_images, lo
     _make_bare_folders(tmp_path, make_images)
     with pytest.raises(UserError) as caught:
         load_toml(SUBSETS)
-    assert "bare contains no images (1 other files)" in str(caught.value)
+    assert "bare contains no images (1 other file)" in str(caught.value)
     assert "its subfolder inner contains images: give that one" in str(caught.value)
 
 
@@ -430,7 +430,7 @@ def test_a_second_line_of_a_caption_is_not_left_out_in_silence(tmp_path: Path, c
         records = scan_folder(SubsetConfig("s", str(tmp_path), cache_info=True), 0)
         assert [record.caption for record in records] == ["a cat", "a cat"]
         (message,) = caplog.messages
-        assert "only the first line of 1 caption files is used: a.caption" in message
+        assert "only the first line of 1 caption file is used: a.caption" in message
     caplog.clear()
     scan_folder(SubsetConfig("s", str(tmp_path), enable_wildcard=True), 0)
     assert not caplog.messages

@@ -87,7 +87,7 @@ def test_one_image_without_latents_puts_all_of_them_aside(load: Load, images: Pa
         assert _legacy_npz(load()) == [None, None]
     assert "datasets[0]: legacy .npz latents are not used: 1 of 2 images have none (b.png)" in caplog.text
     (images / "a.png").unlink()
-    with pytest.raises(UserError, match=r"1 images not found, and their legacy .npz latents cannot be used alone: a"):
+    with pytest.raises(UserError, match=r"1 image not found, and their legacy .npz latents cannot be used alone: a"):
         load()
 
 
@@ -127,7 +127,7 @@ def test_what_needs_the_image_is_refused(load: Load, images: Path, line: str) ->
 
 
 def test_a_size_that_no_latent_has_is_refused(load: Load, images: Path) -> None:
-    with pytest.raises(UserError, match="train_resolution of 1 images .* not a multiple of 8: b.png"):
+    with pytest.raises(UserError, match="train_resolution of 1 image .* not a multiple of 8: b.png"):
         load(b=[56, 97])
 
 

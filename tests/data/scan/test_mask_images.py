@@ -97,7 +97,7 @@ def test_what_is_wrong_with_masks_is_named(tmp_path):
     with pytest.raises(UserError, match="conditioning_data_dir .*masks does not exist"):
         load(tmp_path)
     write(tmp_path / "masks" / "b.png", np.zeros((64, 64)))
-    with pytest.raises(UserError, match=r"no mask found for 1 images: a\.png"):
+    with pytest.raises(UserError, match=r"no mask found for 1 image: a\.png"):
         load(tmp_path)
     write(tmp_path / "masks" / "a.png", np.zeros((64, 128)))
     with pytest.raises(UserError, match="cannot be used with alpha_mask"):
@@ -166,5 +166,5 @@ def test_what_is_wrong_with_masks_of_concept_folders_is_named_once(concepts):
     (concepts / "masks" / "3_dog").mkdir()
     with pytest.raises(UserError) as caught:
         load_concepts(concepts)
-    lacking = f"--conditioning_data_dir {concepts / 'masks' / '3_dog'}: no mask found for 1 images: a.png"
+    lacking = f"--conditioning_data_dir {concepts / 'masks' / '3_dog'}: no mask found for 1 image: a.png"
     assert caught.value.message == lacking

@@ -105,7 +105,7 @@ def test_a_stem_of_several_images_is_refused_with_their_names(scan: Scan, tmp_pa
         save_image(tmp_path / "img" / name, (8, 8))
     (tmp_path / "img" / "b.txt").write_text("no image")
     (problem,) = _problems(scan, {"a": {"caption": "x"}, "b": {"caption": "x"}})
-    assert '1 keys match several images: "a" (a.JPG, a.png)' in problem and "with their extensions" in problem
+    assert '1 key matches several images: "a" (a.JPG, a.png)' in problem and "with their extensions" in problem
     assert [record.key for record in scan({"a.png": {"caption": "x"}})] == ["a.png"]
 
 
@@ -139,7 +139,7 @@ def test_missing_and_empty_captions_are_counted_apart(scan: Scan, tmp_path: Path
         assert [record.caption for record in scan(entries)] == ["", "", "", "x"]
     (about_missing,) = [each for each in caplog.messages if "neither caption nor tags" in each]
     assert "2 of 4 entries have neither caption nor tags, their caption is empty: a, c;" in about_missing
-    assert sum("1 empty captions: b" in each for each in caplog.messages) == 1
+    assert sum("1 empty caption: b" in each for each in caplog.messages) == 1
 
 
 def test_wrong_values_are_named_together_by_their_keys(scan: Scan, tmp_path: Path) -> None:

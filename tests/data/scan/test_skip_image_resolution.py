@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, plural
 from library.data.config.options import DatasetOptions
 from library.data.load_data import load_training_data
 from tests.data.image_files import save_image
@@ -54,7 +54,7 @@ class_tokens = "x"
 def test_images_of_at_most_that_area_are_left_out(folder, load_toml, size: str, left: list[str]) -> None:
     (dataset,) = load_toml(TOML.format(size=size)).datasets
     assert _names(dataset) == left
-    note = f"{len(SIZES) - len(left)} images are skipped: not larger than skip_image_resolution"
+    note = f"{plural(len(SIZES) - len(left), 'image is', 'images are')} skipped: not larger than skip_image_resolution"
     assert sum(note in line for line in load_toml(TOML.format(size=size)).bucket_table()) == 1
 
 

@@ -269,7 +269,7 @@ def test_a_file_without_a_whole_section_is_a_user_error(tiny_v1, stability_layou
 def test_a_unet_with_more_than_stable_diffusion_has_is_refused(tiny_v1, stability_layout, tmp_path):
     tensors = stability_layout(tiny_v1)
     tensors["model.diffusion_model.label_emb.0.0.weight"] = torch.zeros(4, 4)
-    with pytest.raises(UserError, match="holds 1 keys that the U-Net does not have: model.diffusion_model.label_emb"):
+    with pytest.raises(UserError, match="holds 1 key that the U-Net does not have: model.diffusion_model.label_emb"):
         load_with(tensors, tmp_path / "some.safetensors")
 
 

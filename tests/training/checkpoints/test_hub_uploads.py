@@ -133,7 +133,7 @@ def test_what_does_not_pass_is_said_once_and_the_next_save_is_uploaded(hub, tmp_
     errors = [record.getMessage() for record in said.records if record.levelno == logging.ERROR]
     assert len(errors) == 2 and "\n" not in errors[0] and errors[0].startswith(f"{path} was not uploaded to the Hub: ")
     assert errors[0].endswith(f"upload it with: hf upload {NAME} {path} run.safetensors")
-    assert errors[1] == "1 files of the run were not uploaded to the Hub: run.safetensors"
+    assert errors[1] == "1 file of the run was not uploaded to the Hub: run.safetensors"
 
 
 def test_a_refusal_is_not_tried_again(hub, tmp_path, said):

@@ -191,7 +191,9 @@ def test_several_mistakes_are_reported_together():
 
 def test_a_decay_that_does_not_fit_into_the_run_is_refused():
     options = options_of("--lr_scheduler", "warmup_stable_decay", "--lr_warmup_steps", "10", "--lr_decay_steps", "95%")
-    with pytest.raises(UserError, match="--lr_warmup_steps 10 and --lr_decay_steps 95 are more than the 100 steps"):
+    with pytest.raises(
+        UserError, match="--lr_warmup_steps 10 and --lr_decay_steps 95 are more than the run's 100 steps"
+    ):
         report(lr_schedule_findings(options, 100))
     report(lr_schedule_findings(options, 200))  # 10 + 190 just fit
 
