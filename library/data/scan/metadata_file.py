@@ -15,9 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from library.cli.documents import read_json
 from library.cli.errors import UserError, listed, plural, raise_together
-from library.data.buckets import LONGEST_SIDE
 from library.data.captions import first_line, has_more_lines, joiner
 from library.data.config.config import SubsetConfig
 from library.data.images.image_files import NoImages, UnreadableImage
@@ -26,6 +24,7 @@ from library.data.records import ImageRecord, LegacyNpz, Size
 from library.data.scan.header_scan import Header, read_headers
 from library.data.scan.legacy_npz import legacy_npz_path, original_size
 from library.data.scan.listing import ImageFolders
+from library.data.scan.metadata_entries import FORM, read_entries
 from library.data.scan.scan_index import ScannedImage
 from library.data.scan.scanner import scan_files
 
@@ -33,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_NAMES_IN_ERROR = 200
 _MAX_NAMES_IN_WARNING = 5
-_MAX_INVALID_ENTRIES = 50
-_PLACEHOLDER = "?"  # for an invalid text, which is reported: it is neither missing nor empty
 _FLAGS = {"metadata_file": "--in_json", "image_dir": "--train_data_dir"}
 
 
@@ -99,67 +96,15 @@ def _check_folder(subset: SubsetConfig) -> None:
 
 
 def _read_entries(subset: SubsetConfig, problems: list[UserError]) -> list[_Entry]:
-    document = read_json(subset.metadata_file or "", _option(subset, "metadata_file"))
-    form = 'write {"image.png": {"caption": "a cat"}}'
-    if not isinstance(document, dict):
-        raise UserError(f"{_named(subset)} is not a table", hint=form)
-    if not document:
-        raise NoImages(f"{_named(subset)} describes no images", hint=form)
-    invalid: list[UserError] = []
-    entries = [_entry(key, value, invalid) for key, value in document.items()]
-    problems += (UserError(f"{_named(subset)}: {each.message}", each.hint) for each in invalid[:_MAX_INVALID_ENTRIES])
-    if len(invalid) > _MAX_INVALID_ENTRIES:
-        more = plural(len(invalid) - _MAX_INVALID_ENTRIES, "more value is", "more values are")
-        problems.append(
-            UserError(
-                f"{_named(subset)}: {more} not valid",
-                hint="fix the program that wrote the file",
-            )
-        )
-    return entries
+    document = read_entries(subset.metadata_file or "", _option(subset, "metadata_file"), problems)
+    if not document and not problems:
+        raise NoImages(f"{_named(subset)} describes no images", hint=FORM)
+    return [_entry(key, value) for key, value in document.items()]
 
 
-def _entry(key: str, value: Any, invalid: list[UserError]) -> _Entry:
-    if not key or "\0" in key:
-        hint = "give a path or the stem of an image"
-        invalid.append(UserError(f"{_shown(key)} is not the name of an image", hint))
-    if not isinstance(value, dict):
-        hint = 'give a table such as {"caption": ""}'
-        invalid.append(UserError(f"{_shown(key)} = {_shown(value)} is not valid", hint))
-        value = {"caption": _PLACEHOLDER}
-    values = {}
-    for name, (is_valid, expected) in _ENTRY_KEYS.items():
-        given = value.get(name)  # some programs write null for no value
-        if given is not None and not is_valid(given):
-            invalid.append(UserError(f"{_shown(key)}.{name} = {_shown(given)} is not valid", hint=f"give {expected}"))
-            given = None if name == "train_resolution" else _PLACEHOLDER
-        values[name] = given
-    resolution = values["train_resolution"]
-    return _Entry(key, values["caption"], values["tags"], None if resolution is None else tuple(resolution))
-
-
-def _shown(value: Any) -> str:
-    text = "a table" if isinstance(value, dict) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_size(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= LONGEST_SIDE for side in value)
-    )
-
-
-_ENTRY_KEYS = {
-    "caption": (_is_text, "a text"),
-    "tags": (_is_text, "a text, comma-separated tags"),
-    "train_resolution": (_is_size, "width and height in pixels, such as [512, 768]"),
-}
+def _entry(key: str, value: Mapping[str, Any]) -> _Entry:
+    resolution = value.get("train_resolution")
+    return _Entry(key, value.get("caption"), value.get("tags"), None if resolution is None else tuple(resolution))
 
 
 def _find_all(subset: SubsetConfig, entries: list[_Entry], problems: list[UserError]) -> list[_Found]:
