@@ -94,7 +94,7 @@ class ModelFamily(Protocol):
         """Tokenizes and encodes; gradients flow unless the caller forbids them.
 
         `weighted`: whether brackets in the prompts are prompt weights; None for captions, where the options decide.
-        Prompts that are not captions are always padded, as in image programs.
+        Prompts that are not captions are always padded, and never truncated, as in image programs.
         """
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:

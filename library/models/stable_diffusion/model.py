@@ -139,7 +139,7 @@ class StableDiffusion:
             encoder.train()
 
     def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Conditioning:
-        """Prompts -> hidden states (B, 2 + 75 n, D); truncated at `max_token_length` = 75 n. Gradients flow.
+        """Prompts -> hidden states (B, 2 + 75 n, D); captions truncated at `max_token_length` = 75 n. Gradients flow.
 
         With an embedding that has vectors for each layer: (layers, B, 2 + 75 n, D). The n chunks are encoded one by
         one; of their start and end tokens, the first start and the last end are kept.
@@ -148,7 +148,8 @@ class StableDiffusion:
         if weighted is None:
             tokens = self.tokenizer.encode(prompts, options, options.weighted_captions)
         else:
-            tokens = self.tokenizer.encode(prompts, replace(options, no_token_padding=False), weighted)
+            padded = replace(options, no_token_padding=False)
+            tokens = self.tokenizer.encode(prompts, padded, weighted, truncates=False)
         if self._embedding is None or self._embedding.num_layers == 1:
             return Conditioning(self._encode(tokens))
         (encoder,) = self.text_encoders

@@ -56,15 +56,23 @@ class PromptTokenizer:
         return replace(self, tokenizer=tokenizer, added_tokens={**self.added_tokens, number: tuple(ids)})
 
     def encode(
-        self, prompts: Sequence[str], options: PromptOptions | None = None, weighted: bool = False
+        self,
+        prompts: Sequence[str],
+        options: PromptOptions | None = None,
+        weighted: bool = False,
+        *,
+        truncates: bool = True,
     ) -> PromptTokens:
         """Token ids and, with `weighted`, the prompt weights given by brackets.
 
-        Prompts are truncated to `max_token_length`; shorter ones are padded, with whole chunks of padding too.
+        Prompts are truncated to `max_token_length`; shorter ones are padded, with whole chunks of padding too. Without
+        `truncates` there are as many chunks more as the longest one takes.
         """
         options = options or PromptOptions()
         parsed = [self._tokens(prompt, weighted) for prompt in prompts]
         num_chunks = options.max_token_length // CHUNK_LENGTH
+        if not truncates:
+            num_chunks = max(num_chunks, *(-(-len(ids) // CHUNK_LENGTH) for ids, _ in parsed))
         length = CHUNK_LENGTH
         if options.no_token_padding and num_chunks == 1:
             length = min(CHUNK_LENGTH, max(len(ids) for ids, _ in parsed))

@@ -5,7 +5,10 @@ Imports no Diffusers: the options and prompt files take their choices from the t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -27,12 +30,15 @@ class Scheduler(Protocol):
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor: ...
 
-    def step(
-        self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *, generator: torch.Generator | None
-    ) -> Any: ...
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **kwargs: Any) -> Any: ...
 
 
 _LEAST_ALPHA = 2.0**-24  # the image computed from predicted noise is divided by the root of this
+
+
+_STABLE = "leading"  # timesteps as the programs that Stable Diffusion came with space them
+_EVEN = "linspace"  # and as those by K. Crowson do: the first and the last timestep, and evenly between
+_LEAST_LOG_SNR = -5.1  # half of it, where predicted noise still says something about the image
 
 
 def _betas(family: ModelFamily, least_alpha: float = 0.0) -> np.ndarray:
@@ -57,42 +63,73 @@ def _ends_in_noise(family: ModelFamily) -> bool:
     return float(family.alphas_cumprod()[-1]) == 0
 
 
-def _ddim(family: ModelFamily) -> Scheduler:
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+@dataclass(frozen=True)
+class SamplerRow:
+    """A scheduler of Diffusers: its module and class, the timestep spacing of its origin, further settings.
 
-    return DDIMScheduler(
-        trained_betas=_betas(family, 0.0 if family.prediction_type == "v_prediction" else _LEAST_ALPHA),
-        timestep_spacing=_spacing(family, "leading"),
-        prediction_type=family.prediction_type,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    `spacing` None: it has one of its own. `divides`: it divides by the signal that is left, which must not be 0 at any
+    timestep.
+    """
+
+    module: str
+    scheduler: str
+    spacing: str | None = _EVEN
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    divides: bool = True
+
+    def __call__(self, family: ModelFamily) -> Scheduler:
+        """A scheduler on the noise schedule that the model is trained on."""
+        is_exact_at_zero = not self.divides and family.prediction_type == "v_prediction"
+        settings = dict(self.settings)
+        if self.spacing is not None:
+            settings |= {"timestep_spacing": _spacing(family, self.spacing), "steps_offset": 1}
+        elif _ends_in_noise(family) and family.prediction_type != "v_prediction":
+            settings |= {"lambda_min_clipped": _LEAST_LOG_SNR}
+        make = getattr(importlib.import_module(self.module), self.scheduler)
+        return make(
+            trained_betas=_betas(family, 0.0 if is_exact_at_zero else _LEAST_ALPHA),
+            prediction_type=family.prediction_type,
+            **settings,
+        )
 
 
-def _euler_a(family: ModelFamily) -> Scheduler:
-    from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
+_DIFFUSERS = "diffusers.schedulers.scheduling_"
+_LAST_STEP = {"set_alpha_to_one": False}  # ends at the noise of timestep 0
 
-    return EulerAncestralDiscreteScheduler(
-        trained_betas=_betas(family),
-        rescale_betas_zero_snr=_ends_in_noise(family),  # keeps the last sigma finite
-        timestep_spacing=_spacing(family, "linspace"),
-        prediction_type=family.prediction_type,
-        steps_offset=1,
-    )
+SAMPLERS: dict[str, Callable[[ModelFamily], Scheduler]] = {
+    "ddim": SamplerRow(
+        f"{_DIFFUSERS}ddim", "DDIMScheduler", _STABLE, {"clip_sample": False, **_LAST_STEP}, divides=False
+    ),
+    "pndm": SamplerRow(f"{_DIFFUSERS}pndm", "PNDMScheduler", _STABLE, {"skip_prk_steps": True, **_LAST_STEP}),
+    "lms": SamplerRow("library.training.evaluation.lms", "LMSScheduler"),
+    "euler": SamplerRow(f"{_DIFFUSERS}euler_discrete", "EulerDiscreteScheduler"),
+    "euler_a": SamplerRow(f"{_DIFFUSERS}euler_ancestral_discrete", "EulerAncestralDiscreteScheduler"),
+    "heun": SamplerRow(f"{_DIFFUSERS}heun_discrete", "HeunDiscreteScheduler"),
+    "dpm_2": SamplerRow(f"{_DIFFUSERS}k_dpm_2_discrete", "KDPM2DiscreteScheduler"),
+    "dpm_2_a": SamplerRow(f"{_DIFFUSERS}k_dpm_2_ancestral_discrete", "KDPM2AncestralDiscreteScheduler"),
+    "dpmsolver": SamplerRow(
+        f"{_DIFFUSERS}dpmsolver_multistep", "DPMSolverMultistepScheduler",
+        settings={"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+    ),
+    "dpmsolver++": SamplerRow(f"{_DIFFUSERS}dpmsolver_multistep", "DPMSolverMultistepScheduler"),
+    "dpmsingle": SamplerRow(
+        f"{_DIFFUSERS}dpmsolver_singlestep", "DPMSolverSinglestepScheduler", None, {"lower_order_final": True}
+    ),
+}  # fmt: skip
+_OLDER_NAMES = tuple(f"k_{name}" for name in ("lms", "euler", "euler_a", "dpm_2", "dpm_2_a"))
 
-
-SAMPLERS: dict[str, Callable[[ModelFamily], Scheduler]] = {"ddim": _ddim, "euler_a": _euler_a}
-DEFAULT_SAMPLER = "ddim"
-
-# every name that options and prompt files may hold; those without a row yet use the default sampler
-SAMPLER_NAMES = (
-    "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
-    "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a",
-)  # fmt: skip
+# every name that options and prompt files may hold
+SAMPLER_NAMES = (*SAMPLERS, *_OLDER_NAMES)
 
 
 def sampler_row(name: str) -> str:
     """The row of `SAMPLERS` for a name of `SAMPLER_NAMES`: k_euler_a is an older name of euler_a."""
-    row = name.removeprefix("k_")
-    return row if row in SAMPLERS else DEFAULT_SAMPLER
+    return name.removeprefix("k_")
+
+
+def advance(
+    scheduler: Scheduler, output: torch.Tensor, timestep: Any, latents: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """The latents of the next timestep. Ancestral samplers draw their noise from `generator`."""
+    draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    return scheduler.step(output, timestep, latents, **draws).prev_sample

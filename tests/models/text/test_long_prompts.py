@@ -95,6 +95,15 @@ def test_pieces_are_encoded_apart_and_joined(folder, tiny, length: int, clip_ski
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
+def test_prompts_of_sample_images_are_whole_whatever_captions_are_cut_at(folder) -> None:
+    prompts = ["cat " * 100, "dog"]
+    with torch.no_grad():
+        whole = load_family(ModelOptions(str(folder)), PromptOptions(max_token_length=150)).encode_prompts(prompts)
+        family = load_family(ModelOptions(str(folder)), PromptOptions(max_token_length=75))
+        drawn = family.encode_prompts(prompts, weighted=False).hidden_states
+    assert torch.equal(drawn, whole.hidden_states) and drawn.shape[1] == 152
+
+
 def test_a_layer_that_the_encoder_does_not_have_is_refused(folder) -> None:
     with pytest.raises(UserError, match="--clip_skip 3: the text encoder .* has 2 layers"):
         load_family(ModelOptions(str(folder)), PromptOptions(clip_skip=3))
