@@ -59,8 +59,6 @@ WHY = {
     "output_name": "a run whose name has left files in the folder is refused; `--overwrite` or `--resume` go on",
     "resize_interpolation": "`box` too",
     "resume": "`auto` takes the newest state in `--output_dir`; goes on within an epoch, to the bit",
-    "sample_prompts": ".txt files; .toml and .json files are not implemented yet",
-    "sample_sampler": "`ddim` and `euler_a` are implemented; the other names draw with `ddim`, with a warning",
     "save_precision": "`float` where the option is not given",
     "train_data_dir": "an empty folder in it is left out with a warning; no images at all are an error",
     "v2": "found out from the model; a contradiction is an error",

@@ -24,7 +24,8 @@ from library.training.checkpoints.resuming import AUTO, FoundState, newest_state
 from library.training.distributed.options import ProcessOptions
 from library.training.distributed.sharding_config import ShardingConfig, sharding_config
 from library.training.evaluation.options import SampleOptions
-from library.training.evaluation.prompts import SamplePrompt, read_prompt_file
+from library.training.evaluation.prompt_files import read_prompt_file
+from library.training.evaluation.prompts import SamplePrompt
 
 if TYPE_CHECKING:
     from library.data.batches.plan import TrainingData
@@ -117,7 +118,7 @@ class Context:
     def prompts(self) -> list[SamplePrompt]:
         """The prompts of sample images; none where no images are generated."""
         samples = self[SampleOptions]
-        if samples.sample_prompts is None or not samples.draws_during_training or samples.prompts_are_not_read:
+        if samples.sample_prompts is None or not samples.draws_during_training:
             return []
         return read_prompt_file(samples.sample_prompts)
 

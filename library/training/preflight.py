@@ -25,7 +25,7 @@ from library.training.context import Context
 from library.training.distributed.options import ProcessOptions
 from library.training.distributed.sharding_config import process_findings, sharding_findings
 from library.training.evaluation.options import SampleOptions, ValidationOptions
-from library.training.evaluation.prompts import read_prompt_file
+from library.training.evaluation.prompt_files import read_prompt_file
 from library.training.monitoring.options import LoggingOptions
 from library.training.optimization.fused_backward import fused_backward_findings
 from library.training.optimization.optimizer_table import averages_itself, find_optimizer
@@ -116,9 +116,7 @@ def _report(context: Context) -> Findings:
 def _prompts(context: Context) -> Findings:
     samples = context[SampleOptions]
     path = samples.sample_prompts
-    if path is not None and samples.prompts_are_not_read:
-        yield f"--sample_prompts {path}: not implemented yet for such files; no images are generated"
-    elif path is None or samples.draws_during_training:
+    if path is None or samples.draws_during_training:
         _ = context.prompts
     else:  # front ends name a file whether it is there or not
         try:

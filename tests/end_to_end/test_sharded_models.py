@@ -52,7 +52,7 @@ def train_sharded(layout, data, output, *, script="train_db.py", **options):
 
 
 def images_of(output):
-    return [np.asarray(Image.open(path)).astype(int) for path in sorted((output / "sample").glob("*.png"))]
+    return [np.asarray(Image.open(path)).astype(int) for path in sorted((output / "sample").glob("*_0?_*.png"))]
 
 
 def state_of(folder):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from library.cli.errors import LostProcess, UserError, listed
 from library.cli.launcher import is_launched, local_rank_and_count
 from library.cli.options import option_fields
 from library.cli.parser import Options
 from library.data.batches.plan import TrainingData
+
+T = TypeVar("T")
 
 # in gloo's errors about a process that ended or does not answer; it has no exception class for them
 _LOST = ("gloo", "Connection closed by peer", "Connection reset by peer")
@@ -87,6 +89,12 @@ def _values(options: Options) -> dict[str, Any]:
         for field in option_fields(type(group))
         if field.kind is not str or field.spec.choices
     }
+
+
+def of_first_process(value: T) -> T:
+    """The value that the first process gives, in all of them."""
+    (first,) = broadcast_object_list([value])
+    return first
 
 
 def file_shares(accelerator: Accelerator) -> Iterator[tuple[int, int]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from library.cli.options import option
-from library.training.evaluation.samplers import DEFAULT_SAMPLER, SAMPLER_NAMES, SAMPLERS, sampler_row
+from library.training.evaluation.samplers import SAMPLER_NAMES, sampler_row
 
 
 @dataclass(frozen=True)
@@ -41,23 +40,18 @@ class SampleOptions:
 
     GROUP: ClassVar[str] = "Sample images"
 
-    sample_prompts: str | None = option(help="text file of prompts, one per line", metavar="FILE")
+    sample_prompts: str | None = option(help="file of prompts: .txt with one per line, .toml or .json", metavar="FILE")
     sample_every_n_steps: int | None = option(help="generate sample images every N steps", minimum=1)
     sample_every_n_epochs: int | None = option(help="generate sample images every N epochs; overrides steps", minimum=1)
     sample_at_first: bool = option(False, help="generate sample images before training too")
     sample_sampler: str = option(
-        "ddim", help=f"sampler of the sample images; implemented so far: {', '.join(SAMPLERS)}", choices=SAMPLER_NAMES
+        "ddim", help="sampler of the sample images, for prompts that name none", choices=SAMPLER_NAMES
     )
 
     @property
     def draws_during_training(self) -> bool:
         """Whether the run generates sample images at some time."""
         return bool(self.sample_every_n_steps or self.sample_every_n_epochs or self.sample_at_first)
-
-    @property
-    def prompts_are_not_read(self) -> bool:
-        """Whether the prompt file is of a kind that is not implemented yet."""
-        return self.sample_prompts is not None and Path(self.sample_prompts).suffix.lower() in (".toml", ".json")
 
     @property
     def sampler(self) -> str:
@@ -68,5 +62,3 @@ class SampleOptions:
         """Options that have no effect, or another one than they say."""
         if self.draws_during_training and self.sample_prompts is None:
             yield "no sample images are generated: --sample_prompts is missing"
-        elif self.draws_during_training and self.sample_sampler not in SAMPLERS and self.sampler == DEFAULT_SAMPLER:
-            yield f"--sample_sampler {self.sample_sampler} is not implemented yet: {self.sampler} is used"

@@ -1,15 +1,15 @@
-"""Prompt files: one prompt per line, with options after ` --`."""
+"""Prompts of sample images: their settings, and the options in a line of text."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from library.cli.errors import UserError, raise_together
+from library.cli.errors import UserError, nearest_name
 from library.training.evaluation.samplers import SAMPLER_NAMES, sampler_row
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ class SamplePrompt:
     scale: float = 7.5
     seed: int | None = None
     sampler: str | None = None
+    index: int = field(default=0, compare=False)  # its position in the file
 
 
 def _size(text: str) -> int:
@@ -52,65 +53,82 @@ def _scale(text: str) -> float:
 
 
 def _sampler(text: str) -> str:
-    if text not in SAMPLER_NAMES:
+    name = text.lower()
+    if name not in SAMPLER_NAMES:
         raise ValueError(text)
-    return sampler_row(text)
+    return sampler_row(name)
 
 
-# letter(s) of an option -> field, parser, what is expected
-PROMPT_OPTIONS: dict[str, tuple[str, Callable[[str], object], str]] = {
-    "n": ("negative_prompt", str, "a text"),
-    "w": ("width", _size, "a whole number"),
-    "h": ("height", _size, "a whole number"),
-    "d": ("seed", _seed, "a whole number below 2^64, or -1 for none"),
-    "s": ("sample_steps", _steps, "a whole number"),
-    "l": ("scale", _scale, "a number"),
-    "ss": ("sampler", _sampler, f"one of {', '.join(SAMPLER_NAMES)}"),
+@dataclass(frozen=True)
+class _Setting:
+    """A field of `SamplePrompt`, and what is written for it."""
+
+    field: str
+    parse: Callable[[str], object]
+    expected: str
+
+
+_WHOLE_NUMBER = "a whole number"
+_NEGATIVE = _Setting("negative_prompt", str, "a text")
+_WIDTH = _Setting("width", _size, _WHOLE_NUMBER)
+_HEIGHT = _Setting("height", _size, _WHOLE_NUMBER)
+_SEED = _Setting("seed", _seed, "a whole number below 2^64, or -1 for none")
+_STEPS = _Setting("sample_steps", _steps, _WHOLE_NUMBER)
+_SCALE = _Setting("scale", _scale, "a number")
+_SAMPLER = _Setting("sampler", _sampler, f"one of {', '.join(SAMPLER_NAMES)}")
+
+# letters of an option in a line of text
+LINE_OPTIONS = {
+    "n": _NEGATIVE, "w": _WIDTH, "h": _HEIGHT, "d": _SEED, "s": _STEPS, "l": _SCALE, "ss": _SAMPLER,
+}  # fmt: skip
+# keys of a TOML or JSON file
+TABLE_KEYS = {
+    "prompt": _Setting("prompt", str, "a text"),
+    "negative_prompt": _NEGATIVE,
+    "width": _WIDTH,
+    "height": _HEIGHT,
+    "seed": _SEED,
+    "sample_steps": _STEPS,
+    "scale": _SCALE,
+    "sample_sampler": _SAMPLER,
 }
+_OPTION = re.compile(r"\s--")
 
 
-def parse_prompt_line(line: str, where: str) -> SamplePrompt:
+def parse_prompt_line(line: str, where: str, index: int = 0) -> SamplePrompt:
     """Parses one line. Raises `UserError` naming `where`, the file and line, for an invalid value."""
-    prompt, *parts = line.split(" --")
+    prompt, *parts = _OPTION.split(line)
     values: dict[str, Any] = {}
     for part in parts:
-        letter, _, text = part.strip().partition(" ")
-        known = PROMPT_OPTIONS.get(letter.lower())
-        if known is None:
-            logger.warning("%s: --%s is not a prompt option and is ignored", where, letter)
-            continue
-        name, parse, expected = known
-        try:
-            values[name] = parse(text.strip())
-        except ValueError:
-            raise UserError(f"{where}: --{letter} {text.strip()} is not valid", hint=f"give {expected}") from None
-    return SamplePrompt(prompt.strip(), **values)
+        letters, _, text = part.strip().replace("\t", " ").partition(" ")
+        setting = LINE_OPTIONS.get(letters.lower())
+        if setting is None:
+            logger.warning("%s: --%s is not a prompt option and is ignored", where, letters)
+        else:
+            values[setting.field] = _parsed(setting, text.strip(), f"{where}: --{letters} {text.strip()}")
+    return SamplePrompt(prompt.strip(), index=index, **values)
 
 
-def read_prompt_file(path: str) -> list[SamplePrompt]:
-    """The prompts of a UTF-8 text file; empty lines and lines that start with # are ignored.
+def parse_prompt_table(table: Mapping[str, Any], where: str, index: int = 0) -> SamplePrompt:
+    """The prompt of a table of a TOML or JSON file. Raises `UserError` naming `where` for an invalid value."""
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        setting = TABLE_KEYS.get(key)
+        if setting is None:
+            nearest = nearest_name(key, TABLE_KEYS)
+            meant = "" if nearest is None else f"; did you mean {nearest}?"
+            logger.warning("%s: %s is not a key of a prompt and is ignored%s", where, key, meant)
+        elif isinstance(value, (bool, list, dict)):
+            raise UserError(f"{where}: {key} is not valid", hint=f"give {setting.expected}")
+        elif value is not None:
+            values[setting.field] = _parsed(setting, str(value), f"{where}: {key} = {value}")
+    if "prompt" not in values:
+        raise UserError(f"{where} has no prompt", hint='give it a text: prompt = "a cat"')
+    return SamplePrompt(index=index, **values)
 
-    Raises `UserError` for a missing, empty or unreadable file and, together, for every line that is wrong.
-    """
-    file = Path(path)
-    if file.suffix.lower() != ".txt":
-        raise UserError(f"--sample_prompts {path} is not a .txt file", hint="write one prompt per line in a .txt file")
-    if not file.is_file():
-        raise UserError(f"--sample_prompts {path} does not exist", hint="give the path of a text file of prompts")
+
+def _parsed(setting: _Setting, text: str, what: str) -> object:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        problem = f"--sample_prompts {path} is not UTF-8 text: byte {error.start}"
-        raise UserError(problem, hint="save it as UTF-8") from None
-    prompts, problems = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        try:
-            prompts.append(parse_prompt_line(line.strip(), f"--sample_prompts {path}, line {number}"))
-        except UserError as error:
-            problems.append(error)
-    raise_together(problems)
-    if not prompts:
-        raise UserError(f"--sample_prompts {path} holds no prompt", hint="write one prompt per line")
-    return prompts
+        return setting.parse(text)
+    except ValueError:
+        raise UserError(f"{what} is not valid", hint=f"give {setting.expected}") from None

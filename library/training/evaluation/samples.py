@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,9 +16,11 @@ from library.cli.atomic_files import atomic_path
 from library.cli.errors import first_line
 from library.data.randomness import derive_seed
 from library.models.family import Conditioning, ModelFamily
+from library.training.evaluation.contact_sheets import ProgressSheet, round_sheet
 from library.training.evaluation.modes import evaluation_mode
 from library.training.evaluation.prompts import SamplePrompt
-from library.training.evaluation.samplers import SAMPLERS, Scheduler
+from library.training.evaluation.sample_files import SampleFacts, SampleHistory, sample_path
+from library.training.evaluation.samplers import SAMPLERS, advance
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ def draw_sample(family: ModelFamily, prompt: SamplePrompt, *, sampler: str, seed
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latents, timestep)
         guided = _guided(family, scaled, timestep, conditioning, prompt.scale)
-        latents = _advance(scheduler, guided, timestep, latents, generator)
+        latents = advance(scheduler, guided, timestep, latents, generator)
     pixels = family.decode_latents(latents)[0].clamp(-1, 1)
     array = ((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)
@@ -53,83 +56,106 @@ def _guided(
     return without + scale * (with_prompt - without)
 
 
-def _advance(
-    scheduler: Scheduler,
-    prediction: torch.Tensor,
-    timestep: torch.Tensor,
-    latents: torch.Tensor,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    return scheduler.step(prediction, timestep, latents, generator=generator).prev_sample
+@dataclass(frozen=True)
+class SampleSettings:
+    """Where a run's sample images go, and what is the same for all of them.
+
+    `writes`: this process does. `are_sharded`: the weights, so that all processes generate the images together.
+    """
+
+    folder: Path
+    run: str
+    sampler: str
+    seed: int
+    writes: bool = True
+    are_sharded: bool = False
 
 
 class Sampler:
-    """Generates the sample images of a run into `<output_dir>/sample`."""
+    """Generates the sample images of a run, and their contact sheets, into `<output_dir>/sample`."""
 
     def __init__(
         self,
         family: ModelFamily,
         modules: Sequence[nn.Module],
-        prompts: Sequence[SamplePrompt],
-        *,
-        folder: Path,
-        name: str | None,
-        sampler: str,
-        seed: int,
-        writes: bool = True,
-        are_sharded: bool = False,
+        prompts: Callable[[], Sequence[SamplePrompt]],
+        settings: SampleSettings,
+        history: SampleHistory | None = None,
     ):
-        """`are_sharded`: the weights, so that all processes generate the images together. `writes`: this one does."""
+        """`prompts`: those of the round that begins. `history`: the images of a run that is resumed."""
         self._family = family
         self._modules = modules
         self._prompts = prompts
-        self._folder = folder
-        self._name = name
-        self._sampler = sampler
-        self._seed = seed
-        self._writes = writes
-        self._are_sharded = are_sharded
+        self._settings = settings
+        self.history = history or SampleHistory()
+        self._progress = ProgressSheet(self.history)
 
-    def draw(self, when: str) -> list[tuple[str, Image.Image]]:
-        """Generates and writes the image of every prompt; `when` is the step or epoch in the file names.
+    def draw(self, name: str, step: int) -> list[tuple[str, Image.Image]]:
+        """Generates and writes the image of every prompt; `name` is the step or epoch in the file names.
 
         Returns (name, image) for the trackers. Runs in eval mode (no dropout) and restores the mode afterwards.
         """
         stamp = time.strftime("%Y%m%d%H%M%S")
-        drawn: list[tuple[str, Image.Image]] = []
-        count = len(self._prompts)
-        logger.info("generating %d sample image%s (%s)", count, "" if count == 1 else "s", when)
+        drawn: list[tuple[SampleFacts, Image.Image]] = []
+        prompts = self._prompts()
+        logger.info("generating %s (%s)", _counted(prompts), name)
         with evaluation_mode(self._modules):
-            for index, prompt in enumerate(self._prompts):
-                image = self._draw_one(index, prompt)
-                if image is None:
-                    continue
-                seed = "" if prompt.seed is None else f"_{prompt.seed}"
-                name = "" if self._name is None else f"{self._name}_"
-                path = self._folder / f"{name}{when}_{index:02d}_{stamp}{seed}.png"
-                if self._writes:
-                    self._write(image, path)
-                drawn.append((f"sample/{index:02d}", image))
+            for prompt in prompts:
+                facts = self._facts(prompt, name, step)
+                image = self._draw_one(facts)
+                if image is not None:
+                    drawn.append((facts, image))
+                    self._write(image, sample_path(self._settings.folder, facts, stamp), facts)
         if drawn:
-            logger.info("%d sample image%s (%s) in %s", len(drawn), "" if len(drawn) == 1 else "s", when, self._folder)
-        return drawn
+            logger.info("%s (%s) in %s", _counted(drawn), name, self._settings.folder)
+            if self._settings.writes:
+                self._write_sheets(drawn, stamp)
+        return [(f"sample/{facts.prompt.index:02d}", image) for facts, image in drawn]
 
-    def _write(self, image: Image.Image, path: Path) -> None:
-        """Logs an image that cannot be written: it is no reason to end a run."""
+    def _facts(self, prompt: SamplePrompt, name: str, step: int) -> SampleFacts:
+        settings = self._settings
+        return SampleFacts(
+            prompt=prompt,
+            sampler=prompt.sampler or settings.sampler,
+            seed=derive_seed("sample", settings.seed, prompt.index) if prompt.seed is None else prompt.seed,
+            run=settings.run,
+            round=name,
+            step=step,
+        )
+
+    def _write_sheets(self, drawn: Sequence[tuple[SampleFacts, Image.Image]], stamp: str) -> None:
+        folder = self._settings.folder
+        self.history.add((facts, sample_path(folder, facts, stamp)) for facts, _ in drawn)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._write(self._progress.image(), folder / "progress.png")
+            if len(drawn) > 1:
+                name = f"{self._settings.run}_" if self._settings.run else ""
+                sheet = round_sheet([image for _, image in drawn], [facts.prompt.prompt for facts, _ in drawn])
+                self._write(sheet, folder / f"{name}{drawn[0][0].round}_sheet_{stamp}.png")
+        except Exception as error:  # noqa: BLE001 - of Pillow, or out of memory
+            logger.warning("no contact sheet of the sample images: %s", first_line(error))
+
+    def _write(self, image: Image.Image, path: Path, facts: SampleFacts | None = None) -> None:
+        """Logs an image that cannot be written: it is no reason to end a run."""
+        if not self._settings.writes:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
-                image.save(temporary, format="PNG")
+                image.save(temporary, format="PNG", pnginfo=None if facts is None else facts.png_info())
         except OSError as error:
             logger.error("%s cannot be written: %s", path, error.strerror or error)
 
-    def _draw_one(self, index: int, prompt: SamplePrompt) -> Image.Image | None:
+    def _draw_one(self, facts: SampleFacts) -> Image.Image | None:
         """None, with a warning, where the image cannot be generated: a sample is no reason to end a run."""
-        seed = derive_seed("sample", self._seed, index) if prompt.seed is None else prompt.seed
         try:
-            return draw_sample(self._family, prompt, sampler=prompt.sampler or self._sampler, seed=seed)
+            return draw_sample(self._family, facts.prompt, sampler=facts.sampler, seed=facts.seed)
         except Exception as error:  # noqa: BLE001 - of Diffusers, of a network, or out of memory
-            if self._are_sharded:  # the other processes would wait for this one
+            if self._settings.are_sharded:  # the other processes would wait for this one
                 raise
-            logger.warning("no sample image of %r: %s", prompt.prompt, first_line(error))
+            logger.warning("no sample image of %r: %s", facts.prompt.prompt, first_line(error))
             return None
+
+
+def _counted(images: Sequence[object]) -> str:
+    return f"{len(images)} sample image{'' if len(images) == 1 else 's'}"

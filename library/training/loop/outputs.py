@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.cli.errors import first_line
@@ -24,9 +25,12 @@ from library.training.checkpoints.pruning import clear_up
 from library.training.checkpoints.saved_names import epoch_suffix, step_suffix
 from library.training.checkpoints.saves import Saver
 from library.training.checkpoints.states import RunIdentity, write_state
+from library.training.distributed.processes import of_first_process
 from library.training.evaluation.modes import ema_scope
 from library.training.evaluation.options import SampleOptions, ValidationOptions
-from library.training.evaluation.samples import Sampler
+from library.training.evaluation.prompt_files import PromptFile
+from library.training.evaluation.sample_files import earlier_images
+from library.training.evaluation.samples import Sampler, SampleSettings
 from library.training.evaluation.validation import VALIDATION_SEED, Validator
 from library.training.loop.due import Due, OutputSchedule
 from library.training.loop.step import Step
@@ -221,7 +225,7 @@ class Outputs:
         if sampler is not None and (self._is_main or strategy.shards_weights):
             self._log()
             with self._ema_scope(), torch.no_grad(), accelerator.autocast():
-                images = strategy.run(lambda: sampler.draw(name))
+                images = strategy.run(lambda: sampler.draw(name, position.global_step))
             if self._parts.tracker is not None:
                 for tag, image in images:
                     self._parts.tracker.image(tag, image, position.global_step)
@@ -304,17 +308,7 @@ def make_outputs(run: RunSetup, method: TrainingMethod, family: ModelFamily, ste
     if is_main:
         tracker = make_tracker(logs.tracker, logs.logging_dir, logs.log_prefix)
     if context.prompts:
-        sampler = Sampler(
-            family,
-            modules,
-            context.prompts,
-            folder=context.sample_folder,
-            name=output.output_name,
-            sampler=samples.sampler,
-            seed=run.plan.seed,
-            writes=is_main,
-            are_sharded=step.strategy.shards_weights,
-        )
+        sampler = _make_sampler(run, family, modules, are_sharded=step.strategy.shards_weights)
     held_out = context.data.validation
     if held_out is not None:
         validator = Validator(
@@ -344,3 +338,21 @@ def make_outputs(run: RunSetup, method: TrainingMethod, family: ModelFamily, ste
             logging_dir=logs.logging_dir,
         )
     )
+
+
+def _make_sampler(run: RunSetup, family: ModelFamily, modules: Sequence[nn.Module], *, are_sharded: bool) -> Sampler:
+    options, context, is_main = run.options, run.context, run.accelerator.is_main_process
+    settings = SampleSettings(
+        folder=context.sample_folder,
+        run=options[OutputOptions].output_name or "",
+        sampler=options[SampleOptions].sampler,
+        seed=run.plan.seed,
+        writes=is_main,
+        are_sharded=are_sharded,
+    )
+    file = PromptFile(str(options[SampleOptions].sample_prompts), context.prompts)
+    prompts = (lambda: of_first_process(file.prompts())) if are_sharded else file.prompts
+    history = None
+    if is_main and run.state is not None:
+        history = earlier_images(settings.folder, settings.run, run.start.global_step)
+    return Sampler(family, modules, prompts, settings, history)
