@@ -116,7 +116,7 @@ def _inspection(detected: DetectedModel, parts: tuple[PartContents, ...], metada
 def _unet_dimensions(config: Mapping[str, Any]) -> str:
     return (
         f"channels {_joined(config.get('block_out_channels'))};"
-        f" {plural(config.get('layers_per_block'), 'layer')} a level;"
+        f" {plural(config.get('layers_per_block', 2), 'layer')} a level;"
         f" context width {config.get('cross_attention_dim')}; heads {_joined(config.get('attention_head_dim'))}"
     )
 
@@ -124,14 +124,14 @@ def _unet_dimensions(config: Mapping[str, Any]) -> str:
 def _vae_dimensions(config: Mapping[str, Any]) -> str:
     return (
         f"channels {_joined(config.get('block_out_channels'))};"
-        f" {plural(config.get('layers_per_block'), 'layer')} a level;"
+        f" {plural(config.get('layers_per_block', 1), 'layer')} a level;"
         f" {config.get('latent_channels', 4)} channels of latents"
     )
 
 
 def _text_dimensions(config: Mapping[str, Any]) -> str:
     return (
-        f"{plural(config.get('num_hidden_layers'), 'layer')}; width {config.get('hidden_size')};"
+        f"{plural(config.get('num_hidden_layers', 12), 'layer')}; width {config.get('hidden_size')};"
         f" {config.get('vocab_size')} tokens"
     )
 
