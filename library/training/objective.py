@@ -18,6 +18,7 @@ from library.diffusion.loss import weighted_loss
 from library.diffusion.noise import Noise, make_noise, sample_timesteps
 from library.diffusion.noise_schedule import NoiseSchedule, target_of
 from library.diffusion.options import LossOptions, NoiseOptions, timestep_range
+from library.models.device_copies import to_device
 from library.models.family import Conditioning, ModelFamily
 from library.models.options import MemoryOptions
 from library.training.inputs.latents import LatentProvider
@@ -138,7 +139,7 @@ class Objective:
     ) -> torch.Tensor:
         """latents: (B, C, h, w). timesteps: (B,) int64."""
         noisy = self._schedule.add_noise(latents, noise.added, timesteps)
-        loss_weights = batch.loss_weights.to(latents.device)  # before `predict`, which the copy would wait for
+        loss_weights = to_device(batch.loss_weights, latents.device)  # before `predict`, which the copy would wait for
         with self._accelerator.autocast():
             prediction = self._family.predict(noisy, timesteps, conditioning)
         return weighted_loss(

@@ -17,6 +17,7 @@ from torch import nn
 from library.cli.errors import UserError
 from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
 from library.models.compute import set_attention, store_in_float8
+from library.models.device_copies import to_device
 from library.models.family import AdapterRoots, Conditioning, LoadSettings
 from library.models.layouts import ldm_layout
 from library.models.layouts.diffusers_folder import DiffusersFolder, load_folder
@@ -161,10 +162,10 @@ class StableDiffusion:
     def _encode(self, tokens: PromptTokens) -> torch.Tensor:
         (encoder,) = self.text_encoders
         device = next(encoder.parameters()).device
-        ids, clip_skip = tokens.ids.to(device), self._prompt_options.clip_skip or 1
+        ids, clip_skip = to_device(tokens.ids, device), self._prompt_options.clip_skip or 1
         chunks = [encoder(ids[:, index], clip_skip) for index in range(ids.shape[1])]
         if tokens.weights is not None:
-            weights = tokens.weights.to(device, chunks[0].dtype).unsqueeze(-1)
+            weights = to_device(tokens.weights, device, chunks[0].dtype).unsqueeze(-1)
             chunks = [states * weights[:, index] for index, states in enumerate(chunks)]
         inner = [states[:, 1:-1] for states in chunks]
         return torch.cat([chunks[0][:, :1], *inner, chunks[-1][:, -1:]], dim=1)
@@ -215,7 +216,7 @@ class StableDiffusion:
                 posterior = self._float32_vae().encode(pixels.to(weight.device)).latent_dist
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         noise = torch.stack([_keyed_noise(mean.shape[1:], seed) for seed in _one_each(seeds, mean)])
-        return mean + torch.exp(0.5 * log_variance) * noise.to(mean.device)
+        return mean + torch.exp(0.5 * log_variance) * to_device(noise, mean.device)
 
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the VAE gives them -> latents as the U-Net takes them, of about unit variance."""

@@ -23,6 +23,7 @@ from library.data.config.options import CachingOptions
 from library.data.images.decoding import load_image
 from library.data.images.image_files import UnreadableImage
 from library.data.records import Batch, CachedLatents, LatentKey
+from library.models.device_copies import to_device
 from library.models.family import ModelFamily
 from library.training.distributed.processes import file_shares
 from library.training.inputs.cache_pipeline import Stages, Store, Throughput, cache_chunks, chunks_of
@@ -155,17 +156,18 @@ class LatentProvider:
         keys = [key for key, is_file in zip(batch.latent_keys, from_file, strict=True) if not is_file]
         if not keys:
             assert batch.latents is not None  # all come from files
-            latents = batch.latents.to(device, non_blocking=True)
+            latents = to_device(batch.latents, device)
         elif batch.pixels is not None:
             latents = self._encode(batch.pixels, keys)
             if batch.lost:
                 self._restore(batch, latents)
             latents = latents.to(device)
         else:
-            latents = torch.stack([torch.from_numpy(self._in_memory[key].latents) for key in keys]).to(device)
+            latents = torch.stack([torch.from_numpy(self._in_memory[key].latents) for key in keys])
+            latents = to_device(latents, device)
         if 0 < len(keys) < len(batch.latent_keys):
             assert batch.latents is not None  # some come from files
-            files, others = iter(batch.latents.to(device)), iter(latents)
+            files, others = iter(to_device(batch.latents, device)), iter(latents)
             latents = torch.stack([
                 next(files if is_file else others) for is_file in from_file
             ])  # fmt: skip
@@ -207,7 +209,7 @@ class LatentProvider:
                 return None
             ones = torch.ones(shape)
             masks = torch.stack([ones if mask is None else torch.from_numpy(mask) for mask in held])[:, None]
-        return masks.to(self._accelerator.device, non_blocking=True)
+        return to_device(masks, self._accelerator.device)
 
     @torch.no_grad()
     def _encode(self, pixels: torch.Tensor, keys: Sequence[LatentKey]) -> torch.Tensor:
@@ -216,16 +218,9 @@ class LatentProvider:
         size, device = self._options.vae_batch_size, self._accelerator.device
         parts = [
             self._family.encode_images(
-                _on_device(pixels[start : start + size], device),
+                to_device(pixels[start : start + size], device),
                 [latent_seed(key) for key in keys[start : start + size]],
             )
             for start in range(0, len(keys), size)
         ]
         return torch.cat(parts)
-
-
-def _on_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type != "cuda":
-        return pixels.to(device)
-    # from pinned memory, the copy does not wait for the device's earlier work
-    return pixels.pin_memory().to(device, non_blocking=True)

@@ -22,6 +22,7 @@ from library.data.config.config import SubsetConfig
 from library.data.config.options import CachingOptions
 from library.data.randomness import keyed_random
 from library.data.records import Batch
+from library.models.device_copies import to_device
 from library.models.family import Conditioning, ModelFamily
 from library.training.distributed.processes import file_shares
 
@@ -85,7 +86,7 @@ class TextSource:
                 return self._family.encode_prompts(batch.captions)
         images = [key.path for key in batch.latent_keys]
         states = [self._cached(caption, path) for caption, path in zip(batch.captions, images, strict=True)]
-        return Conditioning(torch.stack(states).to(self._accelerator.device, non_blocking=True))
+        return Conditioning(to_device(torch.stack(states), self._accelerator.device))
 
     def _cached(self, caption: str, image: str) -> torch.Tensor:
         if caption in self._in_memory:
