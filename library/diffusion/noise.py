@@ -67,10 +67,12 @@ def add_pyramid(noise: torch.Tensor, num_levels: int, discount: float, generator
 
     "Multi-Resolution Noise for Diffusion Model Training" (Whitaker, 2023). Level i has sides of 1/r^i, r drawn between
     2 and 4 at each level, is interpolated linearly to the full size, and has the weight discount^i; the level that is
-    down to one row or column is the last. Level 0 has full size and the weight of the noise given.
+    down to one row or column is the last. Level 0 has full size and the weight of the noise given. The ratios are
+    drawn on the CPU, where the sizes of tensors are needed, from the seed of `generator`.
     """
     height, width = noise.shape[2:]
-    ratios = 2 + 2 * torch.rand(num_levels, generator=generator, device=noise.device)
+    on_cpu = generator if noise.device.type == "cpu" else torch.Generator().manual_seed(generator.initial_seed())
+    ratios = 2 + 2 * torch.rand(num_levels, generator=on_cpu)
     total = noise
     for level, ratio in enumerate(ratios.tolist()):
         size = max(1, int(height / ratio**level)), max(1, int(width / ratio**level))
