@@ -170,10 +170,12 @@ def reduce_gradients(accelerator: Accelerator, params: list[torch.nn.Parameter])
 def _buckets(params: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
     """All parameters in buckets of limited size: a second copy of all gradients of a model would be large."""
     bucket: list[torch.nn.Parameter] = []
+    size = 0
     for param in params:
         bucket.append(param)
-        if sum(each.numel() for each in bucket) >= _BUCKET_ELEMENTS:
+        size += param.numel()
+        if size >= _BUCKET_ELEMENTS:
             yield bucket
-            bucket = []
+            bucket, size = [], 0
     if bucket:
         yield bucket
