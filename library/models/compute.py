@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from library.cli.errors import UserError, first_line
 from library.models.options import MemoryOptions
 
 logger = logging.getLogger(__name__)
@@ -78,14 +79,26 @@ class ChunkedAttention:
 def set_attention(modules: tuple[nn.Module, ...], options: MemoryOptions, device: torch.device) -> None:
     """Sets the attention of the modules (U-Net, VAE): chunked, else xformers, else PyTorch's own.
 
-    `--xformers` is ignored with a warning where it cannot work.
+    `--xformers` is ignored with a warning where there is nothing that it works with. Raises `UserError` where the
+    installed one fails.
     """
     if options.mem_eff_attn:
         for module in modules:
             _set_processor(module, ChunkedAttention())
     elif options.xformers and xformers_works(device):
         for module in modules:
-            module.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
+            _enable_xformers(module)
+
+
+def _enable_xformers(module: Any) -> None:
+    """Diffusers tries it once on the GPU: it raises what xformers does where it has no kernel for this GPU."""
+    try:
+        module.enable_xformers_memory_efficient_attention()
+    except (NotImplementedError, RuntimeError, ValueError, ImportError, OSError) as error:
+        raise UserError(
+            f"--xformers: the installed xformers does not work with this GPU and PyTorch: {first_line(error)}",
+            hint="give --sdpa instead (PyTorch's own attention), or install the xformers made for this PyTorch",
+        ) from None
 
 
 def _set_processor(module: Any, processor: ChunkedAttention) -> None:

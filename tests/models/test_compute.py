@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
+from library.cli.errors import UserError
 from library.models.compute import ChunkedAttention, chunked_attention, set_attention
 from library.models.options import MemoryOptions
 from tests import programs
@@ -73,6 +74,19 @@ def test_of_several_kinds_of_attention_one_is_used(flags: dict[str, bool], used:
     set_attention((module,), MemoryOptions(**flags), torch.device("cuda"))
     assert module.took_xformers == (used == "xformers")
     assert isinstance(getattr(module, "processor", None), ChunkedAttention) == (used == "pieces")
+
+
+class XformersThatFails(torch.nn.Module):
+    def enable_xformers_memory_efficient_attention(self) -> None:
+        raise NotImplementedError(
+            "No operator found for `memory_efficient_attention_forward` with inputs:\n  query ..."
+        )
+
+
+def test_an_xformers_that_does_not_fit_the_gpu_is_a_line_and_names_what_works(monkeypatch) -> None:
+    monkeypatch.setattr("library.models.compute.importlib.util.find_spec", lambda name: name)
+    with pytest.raises(UserError, match="--xformers: .*No operator found.*inputs:\n.*--sdpa"):
+        set_attention((XformersThatFails(),), MemoryOptions(xformers=True), torch.device("cuda"))
 
 
 _PEAK = """
