@@ -44,7 +44,11 @@ def load_exactly(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
     PyTorch casts optimizer states to the dtype of their parameter, which rounds states that an optimizer keeps in a
     higher precision than a half-precision parameter. Raises `ValueError` for the state of other parameters.
     """
-    optimizer.load_state_dict(dict(state))
+    is_paged = getattr(optimizer, "is_paged", False)
+    if is_paged:  # it need not fit on the GPU
+        optimizer.load_state_dict(dict(state), move_to_device=False)  # type: ignore[call-arg]
+    else:
+        optimizer.load_state_dict(dict(state))
     params = [param for group in optimizer.param_groups for param in group["params"]]
     indices = [index for group in state["param_groups"] for index in group["params"]]
     for index, param in zip(indices, params, strict=True):
@@ -52,3 +56,15 @@ def load_exactly(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
             loaded = optimizer.state[param].get(key)
             if isinstance(saved, torch.Tensor) and isinstance(loaded, torch.Tensor) and loaded.dtype != saved.dtype:
                 optimizer.state[param][key] = saved.to(loaded.device, copy=True)
+    if is_paged:
+        _page_again(optimizer)
+
+
+def _page_again(optimizer: Any) -> None:
+    """Moves the loaded states of a paged optimizer of bitsandbytes to paged memory, and the others to the GPU."""
+    for param, state in optimizer.state.items():
+        for key in ("state1", "state2"):
+            if isinstance(state.get(key), torch.Tensor):
+                buffer = optimizer.get_state_buffer(param, dtype=state[key].dtype)  # paged where it is large
+                state[key] = buffer.copy_(state[key])
+    optimizer.to_gpu()

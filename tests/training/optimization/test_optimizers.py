@@ -111,6 +111,30 @@ def test_the_state_is_really_kept_in_8_bits(name):
     assert fit.optimizer.state[fit.params[0]]["state1"].dtype == torch.uint8
 
 
+@pytest.mark.parametrize("name", ["PagedAdamW8bit", "PagedLion8bit"])
+def test_paged_states_are_paged_again_after_a_resume(name, monkeypatch):
+    """On the CPU bitsandbytes pages nothing: here its buffers are marked as it marks the paged ones on a GPU."""
+    fit = Fit(name)
+    fit.steps(2)
+    saved, resumed = fit.optimizer.state_dict(), Fit(name)
+    kind, paged = type(resumed.optimizer), []
+    make = kind.get_state_buffer
+
+    def paged_buffer(optimizer, param, dtype):
+        buffer = make(optimizer, param, dtype=dtype)
+        buffer.is_paged = True
+        paged.append(buffer)
+        return buffer
+
+    monkeypatch.setattr(kind, "get_state_buffer", paged_buffer)
+    load_exactly(resumed.optimizer, saved)
+    for param, source in zip(resumed.params, fit.params, strict=True):
+        for key in {"state1", "state2"} & resumed.optimizer.state[param].keys():
+            state = resumed.optimizer.state[param][key]
+            assert any(state is each for each in paged)
+            assert torch.equal(state, fit.optimizer.state[source][key])
+
+
 def stepped(name, arguments, weight, gradients, rate=0.1):
     """A parameter after one step for each gradient."""
     param = torch.nn.Parameter(torch.tensor(weight, dtype=torch.float64))
