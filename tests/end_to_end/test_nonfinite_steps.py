@@ -116,6 +116,6 @@ def test_a_backward_pass_that_steps_names_and_counts_them_too(data_dir, tmp_path
         )  # fmt: skip
     (line,) = [record.getMessage() for record in caplog.records if "not finite" in record.getMessage()]
     assert "the gradients are not finite" in line and str(reg) in line
-    assert re.search(r"the step is not applied to \d+ of the model's tensors", line)
+    assert re.search(r"the step is applied with \d+ gradients? as zeros", line)
     weights, _ = read_state(str(next((tmp_path / "out").glob("run-step*-state"))))
     assert all(tensor.isfinite().all() for tensor in weights.values())

@@ -36,11 +36,11 @@ class NonfiniteSteps:
         """Call for a step that was applied."""
         self._in_a_row = 0
 
-    def add(self, step: int, batches: Sequence[Batch], losses: Sequence[torch.Tensor], num_params: int = 0) -> None:
+    def add(self, step: int, batches: Sequence[Batch], losses: Sequence[torch.Tensor], num_zeroed: int = 0) -> None:
         """Names a step that is not applied, with its images: those of the batches whose loss is not finite, or all.
 
-        All processes call it for the same step; batches and losses are this process's. `num_params`: where the
-        backward pass is the step, those that it left as they were.
+        All processes call it for the same step; batches and losses are this process's. `num_zeroed`: where the
+        backward pass is the step, the non-finite gradients that it took as zeros.
         """
         self._in_a_row += 1
         bad = [batch for batch, loss in zip(batches, losses, strict=True) if not torch.isfinite(loss)]
@@ -49,7 +49,7 @@ class NonfiniteSteps:
         images = dict.fromkeys(path for is_bad, path in named if is_bad == has_bad_loss)
         what = "the loss is not finite" if has_bad_loss else "the gradients are not finite" + self._scale()
         self._last = f"step {step}: {what}, with the images {listed(list(images), _MAX_NAMES)}"
-        what = f"is not applied to {num_params} of the model's tensors" if num_params else "is not applied"
+        what = f"is applied with {plural(num_zeroed, 'gradient')} as zeros" if num_zeroed else "is not applied"
         logger.warning("%s; the step %s (%d in a row)", self._last, what, self._in_a_row)
 
     def _scale(self) -> str:

@@ -24,7 +24,7 @@ from library.training.method import TrainingMethod
 from library.training.monitoring.losses import LossHistory
 from library.training.objective import Objective
 from library.training.optimization.ema import WeightEMA
-from library.training.optimization.fused_backward import SkippedUpdates, step_in_backward
+from library.training.optimization.fused_backward import ZeroedGradients, step_in_backward
 from library.training.optimization.learning_rates import RateHistory
 from library.training.optimization.lr_schedules import make_lr_schedule
 from library.training.optimization.optimizers import make_optimizer
@@ -62,16 +62,16 @@ class Step:
         *,
         seed: int,
         steps_per_epoch: int,
-        skipped_updates: SkippedUpdates | None = None,
+        zeroed: ZeroedGradients | None = None,
     ):
-        """`skipped_updates`: those of a backward pass that steps (`--fused_backward_pass`)."""
+        """`zeroed`: the gradients of a backward pass that steps (`--fused_backward_pass`) that were not finite."""
         self._accelerator = accelerator
         self._method = method
         self._objective = objective
         self._stateful = stateful
         self._options = options
         self._seed = seed
-        self._skipped_updates = skipped_updates
+        self._zeroed = zeroed
         self._steps_per_epoch = steps_per_epoch
         self._losses = LossHistory(steps_per_epoch)
         self._rates = RateHistory([group.name for group in self.strategy.groups], self.strategy.optimizer)
@@ -113,12 +113,11 @@ class Step:
         # no limit is an infinite one: the norm is what tells whether the step can be applied
         norm = self.strategy.reduce_and_clip(self._options.max_grad_norm or math.inf)
         total = sum(losses, torch.zeros((), device=self._accelerator.device))
-        total, is_finite = self._agree(total, norm, failure)
-        num_skipped = 0 if self._skipped_updates is None else self._skipped_updates.take()
-        if is_finite and not num_skipped:
+        total, is_finite, num_zeroed = self._agree(total, norm, failure)
+        if is_finite and not num_zeroed:
             self._apply(step, total)
         else:
-            self.nonfinite.add(step, batches, losses, num_skipped)
+            self.nonfinite.add(step, batches, losses, num_zeroed)
             self._skip(step)
         self.strategy.zero_grad()
 
@@ -137,8 +136,10 @@ class Step:
             shares.append(loss.detach())
         return shares
 
-    def _agree(self, loss: torch.Tensor, norm: torch.Tensor, failure: Exception | None) -> tuple[torch.Tensor, bool]:
-        """The sum of the processes' losses, and whether it and the gradients' `norm` are finite.
+    def _agree(
+        self, loss: torch.Tensor, norm: torch.Tensor, failure: Exception | None
+    ) -> tuple[torch.Tensor, bool, int]:
+        """The sum of the processes' losses, whether it and the gradients' `norm` are finite, and how many were zeroed.
 
         All processes get to know whether one of them was asked to stop, or has failed, which is raised here. It is the
         one wait for the device in a step, which is applied or skipped by what it says.
@@ -148,13 +149,15 @@ class Step:
         if self._accelerator.num_processes > 1:
             loss, stops, fails = self._accelerator.reduce(torch.stack([loss, stops, fails]), reduction="sum")
         is_finite = torch.isfinite(loss) & torch.isfinite(norm)
-        is_finite, is_stopped, is_failed = torch.stack([is_finite, stops > 0, fails > 0]).tolist()
+        zeroed = torch.zeros_like(loss) + (0 if self._zeroed is None else self._zeroed.take())
+        facts = torch.stack([is_finite.to(loss), stops, fails, zeroed])
+        is_finite, is_stopped, is_failed, num_zeroed = facts.tolist()
         if is_failed:
             self.failure = failure or lost_process()
             raise self.failure
         if is_stopped and not self._agreed_signal:
             self._agreed_signal = signal.SIGTERM
-        return loss, is_finite
+        return loss, bool(is_finite), int(num_zeroed)
 
     def _apply(self, step: int, loss: torch.Tensor) -> None:
         self.whole_step = None
@@ -199,9 +202,9 @@ def make_step(run: RunSetup, method: TrainingMethod, objective: Objective) -> St
     options, accelerator, sharding = run.options, run.accelerator, run.context.sharding
     training, optimizing, averaging = options[TrainingOptions], options[OptimizerOptions], options[AverageOptions]
     strategy = make_strategy(sharding, accelerator, method, lambda groups: make_optimizer(optimizing, groups))
-    skipped_updates = None
+    zeroed = None
     if training.fused_backward_pass:
-        skipped_updates = step_in_backward(strategy.optimizer, training.max_grad_norm)
+        zeroed = step_in_backward(strategy.optimizer, training.max_grad_norm)
     average = WeightEMA(all_params(strategy.groups), averaging) if averaging.ema else None
     lr_schedule = make_lr_schedule(strategy.optimizer, optimizing, run.plan.num_steps)
     return Step(
@@ -212,5 +215,5 @@ def make_step(run: RunSetup, method: TrainingMethod, objective: Objective) -> St
         training,
         seed=run.plan.seed,
         steps_per_epoch=run.plan.steps_per_epoch,
-        skipped_updates=skipped_updates,
+        zeroed=zeroed,
     )

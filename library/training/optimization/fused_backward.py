@@ -49,50 +49,53 @@ def fused_processes_findings(training: TrainingOptions, num_processes: int) -> F
         )
 
 
-class SkippedUpdates:
-    """Counts parameters that were not updated because their gradients were non-finite (NaN or inf)."""
+class ZeroedGradients:
+    """Counts gradients that were zeroed because they were non-finite (NaN or inf), without waiting for the device."""
 
     def __init__(self) -> None:
-        self._num_params = 0
+        self._are_finite: list[torch.Tensor] = []
 
-    def add(self) -> None:
-        self._num_params += 1
+    def add(self, is_finite: torch.Tensor) -> None:
+        self._are_finite.append(is_finite)
 
-    def take(self) -> int:
-        """How many since the last call."""
-        taken, self._num_params = self._num_params, 0
-        return taken
+    def take(self) -> torch.Tensor | int:
+        """How many since the last call, a scalar on the device."""
+        import torch
+
+        taken, self._are_finite = self._are_finite, []
+        return torch.stack(taken).logical_not().sum() if taken else 0
 
 
-def step_in_backward(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> SkippedUpdates:
+def step_in_backward(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> ZeroedGradients:
     """Registers hooks that step in each backward pass; no parameter has a gradient after it, and `step` does nothing.
 
-    A parameter whose gradient is non-finite is not updated, and is counted in the result.
+    A non-finite gradient counts as zero, and is counted in the result: to leave its parameter out, the host would have
+    to wait for the device at each parameter.
     """
     if max_grad_norm:
         logger.info("%s: --max_grad_norm %g clips each parameter's gradient separately", _FLAG, max_grad_norm)
-    skipped_updates = SkippedUpdates()
+    zeroed = ZeroedGradients()
     for index, group in enumerate(optimizer.param_groups):
         for param in group["params"]:
-            step = partial(_step_for_one, optimizer, index, max_grad_norm, skipped_updates)
+            step = partial(_step_for_one, optimizer, index, max_grad_norm, zeroed)
             param.register_post_accumulate_grad_hook(step)
-    return skipped_updates
+    return zeroed
 
 
 def _step_for_one(
     optimizer: torch.optim.Optimizer,
     index: int,
     max_grad_norm: float,
-    skipped_updates: SkippedUpdates,
+    zeroed: ZeroedGradients,
     param: torch.nn.Parameter,
 ) -> None:
     import torch
 
     norm = torch.nn.utils.clip_grad_norm_([param], max_grad_norm or math.inf)
-    if not torch.isfinite(norm):
-        skipped_updates.add()
-        param.grad = None
-        return
+    is_finite = torch.isfinite(norm)
+    zeroed.add(is_finite)
+    assert param.grad is not None  # the hook runs once it is there
+    param.grad.copy_(torch.where(is_finite, param.grad, 0.0))
     groups = optimizer.param_groups  # looked up each time: a resume replaces them
     group = groups[index]
     params = group["params"]

@@ -1,6 +1,8 @@
 """If these fail, --fused_backward_pass learns something else than its documents say, or keeps what it should
 free."""
 
+import math
+
 import pytest
 import torch
 
@@ -67,3 +69,17 @@ def test_several_processes_are_refused():
 def test_an_optimizer_is_known_by_each_of_its_names(name, is_refused):
     problems = fused_backward_findings(TrainingOptions(fused_backward_pass=True), OptimizerOptions(optimizer_type=name))
     assert bool(list(problems)) == is_refused
+
+
+def test_a_gradient_that_is_not_finite_counts_as_zero_and_is_counted():
+    """The weight of the other gradient learns on; that of this one, and its moments, hold no NaN."""
+    first, second, optimizer, _ = _fit()
+    zeroed = step_in_backward(optimizer, 1.0)
+    before = first.detach().clone()
+    (first.sum() * math.inf + second.sum()).backward()
+    # AdamW of zero gradients is its weight decay alone, 0.01 by default; of equal ones a step of the learning rate
+    torch.testing.assert_close(first.detach(), before * (1 - 0.1 * 0.01))
+    assert all(value.isfinite().all() for value in optimizer.state[first].values())
+    assert int(zeroed.take()) == 1 and int(zeroed.take()) == 0
+    (first.sum() + second.sum()).backward()
+    assert int(zeroed.take()) == 0
