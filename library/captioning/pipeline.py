@@ -97,6 +97,6 @@ def _count(stored: deque[tuple[str, Future[None]]], limit: int, outcome: Outcome
         except UserError as error:
             outcome.failed[name] = error.message
         except OSError as error:
-            outcome.failed[name] = f"{error.filename or name} cannot be written: {error.strerror or error}"
+            outcome.failed[name] = f"what it gave cannot be written: {error.strerror or error}"
         else:
             outcome.done += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,3 +33,11 @@ def results_ahead(
         while len(started) < limit and (item := next(waiting, None)) is not None:
             started.append(pool.submit(work, item))
         yield started.popleft()
+
+
+def num_cpus() -> int:
+    """The number of CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows do not have it
+        return os.cpu_count() or 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from library.cli.errors import UserError, first_line
+from library.data.ahead import num_cpus
 from library.data.batches.items import ItemPosition, draw_item, item_and_replacements, item_positions
 from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.batches.worker_signals import ignore_signals, workers_starting
@@ -173,14 +173,6 @@ def make_loader(
         worker_init_fn=_start_worker,
         persistent_workers=persistent and num_workers > 0,
     )
-
-
-def num_cpus() -> int:
-    """The number of CPU cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows do not have it
-        return os.cpu_count() or 1
 
 
 def _identity(item: Any) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, first_line
 from library.models.weights.path_checks import WEIGHT_FILES, is_hub_id
 
 _CONFIGURATIONS = ("*.json", "tokenizer/*.txt")
@@ -18,28 +20,37 @@ def local_path(path: str, flag: str) -> Path:
     """
     if Path(path).exists() or not is_hub_id(path):
         return Path(path)
-    return _download(path, flag)
+    with hub_errors(f"{flag} {path}", "give the path of a local model, or connect once to download it"):
+        return _fetch(path, flag)
 
 
-def _download(repo_id: str, flag: str) -> Path:
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+@contextmanager
+def hub_errors(named: str, hint: str) -> Iterator[None]:
+    """Turns the errors of a download into `UserError`. `named`: the option and its value; `hint`: for no network."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
-        return _fetch(repo_id, flag)
+        yield
     except GatedRepoError as error:
         raise UserError(
-            f"{flag} {repo_id}: it is a gated model", "accept its conditions on the Hub, then: hf auth login"
+            f"{named}: it is a gated model", "accept its conditions on the Hub, then: hf auth login"
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"{flag} {repo_id}: neither a file or folder here nor a model on the Hub",
+            f"{named}: neither a file or folder here nor a model on the Hub",
             "check the spelling; a private model needs: hf auth login",
         ) from error
     except (OSError, LocalEntryNotFoundError, ValueError) as error:
         raise UserError(
-            f"{flag} {repo_id}: no file or folder here, the Hub cannot be reached, and its cache has no such model",
-            "give the path of a local model, or connect once to download it",
+            f"{named}: no file or folder here, the Hub cannot be reached, and its cache has no such model", hint
         ) from error
+    except EntryNotFoundError as error:
+        raise UserError(f"{named}: {first_line(error)}", "give a model that has this file") from error
 
 
 def _fetch(repo_id: str, flag: str) -> Path:

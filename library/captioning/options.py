@@ -1,0 +1,43 @@
+"""Options that the captioning and tagging scripts share."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from library.cli.options import option
+
+_DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+
+
+def parse_device(value: Any) -> str:
+    """A device's name. Raises `ValueError` with what was expected."""
+    if not isinstance(value, str) or not _DEVICE.fullmatch(value):
+        raise ValueError("cpu, cuda, a GPU such as cuda:1, or mps")
+    return value
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How a model gets its images."""
+
+    GROUP: ClassVar[str] = "Inference"
+
+    batch_size: int = option(1, help="images that the model gets at once", minimum=1)
+    max_data_loader_n_workers: int | None = option(
+        help="threads that decode images while the model computes (default: one per CPU core, at most 8)", minimum=0
+    )
+    device: str | None = option(
+        help="cpu, cuda, a GPU such as cuda:1, or mps (default: a GPU where there is one)", parse=parse_device,
+        metavar="DEVICE",
+    )  # fmt: skip
+    overwrite: bool = option(False, help="replace what earlier runs have written (otherwise it is kept)")
+    debug: bool = option(False, help="show the result for each image")
+
+    def num_threads(self) -> int:
+        """The number of decoder threads."""
+        if self.max_data_loader_n_workers is not None:
+            return max(1, self.max_data_loader_n_workers)
+        return min(8, os.cpu_count() or 1)

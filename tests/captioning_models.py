@@ -1,0 +1,62 @@
+"""Tiny models of the captioning and tagging scripts, with files as the real ones have them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+TAGGER_SIZE = 8
+# tags as a tagger's list has them, each with its category and the function of the image that the model computes for it:
+# the mean of a channel, or one pixel's channel (y, x, channel), of the model's input: BGR
+TAGGER_TAGS = [
+    ("general", 9, "none"),
+    ("explicit", 9, "all"),
+    ("blue_mean", 0, 0),
+    ("green_mean", 0, 1),
+    ("red_mean", 0, 2),
+    ("^_^", 0, (0, 0, 0)),
+    ("centre_blue", 0, (4, 4, 0)),
+    ("centre_red", 0, (4, 4, 2)),
+    ("edge_red", 0, (4, 0, 2)),
+    ("rei_(series_a)", 4, (4, 4, 1)),
+]
+
+
+def write_tagger(folder: Path, *, batch: int | str = "N", size: int = TAGGER_SIZE) -> Path:
+    """model.onnx, whose probabilities are known functions of the pixels, and selected_tags.csv."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.zeros((size, size, 3, len(TAGGER_TAGS)), np.float32)
+    for index, (_, _, what) in enumerate(TAGGER_TAGS):
+        if isinstance(what, tuple):
+            weights[(*what, index)] = 1
+        elif isinstance(what, int):
+            weights[:, :, what, index] = 1 / size**2
+        elif what == "all":
+            weights[:, :, :, index] = 1 / (3 * size**2)
+    weights = weights.reshape(-1, len(TAGGER_TAGS)) / 255
+    nodes = [
+        helper.make_node("Reshape", ["input", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["output"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tagger",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, size, size, 3])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, len(TAGGER_TAGS)])],
+        [
+            numpy_helper.from_array(np.array([-1, size * size * 3], np.int64), "shape"),
+            numpy_helper.from_array(weights, "weights"),
+        ],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    with open(folder / "selected_tags.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["tag_id", "name", "category", "count"])
+        rows.writerows([1000 + index, name, category, 5] for index, (name, category, _) in enumerate(TAGGER_TAGS))
+    return folder
