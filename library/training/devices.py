@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
@@ -49,6 +51,37 @@ def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minute
     if full and mixed_precision == "fp16":
         accelerator.scaler = HalfGradScaler(accelerator.device.type)
     return accelerator
+
+
+def set_numerics(training: TrainingOptions, device: torch.device) -> None:
+    """Asks PyTorch for the kernels that `--allow_tf32` and `--deterministic` name; call before anything is computed."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if training.allow_tf32 else "highest")
+    if training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
+    torch.use_deterministic_algorithms(training.deterministic)
+    torch.backends.cudnn.deterministic = training.deterministic
+
+
+@contextlib.contextmanager
+def determinism_errors() -> Iterator[None]:
+    """Turns PyTorch's error for an operation that has no deterministic algorithm into a `UserError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise UserError(
+            f"--deterministic: PyTorch has no deterministic algorithm of {operation} on this device",
+            hint="leave --deterministic out, or the option that needs it",
+        ) from None
+
+
+def precision_findings(training: TrainingOptions, device: torch.device) -> Findings:
+    """`--allow_tf32` where there are no such kernels."""
+    if training.allow_tf32 and device.type != "cuda":
+        yield f"--allow_tf32 does nothing on {device.type}: TF32 is a format of GPUs"
 
 
 def memory_findings(options: MemoryOptions, device: torch.device) -> Findings:

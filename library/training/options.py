@@ -52,6 +52,15 @@ class TrainingOptions:
         help="save the memory of gradients: AdamW or AdaFactor updates each weight as soon as its gradient is computed;"
         " --max_grad_norm then clips each weight's gradient separately",
     )
+    allow_tf32: bool = option(
+        False,
+        help="compute float32 matrix products in TF32 on GPUs that have it: faster, with 10 bits of mantissa"
+        " (convolutions do so by PyTorch's default; bf16 and fp16 are not affected)",
+    )
+    deterministic: bool = option(
+        False,
+        help="use deterministic algorithms alone, so that runs on one GPU are the same bit for bit; slower",
+    )
 
     @property
     def length_flag(self) -> str:

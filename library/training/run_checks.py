@@ -11,7 +11,7 @@ from library.diffusion.options import LossOptions, NoiseOptions
 from library.diffusion.validation_rules import ScheduleShape, objective_findings
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, PromptOptions
-from library.training.devices import memory_findings
+from library.training.devices import memory_findings, precision_findings
 from library.training.inputs.text_outputs import caption_findings
 from library.training.method import TrainingMethod
 from library.training.optimization.ema import average_findings
@@ -34,6 +34,10 @@ class LoadedModel:
 
 def _memory_options(run: RunSetup) -> Findings:
     return memory_findings(run.options[MemoryOptions], run.accelerator.device)
+
+
+def _precision(run: RunSetup) -> Findings:
+    return precision_findings(run.options[TrainingOptions], run.accelerator.device)
 
 
 def _fused_backward(run: RunSetup) -> Findings:
@@ -104,6 +108,7 @@ def _learning_rates(loaded: LoadedModel) -> Findings:
 
 DEVICE_CHECKS: tuple[Check[RunSetup], ...] = (
     Check("device", _memory_options),
+    Check("device", _precision),
     Check("device", _fused_backward),
     Check("device", _optimizer),
     Check("device", _state),

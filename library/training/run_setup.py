@@ -19,7 +19,7 @@ from library.training.checkpoints.resuming import FoundState, differences, optio
 from library.training.checkpoints.states import RunIdentity
 from library.training.checkpoints.uploads import Uploads, make_uploads
 from library.training.context import Context
-from library.training.devices import make_accelerator
+from library.training.devices import make_accelerator, set_numerics
 from library.training.distributed.options import ProcessOptions
 from library.training.distributed.processes import check_same_run
 from library.training.optimization.lr_schedules import schedule_kind
@@ -66,6 +66,7 @@ def set_up_run(context: Context) -> RunSetup:
     accelerator = make_accelerator(
         training.mixed_precision, full=training.full_fp16, timeout_minutes=options[ProcessOptions].ddp_timeout
     )
+    set_numerics(training, accelerator.device)
     if not accelerator.is_main_process:
         set_console_level(logging.WARNING)
     state = context.state

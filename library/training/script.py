@@ -58,12 +58,13 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
     if not context.trains:
         _look_at_data(context)
         return
+    from library.training.devices import determinism_errors
     from library.training.distributed.processes import process_errors
     from library.training.monitoring.out_of_memory import memory_errors
     from library.training.run import run_training
 
     try:
-        with process_errors(), memory_errors(context.options, context.sharding):
+        with process_errors(), memory_errors(context.options, context.sharding), determinism_errors():
             run_training(context)
     except Stopped as stopped:
         raise Stopped(stopped.signal_number, stopped.state, secret_flags(script.option_groups)) from None

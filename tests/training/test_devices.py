@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from library.cli.checks import report
 from library.cli.errors import UserError
 from library.models.options import MemoryOptions
-from library.training.devices import HalfGradScaler, make_accelerator, memory_findings, place_method
+from library.training.devices import (
+    HalfGradScaler,
+    determinism_errors,
+    make_accelerator,
+    memory_findings,
+    place_method,
+    precision_findings,
+    set_numerics,
+)
 from library.training.options import TrainingOptions
 from networks.lora_layer import LoRALayer
 
@@ -23,6 +33,34 @@ def test_a_backend_that_is_not_there_is_refused_with_those_that_are() -> None:
     report(memory_findings(MemoryOptions(torch_compile=True, dynamo_backend="aot_eager"), torch.device("cpu")))
     with pytest.raises(UserError, match="--dynamo_backend fx2trt is not available: this PyTorch has .*inductor"):
         report(memory_findings(MemoryOptions(torch_compile=True, dynamo_backend="fx2trt"), torch.device("cpu")))
+
+
+def test_deterministic_asks_pytorch_for_it_and_names_the_operation_that_cannot(monkeypatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        set_numerics(TrainingOptions(deterministic=True), torch.device("cpu"))
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        # one of the two sizes with which cuBLAS promises the same results
+        assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
+        with pytest.raises(UserError, match="no deterministic algorithm of put_"), determinism_errors():
+            torch.zeros(3).put_(torch.tensor([1, 1]), torch.tensor([1.0, 2.0]))
+    finally:
+        set_numerics(TrainingOptions(), torch.device("cpu"))
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+    with pytest.raises(RuntimeError, match="size"), determinism_errors():
+        torch.zeros(2) + torch.zeros(3)
+
+
+def test_tf32_is_used_on_gpus_where_it_is_asked_for(monkeypatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    for allowed in (True, False):
+        set_numerics(TrainingOptions(allow_tf32=allowed), torch.device("cuda"))
+        set_numerics(TrainingOptions(allow_tf32=allowed), torch.device("cpu"))
+    assert chosen == ["high", "highest"]
+    (warning,) = precision_findings(TrainingOptions(allow_tf32=True), torch.device("cpu"))
+    assert "--allow_tf32 does nothing on cpu" in str(warning)
+    assert not list(precision_findings(TrainingOptions(allow_tf32=True), torch.device("cuda")))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
