@@ -60,3 +60,76 @@ def write_tagger(folder: Path, *, batch: int | str = "N", size: int = TAGGER_SIZ
         rows.writerow(["tag_id", "name", "category", "count"])
         rows.writerows([1000 + index, name, category, 5] for index, (name, category, _) in enumerate(TAGGER_TAGS))
     return folder
+
+
+WORDS = [
+    "a", "an", "the", "dog", "cat", "man", "woman", "red", "green", "blue", "big", "small", "sits", "runs", "on", "in",
+    "under", "with", "table", "tree", "words", "stop", "here", "and",
+]  # fmt: skip
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
+_PAD, _START, _END, _DECODE = (_SPECIAL.index(name) for name in ("[PAD]", "[CLS]", "[SEP]", "[DEC]"))
+IMAGE_SIZE = 32
+
+
+def write_blip(folder: Path) -> Path:
+    """A tiny BLIP with random weights, whose captions depend on the image, as transformers writes it."""
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    tokens = {"vocab_size": len(_SPECIAL) + len(WORDS), "bos_token_id": _DECODE, "eos_token_id": _END,
+              "pad_token_id": _PAD, "sep_token_id": _END}  # fmt: skip
+    config = BlipConfig(
+        text_config={**size, **tokens, "max_position_embeddings": 80, "projection_dim": 32},
+        vision_config={**size, "image_size": IMAGE_SIZE, "patch_size": 16, "projection_dim": 32},
+        projection_dim=32,
+    )
+    model = _random(BlipForConditionalGeneration, config)
+    processor = BlipProcessor(
+        BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}), _tokenizer(folder)
+    )
+    return _save(folder, model, processor)
+
+
+def write_git(folder: Path) -> Path:
+    """A tiny GIT with random weights, as transformers writes it."""
+    from transformers import GitConfig, GitForCausalLM, GitProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    config = GitConfig(
+        vision_config={**size, "image_size": IMAGE_SIZE, "patch_size": 16},
+        **size,
+        vocab_size=len(_SPECIAL) + len(WORDS),
+        bos_token_id=_START,
+        eos_token_id=_END,
+        pad_token_id=_PAD,
+        max_position_embeddings=80,
+    )
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    image_processor = CLIPImageProcessorPil(size=side, crop_size=side)
+    return _save(folder, _random(GitForCausalLM, config), GitProcessor(image_processor, _tokenizer(folder)))
+
+
+def _tokenizer(folder: Path):
+    from transformers import BertTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join([*_SPECIAL, *WORDS]))
+    return BertTokenizer(str(folder / "vocab.txt"), bos_token="[DEC]")
+
+
+def _random(model_class, config):
+    import torch
+
+    torch.manual_seed(3)
+    model = model_class(config).eval().requires_grad_(False)
+    for parameter in model.parameters():  # large ones, so that words differ from image to image
+        parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+def _save(folder: Path, model, processor) -> Path:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

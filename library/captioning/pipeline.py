@@ -8,6 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from library.cli.errors import UserError
 from library.cli.jobs.outcome import Outcome
 from library.cli.launcher import is_first_process
@@ -44,7 +46,12 @@ def process_images(
     An image that cannot be loaded, or whose result cannot be stored, fails by itself; what `infer` raises is raised.
     All threads have ended when this returns or raises, and what the model has computed is stored.
     """
-    with thread_pool(num_threads) as loaders, thread_pool(1) as writer, _bar(len(paths), title) as bar:
+    with (
+        thread_pool(num_threads) as loaders,
+        thread_pool(1) as writer,
+        logging_redirect_tqdm(),
+        progress_bar(len(paths), title, is_quiet=not is_first_process()) as bar,
+    ):
         limit = batch_size * _BATCHES_AHEAD + num_threads
         loading = zip(paths, results_ahead(loaders, stages.load, paths, limit), strict=True)
         stored: deque[tuple[str, Future[None]]] = deque()
@@ -58,10 +65,6 @@ def process_images(
                 bar.update(len(names))
         finally:
             _count(stored, 0, outcome)
-
-
-def _bar(total: int, title: str):
-    return progress_bar(total, title, is_quiet=not is_first_process())
 
 
 def _batches(

@@ -39,6 +39,8 @@ def run(options: Options, outcome: Outcome) -> None:
     images = find_images(folder.folder, recursive=folder.recursive)
     entries = {} if files.output_path is None else read_entries(files.output_path)
     to_tag = _to_tag(images, files, entries, inference.overwrite, outcome)
+    if not to_tag:
+        return
     check_onnxruntime()
     found = find_tagger(options[TaggerOptions])
     tags = read_tag_list(str(found.tags))
