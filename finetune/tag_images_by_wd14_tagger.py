@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from library.captioning.tag_images import JOB
+from library.captioning.tagging.tag_images import JOB
 from library.cli.jobs.job import main
 
 if __name__ == "__main__":

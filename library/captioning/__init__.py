@@ -1,1 +1,1 @@
-"""Captions and tags of images by models: BLIP and GIT, and the taggers that come as ONNX files."""
+"""Captions of images by models, BLIP and GIT; the pipeline from files through a model to what is written."""

@@ -9,7 +9,7 @@ import huggingface_hub.constants
 import pytest
 from PIL import Image
 
-from library.captioning.tag_images import JOB
+from library.captioning.tagging.tag_images import JOB
 from tests.captioning_models import TAGGER_TAGS, write_tagger
 from tests.end_to_end.launches import TWO_PROCESSES, ended, start
 from tests.finetune.conftest import save_colours

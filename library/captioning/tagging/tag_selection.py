@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from library.captioning.tagger_options import TagOptions, replacement_pairs
+from library.captioning.tagging.options import TagOptions, replacement_pairs
 
 RATING, CHARACTER, QUALITY = "rating", "character", "quality"
 _ONE_OF_EACH = (RATING, QUALITY)  # categories of which an image has the most probable tag, if asked for

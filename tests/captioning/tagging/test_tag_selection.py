@@ -2,9 +2,9 @@
 
 import pytest
 
-from library.captioning.tag_list import read_tag_list
-from library.captioning.tag_selection import Tag, append_tags, make_rules, select_tags
-from library.captioning.tagger_options import TagOptions, parse_replacements, replacement_pairs
+from library.captioning.tagging.options import TagOptions, parse_replacements, replacement_pairs
+from library.captioning.tagging.tag_list import read_tag_list
+from library.captioning.tagging.tag_selection import Tag, append_tags, make_rules, select_tags
 from library.cli.errors import UserError
 
 TAGS = [

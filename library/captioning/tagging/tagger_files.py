@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.captioning.tagger_options import DEFAULT_REPOSITORY, TaggerOptions
+from library.captioning.tagging.options import DEFAULT_REPOSITORY, TaggerOptions
 from library.models.weights.hub_download import hub_errors
 
 logger = logging.getLogger(__name__)

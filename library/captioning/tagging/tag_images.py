@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.captioning.options import InferenceOptions
-from library.captioning.tagger_options import TagFileOptions, TaggerOptions, TagOptions
+from library.captioning.tagging.options import TagFileOptions, TaggerOptions, TagOptions
 from library.cli.jobs.job import Job
 from library.cli.jobs.options import FolderOptions
 from library.cli.jobs.outcome import Outcome
@@ -19,20 +19,20 @@ from library.cli.parser import Options
 if TYPE_CHECKING:
     import numpy as np
 
-    from library.captioning.tag_files import Entries
-    from library.captioning.tag_selection import TagRules
-    from library.captioning.tagger import Tagger
+    from library.captioning.tagging.tag_files import Entries
+    from library.captioning.tagging.tag_selection import TagRules
+    from library.captioning.tagging.tagger import Tagger
 
 logger = logging.getLogger(__name__)
 
 
 def run(options: Options, outcome: Outcome) -> None:
     from library.captioning.pipeline import Stages, process_images
-    from library.captioning.tag_files import read_entries
-    from library.captioning.tag_list import read_tag_list
-    from library.captioning.tag_selection import make_rules
-    from library.captioning.tagger import Tagger, check_onnxruntime
-    from library.captioning.tagger_files import find_tagger
+    from library.captioning.tagging.tag_files import read_entries
+    from library.captioning.tagging.tag_list import read_tag_list
+    from library.captioning.tagging.tag_selection import make_rules
+    from library.captioning.tagging.tagger import Tagger, check_onnxruntime
+    from library.captioning.tagging.tagger_files import find_tagger
     from library.data.scan.image_search import find_images
 
     folder, files, inference = options[FolderOptions], options[TagFileOptions], options[InferenceOptions]
@@ -59,7 +59,7 @@ def run(options: Options, outcome: Outcome) -> None:
 
 def conclude(options: Options, outcome: Outcome) -> None:
     """Writes the one file of all tags, and shows how often each was given."""
-    from library.captioning.tag_files import read_entries, with_tags, write_entries
+    from library.captioning.tagging.tag_files import read_entries, with_tags, write_entries
 
     files = options[TagFileOptions]
     if files.output_path is not None and outcome.results:
@@ -86,7 +86,7 @@ def _to_tag(
 ) -> Sequence[str]:
     """This process's share of the images that are to be tagged."""
     from library.captioning.caption_files import images_to_caption
-    from library.captioning.tag_files import tags_of
+    from library.captioning.tagging.tag_files import tags_of
     from library.cli.jobs.processes import own_share
 
     keeps_existing = not (overwrite or files.append_tags)
@@ -105,7 +105,7 @@ class _Inference:
     shows_tags: bool
 
     def __call__(self, paths: Sequence[str], images: Sequence[np.ndarray]) -> list[list[str]]:
-        from library.captioning.tag_selection import select_tags
+        from library.captioning.tagging.tag_selection import select_tags
 
         selected = [select_tags(row, self.rules) for row in self.tagger.probabilities(images).tolist()]
         if self.shows_tags:
@@ -125,8 +125,8 @@ class _Writer:
 
     def store(self, image: str, tags: list[str]) -> None:
         from library.captioning.caption_files import caption_path, write_caption
-        from library.captioning.tag_files import tags_of
-        from library.captioning.tag_selection import append_tags
+        from library.captioning.tagging.tag_files import tags_of
+        from library.captioning.tagging.tag_selection import append_tags
         from library.cli.documents import is_unicode
         from library.cli.errors import UserError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 
-from library.captioning.tag_selection import Tag
+from library.captioning.tagging.tag_selection import Tag
 from library.cli.documents import read_text
 from library.cli.errors import UserError
 

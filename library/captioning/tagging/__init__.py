@@ -1,0 +1,1 @@
+"""Tags by the models that come as ONNX files with a list of their tags."""
