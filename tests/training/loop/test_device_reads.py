@@ -1,0 +1,87 @@
+"""If these fail, the GPU stands idle in each step, while the host waits for a value that it could have left there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+import train_db
+import train_network
+from library.training.context import TrainingScript
+from library.training.loop.step import make_step
+from library.training.model_setup import attach_method, load_model
+from library.training.objective import make_inputs
+from library.training.run_setup import set_up_run
+from library.training.script import check_command
+from tests.end_to_end.runs import arguments, copy_images
+from tests.fake_device import DEVICE, device_reads
+
+NUM_STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    return copy_images(tmp_path_factory.mktemp("data"), 3)
+
+
+def reads_of_steps(script: TrainingScript, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What each step of a run reads from the device. The model is loaded on the CPU, and moved there."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    context = check_command(script, argv)
+    run, method = set_up_run(context), script.make_method(context.options)
+    family = load_model(run, method)
+    attach_method(run, method, family)
+    with device_reads(monkeypatch) as reads:
+        monkeypatch.setattr(Accelerator, "device", DEVICE)
+        for module in (family.unet, family.vae, *family.text_encoders, *method.trainable_modules()):
+            nn.Module.to(module, DEVICE)
+        inputs = make_inputs(context.options, context.data, method, family, run.accelerator)
+        step = make_step(run, method, inputs.objective)
+        micro_batches = list(context.data.batches_of_epoch(run.plan.seed, 0))
+        batches = inputs.loader_of(context.data, run.plan.seed, run.plan.clock).batches(micro_batches)
+        rows = []
+        for number in range(1, NUM_STEPS + 1):
+            before = len(reads)
+            step(lambda: [next(batches)], 1, number)
+            rows.append(reads[before:])
+        assert len(list(step.logged())) == NUM_STEPS  # none was skipped
+    return rows
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cache_latents": True},
+        {"cache_latents_to_disk": True, "cache_text_encoder_outputs": True, "network_train_unet_only": True},
+        {
+            "noise_offset": 0.1,
+            "adaptive_noise_scale": 0.1,
+            "ip_noise_gamma": 0.1,
+            "ip_noise_gamma_random_strength": True,
+        },
+        {"multires_noise_iterations": 6, "multires_noise_discount": 0.3},
+        {"min_snr_gamma": 5, "loss_type": "huber", "huber_schedule": "snr", "debiased_estimation_loss": True},
+        {"weighted_captions": True, "max_token_length": 150, "ema": True},
+    ],
+    ids=["nothing cached", "latents cached", "all cached", "noise offset", "pyramid noise", "loss", "captions"],
+)
+def test_a_step_of_a_lora_waits_for_the_device_once(options, data_dir, tmp_path, monkeypatch):
+    argv = arguments(data_dir, tmp_path, train_batch_size=2, max_train_steps=NUM_STEPS, **options)
+    rows = reads_of_steps(train_network.SCRIPT, argv, monkeypatch)
+    assert [len(row) for row in rows] == [1] * NUM_STEPS, rows
+
+
+def test_a_fused_backward_pass_waits_before_it_and_after_it_however_many_parameters_there_are(
+    data_dir, tmp_path, monkeypatch
+):
+    """Before it, since a loss that is not finite updates nothing."""
+    argv = arguments(
+        data_dir, tmp_path, train_batch_size=1, max_train_steps=NUM_STEPS, fused_backward_pass=True, cache_latents=True
+    )
+    rows = reads_of_steps(train_db.SCRIPT, argv, monkeypatch)
+    assert [len(row) for row in rows] == [2] * NUM_STEPS, rows
