@@ -14,16 +14,13 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from PIL import Image
 
+from benchmarks.turns import best_of, make_images
 from library.data.batches.plan import TrainingData
 from library.data.caches.latent_cache import latent_seed, write_latents
 from library.data.config.options import CachingOptions, DatasetOptions
@@ -51,7 +48,7 @@ def measure_caching(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _make_images(folder / "images", num_images, size)
+        make_images(folder / "images", num_images, size)
         accelerator = Accelerator()
         family = _load_family(folder / "model", accelerator.device)
         data = _load_data(folder, size)
@@ -70,7 +67,7 @@ def measure_caching(
             for key in data.latent_keys():
                 load_image(key)
 
-        seconds = _best_of({
+        seconds = best_of({
             "vae_only": encode_alone,
             "memory": lambda: cache(cache_latents=True),
             "disk": lambda: cache(cache_latents_to_disk=True),
@@ -82,19 +79,6 @@ def measure_caching(
     shares = {name: alone / clock for name, (clock, _) in seconds.items()}
     shares |= {f"{name}_cpu": alone_cpu / cpu for name, (_, cpu) in seconds.items()}
     return {"vae_only": num_images / alone, **shares, "decoding": decoding / alone}
-
-
-def _make_images(folder: Path, count: int, size: int) -> None:
-    """Smooth colours with noise over them, which compress about as photographs do."""
-    folder.mkdir()
-    x, y = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size))
-    for number in range(count):
-        rng = np.random.default_rng(number)
-        colours, slopes = rng.uniform(0, 255, 3), rng.uniform(-200, 200, (2, 3))
-        smooth = colours + x[..., None] * slopes[0] + y[..., None] * slopes[1]
-        noisy = smooth + rng.normal(0, 6, (size, size, 3))
-        ending = ".jpg" if number % 2 else ".png"
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:05d}{ending}")
 
 
 def _load_data(folder: Path, size: int) -> TrainingData:
@@ -126,22 +110,6 @@ def _one_after_the_other(family: ModelFamily, chunks: list, device: torch.device
         latents = family.encode_images(pixels.to(device), [latent_seed(key) for key in chunk]).cpu().numpy()
         for key, each in zip(chunk, latents, strict=True):
             write_latents({key: CachedLatents(each)}, fingerprint)
-
-
-def _best_of(
-    works: dict[str, Callable[[], None]], num_rounds: int, prepare: Callable[[], None]
-) -> dict[str, tuple[float, float]]:
-    """The least seconds of each work, done in turns: on the clock, and of the CPU in all threads."""
-    seconds = dict.fromkeys(works, (float("inf"), float("inf")))
-    next(iter(works.values()))()  # the first of all is slower
-    for _ in range(num_rounds):
-        for name, work in works.items():
-            prepare()
-            start = time.perf_counter(), time.process_time()
-            work()
-            clock, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-            seconds[name] = min(seconds[name][0], clock), min(seconds[name][1], cpu)
-    return seconds
 
 
 def _remove_caches(folder: Path) -> None:
