@@ -23,6 +23,7 @@ from diffusers import AutoencoderKL
 from benchmarks.turns import best_of, make_images
 from library.data.batches.plan import TrainingData
 from library.data.caches.latent_cache import latent_seed, write_latents
+from library.data.caches.pipeline import chunks_of
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.data.images.decoding import load_image
 from library.data.load_data import load_training_data
@@ -30,7 +31,6 @@ from library.data.records import CachedLatents
 from library.models.family import LoadSettings, ModelFamily
 from library.models.options import ModelOptions
 from library.models.registry import load_family
-from library.training.inputs.cache_pipeline import chunks_of
 from library.training.inputs.latents import LatentProvider
 from tests.tiny_models import TinyModel, make_tiny, write_folder
 

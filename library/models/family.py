@@ -68,14 +68,25 @@ class DetectedModel(Protocol):
         """Length and end of the noise schedule that is trained on."""
 
 
-class ModelFamily(Protocol):
+class ImageEncoder(Protocol):
+    """What encodes images to latents: a model, or its VAE alone."""
+
+    latent_channels: int
+    vae_scale: int  # pixels per latent, along one side
+
+    def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, C, h, w), image i sampled with seeds[i]."""
+
+    def vae_fingerprint(self) -> str:
+        """A digest of the VAE's weights and precision, for caches of latents."""
+
+
+class ModelFamily(ImageEncoder, Protocol):
     """A kind of diffusion model, loaded as `LoadSettings` say. The loop, samples and methods know models only so."""
 
     version: str  # as written to metadata: "sd_v1", "sd_v2", "sd_v2_v", ...
     architecture: str  # of SAI ModelSpec: "stable-diffusion-v1", "stable-diffusion-v2-768-v", ...
     prediction_type: str  # "epsilon" or "v_prediction"
-    latent_channels: int
-    vae_scale: int  # pixels per latent, along one side
     unet: nn.Module
     vae: nn.Module
 
@@ -112,9 +123,6 @@ class ModelFamily(Protocol):
     def add_token(self, embedding: TokenEmbedding) -> None:
         """Adds the token of an embedding to the vocabulary. Raises `UserError` if it is in it already."""
 
-    def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), image i sampled with seeds[i]."""
-
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the VAE gives them -> latents as the denoiser takes them."""
 
@@ -126,9 +134,6 @@ class ModelFamily(Protocol):
 
     def text_fingerprint(self) -> str:
         """A digest of the text encoder's weights, precision and prompt options, for caches of its outputs."""
-
-    def vae_fingerprint(self) -> str:
-        """A digest of the VAE's weights and precision, for caches of latents."""
 
     def save(
         self,

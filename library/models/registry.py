@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from library.cli.checks import Findings, report
 from library.cli.errors import UserError, raise_together
-from library.models.family import DetectedModel, LoadSettings, ModelFamily
+from library.models.family import DetectedModel, ImageEncoder, LoadSettings, ModelFamily
 from library.models.options import ModelOptions, PromptOptions
 from library.models.stable_diffusion import detection as stable_diffusion
 from library.models.weights.model_files import ModelFolder, TensorFile, small_files
 from library.models.weights.model_kinds import kind_of_folder, kind_of_keys
-from library.models.weights.path_checks import FLAG, model_problems
+from library.models.weights.path_checks import FLAG, encoder_problems, model_problems
 
 if TYPE_CHECKING:
     from library.models.weights.inspection import Inspection
@@ -109,6 +109,17 @@ def load_family(
         report(found.check_options(options, prompts))
     module = importlib.import_module(f"{found.family.package}.model")
     return module.load(source, found.detected, options, prompts, settings or LoadSettings())
+
+
+def load_encoder(path: str, flag: str, settings: LoadSettings) -> ImageEncoder:
+    """Loads only what encodes images of the model at `path`, which the user gave with `flag`; a VAE alone does too.
+
+    Reads local files only, unless the path is a name on the Hub. Raises `UserError` where there is none, and for
+    models of a kind that is not known.
+    """
+    raise_together(encoder_problems(path, flag))
+    # small files do not show the family of a VAE alone: all known ones have one kind of VAE
+    return importlib.import_module(f"{FAMILIES[0].package}.vae_codec").load_encoder(path, settings, flag)
 
 
 def _opened(path: Path, *, is_mapped: bool) -> Any:

@@ -1,4 +1,4 @@
-"""Loads the VAE of `--vae`: a VAE alone or that of a model, in every layout."""
+"""Loads a VAE: a VAE alone or that of a model, in every layout."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ from library.models.weights.model_kinds import DIFFUSERS_VAE_MARK, PLAIN_VAE_MAR
 from library.models.weights.path_checks import VAE_FLAG
 
 
-def load_vae(path: str, *, is_mapped: bool = True) -> AutoencoderKL:
+def load_vae(path: str, *, is_mapped: bool = True, flag: str = VAE_FLAG) -> AutoencoderKL:
     """The VAE at `path`: of a model (folder or single file), or a VAE alone (folder or file); float32, on the CPU.
 
-    `is_mapped`: how its weights are read, as `open_weights` has it. Raises `UserError` where there is none.
+    `is_mapped`: how its weights are read, as `open_weights` has it. `flag`: what the user gave it with, for messages.
+    Raises `UserError` where there is none.
     """
-    source = local_path(path, VAE_FLAG)
+    source = local_path(path, flag)
     if source.is_dir():
-        return _of_folder(DiffusersFolder(source, is_mapped))
+        return _of_folder(DiffusersFolder(source, is_mapped), flag)
     if not source.is_file():
-        raise UserError(f"{VAE_FLAG} {path}: there is no such file or folder", "give the path of a VAE or a model")
-    return _of_file(open_weights(source, is_mapped=is_mapped), is_mapped)
+        raise UserError(f"{flag} {path}: there is no such file or folder", "give the path of a VAE or a model")
+    return _of_file(ldm_layout.unwrapped(open_weights(source, is_mapped=is_mapped)), is_mapped, flag)
 
 
-def _of_folder(folder: DiffusersFolder) -> AutoencoderKL:
+def _of_folder(folder: DiffusersFolder, flag: str) -> AutoencoderKL:
     if (folder.path / "vae").is_dir():
         return load_part(folder, "vae")
     if (folder.path / "config.json").is_file():
         return load_part(folder, "vae", subfolder="")
     raise UserError(
-        f"{VAE_FLAG} {folder.path}: holds neither vae/ nor config.json", "give the folder of a VAE or of a model"
+        f"{flag} {folder.path}: holds neither vae/ nor config.json", "give the folder of a VAE or of a model"
     )
 
 
-def _of_file(file: WeightFile, is_mapped: bool) -> AutoencoderKL:
+def _of_file(file: WeightFile, is_mapped: bool, flag: str) -> AutoencoderKL:
     """The VAE of a file; a file with a VAE alone is built as the config.json beside it says, where there is one."""
     section = partial(section_of, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY)
     if any(key.startswith(ldm_vae.PREFIX) for key in file.tensors):
@@ -57,7 +58,7 @@ def _of_file(file: WeightFile, is_mapped: bool) -> AutoencoderKL:
     if any(key.startswith(PLAIN_VAE_MARK) for key in file.tensors):
         metadata = file.metadata if config is None else {ENTRY: json.dumps({"vae": config}), **file.metadata}
         return ldm_layout.load_vae(section(file.tensors, ""), metadata)
-    raise UserError(f"{VAE_FLAG} {file.path} holds no VAE", "give a VAE, or a Stable Diffusion model with one")
+    raise UserError(f"{flag} {file.path} holds no VAE", "give a VAE, or a Stable Diffusion model with one")
 
 
 def _vae_config(path: Path) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 
 from library.cli.errors import UserError
@@ -28,10 +26,12 @@ from library.models.options import ModelOptions, PromptOptions
 from library.models.stable_diffusion.betas import make_alphas_cumprod
 from library.models.stable_diffusion.detection import V_PREDICTION, DetectedModel, channels_error
 from library.models.stable_diffusion.layer_conditioning import LayerConditioning, cross_attention_layers
+from library.models.stable_diffusion.vae_codec import VaeCodec
 from library.models.text.text_encoder import TextEncoder
 from library.models.text.token_embedding import TokenEmbedding
 from library.models.text.tokenizer import PromptTokenizer, PromptTokens, load_tokenizer
 from library.models.weights.checkpoint_files import WeightFile
+from library.models.weights.module_weights import Fingerprints
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +83,10 @@ class StableDiffusion:
         self._prompt_options = prompt_options
         self._scheduler = {**detected.scheduler, "prediction_type": prediction_type}
         self._unused_tensors = parts.unused_tensors
-        self.latent_channels: int = parts.vae.config.latent_channels
-        self.vae_scale: int = 2 ** (len(parts.vae.config.block_out_channels) - 1)
-        self._scaling_factor: float = parts.vae.config.scaling_factor
+        self._codec = VaeCodec(parts.vae)
+        self.latent_channels, self.vae_scale = self._codec.latent_channels, self._codec.vae_scale
         self._alphas_cumprod = make_alphas_cumprod(detected.scheduler, detected.source)
-        self._fingerprints: dict[tuple[int, torch.dtype], str] = {}
-        self._vae_in_float32: AutoencoderKL | None = None  # made when the VAE overflows in fp16
+        self._text_fingerprints = Fingerprints()
         self._unet_dtype = torch.float32
         self._snapshots: dict[str, Any] = {}
         self._embedding: TokenEmbedding | None = None
@@ -202,54 +200,17 @@ class StableDiffusion:
         weighted = self._prompt_options.weighted_captions
         return self.tokenizer.counts(prompts, weighted)
 
-    @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), image i sampled with seeds[i].
-
-        The sample's noise is drawn on the CPU, so that it is the same on every device. All images go through the
-        VAE at once, in its own data type, inside an autocast too.
-        """
-        weight = self.vae.encoder.conv_in.weight
-        with torch.autocast(weight.device.type, enabled=False):
-            posterior = self.vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
-            if self._overflowed(posterior.mean):
-                posterior = self._float32_vae().encode(pixels.to(weight.device)).latent_dist
-        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
-        noise = torch.stack([_keyed_noise(mean.shape[1:], seed) for seed in _one_each(seeds, mean)])
-        return mean + torch.exp(0.5 * log_variance) * to_device(noise, mean.device)
+        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), image i sampled with seeds[i]."""
+        return self._codec.encode_images(pixels, seeds)
 
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the VAE gives them -> latents as the U-Net takes them, of about unit variance."""
-        return latents * self._scaling_factor
+        return self._codec.scale_latents(latents)
 
-    @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), roughly in [-1, 1], float32.
-
-        The VAE computes in its own data type, inside an autocast too.
-        """
-        home = self.vae.device
-        nn.Module.to(self.vae, latents.device)
-        unscaled = latents / self._scaling_factor
-        with torch.autocast(latents.device.type, enabled=False):
-            pixels = self.vae.decode(unscaled.to(self.vae.dtype)).sample
-            if self._overflowed(pixels):
-                pixels = self._float32_vae().decode(unscaled.float()).sample
-        nn.Module.to(self.vae, home)
-        return pixels.float()
-
-    def _overflowed(self, values: torch.Tensor) -> bool:
-        return values.dtype == torch.float16 and not bool(torch.isfinite(values).all())
-
-    def _float32_vae(self) -> AutoencoderKL:
-        """A float32 copy of the VAE, made when first needed, with a warning."""
-        if self._vae_in_float32 is None:
-            logger.warning(
-                "the VAE overflows in fp16 (NaN or inf): such images are computed in float32, as with --no_half_vae"
-            )
-            self._vae_in_float32 = copy.deepcopy(self.vae)
-            nn.Module.to(self._vae_in_float32, torch.float32)
-        return self._vae_in_float32
+        """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), roughly in [-1, 1], float32."""
+        return self._codec.decode_latents(latents)
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """The U-Net's output (B, 4, h, w) for noisy scaled latents (B, 4, h, w) and timesteps (B,).
@@ -263,19 +224,13 @@ class StableDiffusion:
 
     def vae_fingerprint(self) -> str:
         """A digest of the VAE's weights in their present precision, 16 hexadecimal digits."""
-        return self._fingerprint_of(self.vae, self.vae.encoder.conv_in.weight.dtype)
+        return self._codec.vae_fingerprint()
 
     def text_fingerprint(self) -> str:
         """The same for the text encoder, followed by the prompt options and, if it is its own, the tokenizer's."""
         (encoder,) = self.text_encoders
-        parts = (self._fingerprint_of(encoder, encoder.dtype), self._prompt_options, self.tokenizer.fingerprint)
+        parts = (self._text_fingerprints.of(encoder, encoder.dtype), self._prompt_options, self.tokenizer.fingerprint)
         return " ".join(str(part) for part in parts if part != "")
-
-    def _fingerprint_of(self, module: nn.Module, dtype: torch.dtype) -> str:
-        key = (id(module), dtype)
-        if key not in self._fingerprints:
-            self._fingerprints[key] = _fingerprint(module)
-        return self._fingerprints[key]
 
     def save(
         self,
@@ -300,24 +255,6 @@ class StableDiffusion:
             parts, self.tokenizer, self.is_v2, self._scheduler, dtype, metadata, epoch=epoch, global_step=global_step
         )
         save_model(Path(path), format, model)
-
-
-def _one_each(seeds: Sequence[int], images: torch.Tensor) -> Sequence[int]:
-    if len(seeds) != len(images):
-        raise ValueError(f"{len(seeds)} seeds for {len(images)} images")
-    return seeds
-
-
-def _keyed_noise(shape: torch.Size, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
-
-
-def _fingerprint(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def load(

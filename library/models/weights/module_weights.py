@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -39,6 +40,28 @@ def fill_module(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, sourc
         state[name] = _float32_copy(tensors[name], empty.shape, f"{source}: {part}: {name}")
     module.load_state_dict(state, strict=True, assign=True)
     module.eval().requires_grad_(False)
+
+
+class Fingerprints:
+    """Digests of modules' weights in their present precision, 16 hexadecimal digits; each is computed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, torch.dtype], str] = {}
+
+    def of(self, module: nn.Module, dtype: torch.dtype) -> str:
+        """The digest of a module that is in `dtype` now, and whose weights do not change otherwise."""
+        key = id(module), dtype
+        if key not in self._known:
+            self._known[key] = _fingerprint(module)
+        return self._known[key]
+
+
+def _fingerprint(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def lacking_keys_error(source: str, part: str, lacking: Sequence[str], num_expected: int | None = None) -> UserError:

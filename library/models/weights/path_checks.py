@@ -54,6 +54,13 @@ def model_problems(options: ModelOptions) -> list[UserError]:
     return problems
 
 
+def encoder_problems(path: str, flag: str) -> list[UserError]:
+    """Problems of the path, given with `flag`, of what encodes images: a model or a VAE alone."""
+    return _path_problems(
+        flag, path, lambda folder: list(filter(None, [_encoder_problem(flag, folder)])), _encoder_problem
+    )
+
+
 def other_family(path: str) -> str | None:
     """The name of the model family at `path` where its keys show that it is not Stable Diffusion 1.x or 2.x.
 
@@ -91,6 +98,12 @@ def _vae_problem(flag: str, path: Path) -> UserError | None:
     if keys is None or has_vae(keys):
         return None
     return UserError(f"{flag} {path} holds no VAE", "give a VAE, or a Stable Diffusion model with one")
+
+
+def _encoder_problem(flag: str, path: Path) -> UserError | None:
+    if other_family(str(path)) is not None:
+        return _kind_problem(flag, path)
+    return None if path.is_dir() else _vae_problem(flag, path)
 
 
 def _path_problems(

@@ -15,18 +15,19 @@ from library.cli.errors import UserError, listed, plural
 from library.cli.logging import progress_bar
 from library.data.batches.loader import num_cpus
 from library.data.batches.plan import TrainingData
-from library.data.caches.latent_cache import latent_seed, renew_times, write_latents
+from library.data.caches.latent_cache import renew_times, write_latents
 from library.data.caches.latent_check import check_caches
 from library.data.caches.legacy_npz_latents import check_legacy_npz
 from library.data.caches.npz_files import remove_leftovers
+from library.data.caches.pipeline import Stages, Store, Throughput, cache_chunks, chunks_of
 from library.data.config.options import CachingOptions
 from library.data.images.decoding import load_image
 from library.data.images.image_files import UnreadableImage
 from library.data.records import Batch, CachedLatents, LatentKey
 from library.models.device_copies import to_device
 from library.models.family import ModelFamily
+from library.models.latent_encoding import encode_latents
 from library.training.distributed.processes import file_shares
-from library.training.inputs.cache_pipeline import Stages, Store, Throughput, cache_chunks, chunks_of
 
 logger = logging.getLogger(__name__)
 
@@ -211,16 +212,5 @@ class LatentProvider:
             masks = torch.stack([ones if mask is None else torch.from_numpy(mask) for mask in held])[:, None]
         return to_device(masks, self._accelerator.device)
 
-    @torch.no_grad()
     def _encode(self, pixels: torch.Tensor, keys: Sequence[LatentKey]) -> torch.Tensor:
-        # Chunks of the same size as when caching: with the default batch size of 1, a latent is bitwise the same
-        # whether it is cached or not.
-        size, device = self._options.vae_batch_size, self._accelerator.device
-        parts = [
-            self._family.encode_images(
-                to_device(pixels[start : start + size], device),
-                [latent_seed(key) for key in keys[start : start + size]],
-            )
-            for start in range(0, len(keys), size)
-        ]
-        return torch.cat(parts)
+        return encode_latents(self._family, pixels, keys, self._options.vae_batch_size, self._accelerator.device)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from library.cli.errors import UserError
+from library.data.caches.pipeline import MAX_WAITING_CHUNKS, Stages, Throughput, cache_chunks, chunks_of
 from library.data.images.image_files import UnreadableImage
 from library.data.records import CachedLatents, LatentKey, Placement, TrainedImage
-from library.training.inputs.cache_pipeline import MAX_WAITING_CHUNKS, Stages, Throughput, cache_chunks, chunks_of
 
 PATIENCE = 30  # seconds until a stage that waits in vain gives up; none does where stages overlap
 
