@@ -17,12 +17,11 @@ from library.cli.errors import UserError
 from library.cli.launcher import SHARDING_MODES
 from library.cli.parser import Options
 from library.diffusion.options import NoiseOptions
+from library.models.devices import DTYPES, check_precision
 from library.models.family import LoadSettings
 from library.models.options import MemoryOptions
 from library.training.method import TrainingMethod
 from library.training.options import TrainingOptions
-
-DTYPES = {"float": torch.float32, "no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minutes: int | None = None) -> Accelerator:
@@ -31,14 +30,7 @@ def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minute
     `full`: trained parameters have that precision too. `timeout_minutes`: how long processes wait for each other.
     Removes the environment variables with which accelerate would shard models; `sharding_config` has read them.
     """
-    if mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("--mixed_precision fp16 needs a GPU, and none was found", hint="use bf16 or no")
-    if (
-        mixed_precision == "bf16"
-        and torch.cuda.is_available()
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        raise UserError("--mixed_precision bf16 is not supported by this GPU", hint="use fp16 or no")
+    check_precision(mixed_precision, "cuda" if torch.cuda.is_available() else "cpu")
     for variable, _ in SHARDING_MODES.values():  # accelerate would shard what it prepares: parallel strategies do that
         os.environ.pop(variable, None)
     waiting = [] if timeout_minutes is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))]

@@ -5,15 +5,11 @@ A file `<stem>_<W>x<H>_sd.npz` (W and H of the image, four digits) holds, for ea
 `crop_ltrb_<h>x<w>` and, with `alpha_mask`, `alpha_mask_<h>x<w>` (h, w) of the unflipped image. We add a member
 `made_from.json` of what the latents of each size were made from: latents for which it differs, or that lack it, are not
 used unless the user trusts them (`--skip_cache_check`).
-
-An image is unchanged if its size in bytes, mtime and ctime are, or else its content: a copied dataset keeps its
-latents, and an image that was replaced by one of the same size and mtime does not.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -25,9 +21,9 @@ from library.cli.errors import UserError
 from library.data.buckets import crop_ltrb
 from library.data.caches.cache_names import CacheFolders, cache_names
 from library.data.caches.latent_arrays import array_problem, latent_size
+from library.data.caches.latent_facts import current_facts, differing_facts
 from library.data.caches.legacy_npz_latents import read_legacy_npz
 from library.data.caches.npz_files import (
-    Facts,
     StoredArrays,
     array_names,
     locked_folder,
@@ -38,11 +34,6 @@ from library.data.caches.npz_files import (
 )
 from library.data.randomness import derive_seed
 from library.data.records import CachedLatents, LatentKey
-
-_CONTENT = "content"  # the fact that is the hash of the image file
-_DIGEST_BYTES = 16
-_TIMES = frozenset(("mtime_ns", "ctime_ns"))
-_NEWER = frozenset(("num_bytes", "ctime_ns", "key"))  # facts that files of earlier versions do not have
 
 
 def latent_seed(key: LatentKey) -> int:
@@ -74,61 +65,6 @@ def _latents_name(key: LatentKey) -> str:
 
 def _mask_name(key: LatentKey) -> str:
     return "alpha_mask_" + entry_of(key)
-
-
-def _expected_facts(key: LatentKey, fingerprint: str) -> Facts:
-    facts: Facts = {
-        "image": os.path.basename(key.path),
-        "image_size": list(key.image_size),
-        "mtime_ns": key.mtime_ns,
-        "bucket": list(key.placement.bucket),
-        "resized": list(key.placement.resized),
-        "crop": list(key.placement.crop),
-        "vae": fingerprint,
-    }
-    if key.num_bytes is not None:
-        facts["num_bytes"] = key.num_bytes
-    if key.ctime_ns is not None:
-        facts["ctime_ns"] = key.ctime_ns
-    # only if they are not the default, so that older files, which do not have them, stay valid
-    if key.image_key != os.path.basename(key.path):
-        facts["key"] = key.image_key  # part of the seed of the sample
-    if key.interpolation is not None:
-        facts["interpolation"] = key.interpolation
-    if key.alpha_is_mask:
-        facts["alpha_is_mask"] = True
-    return facts
-
-
-def differing_facts(stored: Facts, key: LatentKey, fingerprint: str) -> frozenset[str]:
-    """The names of the facts of what latents were made from that differ from `key`; none if they can be used.
-
-    If only times differ, the content of the image decides; `has_new_times` tells this case apart.
-    """
-    expected = _expected_facts(key, fingerprint)
-    names = (stored.keys() | expected.keys()) - {_CONTENT}
-    if stored.get("num_bytes") is None or key.num_bytes is None:
-        names -= _NEWER
-    differing = frozenset(name for name in names if stored.get(name) != expected.get(name))
-    if differing and differing <= _TIMES and stored.get(_CONTENT) is not None and stored[_CONTENT] == _digest(key.path):
-        return frozenset()
-    return differing
-
-
-def has_new_times(stored: Facts, key: LatentKey) -> bool:
-    """Whether usable latents were made when the image had other times."""
-    if stored.get("mtime_ns") != key.mtime_ns:
-        return True
-    return "ctime_ns" in stored and key.ctime_ns is not None and stored["ctime_ns"] != key.ctime_ns
-
-
-def _digest(path: str) -> str | None:
-    """The hash of the content of an image file; None if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.blake2b(file.read(), digest_size=_DIGEST_BYTES).hexdigest()
-    except OSError:
-        return None
 
 
 def read_latents(key: LatentKey, fingerprint: str | None) -> CachedLatents | None:
@@ -216,7 +152,7 @@ def renew_times(path: Path, keys: Collection[LatentKey], fingerprint: str) -> No
         stored = read_stored(path)
         for key in keys:
             if _has_current(stored, key, fingerprint):
-                stored.made_from[entry_of(key)] = _current_facts(key, fingerprint)
+                stored.made_from[entry_of(key)] = current_facts(key, fingerprint)
         write_stored(path, stored.arrays, stored.made_from)
 
 
@@ -240,24 +176,9 @@ def _replace_entry(stored: StoredArrays, key: LatentKey, latents: CachedLatents,
         arrays[_mask_name(key)] = np.asarray(mask, dtype=np.float32)
     arrays[f"original_size_{entry}"] = np.array(key.image_size)
     arrays[f"crop_ltrb_{entry}"] = np.array(crop_ltrb(key.placement.bucket, key.image_size))
-    stored.made_from[entry] = _current_facts(key, fingerprint)
+    stored.made_from[entry] = current_facts(key, fingerprint)
 
 
 def _has_current(stored: StoredArrays, key: LatentKey, fingerprint: str) -> bool:
     facts = stored.made_from.get(entry_of(key))
     return facts is not None and not differing_facts(facts, key, fingerprint)
-
-
-def _current_facts(key: LatentKey, fingerprint: str) -> Facts:
-    facts = _expected_facts(key, fingerprint)
-    digest = _digest(key.path)
-    # if the image has changed since the scan, it is unknown which content was encoded
-    if digest is not None and _is_as_scanned(key):
-        facts[_CONTENT] = digest
-    return facts
-
-
-def _is_as_scanned(key: LatentKey) -> bool:
-    now = os.stat(key.path)
-    pairs = ((key.mtime_ns, now.st_mtime_ns), (key.num_bytes, now.st_size), (key.ctime_ns, now.st_ctime_ns))
-    return all(scanned in (None, current) for scanned, current in pairs)

@@ -17,7 +17,8 @@ from pathlib import Path
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.errors import UserError, plural
 from library.data.caches.cache_names import CacheFolders, cache_names
-from library.data.caches.latent_cache import differing_facts, entry_of, has_new_times, needed_arrays
+from library.data.caches.latent_cache import entry_of, needed_arrays
+from library.data.caches.latent_facts import differing_facts, has_new_times
 from library.data.caches.npz_files import array_names, read_made_from
 from library.data.records import LatentKey
 

@@ -1,24 +1,28 @@
-"""Reads legacy .npz latents, as `prepare_buckets_latents.py` writes them: one file per image, without sizes in names.
+"""Legacy .npz latents, as `prepare_buckets_latents.py` writes them: one file per image, without sizes in names.
 
 `<stem>.npz` has `latents` (C, h, w), `original_size` (width, height) and `crop_ltrb`, `<stem>_flip.npz` the same of
-the flipped image. Still older files have only the array, which NumPy names `arr_0`.
+the flipped image. Still older files have only the array, which NumPy names `arr_0`. We add a member `made_from.json`,
+as in cache files, by which latents of an earlier run are known to be usable.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS, file_error_reason
 from library.cli.errors import UserError, raise_together
+from library.data.buckets import crop_ltrb
 from library.data.caches.latent_arrays import array_problem, latent_size
-from library.data.caches.npz_files import opened_arrays
+from library.data.caches.latent_facts import current_facts, differing_facts
+from library.data.caches.npz_files import array_names, opened_arrays, read_made_from, write_stored
 from library.data.records import CachedLatents, LatentKey, flipped_npz_path
 
 _NAMES = ("latents", "arr_0")
+_ENTRY = "latents"
 _MAKE_AGAIN = "make the latents again with finetune/prepare_buckets_latents.py"
 
 
@@ -53,6 +57,42 @@ def read_legacy_npz(key: LatentKey) -> CachedLatents:
             hint="remove alpha_mask, or move the .npz files away, so that the images are encoded with masks",
         )
     return CachedLatents(latents.astype(np.float32, copy=False))
+
+
+def has_legacy_npz(key: LatentKey, fingerprint: str) -> bool:
+    """Whether there are legacy .npz latents of this key's size that can be used.
+
+    Those of this program must be made from exactly this, by the VAE of this fingerprint; what others are made from
+    their files do not say.
+    """
+    try:
+        with opened_arrays(legacy_npz_file(key)) as file:
+            assert file.zip is not None
+            facts = read_made_from(file.zip, array_names(file.zip), _ENTRY)
+            latents = next((file[name] for name in _NAMES if name in file), None)
+    except DAMAGED_FILE_ERRORS:
+        return False
+    if latents is None or array_problem(latents, latent_size(key), num_dimensions=3) is not None:
+        return False
+    return facts is None or not differing_facts(facts, key, fingerprint)
+
+
+def write_legacy_npz(latents: Mapping[LatentKey, CachedLatents], fingerprint: str) -> None:
+    """Writes legacy .npz latents, replacing those that are there. Raises `UserError` where that is not possible."""
+    for key, each in latents.items():
+        path = legacy_npz_file(key)
+        arrays = {
+            "latents": np.asarray(each.latents, dtype=np.float32),
+            "original_size": np.array(key.image_size),
+            "crop_ltrb": np.array(crop_ltrb(key.placement.bucket, key.image_size)),
+        }
+        try:
+            write_stored(path, arrays, {_ENTRY: current_facts(key, fingerprint)})
+        except OSError as error:
+            raise UserError(
+                f"latents {path} cannot be written: {error.strerror}",
+                hint="free disk space, or make the folder writable",
+            ) from None
 
 
 def check_legacy_npz(keys: Iterable[LatentKey]) -> None:

@@ -155,5 +155,7 @@ def write_stored(path: Path, arrays: Mapping[str, Any], made_from: Mapping[str, 
     """Writes a file, replacing the one at `path` atomically. Raises `OSError`."""
     with atomic_path(path) as temporary, open(temporary, "w+b") as file:
         np.savez(file, **arrays)
+        entry = zipfile.ZipInfo(MADE_FROM)  # with the date that NumPy's have: equal content makes equal files
+        entry.external_attr = 0o600 << 16
         with zipfile.ZipFile(file, "a") as archive:
-            archive.writestr(MADE_FROM, json.dumps(made_from, sort_keys=True))
+            archive.writestr(entry, json.dumps(made_from, sort_keys=True))

@@ -32,11 +32,15 @@ logger = logging.getLogger(__name__)
 
 _MAX_NAMES_IN_ERROR = 200
 _MAX_NAMES_IN_WARNING = 5
-_FLAGS = {"metadata_file": "--in_json", "image_dir": "--train_data_dir"}
+# how subsets that no dataset file describes were given
+_FLAGS = {
+    "--in_json": {"metadata_file": "--in_json", "image_dir": "--train_data_dir"},
+    "IN_JSON": {"metadata_file": "IN_JSON", "image_dir": "TRAIN_DATA_DIR"},
+}
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class Entry:
     """The entry of one image."""
 
     key: str
@@ -46,10 +50,10 @@ class _Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class FoundImage:
     """The path of an entry's image, whether it exists or not."""
 
-    entry: _Entry
+    entry: Entry
     path: str
     exists: bool
     legacy_npz: LegacyNpz | None
@@ -62,10 +66,8 @@ def scan_metadata(subset: SubsetConfig, subset_index: int, *, skip_unreadable: b
     gets `legacy_npz`, even if it does not exist any more. Raises `UserError` with all errors; with `skip_unreadable`,
     unreadable images are skipped with a warning.
     """
-    _check_folder(subset)
     problems: list[UserError] = []
-    entries = _read_entries(subset, problems)
-    found = _without_duplicates(subset, _find_all(subset, entries, problems))
+    found = find_images_of_entries(subset, problems)
     captions = {each.entry.key: _caption(each.entry, subset) for each in found}
     _warn_empty_captions(subset, captions)
     _warn_more_lines(subset, found)
@@ -76,6 +78,17 @@ def scan_metadata(subset: SubsetConfig, subset_index: int, *, skip_unreadable: b
     return records
 
 
+def find_images_of_entries(subset: SubsetConfig, problems: list[UserError]) -> list[FoundImage]:
+    """The image of each entry of the subset's metadata file, whether it exists or not; of two for one image the first.
+
+    Values that are not valid and keys that match several images are added to `problems`. Raises `UserError` where
+    there is no such file or folder, `NoImages` for a file without entries.
+    """
+    _check_folder(subset)
+    entries = _read_entries(subset, problems)
+    return _without_duplicates(subset, _find_all(subset, entries, problems))
+
+
 def _named(subset: SubsetConfig) -> str:
     """The metadata file as the user gave it."""
     return f"{_option(subset, 'metadata_file')} {subset.metadata_file}"
@@ -83,7 +96,8 @@ def _named(subset: SubsetConfig) -> str:
 
 def _option(subset: SubsetConfig, key: str) -> str:
     """A key of the subset as the user gave it: a flag, or a key path in the dataset file."""
-    return _FLAGS[key] if subset.key_path.startswith("--") else f"{subset.key_path}.{key}"
+    flags = _FLAGS.get(subset.key_path)
+    return f"{subset.key_path}.{key}" if flags is None else flags[key]
 
 
 def _check_folder(subset: SubsetConfig) -> None:
@@ -95,19 +109,19 @@ def _check_folder(subset: SubsetConfig) -> None:
     raise UserError(f"{option} {folder} {kind}", hint="give the folder of images")
 
 
-def _read_entries(subset: SubsetConfig, problems: list[UserError]) -> list[_Entry]:
+def _read_entries(subset: SubsetConfig, problems: list[UserError]) -> list[Entry]:
     document = read_entries(subset.metadata_file or "", _option(subset, "metadata_file"), problems)
     if not document and not problems:
         raise NoImages(f"{_named(subset)} describes no images", hint=FORM)
     return [_entry(key, value) for key, value in document.items()]
 
 
-def _entry(key: str, value: Mapping[str, Any]) -> _Entry:
+def _entry(key: str, value: Mapping[str, Any]) -> Entry:
     resolution = value.get("train_resolution")
-    return _Entry(key, value.get("caption"), value.get("tags"), None if resolution is None else tuple(resolution))
+    return Entry(key, value.get("caption"), value.get("tags"), None if resolution is None else tuple(resolution))
 
 
-def _find_all(subset: SubsetConfig, entries: list[_Entry], problems: list[UserError]) -> list[_Found]:
+def _find_all(subset: SubsetConfig, entries: list[Entry], problems: list[UserError]) -> list[FoundImage]:
     folders = ImageFolders()
     found, ambiguous = [], []
     for entry in entries:
@@ -121,7 +135,7 @@ def _find_all(subset: SubsetConfig, entries: list[_Entry], problems: list[UserEr
         legacy = None
         if entry.train_resolution is not None and folders.has_file(legacy_npz_path(path)):
             legacy = LegacyNpz(legacy_npz_path(path), entry.train_resolution)
-        found.append(_Found(entry, path, bool(hits), legacy))
+        found.append(FoundImage(entry, path, bool(hits), legacy))
     if ambiguous:
         problems.append(
             UserError(
@@ -143,8 +157,8 @@ def _candidates(key: str, subset: SubsetConfig) -> list[str]:
     return paths
 
 
-def _without_duplicates(subset: SubsetConfig, found: list[_Found]) -> list[_Found]:
-    first: dict[str, _Found] = {}
+def _without_duplicates(subset: SubsetConfig, found: list[FoundImage]) -> list[FoundImage]:
+    first: dict[str, FoundImage] = {}
     real = RealPaths()
     duplicates = []
     for each in found:
@@ -160,7 +174,7 @@ def _without_duplicates(subset: SubsetConfig, found: list[_Found]) -> list[_Foun
     return list(first.values())
 
 
-def _caption(entry: _Entry, subset: SubsetConfig) -> str | None:
+def _caption(entry: Entry, subset: SubsetConfig) -> str | None:
     """Caption and tags of an entry, joined; None if it has neither."""
     if entry.caption is None and entry.tags is None:
         return None
@@ -188,7 +202,7 @@ def _warn_empty_captions(subset: SubsetConfig, captions: Mapping[str, str | None
         )  # fmt: skip
 
 
-def _warn_more_lines(subset: SubsetConfig, found: list[_Found]) -> None:
+def _warn_more_lines(subset: SubsetConfig, found: list[FoundImage]) -> None:
     if subset.enable_wildcard:
         return
     longer = [each.entry.key for each in found if has_more_lines((each.entry.caption or "").encode())]
@@ -203,7 +217,7 @@ def _warn_more_lines(subset: SubsetConfig, found: list[_Found]) -> None:
 def _make_records(
     subset: SubsetConfig,
     subset_index: int,
-    found: list[_Found],
+    found: list[FoundImage],
     captions: Mapping[str, str | None],
     problems: list[UserError],
     skip_unreadable: bool,
@@ -213,7 +227,7 @@ def _make_records(
     if missing:
         problems.append(_images_not_found(subset, missing))
     headers = _read_headers([each.path for each in found if each.exists], subset.cache_info, skip_unreadable)
-    root = None if subset.image_dir is None else os.path.join(os.path.abspath(subset.image_dir), "")
+    root = root_folder(subset)
     records: list[ImageRecord] = []
     unreadable: list[UserError] = []
     for each in found:
@@ -221,21 +235,7 @@ def _make_records(
         if isinstance(header, UserError):
             (unreadable if skip_unreadable and isinstance(header, UnreadableImage) else problems).append(header)
         elif header is not None:
-            records.append(
-                ImageRecord(
-                    key=_identity(each.path, root),
-                    path=each.path,
-                    size=header.size,
-                    mtime_ns=header.mtime_ns,
-                    caption=captions[each.entry.key] or "",
-                    num_repeats=subset.num_repeats,
-                    subset_index=subset_index,
-                    is_reg=False,
-                    legacy_npz=each.legacy_npz,
-                    num_bytes=header.num_bytes,
-                    ctime_ns=header.ctime_ns,
-                )
-            )
+            records.append(make_record(each, header, root, subset, subset_index, captions[each.entry.key] or ""))
     if unreadable:
         logger.warning(
             "%s: skipping %s: %s", _named(subset), plural(len(unreadable), "unreadable image"),
@@ -243,6 +243,35 @@ def _make_records(
             extra={"details": [error.message for error in unreadable]},  # for the page of --debug_dataset
         )  # fmt: skip
     return records
+
+
+def root_folder(subset: SubsetConfig) -> str | None:
+    """The folder whose images are identified by their paths in it, with a separator at its end."""
+    return None if subset.image_dir is None else os.path.join(os.path.abspath(subset.image_dir), "")
+
+
+def make_record(
+    found: FoundImage,
+    header: Header | ScannedImage,
+    root: str | None,
+    subset: SubsetConfig,
+    subset_index: int = 0,
+    caption: str = "",
+) -> ImageRecord:
+    """The record of an entry's image. `root`: the `root_folder` of the subset."""
+    return ImageRecord(
+        key=_identity(found.path, root),
+        path=found.path,
+        size=header.size,
+        mtime_ns=header.mtime_ns,
+        caption=caption,
+        num_repeats=subset.num_repeats,
+        subset_index=subset_index,
+        is_reg=False,
+        legacy_npz=found.legacy_npz,
+        num_bytes=header.num_bytes,
+        ctime_ns=header.ctime_ns,
+    )
 
 
 def _read_headers(
@@ -263,7 +292,7 @@ def _read_headers(
     return headers
 
 
-def _header_of_missing(found: _Found) -> Header | UserError | None:
+def _header_of_missing(found: FoundImage) -> Header | UserError | None:
     """The header of an image that does not exist, from its legacy .npz latents; None without them."""
     if found.legacy_npz is None:
         return None
@@ -283,7 +312,7 @@ def _identity(path: str, root: str | None) -> str:
     return os.path.basename(path)
 
 
-def _images_not_found(subset: SubsetConfig, missing: list[_Found]) -> UserError:
+def _images_not_found(subset: SubsetConfig, missing: list[FoundImage]) -> UserError:
     names = [each.entry.key for each in missing]
     where = subset.image_dir or os.path.dirname(subset.metadata_file or "") or "."
     option = _option(subset, "image_dir")

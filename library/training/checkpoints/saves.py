@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from library.cli.errors import UserError, listed, plural
+from library.models.devices import DTYPES
 from library.training.checkpoints.options import OutputOptions
 from library.training.checkpoints.pruning import Pruner
 from library.training.checkpoints.saved_names import STATE_ENDING, file_stem
 from library.training.checkpoints.uploads import Uploads
-from library.training.devices import DTYPES
 from library.training.method import TrainingMethod
 from library.training.step_plan import Position
 

@@ -1,0 +1,42 @@
+"""The device that a model runs on, and the precision that it has there."""
+
+from __future__ import annotations
+
+import torch
+
+from library.cli.errors import UserError
+from library.cli.launcher import local_rank_and_count
+
+DTYPES = {"float": torch.float32, "no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def check_precision(mixed_precision: str, device_type: str) -> None:
+    """Raises `UserError` where a device does not support `--mixed_precision`."""
+    is_gpu = device_type == "cuda"
+    if mixed_precision == "fp16" and not is_gpu:
+        raise UserError("--mixed_precision fp16 needs a GPU, and none was found", hint="use bf16 or no")
+    if mixed_precision == "bf16" and is_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("--mixed_precision bf16 is not supported by this GPU", hint="use fp16 or no")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device that `--device` names; where it names none a GPU, if there is one, of its own for each process.
+
+    Raises `UserError` for one that this machine does not have.
+    """
+    kind, _, number = (name or _default_kind()).partition(":")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: this machine has no MPS device", hint="give cpu, or leave it out")
+    if kind != "cuda":
+        return torch.device(kind)
+    index, count = int(number or local_rank_and_count()[0]), torch.cuda.device_count()
+    if index >= count:
+        found = f"{count} GPUs, counted from 0" if count else "no GPU"
+        raise UserError(f"--device cuda:{index}: PyTorch finds {found}", hint="give cpu, or leave it out")
+    return torch.device(kind, index)
+
+
+def _default_kind() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
