@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from library.cli.jobs.options import parse_device
 from library.cli.options import option
-
-_DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
-
-
-def parse_device(value: Any) -> str:
-    """A device's name. Raises `ValueError` with what was expected."""
-    if not isinstance(value, str) or not _DEVICE.fullmatch(value):
-        raise ValueError("cpu, cuda, a GPU such as cuda:1, or mps")
-    return value
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from library.cli.jobs.job import Job
 from library.cli.jobs.outcome import Outcome
 from library.cli.parser import Options
-from library.metadata.options import CleanOptions, MergeOptions, TagMergeOptions
+from library.metadata.options import CleanOptions, MergeOptions, PrepareOptions, TagMergeOptions
 
 
 def _merge_captions(options: Options, outcome: Outcome) -> None:
@@ -30,6 +30,25 @@ def _clean(table: Mapping[str, Any], script: str, options: Options, outcome: Out
     clean_metadata(options[CleanOptions], table, f"RULES in {script}", outcome)
 
 
+def _prepare(options: Options, outcome: Outcome) -> None:
+    from library.data.config.config import SubsetConfig
+    from library.metadata.prepared_images import find_entries
+
+    own = options[PrepareOptions]
+    subset = SubsetConfig("IN_JSON", image_dir=own.folder, metadata_file=own.source, flip_aug=own.flip_aug)
+    found = find_entries(own, subset)
+
+    from library.metadata.latents import prepare_latents  # PyTorch only where the files can be read
+
+    prepare_latents(found, subset, own, outcome)
+
+
+def _write_resolutions(options: Options, outcome: Outcome) -> None:
+    from library.metadata.latents import write_resolutions
+
+    write_resolutions(options[PrepareOptions], outcome)
+
+
 MERGE_CAPTIONS = Job(
     "merge_captions_to_metadata.py",
     "Merges the caption files beside images into a metadata file, as the captions of its entries.",
@@ -46,6 +65,15 @@ MERGE_TAGS = Job(
     _merge_tags,
     done="merged",
     first_process_only=True,
+)
+PREPARE = Job(
+    "prepare_buckets_latents.py",
+    "Encodes the images of a metadata file to latents, in files beside them, and notes the bucket of each as its"
+    " train_resolution: fine_tune.py then trains without the images.",
+    (PrepareOptions,),
+    _prepare,
+    done="prepared",
+    conclude=_write_resolutions,
 )
 
 

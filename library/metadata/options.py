@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from library.cli.errors import UserError
+from library.cli.jobs.options import parse_device
 from library.cli.options import option
-from library.data.config.options import parse_caption_extension
+from library.data.buckets import BucketSettings
+from library.data.config.options import parse_caption_extension, parse_resolution
+from library.models.weights.path_checks import encoder_problems
+
+MODEL = "MODEL_NAME_OR_PATH"  # how the model is named in messages
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,114 @@ class CleanOptions:
 
     def check(self) -> Iterator[UserError]:
         yield from target_problems(self.older_form or self.out_json)
+
+
+def _resolution_text(value: Any) -> str:
+    """A size as text, such as 512,768. Raises `ValueError` with what was expected."""
+    return "{},{}".format(*parse_resolution(value))
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Which images are encoded to latents, by which model, and in which buckets."""
+
+    GROUP: ClassVar[str] = "Latents"
+
+    train_data_dir: str | None = option(
+        help="folder of the images of the metadata file", positional=True, required=True, metavar="FOLDER"
+    )
+    in_json: str | None = option(
+        help="metadata file whose images are encoded", positional=True, required=True, metavar="FILE"
+    )
+    out_json: str | None = option(
+        help="metadata file to write, with the train_resolution of each image; may be the same",
+        positional=True,
+        required=True,
+        metavar="FILE",
+    )
+    model_name_or_path: str | None = option(
+        help="model whose VAE encodes, or a VAE: a Diffusers folder, a .safetensors or .ckpt file, or a name on the"
+        " Hugging Face Hub",
+        positional=True,
+        required=True,
+        metavar="PATH",
+    )
+    v2: bool = option(False, help="the model is Stable Diffusion 2.x (its VAE is read in the same way)")
+    batch_size: int = option(1, help="VAE batch size: images encoded at once", minimum=1)
+    max_data_loader_n_workers: int | None = option(
+        help="threads that decode images while the VAE encodes others (default: one per CPU core, at most 8)",
+        minimum=0,
+    )
+    max_resolution: str = option(
+        "512,512",
+        help="training resolution in pixels, which gives the area of the buckets: 512, or width and height as 512,768",
+        parse=_resolution_text,
+        metavar="SIZE",
+    )
+    min_bucket_reso: int = option(256, help="shortest side of a bucket", minimum=1)
+    max_bucket_reso: int = option(1024, help="longest side of a bucket", minimum=1)
+    bucket_reso_steps: int = option(
+        64, help="step of bucket sizes: the sides of buckets are multiples of this", minimum=1
+    )
+    bucket_no_upscale: bool = option(False, help="never upscale images: make buckets from the images' own sizes")
+    mixed_precision: str = option("no", help="precision of the VAE", choices=("no", "fp16", "bf16"))
+    full_path: bool = option(False, help="keys are paths of images; they are found without it too")
+    flip_aug: bool = option(False, help="latents of the flipped images too, for training with --flip_aug")
+    alpha_mask: str | None = option(
+        help="the alpha channel of images as the loss mask",
+        metavar="TEXT",
+        refused=(
+            "is not possible here: prepared latents hold no masks",
+            "train with --alpha_mask and --cache_latents_to_disk instead of preparing latents",
+        ),
+    )
+    skip_existing: bool = option(
+        False, help="keep the latents that are there, of this size, image and VAE; otherwise all are made again"
+    )
+    recursive: bool = option(False, help="say which images in subfolders have no entry, too")
+    device: str | None = option(
+        help="cpu, cuda, a GPU such as cuda:1, or mps (default: a GPU where there is one)",
+        parse=parse_device,
+        metavar="DEVICE",
+    )
+    debug: bool = option(False, help="log the bucket of each image")
+
+    @property
+    def folder(self) -> str:
+        assert self.train_data_dir is not None  # it is required
+        return self.train_data_dir
+
+    @property
+    def source(self) -> str:
+        assert self.in_json is not None  # it is required
+        return self.in_json
+
+    @property
+    def target(self) -> str:
+        assert self.out_json is not None  # it is required
+        return self.out_json
+
+    @property
+    def model(self) -> str:
+        assert self.model_name_or_path is not None  # it is required
+        return self.model_name_or_path
+
+    @property
+    def bucket_settings(self) -> BucketSettings:
+        return BucketSettings(
+            parse_resolution(self.max_resolution),
+            min_bucket_reso=self.min_bucket_reso,
+            max_bucket_reso=self.max_bucket_reso,
+            bucket_reso_steps=self.bucket_reso_steps,
+            bucket_no_upscale=self.bucket_no_upscale,
+        )
+
+    def check(self) -> Iterator[UserError]:
+        if self.model_name_or_path is not None:
+            yield from encoder_problems(self.model_name_or_path, MODEL)
+        yield from target_problems(self.out_json)
+        for problem in self.bucket_settings.problems("--"):
+            yield UserError(problem.message.replace("--resolution", "--max_resolution"), problem.hint)
 
 
 def target_problems(path: str | None) -> Iterator[UserError]:
