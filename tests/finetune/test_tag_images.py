@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import huggingface_hub.constants
 import pytest
 from PIL import Image
 
+from library.captioning.tagging.tag_files import read_journals
 from library.captioning.tagging.tag_images import JOB
+from tests import programs
 from tests.captioning_models import TAGGER_TAGS, write_tagger
 from tests.end_to_end.launches import TWO_PROCESSES, ended, start
 from tests.finetune.conftest import save_colours
@@ -141,7 +144,43 @@ def test_all_tags_go_into_one_file(ending, images, tag, tmp_path_factory):
     assert entries()[square] == {"caption": "a square", "tags": "mine, red_mean, centre_red, edge_red"}
     assert tag(images, *words, "--overwrite").status == 0
     assert entries()[square] == {"caption": "a square", "tags": "red_mean, centre_red, edge_red"}
-    assert list(images.glob("*.txt")) == []
+    assert list(images.glob("*.txt")) == [] and [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_what_a_killed_run_has_tagged_is_kept(images, tag):
+    path = images / "tags.json"
+    wide, square = str(images / "wide.png"), str(images / "square.png")
+    cut = json.dumps({"image_path": square, "tags": "of the killed run"})
+    journal = json.dumps({"image_path": wide, "tags": "of the killed run"}) + "\n" + cut[:-9]
+    (images / "tags.json.0.partial").write_text(journal)  # as it is left: its last line is not whole
+    assert tag(images, "--output_path", path, "--thresh", "0.7").lines[-1].startswith("1 tagged, 1 skipped")
+    assert json.loads(path.read_text()) == {
+        square: {"tags": "red_mean, centre_red, edge_red"},
+        wide: {"tags": "of the killed run"},
+    }
+    assert list(images.glob("*.partial")) == []
+
+
+def test_a_run_that_is_killed_leaves_what_it_has_tagged(images, tagger):
+    """Whatever the instant: each image's tags are in a file before the next is tagged."""
+    for number in range(400):
+        save_colours(images / f"{number}.png", (300, 300), COLOUR)
+    words = [
+        "finetune/tag_images_by_wd14_tagger.py",
+        images,
+        "--model_dir",
+        tagger,
+        "--output_path",
+        images / "tags.json",
+    ]
+    program = programs.start(words)
+    journal = images / "tags.json.0.partial"
+    while not (journal.exists() and journal.read_text().count("\n") > 20):
+        assert program.poll() is None
+        time.sleep(0.001)
+    program.kill()
+    program.wait()
+    assert len(read_journals(str(images / "tags.json"))) >= 20 and not (images / "tags.json").exists()
 
 
 def test_a_foreign_file_stays_as_it_was(images, tag):

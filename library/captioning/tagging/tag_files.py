@@ -1,12 +1,16 @@
 """One JSON or JSONL file of the tags of all images, in place of a tag file beside each.
 
 JSON: image -> {"tags": ...}, the metadata that `fine_tune.py` reads. JSONL: {"image_path": ..., "tags": ...} a line.
+Until all images are done, each process writes its tags as JSONL into a file of its own beside it, from which the next
+run goes on if this one is killed.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from library.cli.documents import parse_json, read_json, read_text
 from library.cli.errors import UserError
 
 _FLAG = "--output_path"
+_JOURNAL_ENDING = ".partial"
 _IMAGE, _TAGS = "image_path", "tags"
 
 Entries = dict[str, dict[str, Any]]  # by image
@@ -30,6 +35,41 @@ def read_entries(path: str) -> Entries:
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise _foreign(path, "its entries are no tables of images")
     return entries
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The tags that one process has given so far, written at once. `path`: of the one file."""
+
+    path: str
+    rank: int
+
+    def add(self, image: str, tags: str) -> None:
+        with open(f"{self.path}.{self.rank}{_JOURNAL_ENDING}", "a", encoding="utf-8", newline="\n") as file:
+            # the line break comes first, so that a line that a kill has cut ends there
+            file.write("\n" + json.dumps({_IMAGE: image, _TAGS: tags}, ensure_ascii=False))
+
+
+def read_journals(path: str) -> dict[str, str]:
+    """The tags in the journals beside the one file, by image; a line that a kill has cut is left out."""
+    tags = {}
+    for journal in _journals(path):
+        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+                tags[entry[_IMAGE]] = entry[_TAGS]
+            except (ValueError, KeyError, TypeError):
+                continue
+    return tags
+
+
+def remove_journals(path: str) -> None:
+    for journal in _journals(path):
+        journal.unlink(missing_ok=True)
+
+
+def _journals(path: str) -> list[Path]:
+    return sorted(Path(path).parent.glob(f"{glob.escape(Path(path).name)}.*{_JOURNAL_ENDING}"))
 
 
 def write_entries(path: str, entries: Mapping[str, Mapping[str, Any]]) -> None:

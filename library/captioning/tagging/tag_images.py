@@ -19,7 +19,7 @@ from library.cli.parser import Options
 if TYPE_CHECKING:
     import numpy as np
 
-    from library.captioning.tagging.tag_files import Entries
+    from library.captioning.tagging.tag_files import Entries, Journal
     from library.captioning.tagging.tag_selection import TagRules
     from library.captioning.tagging.tagger import Tagger
 
@@ -28,16 +28,19 @@ logger = logging.getLogger(__name__)
 
 def run(options: Options, outcome: Outcome) -> None:
     from library.captioning.pipeline import Stages, process_images
-    from library.captioning.tagging.tag_files import read_entries
+    from library.captioning.tagging.tag_files import Journal, read_entries, read_journals, with_tags
     from library.captioning.tagging.tag_list import read_tag_list
     from library.captioning.tagging.tag_selection import make_rules
     from library.captioning.tagging.tagger import Tagger, check_onnxruntime
     from library.captioning.tagging.tagger_files import find_tagger
+    from library.cli.jobs.processes import rank_and_count
     from library.data.scan.image_search import find_images
 
     folder, files, inference = options[FolderOptions], options[TagFileOptions], options[InferenceOptions]
     images = find_images(folder.folder, recursive=folder.recursive)
-    entries = {} if files.output_path is None else read_entries(files.output_path)
+    entries, journal = {}, None
+    if files.output_path is not None:
+        entries = with_tags(read_entries(files.output_path), read_journals(files.output_path))
     to_tag = _to_tag(images, files, entries, inference.overwrite, outcome)
     if not to_tag:
         return
@@ -46,7 +49,9 @@ def run(options: Options, outcome: Outcome) -> None:
     tags = read_tag_list(str(found.tags))
     tagger = Tagger(found.model, len(tags), inference.device)
     rules = make_rules(tags, options[TagOptions], files.caption_separator)
-    writer = _Writer(files, entries, outcome, keeps_results=files.frequency_tags or files.output_path is not None)
+    if files.output_path is not None:
+        journal = Journal(files.output_path, rank_and_count()[0])
+    writer = _Writer(files, entries, outcome, journal)
     process_images(
         to_tag,
         Stages(tagger.load, _Inference(tagger, rules, inference.debug), writer.store),
@@ -59,12 +64,21 @@ def run(options: Options, outcome: Outcome) -> None:
 
 def conclude(options: Options, outcome: Outcome) -> None:
     """Writes the one file of all tags, and shows how often each was given."""
-    from library.captioning.tagging.tag_files import read_entries, with_tags, write_entries
+    from library.captioning.tagging.tag_files import (
+        read_entries,
+        read_journals,
+        remove_journals,
+        with_tags,
+        write_entries,
+    )
 
     files = options[TagFileOptions]
-    if files.output_path is not None and outcome.results:
+    if files.output_path is not None:
         texts = {image: text for image, (_, text) in outcome.results.items()}
-        write_entries(files.output_path, with_tags(read_entries(files.output_path), texts))
+        texts = {**read_journals(files.output_path), **texts}
+        if texts:
+            write_entries(files.output_path, with_tags(read_entries(files.output_path), texts))
+        remove_journals(files.output_path)
     if files.frequency_tags:
         counts = Counter(tag for tags, _ in outcome.results.values() for tag in tags)
         for tag, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
@@ -121,7 +135,7 @@ class _Writer:
     files: TagFileOptions
     entries: Entries
     outcome: Outcome
-    keeps_results: bool
+    journal: Journal | None  # with the one file
 
     def store(self, image: str, tags: list[str]) -> None:
         from library.captioning.caption_files import caption_path, write_caption
@@ -139,7 +153,9 @@ class _Writer:
         text = append_tags(existing or "", tags, self.files.caption_separator)
         if path is not None:
             write_caption(path, text)
-        if self.keeps_results:
+        if self.journal is not None:
+            self.journal.add(image, text)
+        if self.journal is not None or self.files.frequency_tags:
             self.outcome.results[image] = (tags, text)
 
 
