@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -52,6 +52,7 @@ def scan_folder(subset: SubsetConfig, subset_index: int, *, skip_unreadable: boo
     raise_together(each for each in scanned if isinstance(each, UserError))
     _report_missing_captions(subset, pairs, other_endings)
     images = [each for each in scanned if isinstance(each, ScannedImage)]
+    del scanned
     _warn_empty_captions(subset, pairs, images)
     _warn_more_lines(subset, pairs, images)
     return _make_records(subset, subset_index, pairs, images)
@@ -248,11 +249,14 @@ def _warn_more_lines(subset: SubsetConfig, pairs: Sequence[Pair], images: Sequen
 
 
 def _make_records(
-    subset: SubsetConfig, subset_index: int, pairs: Sequence[Pair], images: Sequence[ScannedImage]
+    subset: SubsetConfig, subset_index: int, pairs: list[Pair], images: list[ScannedImage]
 ) -> list[ImageRecord]:
+    """Empties both lists, so that no image is in memory twice."""
     folder, without_file = os.path.join(_image_dir(subset), ""), subset.class_tokens or ""
     sizes: dict[Size, Size] = {}  # one object per size: there are few sizes and many images
     num_repeats, is_reg = subset.num_repeats, subset.is_reg
+    pairs.reverse()
+    images.reverse()
     return [
         ImageRecord(
             name,
@@ -266,8 +270,13 @@ def _make_records(
             num_bytes=image.num_bytes,
             ctime_ns=image.ctime_ns,
         )
-        for (name, _), image in zip(pairs, images, strict=True)
+        for (name, _), image in _taken(pairs, images)
     ]
+
+
+def _taken(pairs: list[Pair], images: list[ScannedImage]) -> Iterator[tuple[Pair, ScannedImage]]:
+    while images:
+        yield pairs.pop(), images.pop()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import json
 import logging
 import operator
@@ -220,11 +221,11 @@ def write_index(
     `scanned_at_ns`: time before the files were read. A folder that is not writable is only a warning.
     """
     settled_before = scanned_at_ns - _SETTLED_NS
-    entries = [
-        (*pair, each)
-        for pair, each in zip(pairs, images, strict=True)
+    entries = (
+        (name, caption_file, *each.size, *each[1:])
+        for (name, caption_file), each in zip(pairs, images, strict=True)
         if each is not None and max(each.mtime_ns, each.caption_mtime_ns) < settled_before
-    ]
+    )
     path = Path(folder) / INDEX_NAME
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -237,13 +238,10 @@ def write_index(
         logger.warning("the scan index %s cannot be written: %s", path, error.strerror)
 
 
-def _lines(entries: Sequence[tuple[str, str | None, ScannedImage]], all_lines: bool) -> Iterator[bytes]:
+def _lines(entries: Iterator[tuple[Any, ...]], all_lines: bool) -> Iterator[bytes]:
+    """`entries`: the values of the columns, in their order; all of them are never in memory together."""
     yield _line({"format": _FORMAT, "version": _VERSION, "all_lines": all_lines})
-    for start in range(0, len(entries), _BLOCK):
-        rows = [
-            (name, caption_file, *image.size, *image[1:])
-            for name, caption_file, image in entries[start : start + _BLOCK]
-        ]
+    while rows := list(itertools.islice(entries, _BLOCK)):
         yield _line(dict(zip(_COLUMNS, zip(*rows, strict=True), strict=True)))
 
 
