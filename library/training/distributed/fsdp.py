@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from library.cli.errors import UserError, listed
 from library.training.distributed.sharding_config import ShardingConfig
-from library.training.distributed.strategy import MakeOptimizer, all_params
+from library.training.distributed.strategy import MakeOptimizer, all_params, skip_and_scale, step_and_scale
 from library.training.method import ParamGroup
 from library.training.optimization.optimizer_state import load_exactly
 
@@ -122,15 +122,10 @@ class FSDP:
         return 1 / self._scaler.scale(torch.ones_like(norm))
 
     def step(self) -> None:
-        self.optimizer.step()  # not by the scaler: that waits for the device to learn what the norm has said already
-        self._update_scale()
+        step_and_scale(self.optimizer, self._scaler)
 
     def skip_step(self) -> None:
-        self._update_scale()
-
-    def _update_scale(self) -> None:
-        if self._scaler is not None:
-            self._scaler.update()  # lowers the scale after an overflow, and raises it after many steps without
+        skip_and_scale(self.optimizer, self._scaler)
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -77,7 +77,7 @@ class Replicated:
         self._params = all_params(groups)
         self.groups = groups
         self.optimizer = make_optimizer(groups)
-        self._stepping = accelerator.prepare(self.optimizer)  # with the gradient scaler of fp16
+        self._scaler: torch.amp.GradScaler | None = accelerator.scaler  # of fp16
 
     def run(self, compute: Callable[[], T]) -> T:
         return compute()
@@ -87,17 +87,18 @@ class Replicated:
 
     def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
         reduce_gradients(self._accelerator, self._params)
-        return self._accelerator.clip_grad_norm_(self._params, max_norm)
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
+        return torch.nn.utils.clip_grad_norm_(self._params, max_norm)
 
     def step(self) -> None:
-        self._stepping.step()
+        step_and_scale(self.optimizer, self._scaler)
 
     def skip_step(self) -> None:
-        if self._accelerator.scaler is not None:
-            self._accelerator.scaler.update()  # lowers the scale after an overflow
+        skip_and_scale(self.optimizer, self._scaler)
 
     def zero_grad(self) -> None:
-        self._stepping.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def are_weights_finite(self) -> bool:
         return all(bool(torch.isfinite(param).all()) for param in self._params)
@@ -116,6 +117,21 @@ class Replicated:
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
         load_exactly(self.optimizer, state)
+
+
+def step_and_scale(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
+    """An optimizer step on unscaled gradients that are finite; the scale of fp16 rises after many of them."""
+    optimizer.step()  # not by the scaler: that waits for the device to learn what the norm has said already
+    if scaler is not None:
+        scaler.update()
+
+
+def skip_and_scale(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
+    """Instead of a step; the scale of fp16 falls after an overflow."""
+    # the LR schedule follows the run's position: PyTorch would warn that it is stepped before the optimizer
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+    if scaler is not None:
+        scaler.update()
 
 
 def all_params(groups: Sequence[ParamGroup]) -> list[nn.Parameter]:

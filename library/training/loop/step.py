@@ -6,7 +6,6 @@ import logging
 import math
 import signal
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -174,10 +173,8 @@ class Step:
     def _skip(self, step: int) -> None:
         self.whole_step = None
         self._rates.before_step()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-            self._stateful.lr_schedule.step()
         self.strategy.skip_step()
+        self._stateful.lr_schedule.step()
         self._rates.after_step(step)
         self.whole_step = step
 

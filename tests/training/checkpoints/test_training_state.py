@@ -15,6 +15,9 @@ from library.training.method import ParamGroup
 from library.training.optimization.lr_schedules import make_lr_schedule
 from library.training.optimization.options import OptimizerOptions
 
+# PyTorch's, that the schedule was stepped before the optimizer: users look for a fault that is not there
+pytestmark = pytest.mark.filterwarnings("error:.*lr_scheduler.step:UserWarning")
+
 COSINE = OptimizerOptions(lr_scheduler="cosine", learning_rate=0.5)
 
 
