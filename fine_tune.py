@@ -11,7 +11,7 @@ from library.methods.whole_model_script import whole_model_script
 from library.training.script import option_groups, run_script
 
 OPTION_GROUPS = option_groups(FineTuningOptions)
-SCRIPT = whole_model_script("fine_tune.py", __doc__, OPTION_GROUPS, "metadata")
+SCRIPT = whole_model_script("fine_tune.py", __doc__, OPTION_GROUPS, "metadata", tracker_project="finetuning")
 
 
 def train(argv: Sequence[str]) -> None:

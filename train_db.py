@@ -12,7 +12,7 @@ from library.models.options import DreamBoothPromptOptions
 from library.training.script import option_groups, run_script
 
 OPTION_GROUPS = option_groups(DreamBoothOptions, prompt_options=DreamBoothPromptOptions)
-SCRIPT = whole_model_script("train_db.py", __doc__, OPTION_GROUPS, "folder")
+SCRIPT = whole_model_script("train_db.py", __doc__, OPTION_GROUPS, "folder", tracker_project="dreambooth")
 
 
 def train(argv: Sequence[str]) -> None:

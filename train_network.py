@@ -30,6 +30,7 @@ SCRIPT = TrainingScript(
     OPTION_GROUPS,
     NetworkOptions,
     make_method,
+    tracker_project="network_train",
     usual_learning_rate=1e-4,
     ending_of=lambda options: f".{options[NetworkOptions].save_model_as}",
 )

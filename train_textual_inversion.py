@@ -31,6 +31,7 @@ SCRIPT = TrainingScript(
     OPTION_GROUPS,
     TextualInversionOptions,
     make_method,
+    tracker_project="textual_inversion",
     usual_learning_rate=5e-3,
     ending_of=lambda options: f".{options[TextualInversionOptions].save_model_as}",
     adapt_data=captions_with_token,

@@ -175,6 +175,10 @@ class LoRANetwork(nn.Module):
             if chosen is None or layer.name in chosen:
                 layer.merge(dtype, device)
 
+    def average_update_norm(self) -> torch.Tensor:
+        """The mean of the norms of the layers' updates: how far the network has moved the model."""
+        return torch.stack([layer.update_norm() for layer in self.layers()]).mean()
+
     def set_multiplier(self, multiplier: float) -> None:
         for layer in self.layers():
             layer.multiplier = float(multiplier)

@@ -83,6 +83,13 @@ class LoRALayer(nn.Module):
         return product * (self.multiplier * self.scale)
 
     @torch.no_grad()
+    def update_norm(self) -> torch.Tensor:
+        """The Frobenius norm of `weight_update`, from products of rank x rank: tr(up^T up down down^T)."""
+        down, up = self.lora_down.weight.float().flatten(1), self.lora_up.weight.float().flatten(1)
+        square = ((up.T @ up) * (down @ down.T)).sum()
+        return square.clamp(min=0).sqrt() * abs(self.multiplier * self.scale)
+
+    @torch.no_grad()
     def merge(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
         """Adds the update to the base layer's weight, computed in float32 on `device` and rounded to `dtype`.
 

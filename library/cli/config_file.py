@@ -11,7 +11,7 @@ from library.cli.atomic_files import atomic_path
 from library.cli.documents import is_unicode, read_toml, toml_text
 from library.cli.errors import UserError, nearest_name
 from library.cli.foreign_options import ForeignOptions, OtherFamily, says_something
-from library.cli.options import OptionField, convert, option_fields
+from library.cli.options import OptionField, convert, option_fields, plain_values
 
 
 @dataclass
@@ -176,7 +176,9 @@ def unknown_option(
 
 
 def write_config_file(target: str, groups: Iterable[Any]) -> str:
-    """Writes the options of all groups, without secrets, a table for each group; returns the file's path.
+    """Writes the options that are not at their defaults, without secrets; returns the file's path.
+
+    A table for each group. A seed that is not given is drawn, so that the file repeats the run.
 
     Raises `UserError` for a file that exists or cannot be written, and for values that TOML has no form for.
     """
@@ -184,14 +186,8 @@ def write_config_file(target: str, groups: Iterable[Any]) -> str:
         target += ".toml"
     if Path(target).exists():
         raise UserError(f"--config_file {target} exists already", hint="name a new file, or delete this one first")
-    document = {
-        group.GROUP.lower().replace(" ", "_"): {
-            option.name: _toml_value(getattr(group, option.name))
-            for option in option_fields(type(group))
-            if getattr(group, option.name) is not None and not option.spec.secret
-        }
-        for group in groups
-    }
+    tables = {group.GROUP.lower().replace(" ", "_"): {**plain_values([group]), **_drawn(group)} for group in groups}
+    document = {name: table for name, table in tables.items() if table}
     for values in document.values():
         for name, value in values.items():
             if not is_unicode(str(value)):
@@ -207,5 +203,6 @@ def write_config_file(target: str, groups: Iterable[Any]) -> str:
     return target
 
 
-def _toml_value(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _drawn(group: Any) -> dict[str, Any]:
+    fields = [field for field in option_fields(type(group)) if field.spec.drawn and getattr(group, field.name) is None]
+    return {field.name: field.spec.drawn() for field in fields if field.spec.drawn is not None}

@@ -7,7 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from library.cli.errors import UserError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -29,6 +32,22 @@ def set_console_level(level: int) -> None:
     """The least level of the lines that this program shows; of other packages only warnings are shown."""
     for name in _OWN:
         logging.getLogger(name).setLevel(level)
+
+
+def append_lines_to(path: str) -> None:
+    """Lines of the log are appended to a file from now on, instead of the console. Raises `UserError`."""
+    root = logging.getLogger()
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"--console_log_file {path} cannot be written: {error.strerror or error}", hint="name another file"
+        ) from None
+    for console in list(root.handlers):
+        file.setFormatter(console.formatter)
+        root.removeHandler(console)
+    root.addHandler(file)
 
 
 class _WarningCollector(logging.Handler):
@@ -58,3 +77,11 @@ def progress_bar(total: int, title: str, *, initial: int = 0, is_quiet: bool = F
 
     interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
     return tqdm(total=total, desc=title, initial=initial, disable=is_quiet, mininterval=interval, maxinterval=interval)
+
+
+def duration(seconds: float) -> str:
+    """ "42 s", "3 min 5 s", "2 h 14 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -48,6 +48,7 @@ class OptionSpec:
     secret: bool = False
     takes_first: bool = False
     variable: str | None = None
+    drawn: Callable[[], Any] | None = None
     off: tuple[Any, ...] = ()
     inert: str | None = None
     refused: tuple[str, str] | None = None
@@ -65,7 +66,8 @@ def option(default: Any = None, *, help: str, **details: Any) -> Any:
     `toml_level` is "dataset" or "subset" for an option that is the default of a dataset-TOML key, `toml_key` that key
     where its name differs. `waives` names required options that are not needed when this one is given.
     `positional`: the value stands on the command line without a flag, in the order of declaration. `secret`: it is
-    written nowhere. `takes_first`: of a list of values only the first is used. `variable`: an environment variable that
+    written nowhere. `takes_first`: of a list of values only the first is used. `drawn`: draws the value
+    that stands in a file of options which was asked for without one. `variable`: an environment variable that
     gives the value where the option is not given. `off`: values that mean "not given", beside those of
     `OptionField.is_off`. `inert`: why a value is accepted and does nothing; one warning names all such
     options of a run. `refused`: why any value but "off" is an error, and what to do. `on_resume`: what a difference
@@ -145,6 +147,17 @@ def _unwrap(annotation: Any) -> tuple[type, bool]:
     if typing.get_origin(annotation) is tuple:
         return typing.get_args(annotation)[0], True
     return annotation, False
+
+
+def plain_values(groups: Iterable[Any]) -> dict[str, Any]:
+    """The options that are not at their defaults, by name, without secrets; tuples as lists."""
+    values = {}
+    for group in groups:
+        for each in option_fields(type(group)):
+            value = getattr(group, each.name)
+            if value != each.default and not each.spec.secret:
+                values[each.name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def secret_flags(owners: Iterable[type]) -> tuple[str, ...]:

@@ -125,6 +125,12 @@ class AdapterTraining:
                 hint="give the same --network_dim, --network_module and --network_args as the run that saved it",
             ) from None
 
+    def curves(self) -> dict[str, float]:
+        """`norm/avg_key_norm`: the mean of the norms of the updates to the layers, where the network tells it."""
+        if not hasattr(self._network, "average_update_norm"):
+            return {}
+        return {"norm/avg_key_norm": float(self._network.average_update_norm())}
+
     def metadata(self) -> dict[str, str]:
         options = self._options
         entries = {

@@ -101,6 +101,9 @@ class TextualInversion:
         with torch.no_grad():
             own.copy_(saved)
 
+    def curves(self) -> dict[str, float]:
+        return {}
+
     def metadata(self) -> dict[str, str]:
         options = self._options
         return {

@@ -123,6 +123,9 @@ class FullFineTuning:
         for name, tensor in own.items():
             tensor.copy_(state[name])
 
+    def curves(self) -> dict[str, float]:
+        return {}
+
     def metadata(self) -> dict[str, str]:
         rates = {f"ss_{group.name}_lr": str(group.learning_rate) for group in self._groups}
         return {

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def whole_model_script(
-    program: str, description: str, option_groups: tuple[type[OptionGroup], ...], data_source: Source
+    program: str,
+    description: str,
+    option_groups: tuple[type[OptionGroup], ...],
+    data_source: Source,
+    *,
+    tracker_project: str,
 ) -> TrainingScript:
     """A full fine-tuning script; its `WholeModelOptions` say how the text encoder is trained."""
     return TrainingScript(
@@ -29,6 +34,7 @@ def whole_model_script(
         data_source=data_source,
         ending_of=chosen_ending,
         can_be_sharded=True,
+        tracker_project=tracker_project,
     )
 
 

@@ -58,7 +58,7 @@ class TrainingScript:
     describe all images, folders or metadata files; None for either. `ending_of`: of the files of a run; empty for
     folders. `adapt_data`: gives the data as the method wants it, and raises `UserError` for data that it cannot use.
     `can_be_sharded`: whether what is trained is large enough to be sharded over the processes. `usual_learning_rate`:
-    where the default is far too low.
+    where the default is far too low. `tracker_project`: where the user names none, as other programs name it.
     """
 
     program: str
@@ -72,6 +72,7 @@ class TrainingScript:
     adapt_data: Callable[[Options, TrainingData], TrainingData] | None = None
     can_be_sharded: bool = False
     usual_learning_rate: float | None = None
+    tracker_project: str = "training"
 
 
 class Context:

@@ -58,5 +58,8 @@ class TrainingMethod(Protocol):
     def metadata(self) -> dict[str, str]:
         """The `ss_*` entries that only the method knows."""
 
+    def curves(self) -> dict[str, float]:
+        """What only the method has to show beside losses and rates; asked for every few steps."""
+
     def usage_hint(self, path: Path) -> str:
         """One line that says what can be done with the file or folder."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from library.cli.errors import UserError
 from library.cli.options import option
+
+
+def random_seed() -> int:
+    """A seed for a run that is given none."""
+    return random.SystemRandom().randrange(2**31)
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,9 @@ class TrainingOptions:
         1, help="number of batches per optimizer step (gradient accumulation)", minimum=1
     )
     max_grad_norm: float = option(1.0, help="gradient clipping: maximum gradient norm, 0 for none", minimum=0)
-    seed: int | None = option(help="random seed; without it a random one is chosen and logged", minimum=0)
+    seed: int | None = option(
+        help="random seed; without it a random one is chosen and logged", minimum=0, drawn=random_seed
+    )
     max_nonfinite_steps: int = option(
         10,
         help="end the run after this many steps in a row with a non-finite (NaN or inf) loss or gradients",

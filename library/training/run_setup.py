@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +24,7 @@ from library.training.distributed.processes import check_same_run
 from library.training.optimization.lr_schedules import schedule_kind
 from library.training.optimization.optimizers import optimizer_class_path
 from library.training.optimization.options import OptimizerOptions
-from library.training.options import TrainingOptions
+from library.training.options import TrainingOptions, random_seed
 from library.training.step_plan import Position, StepPlan
 
 logger = logging.getLogger(__name__)
@@ -135,7 +134,7 @@ def _choose_seed(training: TrainingOptions, state: FoundState | None, accelerato
         return state.header.seed
     if training.seed is not None:
         return training.seed
-    drawn = torch.tensor(random.SystemRandom().randrange(2**31), device=accelerator.device)
+    drawn = torch.tensor(random_seed(), device=accelerator.device)
     if accelerator.num_processes > 1:
         drawn = accelerator.reduce(drawn if accelerator.is_main_process else torch.zeros_like(drawn), reduction="sum")
     logger.info("seed %d (give --seed to repeat this run)", int(drawn))

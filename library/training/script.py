@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from library.cli.checks import find_errors
-from library.cli.errors import Stopped, raise_together
+from library.cli.errors import Stopped, UserError, raise_together
+from library.cli.logging import append_lines_to, set_console_level
 from library.cli.options import OptionGroup, secret_flags
-from library.cli.parser import read_options
+from library.cli.parser import Options, read_options
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.dataset_report.options import ReportOptions
 from library.diffusion.options import LossOptions, NoiseOptions
@@ -72,19 +74,39 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
 
 def check_command(script: TrainingScript, argv: Sequence[str]) -> Context:
     """Reads a command line and runs all checks that need no torch. Raises `UserError` with everything they find."""
+    errors_of_console: list[UserError] = []
+
+    def begin(given: Options) -> None:
+        errors_of_console.extend(_set_up_console(given))
+        screen(given)
+
     options, errors = read_options(
         argv,
         script.option_groups,
         program=script.program,
         description=script.description,
-        screen=screen,
+        screen=begin,
         foreign=FOREIGN_OPTIONS,
     )
+    errors += errors_of_console
     context, checks = Context(script, options), (*CHECKS, *script.checks)
     for stage in PREFLIGHT_STAGES:
         errors += find_errors(checks, stage, context)
     raise_together(errors)
     return context
+
+
+def _set_up_console(options: Options) -> list[UserError]:
+    """Sets up the console as `--console_log_level` and `--console_log_file` say."""
+    logs = options[LoggingOptions]
+    if logs.console_log_level is not None:
+        set_console_level(logging.getLevelName(logs.console_log_level))
+    try:
+        if logs.console_log_file is not None:
+            append_lines_to(logs.console_log_file)
+    except UserError as error:
+        return [error]
+    return []
 
 
 def _look_at_data(context: Context) -> None:

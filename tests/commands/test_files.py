@@ -41,12 +41,12 @@ WARNINGS = {
     "empty_prompt_file": [NO_PROMPT_FILE],
     "gui_dreambooth": [
         UNUSED,
-        "--wandb_run_name: accepted, not implemented yet",
+        "--wandb_run_name without --log_with wandb: does nothing",
         NO_PROMPT_FILE,
         NO_XFORMERS,
         "single files do not hold",  # how small this model is
     ],
-    "gui_lora": [UNUSED, "--wandb_run_name: accepted, not implemented yet", NO_PROMPT_FILE, NO_XFORMERS],
+    "gui_lora": [UNUSED, "--wandb_run_name without --log_with wandb: does nothing", NO_PROMPT_FILE, NO_XFORMERS],
     "mem_eff_and_xformers": ["of --mem_eff_attn and --xformers only --mem_eff_attn is used"],
     "min_snr_gamma_0": [],
     "network_alpha_0": [],
@@ -65,7 +65,7 @@ WARNINGS = {
     "unknown_keys": [
         "lr_restart_cycles = 1 is read as lr_scheduler_num_cycles",
         UNUSED,
-        "--wandb_run_name: accepted, not implemented yet",
+        "--wandb_run_name without --log_with wandb: does nothing",
     ],
     "workers_as_number": [],
 }

@@ -92,7 +92,7 @@ def test_a_run_learns_and_resumes_bit_for_bit(data, untrained, tmp_path, name):
     options = {"optimizer_type": name, "learning_rate": rate, "save_every_n_steps": STATE_AT}
     losses = run(data, tmp_path / "whole", *given, **options)
     assert mean(losses[-LAST:]) < 0.97 * mean(untrained[-LAST:])
-    estimates = logged(tmp_path / "whole", "lr/d*lr-unet")
+    estimates = logged(tmp_path / "whole", "lr/d*lr/unet")
     assert bool(estimates) == finds_its_step
     if finds_its_step:
         assert len(estimates) == STEPS and estimates[-1][1] > estimates[0][1]  # what it found, not what it was given

@@ -77,6 +77,13 @@ def test_a_half_precision_base_computes_the_update_in_the_adapters_precision():
     assert layer.lora_down.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("base", [nn.Linear(6, 5), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
+def test_the_norm_of_the_update_is_that_of_the_product(base):
+    layer = LoRALayer("lora", base, rank=2, alpha=1, multiplier=-0.7)
+    nn.init.normal_(layer.lora_up.weight)
+    torch.testing.assert_close(layer.update_norm(), torch.linalg.vector_norm(layer.weight_update()))
+
+
 def test_under_autocast_the_update_follows_it():
     base = nn.Linear(6, 5)
     layer = LoRALayer("lora", base, rank=2, alpha=1)

@@ -90,10 +90,10 @@ class Sampler:
         self.history = history or SampleHistory()
         self._progress = ProgressSheet(self.history)
 
-    def draw(self, name: str, step: int) -> list[tuple[str, Image.Image]]:
+    def draw(self, name: str, step: int) -> list[tuple[SampleFacts, Image.Image]]:
         """Generates and writes the image of every prompt; `name` is the step or epoch in the file names.
 
-        Returns (name, image) for the trackers. Runs in eval mode (no dropout) and restores the mode afterwards.
+        Returns them for the trackers. Runs in eval mode (no dropout) and restores the mode afterwards.
         """
         stamp = time.strftime("%Y%m%d%H%M%S")
         drawn: list[tuple[SampleFacts, Image.Image]] = []
@@ -110,7 +110,7 @@ class Sampler:
             logger.info("%s (%s) in %s", _counted(drawn), name, self._settings.folder)
             if self._settings.writes:
                 self._write_sheets(drawn, stamp)
-        return [(f"sample/{facts.prompt.index:02d}", image) for facts, image in drawn]
+        return drawn
 
     def _facts(self, prompt: SamplePrompt, name: str, step: int) -> SampleFacts:
         settings = self._settings

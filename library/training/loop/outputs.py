@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.cli.errors import first_line
 from library.cli.launcher import command_line
-from library.cli.logging import progress_bar
+from library.cli.logging import duration, progress_bar
+from library.cli.options import plain_values
 from library.data.records import StepCounter
 from library.models.family import ModelFamily
 from library.training.checkpoints.metadata import Metadata
@@ -32,11 +34,12 @@ from library.training.evaluation.prompt_files import PromptFile
 from library.training.evaluation.sample_files import earlier_images
 from library.training.evaluation.samples import Sampler, SampleSettings
 from library.training.evaluation.validation import VALIDATION_SEED, Validator
+from library.training.loop.curves import Curves
 from library.training.loop.due import Due, OutputSchedule
 from library.training.loop.step import Step
 from library.training.method import TrainingMethod
 from library.training.monitoring.options import LoggingOptions
-from library.training.monitoring.trackers import Tracker, make_tracker
+from library.training.monitoring.trackers import Tracker, TrackerSettings, make_tracker, run_folder
 from library.training.objective import Inputs
 from library.training.options import TrainingOptions
 from library.training.run_setup import RunSetup
@@ -61,11 +64,9 @@ class OutputParts:
     metadata: Metadata
     validator: Validator | None
     sampler: Sampler | None
-    tracker: Tracker | None
+    curves: Curves
     sample_folder: Path
     length_flag: str  # what makes the run longer
-    log_folder: Path | None
-    logging_dir: str | None
 
 
 class Outputs:
@@ -75,6 +76,7 @@ class Outputs:
         self._parts = parts
         self._is_main = parts.accelerator.is_main_process
         self._validated_at: int | None = None
+        self._began = time.perf_counter()
 
     @contextmanager
     def shown(self, start: Position) -> Iterator[None]:
@@ -87,8 +89,7 @@ class Outputs:
             with logging_redirect_tqdm(), bar as self._progress:
                 yield
         finally:  # the curve of a run that ends early is wanted most
-            if self._parts.tracker is not None:
-                self._parts.tracker.close()
+            self._parts.curves.close()
             self._parts.saver.finish_uploads()
 
     def begin(self, position: Position) -> None:
@@ -115,8 +116,9 @@ class Outputs:
     def after_epoch(self, epoch: int, position: Position) -> None:
         """`epoch` counts from 1."""
         self._log()
+        self._parts.curves.end_epoch(position.global_step)
         due = self._parts.schedule.after_epoch(epoch)
-        self._do(due, position, sample_name=f"e{epoch:06d}")
+        self._do(due, position, sample_name=f"e{epoch:06d}", at_epoch_end=True)
         if due.save:
             self._save_and_prune("epoch", epoch, epoch_suffix(epoch), position)
 
@@ -125,7 +127,7 @@ class Outputs:
         self._log()
         if self._parts.schedule.samples_at_end(position):
             self._draw_samples(f"e{position.epoch + 1:06d}", position)
-        self._validate(position)
+        self._validate(position, at_epoch_end=position.step_in_epoch == 0)
         self._save("", position, with_state=self._parts.schedule.saves_state_at_end)
 
     def save_on_signal(self, position: Position) -> str | None:
@@ -189,13 +191,15 @@ class Outputs:
         """Says what was written. Raises `UserError` when something could not be."""
         if not self._is_main:
             return
-        saver, method, log_folder = self._parts.saver, self._parts.method, self._parts.log_folder
+        saver, method, curves = self._parts.saver, self._parts.method, self._parts.curves
         lines = ["", "Written:", *(f"  {path}" for path in dict.fromkeys(saver.written) if path.exists())]
         if self._parts.sampler is not None and self._parts.sample_folder.is_dir():
             lines.append(f"  {self._parts.sample_folder} (sample images)")
-        if log_folder is not None:
-            command = command_line(["tensorboard", "--logdir", str(self._parts.logging_dir)])
-            lines.append(f"  {log_folder} (curves; {command} shows them)")
+        if curves.found_at is not None:
+            lines.append(f"  {curves.found_at}")
+        lines.append(f"took {duration(time.perf_counter() - self._began)} from the first step to the last")
+        if curves.best is not None:
+            lines.append(f"lowest validation loss {curves.best[0]:.4f}, at step {curves.best[1]}")
         if saver.last_result is not None:
             lines += ["Next:", f"  {method.usage_hint(saver.last_result)}"]
         state = saver.state_folder("")
@@ -206,19 +210,18 @@ class Outputs:
             logger.info("%s", line)
         saver.raise_failures()
 
-    def _do(self, due: Due, position: Position, *, sample_name: str) -> None:
+    def _do(self, due: Due, position: Position, *, sample_name: str, at_epoch_end: bool = False) -> None:
         if due.validate:
-            self._validate(position)
+            self._validate(position, at_epoch_end=at_epoch_end)
         if due.sample:
             self._draw_samples(sample_name, position)
 
     def _log(self) -> None:
         """Hands the losses and learning rates since the last call to the tracker and the progress bar."""
-        for logged in self._parts.step.logged():
-            self._progress.set_postfix(avr_loss=f"{logged.average:.4f}", refresh=False)
-            if self._parts.tracker is not None:
-                curves = {"loss/current": logged.loss, "loss/average": logged.average, **logged.rates}
-                self._parts.tracker.scalars(curves, logged.step)
+        curves = self._parts.curves
+        curves.log()
+        if curves.average is not None:
+            self._progress.set_postfix(avr_loss=f"{curves.average:.4f}", refresh=False)
 
     def _draw_samples(self, name: str, position: Position) -> None:
         sampler, strategy, accelerator = self._parts.sampler, self._parts.step.strategy, self._parts.accelerator
@@ -226,12 +229,10 @@ class Outputs:
             self._log()
             with self._ema_scope(), torch.no_grad(), accelerator.autocast():
                 images = strategy.run(lambda: sampler.draw(name, position.global_step))
-            if self._parts.tracker is not None:
-                for tag, image in images:
-                    self._parts.tracker.image(tag, image, position.global_step)
+            self._parts.curves.images(images, position.global_step)
         accelerator.wait_for_everyone()
 
-    def _validate(self, position: Position) -> None:
+    def _validate(self, position: Position, *, at_epoch_end: bool) -> None:
         """Measures the validation loss, where images are held out and this step has not been measured yet."""
         step = position.global_step
         if self._parts.validator is None or self._validated_at == step:
@@ -241,8 +242,7 @@ class Outputs:
         with self._ema_scope():
             losses = self._parts.validator.losses(self._parts.step.strategy.run)
         logger.info("validation loss %.4f at step %d", losses["loss/validation"], step)
-        if self._parts.tracker is not None:
-            self._parts.tracker.scalars(losses, step)
+        self._parts.curves.validation(losses, step, at_epoch_end=at_epoch_end)
 
     def _save_and_prune(self, when: str, number: int, suffix: str, position: Position) -> None:
         """Saves, and removes what `--save_last_n_*` does not keep: each where the new one is in place."""
@@ -302,11 +302,10 @@ def _logged_failure(what: str) -> Iterator[None]:
 def make_outputs(run: RunSetup, method: TrainingMethod, family: ModelFamily, step: Step, inputs: Inputs) -> Outputs:
     """The outputs that the options ask for."""
     options, accelerator, context = run.options, run.accelerator, run.context
-    output, samples, logs = options[OutputOptions], options[SampleOptions], options[LoggingOptions]
+    output, samples = options[OutputOptions], options[SampleOptions]
     modules = [family.unet, *family.text_encoders, family.vae, *method.trainable_modules()]
-    is_main, tracker, sampler, validator = accelerator.is_main_process, None, None, None
-    if is_main:
-        tracker = make_tracker(logs.tracker, logs.logging_dir, logs.log_prefix)
+    sampler, validator = None, None
+    tracker = _make_tracker(run) if accelerator.is_main_process else None
     if context.prompts:
         sampler = _make_sampler(run, family, modules, are_sharded=step.strategy.shards_weights)
     held_out = context.data.validation
@@ -331,13 +330,35 @@ def make_outputs(run: RunSetup, method: TrainingMethod, family: ModelFamily, ste
             metadata=Metadata(options, context.data, family, method, run.plan, step.strategy.optimizer),
             validator=validator,
             sampler=sampler,
-            tracker=None if tracker is None else tracker[0],
+            curves=Curves(tracker, step, method, accelerator.device),
             sample_folder=context.sample_folder,
             length_flag=options[TrainingOptions].length_flag,
-            log_folder=None if tracker is None else tracker[1],
-            logging_dir=logs.logging_dir,
         )
     )
+
+
+def _make_tracker(run: RunSetup) -> Tracker | None:
+    options = run.options
+    logs, output_name = options[LoggingOptions], options[OutputOptions].output_name
+    folder, arguments = run_folder(logs.logging_dir, logs.log_prefix), logs.tracker_arguments()
+    project, shown = logs.log_tracker_name, plain_values(options) if logs.log_config else {}
+    settings = {
+        "tensorboard": TrackerSettings(
+            folder if folder is None or project is None else folder / project,
+            project or "",
+            arguments=arguments.get("tensorboard", {}),
+            options=shown,
+        ),
+        "wandb": TrackerSettings(
+            folder,
+            project or run.context.script.tracker_project,
+            logs.wandb_run_name or output_name,
+            logs.wandb_api_key,
+            arguments.get("wandb", {}),
+            shown,
+        ),
+    }
+    return make_tracker(logs.trackers, settings)
 
 
 def _make_sampler(run: RunSetup, family: ModelFamily, modules: Sequence[nn.Module], *, are_sharded: bool) -> Sampler:

@@ -20,7 +20,9 @@ from library.training.distributed.processes import lost_process
 from library.training.distributed.strategy import ParallelStrategy, all_params, make_strategy
 from library.training.loop.nonfinite import NonfiniteSteps
 from library.training.method import TrainingMethod
+from library.training.monitoring.gradient_norms import GradientNorms
 from library.training.monitoring.losses import LossHistory
+from library.training.monitoring.performance import StepTimes
 from library.training.objective import Objective
 from library.training.optimization.ema import WeightEMA
 from library.training.optimization.fused_backward import ZeroedGradients, step_in_backward
@@ -37,12 +39,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoggedStep:
-    """What the curves show of a step: its loss, the average over the last epoch's steps, the learning rates."""
+    """What the curves show of a step: its loss, the average over the last epoch's steps, learning rates and norms."""
 
     step: int
     loss: float
     average: float
     rates: dict[str, float]
+    norms: dict[str, float]
 
 
 class Step:
@@ -74,6 +77,8 @@ class Step:
         self._steps_per_epoch = steps_per_epoch
         self._losses = LossHistory(steps_per_epoch)
         self._rates = RateHistory([group.name for group in self.strategy.groups], self.strategy.optimizer)
+        self._norms = GradientNorms()
+        self.times = StepTimes()
         self.nonfinite = NonfiniteSteps(accelerator, options.max_nonfinite_steps)
         self.stop_request = StopRequest()
         self._agreed_signal = 0
@@ -99,10 +104,15 @@ class Step:
 
         `fetch` gives them. Raises in all processes what fails in one, where the weights are not sharded.
         """
+        with self.times.step():
+            self._make(fetch, num_in_step, step)
+
+    def _make(self, fetch: Callable[[], list[Batch]], num_in_step: int, step: int) -> None:
         batches, losses, failure = [], [], None
         try:
             self._method.on_step_start(step - 1)
-            batches = fetch()
+            with self.times.fetch():
+                batches = fetch()
             losses = self._backward(batches, num_in_step)
         except Exception as error:
             if self._accelerator.num_processes == 1 or self.strategy.shards_weights:
@@ -114,11 +124,12 @@ class Step:
         total = sum(losses, torch.zeros((), device=self._accelerator.device))
         total, is_finite, num_zeroed = self._agree(total, norm, failure)
         if is_finite and not num_zeroed:
-            self._apply(step, total)
+            self._apply(step, total, norm)
         else:
             self.nonfinite.add(step, batches, losses, num_zeroed)
             self._skip(step)
         self.strategy.zero_grad()
+        self.times.count(sum(len(batch.captions) for batch in batches) * self._accelerator.num_processes)
 
     def _backward(self, batches: list[Batch], num_in_step: int) -> list[torch.Tensor]:
         """Accumulates the gradients of the micro-batches; gives their shares of the step's loss."""
@@ -158,8 +169,10 @@ class Step:
             self._agreed_signal = signal.SIGTERM
         return loss, bool(is_finite), int(num_zeroed)
 
-    def _apply(self, step: int, loss: torch.Tensor) -> None:
+    def _apply(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> None:
         self.whole_step = None
+        if not self._options.fused_backward_pass:
+            self._norms.add(step, norm, [] if self.strategy.shards_weights else all_params(self.strategy.groups))
         self._rates.before_step()
         self.strategy.step()
         self._stateful.lr_schedule.step()
@@ -180,8 +193,9 @@ class Step:
 
     def logged(self) -> Iterator[LoggedStep]:
         """What there is to log of the applied steps since the last call; waits for the device once."""
+        norms = self._norms.fetch()
         for step, loss, average in self._losses.fetch():
-            yield LoggedStep(step, loss, average, self._rates.fetch(step))
+            yield LoggedStep(step, loss, average, self._rates.fetch(step), norms.get(step, {}))
 
     def state(self) -> dict[str, Any]:
         """What a state holds beside the weights, for the first process; all call it together, after `logged`."""

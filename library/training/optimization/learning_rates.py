@@ -19,7 +19,7 @@ class RateHistory:
     """The learning rates of past steps, under their names in the logs.
 
     `lr/<group>` is the learning rate; where the optimizer estimates a factor `d` (D-Adaptation, Prodigy),
-    `lr/d*lr-<group>` is the effective rate.
+    `lr/d*lr/<group>` is the effective rate.
     """
 
     def __init__(self, names: Sequence[str], optimizer: torch.optim.Optimizer):
@@ -44,7 +44,7 @@ class RateHistory:
         for name, group in zip(self._names, self._optimizer.param_groups, strict=True):
             rates[f"lr/{name}"] = _kept(group["lr"])
             if "d" in group:
-                rates[f"lr/d*lr-{name}"] = _kept(group["d"] * group["lr"])
+                rates[f"lr/d*lr/{name}"] = _kept(group["d"] * group["lr"])
         return rates
 
     def fetch(self, step: int) -> dict[str, float]:

@@ -55,7 +55,7 @@ def test_a_prompt_that_fails_is_named_and_the_others_are_drawn(tmp_path, caplog)
     caplog.set_level(logging.INFO)
     prompts = [SamplePrompt("broken", **SMALL), SamplePrompt("a cat", **SMALL, index=1)]
     drawn = sampler(GreyFamily(), tmp_path, prompts).draw("e000001", 4)
-    assert [name for name, _ in drawn] == ["sample/01"]
+    assert [facts.prompt.prompt for facts, _ in drawn] == ["a cat"]
     assert len(list(tmp_path.glob("run_e000001_01_*.png"))) == 1 and not list(tmp_path.glob("*_00_*"))
     assert "generating 2 sample images (e000001)" in caplog.text
     (warning,) = (record.message for record in caplog.records if record.levelno == logging.WARNING)

@@ -73,7 +73,7 @@ def test_the_estimate_of_an_adaptive_optimizer_is_logged():
         expected.append(float(((before - param.detach()) / direction)[0]))
     rows = [history.fetch(step) for step in range(1, 6)]
     assert [row["lr/unet"] for row in rows] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
-    assert [row["lr/d*lr-unet"] for row in rows] == pytest.approx(expected, rel=1e-4)
+    assert [row["lr/d*lr/unet"] for row in rows] == pytest.approx(expected, rel=1e-4)
     assert expected[-1] > expected[0]  # the estimate has grown
 
 
