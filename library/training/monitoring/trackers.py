@@ -119,7 +119,7 @@ class WandbTracker:
             )
         except TypeError as error:
             raise _wrong_arguments("wandb", error) from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - of a service and its client
             raise UserError(
                 f"--log_with wandb: {first_line(error)}",
                 hint="check --wandb_api_key and the network; WANDB_MODE=offline keeps the curves in a folder",
