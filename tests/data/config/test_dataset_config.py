@@ -478,3 +478,16 @@ def test_captions_that_vary_are_not_cached(tmp_path: Path, make_images, keys: st
     with pytest.raises(UserErrors) as caught:
         load_training_data(options, caching)
     assert len(caught.value.errors) == 2 and named in str(caught.value) and "color_aug" in str(caught.value)
+
+
+def test_captions_that_vary_are_not_cached_for_validation_either(tmp_path: Path, make_images) -> None:
+    make_images("a", 1, caption="a cat")
+    make_images("held", 1, caption="a {red|blue} cat")
+    file = tmp_path / "data.toml"
+    subsets = (f'[[datasets.subsets]]\nimage_dir = "{tmp_path / name}"\n' for name in ("a", "held"))
+    varied = "validation_split = 1.0\nenable_wildcard = true\n"
+    file.write_text("[[datasets]]\nresolution = 64\n" + "".join(subsets) + varied, encoding="utf-8")
+    options = DatasetOptions(dataset_config=str(file))
+    assert load_training_data(options, CachingOptions()).validation is not None
+    with pytest.raises(UserError, match=r"^datasets\[0\].subsets\[1\]: enable_wildcard with --cache_text_encoder"):
+        load_training_data(options, CachingOptions(cache_text_encoder_outputs=True))
