@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -145,3 +147,20 @@ def test_an_error_of_one_process_is_said_once_and_ends_all_alike(tmp_path):
 def test_what_the_first_process_does_alone_ends_all_alike(tmp_path):
     numbers, statuses, said = launched(tmp_path, "--first", "--fails", "0")
     assert numbers is None and statuses == ["2", "2"] and said.count("error: out of luck") == 1
+
+
+@pytest.mark.slow
+def test_processes_that_something_else_has_started_end_alike_too(tmp_path):
+    """Without the launcher's own store the first process holds it, and stays until the last has read."""
+    script, target = tmp_path / "n.py", tmp_path / "numbers.json"
+    script.write_text(SCRIPT.format(root=str(programs.ROOT)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    started = [
+        programs.start([script, target, "--fails", "odd"], env={**os.environ, **shared, "RANK": str(rank)})
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [1, 1], said
+    assert said[0].endswith("5 numbered, 5 failed\n") and said[1] == ""
