@@ -101,8 +101,9 @@ def _captioner(kind: Any, model: Any, image_processor: Any, folder: Path) -> _Mo
     import torch
     from transformers import BertTokenizer
 
-    from library.captioning.caption_model import CaptionModel, choose_device
+    from library.captioning.caption_model import CaptionModel
     from library.captioning.sampling import KeyedNucleusSampling
+    from library.models.devices import choose_device
 
     special = ["[PAD]", *(f"[unused{number}]" for number in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [f"w{number}" for number in range(len(special), 30524)]

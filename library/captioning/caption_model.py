@@ -17,8 +17,8 @@ from transformers.utils import logging as transformers_logging
 
 from library.captioning.caption_options import DEFAULT_BLIP
 from library.cli.errors import UserError, first_line
-from library.cli.launcher import local_rank_and_count
 from library.data.images.decoding import decode_image
+from library.models.devices import choose_device
 from library.models.weights.hub_download import hub_errors
 from library.models.weights.path_checks import is_hub_id
 
@@ -86,25 +86,6 @@ def load_caption_model(kind: Kind, name: str, flag: str, device: str | None) -> 
         ) from error
     _check_complete(report, f"{flag} {name}")
     return CaptionModel(kind, model.eval().to(chosen), image_processor, tokenizer, chosen, dtype)
-
-
-def choose_device(device: str | None) -> torch.device:
-    """The device that is asked for, else a GPU where there is one: each process of a launcher has its own."""
-    has_cuda, local_rank = torch.cuda.is_available(), local_rank_and_count()[0]
-    if device is None:
-        device = "cuda" if has_cuda else "mps" if torch.backends.mps.is_available() else "cpu"
-    elif device.startswith("cuda") and not has_cuda:
-        raise UserError(f"--device {device}: PyTorch finds no GPU", hint="give cpu, or install a PyTorch for your GPU")
-    chosen = torch.device(device)
-    if chosen.type == "cuda":
-        index = local_rank if chosen.index is None else chosen.index
-        if index >= torch.cuda.device_count():
-            raise UserError(
-                f"there is no GPU {index}: PyTorch finds {torch.cuda.device_count()}",
-                hint="give --device another, or launch as many processes as there are GPUs",
-            )
-        return torch.device("cuda", index)
-    return chosen
 
 
 def find_model(name: str, flag: str) -> Path:

@@ -26,13 +26,19 @@ def choose_device(name: str | None) -> torch.device:
     """
     kind, _, number = (name or _default_kind()).partition(":")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"--device {name}: this machine has no MPS device", hint="give cpu, or leave it out")
+        raise UserError(f"--device {name}: PyTorch finds no MPS device", hint="give cpu, or leave it out")
     if kind != "cuda":
         return torch.device(kind)
     index, count = int(number or local_rank_and_count()[0]), torch.cuda.device_count()
     if index >= count:
-        found = f"{count} GPUs, counted from 0" if count else "no GPU"
-        raise UserError(f"--device cuda:{index}: PyTorch finds {found}", hint="give cpu, or leave it out")
+        if not count:
+            raise UserError(
+                f"--device {name}: PyTorch finds no GPU", hint="give cpu, or install a PyTorch for your GPU"
+            )
+        raise UserError(
+            f"there is no GPU {index}: PyTorch finds {count}, counted from 0",
+            hint="give --device another, or launch as many processes as there are GPUs",
+        )
     return torch.device(kind, index)
 
 

@@ -158,7 +158,7 @@ def test_images_without_an_entry_are_named(data, prepare, tmp_path):
         (["--max_resolution", "512", "--max_bucket_reso", "256"], "--max_bucket_reso 256 is smaller than"),
         (["--alpha_mask", "x"], "--alpha_mask is not possible here"),
         (["--mixed_precision", "fp16", "--device", "cpu"], "needs a GPU"),
-        (["--device", "cuda:999"], "--device cuda:999: PyTorch finds"),
+        (["--device", "cuda:999"], "PyTorch finds"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
