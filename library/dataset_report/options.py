@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from library.cli.errors import UserError
 from library.cli.options import option
 
 
@@ -25,6 +24,11 @@ class ReportOptions:
     debug_dataset_dir: str | None = option(
         help="folder for the page of --debug_dataset (default: the folder dataset in --output_dir)", metavar="FOLDER"
     )
+    debug_dataset_before: str | None = option(
+        help="metadata file from before cleaning: the page of --debug_dataset shows for each image of --in_json which "
+        "tags and words went, struck through, and which came",
+        metavar="FILE",
+    )
     debug_dataset_window: bool = option(
         False,
         help="preview the dataset instead of training: show the images in a window; any key: next image, S: next "
@@ -37,9 +41,7 @@ class ReportOptions:
         """Whether the dataset is shown instead of trained on."""
         return self.debug_dataset or self.debug_dataset_window
 
-    def problems(self) -> Iterator[UserError]:
-        if self.debug_dataset_dir is not None and not self.debug_dataset:
-            yield UserError(
-                "--debug_dataset_dir is given without --debug_dataset",
-                hint="add --debug_dataset, or remove --debug_dataset_dir",
-            )
+    def check(self) -> Iterator[str]:
+        for name in ("debug_dataset_dir", "debug_dataset_before"):
+            if getattr(self, name) is not None and not self.debug_dataset:
+                yield f"--{name} does nothing without --debug_dataset"

@@ -19,6 +19,7 @@ from library.cli.logging import Message
 from library.data.batches.plan import TrainingData
 from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.records import ImageRecord, Placement, size_text
+from library.dataset_report.before_cleaning import Change, Cleaning
 from library.dataset_report.caption_length import TokenLimit
 from library.dataset_report.preview import Preview, render_images
 from library.dataset_report.rendering import Rendered, read_thumbnail
@@ -41,6 +42,7 @@ class Report:
     draw: DrawSettings
     tokens: TokenLimit
     messages: Sequence[Message] = ()  # warnings from loading the data
+    cleaning: Cleaning | None = None  # what has changed since an earlier metadata file
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Card:
     captions: Sequence[str]  # distinct ones, as drawn
     marks: Mapping[str, str]  # kinds of warnings, each with a note
     thumbnail: Rendered
+    changes: Sequence[Change]  # of caption and tags since an earlier metadata file
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,16 @@ def _page_parts(report: Report, preview: Preview, spool: IO[bytes]) -> Iterator[
         tags=tag_counts(data),
         shown=set(preview.images),
         num_images=sum(len(dataset.records) for dataset in data.datasets),
-        groups=_groups(data, preview, spool),
+        cleaning=report.cleaning,
+        groups=_groups(report, preview, spool),
         lengths=preview.lengths,
         limit=report.tokens.limit,
     )
 
 
-def _groups(data: TrainingData, preview: Preview, spool: IO[bytes]) -> Iterator[CardGroup]:
+def _groups(report: Report, preview: Preview, spool: IO[bytes]) -> Iterator[CardGroup]:
     """The groups and their cards are to be taken in order: `spool` holds one thumbnail after the other."""
+    data, changes = report.data, {} if report.cleaning is None else report.cleaning.changes
     num_uses = [np.bincount(dataset.items, minlength=len(dataset.records)) for dataset in data.datasets]
 
     def card_of(image: ImageId) -> Card:
@@ -127,6 +132,7 @@ def _groups(data: TrainingData, preview: Preview, spool: IO[bytes]) -> Iterator[
             captions=preview.captions[image],
             marks=preview.warnings.marks(image),
             thumbnail=read_thumbnail(spool.readline()),
+            changes=changes.get(record.path, ()),
         )
 
     def group_of(image: ImageId) -> tuple[int, int]:

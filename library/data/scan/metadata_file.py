@@ -36,6 +36,7 @@ _MAX_NAMES_IN_WARNING = 5
 _FLAGS = {
     "--in_json": {"metadata_file": "--in_json", "image_dir": "--train_data_dir"},
     "IN_JSON": {"metadata_file": "IN_JSON", "image_dir": "TRAIN_DATA_DIR"},
+    "--debug_dataset_before": {"metadata_file": "--debug_dataset_before", "image_dir": "--train_data_dir"},
 }
 
 
