@@ -11,6 +11,7 @@ from torch import nn
 
 import train_db
 import train_network
+import train_textual_inversion
 from library.training.context import TrainingScript
 from library.training.loop.step import make_step
 from library.training.model_setup import attach_method, load_model
@@ -20,7 +21,7 @@ from library.training.script import check_command
 from tests.end_to_end.runs import arguments, copy_images
 from tests.fake_device import DEVICE, device_reads
 
-NUM_STEPS = 3
+NUM_STEPS = 2
 
 
 @pytest.fixture(scope="module")
@@ -52,27 +53,32 @@ def reads_of_steps(script: TrainingScript, argv: list[str], monkeypatch: pytest.
     return rows
 
 
+OFFSETS = {
+    "noise_offset": 0.1,
+    "adaptive_noise_scale": 0.1,
+    "noise_offset_random_strength": True,
+    "ip_noise_gamma": 0.1,
+}
+PYRAMID = {"multires_noise_iterations": 6, "multires_noise_discount": 0.3}
+LOSS = {"min_snr_gamma": 5, "loss_type": "huber", "huber_schedule": "snr", "debiased_estimation_loss": True}
+TEXTS = {"cache_text_encoder_outputs": True, "network_train_unet_only": True}
+TOKEN = {"token_string": "<shs>", "init_word": "fox", "use_object_template": True, "xti": True}
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("script", "options"),
     [
-        {},
-        {"cache_latents": True},
-        {"cache_latents_to_disk": True, "cache_text_encoder_outputs": True, "network_train_unet_only": True},
-        {
-            "noise_offset": 0.1,
-            "adaptive_noise_scale": 0.1,
-            "ip_noise_gamma": 0.1,
-            "ip_noise_gamma_random_strength": True,
-        },
-        {"multires_noise_iterations": 6, "multires_noise_discount": 0.3},
-        {"min_snr_gamma": 5, "loss_type": "huber", "huber_schedule": "snr", "debiased_estimation_loss": True},
-        {"weighted_captions": True, "max_token_length": 150, "ema": True},
+        (train_network, {"weighted_captions": True, "max_token_length": 150, "ema": True}),
+        (train_network, {"cache_latents": True, **OFFSETS, **LOSS}),
+        (train_network, {"cache_latents_to_disk": True, **TEXTS, **PYRAMID}),
+        (train_db, {"train_batch_size": 1}),
+        (train_textual_inversion, TOKEN),
     ],
-    ids=["nothing cached", "latents cached", "all cached", "noise offset", "pyramid noise", "loss", "captions"],
+    ids=["nothing cached", "latents cached", "all cached", "whole model", "textual inversion"],
 )
-def test_a_step_of_a_lora_waits_for_the_device_once(options, data_dir, tmp_path, monkeypatch):
-    argv = arguments(data_dir, tmp_path, train_batch_size=2, max_train_steps=NUM_STEPS, **options)
-    rows = reads_of_steps(train_network.SCRIPT, argv, monkeypatch)
+def test_a_step_waits_for_the_device_once(script, options, data_dir, tmp_path, monkeypatch):
+    """To learn whether it is to be applied."""
+    rows = reads_of_steps(script.SCRIPT, arguments(data_dir, tmp_path, **options), monkeypatch)
     assert [len(row) for row in rows] == [1] * NUM_STEPS, rows
 
 
@@ -80,8 +86,6 @@ def test_a_fused_backward_pass_waits_before_it_and_after_it_however_many_paramet
     data_dir, tmp_path, monkeypatch
 ):
     """Before it, since a loss that is not finite updates nothing."""
-    argv = arguments(
-        data_dir, tmp_path, train_batch_size=1, max_train_steps=NUM_STEPS, fused_backward_pass=True, cache_latents=True
-    )
+    argv = arguments(data_dir, tmp_path, train_batch_size=1, fused_backward_pass=True, cache_latents=True)
     rows = reads_of_steps(train_db.SCRIPT, argv, monkeypatch)
     assert [len(row) for row in rows] == [2] * NUM_STEPS, rows
