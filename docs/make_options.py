@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import fine_tune  # noqa: E402
 import train_db  # noqa: E402
 import train_network  # noqa: E402
 import train_textual_inversion  # noqa: E402
-from library.cli.options_page import options_page  # noqa: E402
+from library.cli.options_page import options_page, scripts_page  # noqa: E402
 from library.cli.parser import ConfigFileOptions  # noqa: E402
 
 SCRIPTS = {
@@ -21,11 +22,15 @@ SCRIPTS = {
     "options_fine_tune.md": ("fine_tune.py", fine_tune.OPTION_GROUPS),
     "options_train_textual_inversion.md": ("train_textual_inversion.py", train_textual_inversion.OPTION_GROUPS),
 }
+STAND_ALONE = sorted(path.stem for path in (DOCS.parent / "finetune").glob("*.py") if path.stem != "__init__")
 
 
 def pages() -> dict[str, str]:
     """The text of each page, under the name of its file."""
-    return {name: options_page(program, (*groups, ConfigFileOptions)) for name, (program, groups) in SCRIPTS.items()}
+    made = {name: options_page(program, (*groups, ConfigFileOptions)) for name, (program, groups) in SCRIPTS.items()}
+    jobs = {f"finetune/{name}.py": importlib.import_module(f"finetune.{name}").JOB for name in STAND_ALONE}
+    tables = {name: (*job.option_groups, ConfigFileOptions) for name, job in jobs.items()}
+    return {**made, "options_finetune_scripts.md": scripts_page("the scripts in finetune/", tables)}
 
 
 if __name__ == "__main__":

@@ -1,30 +1,44 @@
-"""The documentation page of all options, made from their declarations."""
+"""The documentation pages of all options, made from their declarations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from library.cli.options import OptionField, OptionGroup, option_fields
 
 
 def options_page(program: str, groups: Sequence[type[OptionGroup]]) -> str:
     """A Markdown page with one table for each group of options."""
-    parts = [
-        f"# Options of {program}",
+    return "\n\n".join([*_introduction(program), *_tables(groups, "##")]) + "\n"
+
+
+def scripts_page(title: str, scripts: Mapping[str, Sequence[type[OptionGroup]]]) -> str:
+    """A Markdown page of several scripts, with one table for each group of options of each."""
+    parts = _introduction(title)
+    for program, groups in scripts.items():
+        parts += [f"## {program}", *_tables(groups, "###")]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduction(of: str) -> list[str]:
+    return [
+        f"# Options of {of}",
         "Made from the declarations in the code; `docs/make_options.py` writes it. Every option can stand in a"
         " `--config_file` under its name without dashes.",
         "Values are read as other programs write them: 0 and 1 for a switch, 1.0 for a whole number, numbers as text."
         ' A value that means "off" is as if the option were not given: `""`; for an option without a value of its own,'
         " or with 0 or nothing as its default, also `false` and `none`; and what the table says.",
     ]
-    for owner in groups:
-        rows = "\n".join(_row(field) for field in option_fields(owner))
-        parts.append(f"## {owner.GROUP}\n\n| option | value | default | what it does |\n|---|---|---|---|\n{rows}")
-    return "\n\n".join(parts) + "\n"
+
+
+def _tables(groups: Sequence[type[OptionGroup]], heading: str) -> list[str]:
+    head = "| option | value | default | what it does |\n|---|---|---|---|"
+    rows = {owner.GROUP: "\n".join(map(_row, option_fields(owner))) for owner in groups}
+    return [f"{heading} {title}\n\n{head}\n{text}" for title, text in rows.items()]
 
 
 def _row(field: OptionField) -> str:
-    names = "<br>".join(f"`--{name}`" for name in (field.name, *field.spec.aliases))
+    names = "<br>".join(f"`{name}`" for name in (field.flag, *(f"--{alias}" for alias in field.spec.aliases)))
     if field.spec.choices:
         value = ", ".join(f"`{choice}`" for choice in field.spec.choices)
     elif field.spec.parse is not None:

@@ -17,6 +17,7 @@ def test_the_pages_of_options_are_up_to_date():
     assert "| `--stop_text_encoder_training` | whole number |" in pages["options_train_db.md"]
     assert "| `--train_text_encoder` |  |  |" in pages["options_fine_tune.md"]
     assert "--no_token_padding" not in pages["options_fine_tune.md"]
+    assert "| `TRAIN_DATA_DIR` | text | required |" in pages["options_finetune_scripts.md"]
     assert "| `--token_string` | text | required |" in pages["options_train_textual_inversion.md"]
 
 

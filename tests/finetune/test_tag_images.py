@@ -12,6 +12,8 @@ from PIL import Image
 
 from library.captioning.tagging.tag_files import read_journals
 from library.captioning.tagging.tag_images import JOB
+from library.data.config.config import SubsetConfig
+from library.data.scan.metadata_file import scan_metadata
 from tests import programs
 from tests.captioning_models import TAGGER_TAGS, write_tagger
 from tests.end_to_end.launches import TWO_PROCESSES, ended, start
@@ -145,6 +147,13 @@ def test_all_tags_go_into_one_file(ending, images, tag, tmp_path_factory):
     assert tag(images, *words, "--overwrite").status == 0
     assert entries()[square] == {"caption": "a square", "tags": "red_mean, centre_red, edge_red"}
     assert list(images.glob("*.txt")) == [] and [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_the_file_of_all_tags_is_read_as_metadata(images, tag, tmp_path_factory):
+    path = tmp_path_factory.mktemp("metadata") / "tags.json"
+    assert tag(images, "--recursive", "--thresh", "0.8", "--output_path", path).status == 0
+    (record,) = scan_metadata(SubsetConfig("--in_json", metadata_file=str(path)), 0)[-1:]
+    assert record.path == str(images / "wide.png") and record.caption == "red_mean, ^_^"
 
 
 def test_what_a_killed_run_has_tagged_is_kept(images, tag):
