@@ -16,7 +16,7 @@ class CleaningRules:
     """What is cleaned, as the table of `clean_captions_and_tags.py` has it. Patterns match whole tags."""
 
     caption_replacements: tuple[tuple[str, str], ...] = ()  # in this order
-    replace_underscores: bool = True  # by blanks
+    replace_underscores: bool = False  # by blanks
     keep_underscores: tuple[str, ...] = ()  # tags that keep theirs
     cut_from: tuple[str, ...] = ()  # patterns: such a tag goes with all behind it, unless it is the first
     several_people: tuple[str, ...] = ()  # patterns of tags that say that there are several people

@@ -1,11 +1,13 @@
 """If this fails, cleaning changes captions and tags in another way than its rules say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from finetune.clean_captions_and_tags import RULES
+from library.cli.documents import parse_toml
 from library.cli.errors import UserError
 from library.metadata.cleaning import clean_caption, clean_tags
 from library.metadata.cleaning_rules import CleaningRules, make_rules, read_rules
@@ -22,8 +24,8 @@ def test_the_table_cleans_what_other_programs_clean(kind, clean):
 def test_tags_that_are_faces_keep_their_underscores():
     rules = make_rules(RULES, "RULES")
     assert clean_tags("@_@, black_hair, |_|, x_x", rules) == "@_@, black hair, |_|, x_x"
-    assert clean_tags("x_x, a_b", CleaningRules()) == "x x, a b"
-    assert clean_tags("x_x, a_b", CleaningRules(replace_underscores=False)) == "x_x, a_b"
+    assert clean_tags("x_x, a_b", CleaningRules(replace_underscores=True)) == "x x, a b"
+    assert clean_tags("x_x, a_b", CleaningRules(keep_underscores=("x_x",))) == "x_x, a_b"
 
 
 def test_tags_of_one_person_stay_where_only_one_is_there_or_only_one_tag_says_it():
@@ -41,7 +43,7 @@ def test_rules_of_a_file_replace_all_of_the_table(tmp_path):
     path.write_text('caption_replacements = [["dog", "sks dog"]]\ngeneral = ["[a-z]+"]\n')
     rules = read_rules(str(path), "--rules")
     assert clean_caption("an anime lady and a dog", rules) == "an anime lady and a sks dog"
-    assert clean_tags("dog, big_dog, rating:safe", rules) == "big dog, rating:safe"
+    assert clean_tags("dog, big dog, a_b, rating:safe", rules) == "big dog, a_b, rating:safe"
 
 
 def test_everything_wrong_in_a_file_of_rules_is_named(tmp_path):
@@ -57,3 +59,9 @@ def test_everything_wrong_in_a_file_of_rules_is_named(tmp_path):
     assert "cut_from has '(a', which is not a regular expression" in text
     for name in ("replace_underscores", "caption_replacements", "several_people"):
         assert f"rules.toml: {name}" in text
+
+
+def test_the_table_in_the_documentation_is_that_of_the_script():
+    page = (Path(__file__).parents[2] / "docs" / "finetune_scripts.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert parse_toml(text, "finetune_scripts.md", "docs/") == RULES
