@@ -31,6 +31,21 @@ def make_data(folder: Path, size: int, count: int = 1) -> None:
     (folder / "meta.json").write_text(json.dumps(entries))
 
 
+def command_line(script: str, flags: list[str], *, model: Path, data: Path, output: Path, size: int) -> list[str]:
+    """The words of a run of two steps: the script's file, and its options."""
+    described = (
+        ["--train_data_dir", str(data / "train" / "1_x"), "--in_json", str(data / "meta.json")]
+        if script == "fine_tune"
+        else ["--train_data_dir", str(data / "train")]
+    )
+    return [
+        f"{script}.py",
+        "--pretrained_model_name_or_path", str(model), *described, "--resolution", str(size), "--seed", "1",
+        "--output_dir", str(output), "--max_data_loader_n_workers", "0", "--max_train_steps", "2",
+        "--no_metadata", *flags,
+    ]  # fmt: skip
+
+
 def run(
     script: str,
     flags: list[str],
@@ -48,16 +63,7 @@ def run(
     anything but libraries; of several processes, the first's.
     `variables`: of the environment. Raises `CalledProcessError`.
     """
-    described = (
-        ["--train_data_dir", str(data / "train" / "1_x"), "--in_json", str(data / "meta.json")]
-        if script == "fine_tune"
-        else ["--train_data_dir", str(data / "train")]
-    )
-    argv = [
-        "--pretrained_model_name_or_path", str(model), *described, "--resolution", str(size), "--seed", "1",
-        "--output_dir", str(output), "--max_data_loader_n_workers", "0", "--max_train_steps", "2",
-        "--no_metadata", *flags,
-    ]  # fmt: skip
+    argv = command_line(script, flags, model=model, data=data, output=output, size=size)[1:]
     command = [sys.executable, "-m", "benchmarks.training_runs", script, *argv]
     if num_processes > 1:
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes), "-m"]

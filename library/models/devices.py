@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import shutil
+import sys
+from pathlib import Path
+
 import torch
 
 from library.cli.errors import UserError
 from library.cli.launcher import local_rank_and_count
 
+_CUDA = "cu130"  # of PyTorch's wheel index
 DTYPES = {"float": torch.float32, "no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -46,3 +52,22 @@ def _default_kind() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def unused_gpu() -> str | None:
+    """A warning where this PyTorch is built without CUDA and the machine has an NVIDIA GPU; else None."""
+    if torch.version.cuda is not None or torch.version.hip is not None or not _has_nvidia_driver():
+        return None
+    version = torch.__version__.partition("+")[0]
+    return (
+        f"this machine has an NVIDIA GPU, and PyTorch {torch.__version__} is built without CUDA: training runs on the"
+        f" CPU. Install the build for CUDA: pip install --force-reinstall torch=={version}"
+        f" --index-url https://download.pytorch.org/whl/{_CUDA} (other CUDA versions: pytorch.org/get-started/locally)"
+    )
+
+
+def _has_nvidia_driver() -> bool:
+    """Whether the driver's tool or library is there."""
+    if shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists():
+        return True
+    return ctypes.util.find_library("nvcuda" if sys.platform == "win32" else "cuda") is not None

@@ -53,3 +53,11 @@ def restore_weights(run: RunSetup, method: TrainingMethod) -> dict[str, Any] | N
     weights, training = read_state(run.state.folder)
     method.load_state_dict(weights)
     return training
+
+
+def set_training_mode(family: ModelFamily, method: TrainingMethod) -> None:
+    """Dropout and gradient checkpointing where gradients flow."""
+    for module in [family.unet, *method.trainable_modules()]:
+        module.train()
+    for encoder in family.text_encoders:
+        encoder.train(method.trains_text_encoders)

@@ -70,12 +70,23 @@ class TrainingOptions:
         help="use deterministic algorithms alone, so that runs on one GPU are the same bit for bit; slower",
     )
 
+    dry_run: bool = option(
+        False,
+        help="check everything, say what would be written and how much memory it would take, and stop",
+        on_resume="unimportant",
+    )
+    dry_run_step: bool = option(
+        False, help="with --dry_run, make one step on the device and measure it", on_resume="unimportant"
+    )
+
     @property
     def length_flag(self) -> str:
         """The option that says how long the run is."""
         return "--max_train_steps" if self.max_train_epochs is None else "--max_train_epochs"
 
-    def check(self) -> Iterator[UserError]:
+    def check(self) -> Iterator[UserError | str]:
+        if self.dry_run_step and not self.dry_run:
+            yield "--dry_run_step without --dry_run: does nothing"
         for precision in ("fp16", "bf16"):
             if getattr(self, f"full_{precision}") and self.mixed_precision != precision:
                 yield UserError(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from library.cli.checks import run_checks
 from library.training.context import Context
+from library.training.loop.dry_run import report_dry_run
 from library.training.loop.outputs import make_outputs
 from library.training.loop.step import make_step
 from library.training.loop.trainer import Trainer
 from library.training.model_setup import attach_method, load_model, restore_weights
 from library.training.objective import make_inputs
+from library.training.options import TrainingOptions
 from library.training.run_checks import DEVICE_CHECKS, MODEL_CHECKS, LoadedModel
 from library.training.run_setup import set_up_run, start_run
 
@@ -22,6 +24,9 @@ def run_training(context: Context) -> None:
     attach_method(run, method, family)
     run_checks(MODEL_CHECKS, "model", LoadedModel(run, family, method))
     saved = restore_weights(run, method)
+    if context[TrainingOptions].dry_run:
+        report_dry_run(run, method, family)
+        return
     inputs = make_inputs(context.options, context.data, method, family, run.accelerator)
     step = make_step(run, method, inputs.objective)
     outputs = make_outputs(run, method, family, step, inputs)

@@ -9,6 +9,7 @@ from library.cli.errors import UserError, plural
 from library.diffusion.noise_schedule import NoiseSchedule
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.diffusion.validation_rules import ScheduleShape, objective_findings
+from library.models.devices import unused_gpu
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, PromptOptions
 from library.training.devices import memory_findings, precision_findings
@@ -34,6 +35,12 @@ class LoadedModel:
 
 def _memory_options(run: RunSetup) -> Findings:
     return memory_findings(run.options[MemoryOptions], run.accelerator.device)
+
+
+def _gpu(run: RunSetup) -> Findings:
+    warning = unused_gpu() if run.accelerator.device.type == "cpu" else None
+    if warning is not None:
+        yield warning
 
 
 def _precision(run: RunSetup) -> Findings:
@@ -107,6 +114,7 @@ def _learning_rates(loaded: LoadedModel) -> Findings:
 
 
 DEVICE_CHECKS: tuple[Check[RunSetup], ...] = (
+    Check("device", _gpu),
     Check("device", _memory_options),
     Check("device", _precision),
     Check("device", _fused_backward),

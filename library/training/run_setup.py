@@ -93,7 +93,8 @@ def start_run(run: RunSetup) -> RunSetup:
         for line in differences(run.state.header, run.options, run.identity.versions, run.identity.data):
             logger.warning("--resume: %s", line)
     is_first = run.accelerator.is_main_process
-    uploads = make_uploads(run.options[HubOptions], run.accelerator.num_processes) if is_first else None
+    writes = is_first and not run.options[TrainingOptions].dry_run
+    uploads = make_uploads(run.options[HubOptions], run.accelerator.num_processes) if writes else None
     return replace(run, uploads=uploads)
 
 

@@ -17,6 +17,7 @@ from library.training.loop.failures import Whereabouts, saved_whatever_happens
 from library.training.loop.outputs import Outputs
 from library.training.loop.step import Step
 from library.training.method import TrainingMethod
+from library.training.model_setup import set_training_mode
 from library.training.optimization.optimizer_state import start_training
 from library.training.step_plan import Position, StepPlan
 
@@ -47,7 +48,7 @@ class Trainer:
 
     def run(self, position: Position) -> None:
         """Trains from the position to the end of the plan, and saves, whatever ends it before."""
-        self._set_training_mode()
+        set_training_mode(self._family, self._method)
         start_training(self._step.strategy.optimizer)
         with self._outputs.shown(position):
             if position.global_step == 0:
@@ -94,12 +95,6 @@ class Trainer:
         batches = self._loader.batches([micro_batches[index] for indices in mine for index in indices])
         for group, indices in zip(groups, mine, strict=True):
             yield partial(_take, batches, len(indices)), len(group)
-
-    def _set_training_mode(self) -> None:
-        for module in [self._family.unet, *self._method.trainable_modules()]:
-            module.train()
-        for encoder in self._family.text_encoders:
-            encoder.train(self._method.trains_text_encoders)
 
     def _end_if_stopped(self, at: Whereabouts) -> None:
         """Saves and raises `Stopped` when a signal has asked the run to end before its last step."""
