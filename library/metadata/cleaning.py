@@ -9,6 +9,7 @@ from typing import Any
 
 from library.cli.errors import UserError
 from library.cli.jobs.outcome import Outcome
+from library.cli.logging import progress_bar
 from library.data.scan.metadata_entries import FORM
 from library.metadata.cleaning_rules import CleaningRules, make_rules, read_rules
 from library.metadata.files import read_metadata, write_metadata
@@ -71,14 +72,16 @@ def clean_metadata(options: CleanOptions, table: Mapping[str, Any], source: str,
     entries = read_metadata(options.source, "IN_JSON")
     if not entries:
         raise UserError(f"IN_JSON {options.source} describes no images", hint=FORM)
-    for key, entry in entries.items():
-        changes = _changes(entry, rules)
-        for name, text in changes.items():
-            if options.debug:
-                logger.info("%s: %s: %s -> %s", key, name, entry[name], text)
-        entry.update(changes)
-        outcome.done += bool(changes)
-        outcome.skipped["clean already"] += not changes
+    with progress_bar(len(entries), "cleaning") as progress:
+        for key, entry in entries.items():
+            changes = _changes(entry, rules)
+            for name, text in changes.items():
+                if options.debug:
+                    logger.info("%s: %s: %s -> %s", key, name, entry[name], text)
+            entry.update(changes)
+            outcome.done += bool(changes)
+            outcome.skipped["clean already"] += not changes
+            progress.update()
     outcome.skipped = +outcome.skipped  # without a reason that holds for none
     write_metadata(options.target, entries)
 

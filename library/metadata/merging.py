@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from library.cli.documents import is_unicode, read_text
 from library.cli.errors import UserError, listed, plural
 from library.cli.jobs.outcome import Outcome
+from library.cli.logging import progress_bar
 from library.data.scan.image_search import find_images
 from library.metadata.files import Entries, read_metadata, write_metadata
 from library.metadata.options import MergeOptions
@@ -40,21 +41,19 @@ def _merge(options: MergeOptions, name: str, file: str, outcome: Outcome) -> Non
     _check_files(images, options, file)
     known = frozenset(entries)
     merged: dict[str, str] = {}  # key -> image
-    for image in images:
+    shared = []  # images that have the entry of another
+    for image, text in _texts(images, options, file, outcome):
         key = image if options.full_path else _stem(image)
-        try:
-            text = _read_text(image, options.caption_extension, file)
-        except UserError as error:
-            outcome.failed[image] = error.message
-            continue
         if merged.setdefault(key, image) != image:
-            logger.warning(
-                "%s and %s have one entry, %s: give --full_path, or rename one of them", merged[key], image, key
-            )
+            shared.append(f"{merged[key]} and {image} ({key})")
         entries.setdefault(key, {})[name] = text
-        outcome.done += 1
         if options.debug:
             logger.info("%s: %s of %s: %s", image, name, key, text)
+    if shared:
+        logger.warning(
+            "images of the same name have one entry: %s; give --full_path, or rename them",
+            listed(shared, _MAX_NAMES_IN_WARNING),
+        )
     _warn_of_second_keys(known, merged)
     if outcome.done:
         write_metadata(options.target, entries)
@@ -84,6 +83,18 @@ def _check_files(images: Iterable[str], options: MergeOptions, file: str) -> Non
         f"of {plural(len(stems), 'image')} in {options.folder} none has a {file} ({ending})",
         hint=" or ".join(hints) or "make them first, or give --caption_extension",
     )
+
+
+def _texts(images: Sequence[str], options: MergeOptions, file: str, outcome: Outcome) -> Iterator[tuple[str, str]]:
+    """Images with their texts; those whose text cannot be read fail."""
+    with progress_bar(len(images), "merging") as progress:
+        for image in images:
+            try:
+                yield image, _read_text(image, options.caption_extension, file)
+                outcome.done += 1
+            except UserError as error:
+                outcome.failed[image] = error.message
+            progress.update()
 
 
 def _read_text(image: str, ending: str, file: str) -> str:

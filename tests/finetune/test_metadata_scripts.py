@@ -124,7 +124,7 @@ def test_the_file_is_replaced_as_a_whole_and_a_link_to_it_stays(here):
 
 def test_images_that_an_entry_cannot_tell_apart_are_warned_of(here, caplog):
     run("merge_captions_to_metadata", "input_samestem", "work/o.json")
-    assert "input_samestem/a.jpg and input_samestem/a.png have one entry, a" in caplog.text
+    assert "images of the same name have one entry: input_samestem/a.jpg and input_samestem/a.png (a)" in caplog.text
     run("merge_dd_tags_to_metadata", "input_samestem", "work/o.json", "--full_path")
     assert "a and input_samestem/a.jpg; give --full_path to all scripts or to none" in caplog.text.replace(
         ", a and input_samestem/a.png", ""
