@@ -93,7 +93,7 @@ MISTAKES = {
     "optimizer of another training": ({"optimizer_type": "lbfgs"}, "computes the loss several times", "another"),
     "unknown network module": ({"network_module": "networks.lorra"}, "networks.lorra", "networks.lora"),
     "missing LoRA": ({"network_weights": "no.safetensors"}, "--network_weights no.safetensors", "LoRA"),
-    "missing prompts": ({"sample_prompts": "no.txt", "sample_at_first": True}, "--sample_prompts no.txt", "prompts"),
+    "missing prompts": ({"sample_prompts": "no.txt", "sample_at_first": True}, "--sample_prompts no.txt", ".txt file"),
     "missing state": ({"resume": "no-state"}, "--resume no-state", "state"),
     "resume from images": ({"resume": str(IMAGES)}, "state.json", "--save_state"),
     "output over a file": ({"output_dir": __file__}, "is a file", "folder"),
