@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 
 import huggingface_hub.constants
@@ -172,17 +174,12 @@ def test_what_a_killed_run_has_tagged_is_kept(images, tag):
 
 def test_a_run_that_is_killed_leaves_what_it_has_tagged(images, tagger):
     """Whatever the instant: each image's tags are in a file before the next is tagged."""
+    first = save_colours(images / "first.png", (300, 300), COLOUR)
     for number in range(400):
-        save_colours(images / f"{number}.png", (300, 300), COLOUR)
-    words = [
-        "finetune/tag_images_by_wd14_tagger.py",
-        images,
-        "--model_dir",
-        tagger,
-        "--output_path",
-        images / "tags.json",
-    ]
-    program = programs.start(words)
+        shutil.copy(first, images / f"{number}.png")
+    words = ["--model_dir", tagger, "--output_path", images / "tags.json"]
+    script = programs.ROOT / "finetune" / "tag_images_by_wd14_tagger.py"
+    program = subprocess.Popen([sys.executable, script, images, *words], stderr=subprocess.DEVNULL)
     journal = images / "tags.json.0.partial"
     while not (journal.exists() and journal.read_text().count("\n") > 20):
         assert program.poll() is None
@@ -215,6 +212,16 @@ def test_without_a_model_and_a_network_it_is_said_what_to_put_where(images, run,
     assert not any("broken.png" in line for line in said.lines)  # no image was read
     write_tagger(folder)
     assert run(JOB, images, "--model_dir", models).status == 1  # as the error said
+
+
+def test_the_model_says_which_size_it_takes(images, run, tmp_path_factory):
+    """A tagger of 16x16: of a wide image the upper quarter, and the corner in it, is white; (4, 4) is in the colour."""
+    folder = write_tagger(tmp_path_factory.mktemp("tagger"), size=16)
+    assert run(JOB, images, "--model_dir", folder, "--thresh", "0.8").status == 0
+    assert (images / "wide.txt").read_text() == "red_mean, ^_^\n"
+    assert run(JOB, images, "--model_dir", folder, "--thresh", "0.7", "--overwrite").status == 0
+    # row 4 is the first of the colour in 16 rows, and the second of four in 8
+    assert (images / "wide.txt").read_text() == "red_mean, ^_^, centre_red, edge_red\n"
 
 
 @pytest.mark.parametrize("damage", ["corrupt", "no onnx", "other list"])
