@@ -74,6 +74,7 @@ def settle_legacy_latents(
     if not lacking and not unflipped:
         problems += _bucket_problems(config, records)
         _warn_newer_images(config, records)
+        _warn_shared_files(config, records)
         return records
     reasons = []
     if lacking:
@@ -125,6 +126,21 @@ def _warn_newer_images(config: DatasetConfig, records: list[ImageRecord]) -> Non
         logger.warning(
             "%s: %s are newer than their legacy .npz latents, which are used as they are (%s)",
             config.key_path, _count(newer, records), listed(newer, _MAX_NAMES_IN_WARNING),
+        )  # fmt: skip
+
+
+def _warn_shared_files(config: DatasetConfig, records: list[ImageRecord]) -> None:
+    """Images that differ by their extension only: the latents are those of one of them."""
+    first: dict[str, str] = {}
+    shared = [
+        f"{first[record.legacy_npz.path]} and {record.path}"
+        for record in records
+        if record.legacy_npz and first.setdefault(record.legacy_npz.path, record.path) != record.path
+    ]
+    if shared:
+        logger.warning(
+            "%s: images with the same name have the same legacy .npz latents, of which it is unknown whose they are:"
+            " %s; rename them, and make the latents again", config.key_path, listed(shared, _MAX_NAMES_IN_WARNING),
         )  # fmt: skip
 
 

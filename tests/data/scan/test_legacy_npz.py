@@ -99,6 +99,14 @@ def test_latents_count_only_where_the_metadata_gives_their_size(load: Load, imag
     assert "1 of 2 images have none (a.png)" in caplog.text
 
 
+def test_images_that_share_a_file_of_latents_are_told(load: Load, images: Path, caplog) -> None:
+    os.utime(save_image(images / "a.jpg", (100, 60)), (1, 1))
+    with caplog.at_level(logging.WARNING):
+        load(names=("a.png", "a.jpg", "b"))
+    assert "images with the same name have the same legacy .npz latents" in caplog.text
+    assert f"{images / 'a.png'} and {images / 'a.jpg'}; rename" in caplog.text
+
+
 def test_mirrored_images_need_latents_of_their_own(load: Load, images: Path, caplog) -> None:
     _save(images / "a_flip.npz", latents=np.zeros((4, 7, 12), np.float32))
     with caplog.at_level(logging.WARNING):
