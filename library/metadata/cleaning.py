@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, plural
 from library.cli.jobs.outcome import Outcome
 from library.cli.logging import progress_bar
 from library.data.scan.metadata_entries import FORM
@@ -72,6 +72,7 @@ def clean_metadata(options: CleanOptions, table: Mapping[str, Any], source: str,
     entries = read_metadata(options.source, "IN_JSON")
     if not entries:
         raise UserError(f"IN_JSON {options.source} describes no images", hint=FORM)
+    num_tags = _count_tags(entries)
     with progress_bar(len(entries), "cleaning") as progress:
         for key, entry in entries.items():
             changes = _changes(entry, rules)
@@ -82,8 +83,13 @@ def clean_metadata(options: CleanOptions, table: Mapping[str, Any], source: str,
             outcome.done += bool(changes)
             outcome.skipped["clean already"] += not changes
             progress.update()
+    logger.info("%d of %s went", num_tags - _count_tags(entries), plural(num_tags, "tag"))
     outcome.skipped = +outcome.skipped  # without a reason that holds for none
     write_metadata(options.target, entries)
+
+
+def _count_tags(entries: Mapping[str, Mapping[str, Any]]) -> int:
+    return sum(len(entry["tags"].split(SEPARATOR)) for entry in entries.values() if entry.get("tags"))
 
 
 def _changes(entry: Mapping[str, Any], rules: CleaningRules) -> dict[str, str]:

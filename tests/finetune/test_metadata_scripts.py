@@ -140,6 +140,14 @@ def test_cleaning_an_empty_file_is_an_error_and_the_rules_of_a_file_count(here):
     assert entries["img02"]["caption"] == "new2" and entries["notags"]["caption"] == "a woman"
 
 
+def test_how_many_tags_went_is_said(here, caplog):
+    """All behind a rating goes with it, as in other programs."""
+    caplog.set_level("INFO")
+    Path("tags.json").write_text('{"a": {"tags": "1girl, rating:safe, solo, long_hair"}, "b": {"tags": "cat"}}')
+    run("clean_captions_and_tags", "tags.json", "work/o.json")
+    assert "3 of 5 tags went" in caplog.text
+
+
 def test_null_texts_stay(here):
     Path("nulls.json").write_text('{"a": {"caption": null, "tags": "a_b"}}')
     run("clean_captions_and_tags", "nulls.json", "work/o.json")
