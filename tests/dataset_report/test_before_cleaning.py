@@ -25,7 +25,7 @@ BEFORE = {
 AFTER = {
     "a": {"caption": "a girl sits", "tags": "1girl, long hair, white shirt, solo"},
     "b": {"caption": "a <b>dog</b>", "tags": "dog tail"},
-    "c.png": {"caption": "new", "tags": "x"},
+    "c.png": {"caption": "new", "tags": "x, fresh"},
 }
 
 
@@ -59,7 +59,10 @@ def test_tags_and_words_that_went_are_struck_through_and_new_ones_marked(look, t
     assert [each.text for each in caption.all("ins")] == ["a girl"]
     assert [each.text for each in tags.all("del")] == ["shirt", "solo"]
     assert tags.text == "tags before: 1girl, long hair, shirt, white_shirt, solo, solo".replace("white_", "white ")
-    assert [[each.text for each in line.all("del") + line.all("ins")] for line in shown["c.png"]] == [["new"], ["solo"]]
+    assert [[each.text for each in line.all("del") + line.all("ins")] for line in shown["c.png"]] == [
+        ["new"],
+        ["solo", "fresh"],
+    ]
     summary = page.by_id("images").all("p", "change")[0].text
     assert "Against before.json, the captions or tags of 2 images have changed." in summary
     assert "solo (2), shirt (1)." in summary
