@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 from library.cli.checks import run_checks
 from library.training.context import Context
 from library.training.loop.dry_run import report_dry_run
 from library.training.loop.outputs import make_outputs
+from library.training.loop.planned_outputs import planned_lines
 from library.training.loop.step import make_step
 from library.training.loop.trainer import Trainer
 from library.training.model_setup import attach_method, load_model, restore_weights
@@ -14,12 +17,16 @@ from library.training.options import TrainingOptions
 from library.training.run_checks import DEVICE_CHECKS, MODEL_CHECKS, LoadedModel
 from library.training.run_setup import set_up_run, start_run
 
+logger = logging.getLogger(__name__)
+
 
 def run_training(context: Context) -> None:
     """Trains what the script of `context` trains. Raises `UserError` for what the user can mend."""
     run = set_up_run(context)
     run_checks(DEVICE_CHECKS, "device", run)
     run, method = start_run(run), context.script.make_method(context.options)
+    for line in planned_lines(run):
+        logger.info("%s", line)
     family = load_model(run, method)
     attach_method(run, method, family)
     run_checks(MODEL_CHECKS, "model", LoadedModel(run, family, method))

@@ -1,4 +1,4 @@
-"""`--dry_run`: what a run would write, and how much memory it would take, without training."""
+"""`--dry_run`: how much room and memory a run would take, without training."""
 
 from __future__ import annotations
 
@@ -15,14 +15,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from library.cli.errors import plural
 from library.data.config.options import CachingOptions
 from library.models.family import ModelFamily
 from library.training.checkpoints.options import OutputOptions
-from library.training.checkpoints.saved_names import file_stem
 from library.training.distributed.strategy import all_params
-from library.training.evaluation.options import SampleOptions, ValidationOptions
-from library.training.loop.due import OutputSchedule
 from library.training.method import ParamGroup, TrainingMethod
 from library.training.model_setup import set_training_mode
 from library.training.monitoring.memory_meter import MemoryMeter, make_fake, weights_of
@@ -54,8 +50,8 @@ class MemoryEstimate:
 
 
 def report_dry_run(run: RunSetup, method: TrainingMethod, family: ModelFamily) -> None:
-    """Logs the plan of saves and the estimate of memory. The model is of no use afterwards."""
-    for line in [*planned_lines(run), *_space_lines(run, method)]:
+    """Logs the room on the disk and the estimate of memory. The model is of no use afterwards."""
+    for line in _space_lines(run, method):
         logger.info("%s", line)
     set_training_mode(family, method)
     if run.options[TrainingOptions].dry_run_step:
@@ -65,23 +61,6 @@ def report_dry_run(run: RunSetup, method: TrainingMethod, family: ModelFamily) -
     else:
         logger.info("%s", _estimate_line(estimate_memory(run, method, family), run.accelerator.device))
     logger.info("--dry_run: nothing was trained or written")
-
-
-def planned_lines(run: RunSetup) -> Iterator[str]:
-    """What would be written when."""
-    options, ending = run.options, run.context.script.ending_of(run.options)
-    output, samples = options[OutputOptions], options[SampleOptions]
-    schedule = OutputSchedule(output, samples, options[ValidationOptions], run.plan)
-    names = [f"{file_stem(output.output_name, suffix)}{ending}" for suffix in schedule.saves(run.start)]
-    shown = names if len(names) <= 4 else [*names[:2], "...", *names[-2:]]
-    states = (
-        ", with states" if output.save_state else ", with a state at the end" if schedule.saves_state_at_end else ""
-    )
-    yield f"output: {plural(len(names), 'save')} in {output.output_dir}{states}: {', '.join(shown)}"
-    if run.context.prompts:
-        rounds = schedule.num_sample_rounds(run.start)
-        images = plural(len(run.context.prompts), "sample image")
-        yield f"{plural(rounds, 'round')} of {images} in {run.context.sample_folder}"
 
 
 def _space_lines(run: RunSetup, method: TrainingMethod) -> Iterator[str]:
