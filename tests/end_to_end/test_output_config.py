@@ -10,7 +10,8 @@ from tests.end_to_end.runs import arguments, assert_same, run_command, train
 OPTIONS = {
     "max_train_steps": 3, "network_dim": 4, "network_args": "conv_dim=2", "caption_dropout_rate": 0.1,
     "shuffle_caption": True, "noise_offset": 0.05, "min_snr_gamma": 5, "lr_scheduler": "cosine",
-    "text_encoder_lr": 5e-4, "huggingface_token": "hf_secret", "training_comment": "C:\\users \"quoted\"\n", "logging_dir": None,
+    "text_encoder_lr": 5e-4, "huggingface_token": "hf_secret", "training_comment": "C:\\users \"quoted\"\n",
+    "logging_dir": None,
 }  # fmt: skip
 
 
