@@ -54,3 +54,10 @@ def test_the_readme_holds_the_two_commands_that_ci_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("quickstart", "tests"):
         assert re.search(rf"^<!-- {name} -->\n```[a-z]*\n.+?\n```$", readme, re.MULTILINE | re.DOTALL), name
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest cannot collect two modules of one name, unless their folders are packages."""
+    alone = [path for path in (ROOT / "tests").rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
+    twice = {path.name for path in alone if sum(other.name == path.name for other in alone) > 1}
+    assert twice == set()

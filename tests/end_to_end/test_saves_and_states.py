@@ -213,9 +213,9 @@ def test_images_that_cannot_be_written_end_nothing(images, whole, tmp_path, capl
 CURVES = """
 import resource, signal, sys
 from pathlib import Path
-from library.training.monitoring.trackers import TensorBoardTracker
+from library.training.monitoring.trackers import TensorBoardTracker, TrackerSettings
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-tracker = TensorBoardTracker(Path(sys.argv[1]))
+tracker = TensorBoardTracker(TrackerSettings(Path(sys.argv[1]), ""))
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
 for step in range(3000):
     tracker.scalars({"loss": 1.0, "another": 2.0}, step)
