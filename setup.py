@@ -21,7 +21,12 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["library", "library.*", "networks", "networks.*", "finetune"]),
     py_modules=["train_network", "train_db", "fine_tune", "train_textual_inversion"],
-    package_data={"library.models.text": ["clip_vocabulary/*"], "library.dataset_report": ["*.css", "*.js", "*.jinja"]},
+    package_data={
+        "library.models.text": ["clip_vocabulary/*"],
+        "library.html_pages": ["*.css", "*.jinja"],
+        "library.dataset_report": ["*.css", "*.js", "*.jinja"],
+        "library.run_report": ["*.css", "*.jinja"],
+    },
     install_requires=requirements("requirements.txt"),
     extras_require={
         "xformers": ["xformers"],

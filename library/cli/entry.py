@@ -15,6 +15,9 @@ from library.cli.parser import OutputConfigWritten
 
 USER_ERROR_STATUS = 2
 SIGNAL_STATUS = 128  # plus the number of the signal, as shells have it
+# options that say where a run starts
+_START_WITH_VALUE = ("--resume", "--initial_epoch", "--initial_step")
+_START = ("--skip_until_initial_step", "--overwrite", "--resume_from_huggingface")
 
 
 def run_entry(work: Callable[[], int | None]) -> int:
@@ -60,29 +63,30 @@ def _resume_hint(stopped: Stopped, start: Sequence[str]) -> str:
     """How to resume the run: its command line without secrets. `start`: the launch command."""
     if stopped.state is None:
         return "No state was saved."
-    kept, left_out = _without_start(sys.argv, stopped.secret_flags)
+    kept, left_out = without_options(sys.argv, (*_START_WITH_VALUE, *stopped.secret_flags), _START)
+    secrets = [flag for flag in left_out if flag in stopped.secret_flags]
     quoted = command_line([*start, *kept, "--resume", stopped.state])
-    again = f" (give {' and '.join(left_out)} again)" if left_out else ""
+    again = f" (give {' and '.join(secrets)} again)" if secrets else ""
     return f"To resume{again}: {quoted}"
 
 
-def _without_start(words: Sequence[str], secret_flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command line without the options for resuming and without secrets; the secret flags that it had."""
-    with_value = ("--resume", "--initial_epoch", "--initial_step", *secret_flags)
-    without_value = ("--skip_until_initial_step", "--overwrite", "--resume_from_huggingface")
-    kept, secrets, is_value = [], [], False
+def without_options(
+    words: Sequence[str], with_value: Sequence[str], without_value: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """A command line without these options, in full or abbreviated; and which of them it had, each once."""
+    kept, left_out, is_value = [], [], False
     for word in words:
         if is_value:
             is_value = False
             continue
         given, equals, _ = word.partition("=")
         flag = _in_full(given, (*with_value, *without_value))
-        if flag in secret_flags and flag not in secrets:
-            secrets.append(flag)
-        if flag not in (*with_value, *without_value):
+        if flag in (*with_value, *without_value):
+            left_out.append(flag)
+        else:
             kept.append(word)
         is_value = flag in with_value and not equals
-    return kept, secrets
+    return kept, list(dict.fromkeys(left_out))
 
 
 def _in_full(flag: str, flags: Sequence[str]) -> str:

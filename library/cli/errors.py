@@ -45,6 +45,10 @@ class LostProcess(UserError):
     """Another process of the run has ended: its own error is the cause, not this one."""
 
 
+class OutOfMemory(UserError):
+    """The run does not fit into the memory of the GPU, or of the machine."""
+
+
 class Stopped(Exception):
     """A signal has stopped the run, which has saved what it could."""
 

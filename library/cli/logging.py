@@ -60,15 +60,20 @@ class _WarningCollector(logging.Handler):
 
 
 @contextmanager
-def kept_warnings() -> Iterator[list[Message]]:
-    """Yields a list that receives the warnings of `library.data` inside the block; they are logged as well."""
+def kept_warnings(*, of_all: bool = False) -> Iterator[list[Message]]:
+    """Yields a list that receives the warnings of `library.data` inside the block; they are logged as well.
+
+    `of_all`: those of the whole program.
+    """
     collector = _WarningCollector()
-    logger = logging.getLogger(_PACKAGE)
-    logger.addHandler(collector)
+    loggers = [logging.getLogger(name) for name in (_OWN if of_all else (_PACKAGE,))]
+    for logger in loggers:
+        logger.addHandler(collector)
     try:
         yield collector.messages
     finally:
-        logger.removeHandler(collector)
+        for logger in loggers:
+            logger.removeHandler(collector)
 
 
 def progress_bar(total: int, title: str, *, initial: int = 0, is_quiet: bool = False) -> tqdm:

@@ -26,6 +26,7 @@ from library.dataset_report.rendering import Rendered, read_thumbnail
 from library.dataset_report.report_warnings import KINDS, cropped_fraction, short_name
 from library.dataset_report.sampled_items import DrawSettings, ImageId, choose_images
 from library.dataset_report.statistics import bucket_rows, changed_settings, images_per_subset, tag_counts, totals
+from library.html_pages.templates import page_environment, page_style
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -96,7 +97,7 @@ def _page_parts(report: Report, preview: Preview, spool: IO[bytes]) -> Iterator[
     data = report.data
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     return _page_template().generate(
-        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+        style=page_style(_HERE / "page.css"),
         script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
         draw=report.draw,
@@ -144,15 +145,7 @@ def _groups(report: Report, preview: Preview, spool: IO[bytes]) -> Iterator[Card
 
 
 def _page_template() -> Template:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(_HERE)
     environment.filters |= {
         "thousands": "{:,}".format,
         "percent": "{:.1%}".format,

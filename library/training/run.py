@@ -9,6 +9,7 @@ from library.training.context import Context
 from library.training.loop.dry_run import report_dry_run
 from library.training.loop.outputs import make_outputs
 from library.training.loop.planned_outputs import planned_lines
+from library.training.loop.run_page import RunPage
 from library.training.loop.step import make_step
 from library.training.loop.trainer import Trainer
 from library.training.model_setup import attach_method, load_model, restore_weights
@@ -20,27 +21,31 @@ from library.training.run_setup import set_up_run, start_run
 logger = logging.getLogger(__name__)
 
 
-def run_training(context: Context) -> None:
+def run_training(context: Context, page: RunPage) -> None:
     """Trains what the script of `context` trains. Raises `UserError` for what the user can mend."""
     run = set_up_run(context)
     run_checks(DEVICE_CHECKS, "device", run)
     run, method = start_run(run), context.script.make_method(context.options)
     for line in planned_lines(run):
         logger.info("%s", line)
-    family = load_model(run, method)
-    attach_method(run, method, family)
-    run_checks(MODEL_CHECKS, "model", LoadedModel(run, family, method))
-    saved = restore_weights(run, method)
+    page.begin(run)
+    with page.phase("loading the model"):
+        family = load_model(run, method)
+        attach_method(run, method, family)
+        page.attached(run, method, family)
+        run_checks(MODEL_CHECKS, "model", LoadedModel(run, family, method))
+        saved = restore_weights(run, method)
     if context[TrainingOptions].dry_run:
         report_dry_run(run, method, family)
         return
-    inputs = make_inputs(context.options, context.data, method, family, run.accelerator)
+    with page.phase("caching"):
+        inputs = make_inputs(context.options, context.data, method, family, run.accelerator)
     step = make_step(run, method, inputs.objective)
-    outputs = make_outputs(run, method, family, step, inputs)
+    outputs = make_outputs(run, method, family, step, inputs, page)
     if saved is not None and run.state is not None:
         step.load(saved, run.state.folder)
     del saved  # as large as the optimizer
-    Trainer(
+    trainer = Trainer(
         run.accelerator,
         context.data,
         loader=inputs.loader_of(context.data, run.plan.seed, run.plan.clock),
@@ -49,6 +54,8 @@ def run_training(context: Context) -> None:
         method=method,
         step=step,
         outputs=outputs,
-    ).run(run.start)
+    )
+    with page.phase("steps"):
+        trainer.run(run.start)
     outputs.report()
     run.accelerator.end_training()

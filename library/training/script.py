@@ -8,6 +8,7 @@ from pathlib import Path
 
 from library.cli.checks import find_errors
 from library.cli.errors import Stopped, UserError, raise_together
+from library.cli.launcher import launch_command
 from library.cli.logging import append_lines_to, set_console_level
 from library.cli.options import OptionGroup, secret_flags
 from library.cli.parser import Options, read_options
@@ -55,6 +56,7 @@ def option_groups(
 
 def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
     """Trains as a command line says. Raises `UserError` for what its user can mend."""
+    start = launch_command()
     context = check_command(script, argv)
     # heavy imports only now: --help and mistakes are answered without them
     if not context.trains:
@@ -62,12 +64,19 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
         return
     from library.training.devices import determinism_errors
     from library.training.distributed.processes import process_errors
+    from library.training.loop.run_command import RunCommand
+    from library.training.loop.run_page import RunPage
     from library.training.monitoring.out_of_memory import memory_errors
     from library.training.run import run_training
 
     try:
-        with process_errors(), memory_errors(context.options, context.sharding), determinism_errors():
-            run_training(context)
+        with (
+            RunPage(RunCommand(context, start, argv)) as page,
+            process_errors(),
+            memory_errors(context.options, context.sharding),
+            determinism_errors(),
+        ):
+            run_training(context, page)
     except Stopped as stopped:
         raise Stopped(stopped.signal_number, stopped.state, secret_flags(script.option_groups)) from None
 

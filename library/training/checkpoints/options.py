@@ -64,6 +64,9 @@ class OutputOptions:
         on_resume="unimportant",
     )
     training_comment: str | None = option(help="comment in the metadata of saved files", metavar="TEXT")
+    no_run_report: bool = option(
+        False, help="write no page of the run, <output_name>-run.html in --output_dir", on_resume="unimportant"
+    )
     no_metadata: bool = option(False, help="write only the metadata that other programs need to load a saved file")
 
     def check(self) -> Iterator[UserError | str]:

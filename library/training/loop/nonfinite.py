@@ -27,6 +27,7 @@ class NonfiniteSteps:
         self._most = most
         self._in_a_row = 0
         self._last = ""
+        self.named: list[tuple[int, str]] = []  # all of them, each with its step
 
     @property
     def are_too_many(self) -> bool:
@@ -50,7 +51,9 @@ class NonfiniteSteps:
         what = "the loss is not finite" if has_bad_loss else "the gradients are not finite" + self._scale()
         self._last = f"step {step}: {what}, with the images {listed(list(images), _MAX_NAMES)}"
         what = f"is applied with {plural(num_zeroed, 'gradient')} as zeros" if num_zeroed else "is not applied"
-        logger.warning("%s; the step %s (%d in a row)", self._last, what, self._in_a_row)
+        text = f"{self._last}; the step {what} ({self._in_a_row} in a row)"
+        self.named.append((step, text))
+        logger.warning("%s", text)
 
     def _scale(self) -> str:
         """What fp16's scale of the loss, which is lowered until gradients fit, was."""

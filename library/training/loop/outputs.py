@@ -36,6 +36,7 @@ from library.training.evaluation.samples import Sampler, SampleSettings
 from library.training.evaluation.validation import VALIDATION_SEED, Validator
 from library.training.loop.curves import Curves
 from library.training.loop.due import Due, OutputSchedule
+from library.training.loop.run_page import RunPage, page_path
 from library.training.loop.step import Step
 from library.training.method import TrainingMethod
 from library.training.monitoring.options import LoggingOptions
@@ -65,6 +66,7 @@ class OutputParts:
     validator: Validator | None
     sampler: Sampler | None
     curves: Curves
+    page: RunPage
     sample_folder: Path
     length_flag: str  # what makes the run longer
 
@@ -90,7 +92,8 @@ class Outputs:
                 yield
         finally:  # the curve of a run that ends early is wanted most
             self._parts.curves.close()
-            self._parts.saver.finish_uploads()
+            with self._parts.page.phase("uploads"):
+                self._parts.saver.finish_uploads()
 
     def begin(self, position: Position) -> None:
         """Before the first step of a new run."""
@@ -141,6 +144,7 @@ class Outputs:
         suffix = step_suffix(position.global_step)
         is_saved = self._save_state(suffix, position)
         if self._is_main:
+            self._parts.page.add_saved(position.global_step, {self._parts.saver.state_folder(suffix): is_saved})
             self._parts.saver.upload()
         self._parts.accelerator.wait_for_everyone()
         return str(self._parts.saver.state_folder(suffix)) if is_saved else None
@@ -184,6 +188,7 @@ class Outputs:
         if written:
             resume = f"; go on with {command_line(['--resume', str(state)])}" if str(state) in written else ""
             logger.warning("the run ends after step %d: %s%s", position.global_step, " and ".join(written), resume)
+        self._parts.page.add_saved(position.global_step, {path: saver.has_written(path) for path in (weights, state)})
         with _logged_failure("uploads"):
             saver.upload()
 
@@ -195,6 +200,8 @@ class Outputs:
         lines = ["", "Written:", *(f"  {path}" for path in dict.fromkeys(saver.written) if path.exists())]
         if self._parts.sampler is not None and self._parts.sample_folder.is_dir():
             lines.append(f"  {self._parts.sample_folder} (sample images)")
+        if not self._parts.schedule.output.no_run_report:
+            lines.append(f"  {page_path(self._parts.schedule.output)} (the run's page: curves, samples, files)")
         if curves.found_at is not None:
             lines.append(f"  {curves.found_at}")
         lines.append(f"took {duration(time.perf_counter() - self._began)} from the first step to the last")
@@ -227,9 +234,11 @@ class Outputs:
         sampler, strategy, accelerator = self._parts.sampler, self._parts.step.strategy, self._parts.accelerator
         if sampler is not None and (self._is_main or strategy.shards_weights):
             self._log()
-            with self._ema_scope(), torch.no_grad(), accelerator.autocast():
+            drawing = self._parts.page.phase("sample images")
+            with drawing, self._ema_scope(), torch.no_grad(), accelerator.autocast():
                 images = strategy.run(lambda: sampler.draw(name, position.global_step))
             self._parts.curves.images(images, position.global_step)
+            self._parts.page.add_samples(sampler.history)
         accelerator.wait_for_everyone()
 
     def _validate(self, position: Position, *, at_epoch_end: bool) -> None:
@@ -239,7 +248,7 @@ class Outputs:
             return
         self._validated_at = step
         self._log()
-        with self._ema_scope():
+        with self._parts.page.phase("validation"), self._ema_scope():
             losses = self._parts.validator.losses(self._parts.step.strategy.run)
         logger.info("validation loss %.4f at step %d", losses["loss/validation"], step)
         self._parts.curves.validation(losses, step, at_epoch_end=at_epoch_end)
@@ -251,17 +260,22 @@ class Outputs:
             self._parts.saver.pruner.prune(when, number, states=False)
         if self._is_main and has_state:
             self._parts.saver.pruner.prune(when, number, states=True)
+        self._parts.page.write()
 
     def _save(self, suffix: str, position: Position, *, with_state: bool) -> tuple[bool, bool]:
         """Whether weights and state are saved; the first process knows."""
         is_saved = False
         self._log()
-        with self._ema_scope(), self._parts.step.strategy.gathered_weights():
-            if self._is_main:
-                is_saved = self._parts.saver.save(suffix, self._parts.metadata.at(position), position)
-        has_state = with_state and self._save_state(suffix, position)
+        saver = self._parts.saver
+        with self._parts.page.phase("saves"):
+            with self._ema_scope(), self._parts.step.strategy.gathered_weights():
+                if self._is_main:
+                    is_saved = saver.save(suffix, self._parts.metadata.at(position), position)
+            has_state = with_state and self._save_state(suffix, position)
         if self._is_main:
-            self._parts.saver.upload()
+            written = {saver.weights_path(suffix): is_saved, saver.state_folder(suffix): has_state}
+            self._parts.page.add_saved(position.global_step, written)
+            saver.upload()
         self._parts.accelerator.wait_for_everyone()
         return is_saved, has_state
 
@@ -299,8 +313,11 @@ def _logged_failure(what: str) -> Iterator[None]:
         logger.error("%s: %s", what, first_line(error))
 
 
-def make_outputs(run: RunSetup, method: TrainingMethod, family: ModelFamily, step: Step, inputs: Inputs) -> Outputs:
+def make_outputs(
+    run: RunSetup, method: TrainingMethod, family: ModelFamily, step: Step, inputs: Inputs, page: RunPage
+) -> Outputs:
     """The outputs that the options ask for."""
+    page.watch(step.nonfinite.named)
     options, accelerator, context = run.options, run.accelerator, run.context
     output, samples = options[OutputOptions], options[SampleOptions]
     modules = [family.unet, *family.text_encoders, family.vae, *method.trainable_modules()]
@@ -330,7 +347,8 @@ def make_outputs(run: RunSetup, method: TrainingMethod, family: ModelFamily, ste
             metadata=Metadata(options, context.data, family, method, run.plan, step.strategy.optimizer),
             validator=validator,
             sampler=sampler,
-            curves=Curves(tracker, step, method, accelerator.device),
+            curves=Curves(tracker, step, method, accelerator.device, page),
+            page=page,
             sample_folder=context.sample_folder,
             length_flag=options[TrainingOptions].length_flag,
         )

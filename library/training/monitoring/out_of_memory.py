@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from library.cli.errors import UserError
+from library.cli.errors import OutOfMemory
 from library.cli.parser import Options
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.models.options import MemoryOptions
@@ -27,7 +27,7 @@ _CPU_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "can't allocate mem
 
 @contextmanager
 def memory_errors(options: Options, sharding: ShardingConfig | None = None) -> Iterator[None]:
-    """Turns an out-of-memory error into a `UserError` with remedies. `sharding`: where in use."""
+    """Turns an out-of-memory error into an `OutOfMemory` with remedies. `sharding`: where in use."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -36,7 +36,7 @@ def memory_errors(options: Options, sharding: ShardingConfig | None = None) -> I
             raise
         where = "the GPU has" if is_on_gpu else "there is"
         helps = [*_remedies(options, sharding is not None), *_sharding_remedies(sharding)]
-        raise UserError(
+        raise OutOfMemory(
             f"{where} not enough memory for this run",
             hint=f"options that save memory, the cheapest first: {', '.join(helps)}",
         ) from None

@@ -1,0 +1,1 @@
+"""What the HTML pages share: colours, tables, and the environment of their templates (`*.html.jinja`)."""

@@ -1,0 +1,76 @@
+"""What is trained on what, in words: the facts on a run's page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from library.cli.errors import plural
+from library.data.batches.plan import PlannedDataset
+from library.data.records import size_text
+from library.models.family import ModelFamily
+from library.models.options import ModelOptions
+from library.run_report.record import Group
+from library.training.method import TrainingMethod
+from library.training.optimization.lr_schedules import schedule_name
+from library.training.optimization.options import OptimizerOptions
+from library.training.options import TrainingOptions
+from library.training.run_setup import RunSetup
+
+_MOST_GROUPS = 12
+
+
+def data_facts(run: RunSetup) -> Iterator[Group]:
+    """The images and the arithmetic of steps, known before a model is loaded."""
+    data, plan = run.context.data, run.plan
+    yield Group("Steps", [
+        ("steps", f"{plan.num_steps:,}, of {plan.steps_per_epoch:,} per epoch, in {plural(plan.num_epochs, 'epoch')}"),
+        ("a step", f"{plural(plan.accumulation, 'micro-batch', 'micro-batches')} of each of"
+         f" {plural(plan.num_processes, 'process', 'processes')}"),
+        ("seed", str(plan.seed)),
+    ])  # fmt: skip
+    for number, dataset in enumerate(data.datasets, start=1):
+        yield Group(f"Dataset {number}" if len(data.datasets) > 1 else "Dataset", list(_dataset_rows(dataset)))
+    if data.validation is not None:
+        yield Group("Validation", [("held out", plural(data.validation.num_items, "image"))])
+
+
+def _dataset_rows(dataset: PlannedDataset) -> Iterator[tuple[str, str]]:
+    config = dataset.config
+    counts = f"{plural(len(dataset.used_record_indices), 'image')}, with repeats {len(dataset.items):,}"
+    yield "images", counts
+    yield "resolution", f"{size_text(config.resolution)}, in {plural(len(dataset.buckets), 'bucket')}"
+    yield "batch size", str(config.batch_size)
+    if dataset.num_skipped:
+        yield "skipped", f"{plural(dataset.num_skipped, 'image')}, by --skip_image_resolution"
+    for summary in dataset.subset_summaries:
+        subset = summary.config
+        name = subset.metadata_file or subset.image_dir or subset.key_path
+        is_reg = ", regularisation" if subset.is_reg else ""
+        yield name, f"{plural(summary.img_count, 'image')} x {subset.num_repeats}{is_reg}"
+
+
+def model_facts(run: RunSetup, method: TrainingMethod, family: ModelFamily) -> Iterator[Group]:
+    """The loaded model, and what of it is trained."""
+    models, optimizing = run.options[ModelOptions], run.options[OptimizerOptions]
+    base = str(models.pretrained_model_name_or_path)
+    rows = [("base model", Path(base).name or base), ("model type", f"{family.version}, {family.prediction_type}")]
+    if models.vae is not None:
+        rows.append(("VAE", Path(models.vae).name))
+    yield Group("Model", rows)
+    groups = method.param_groups()
+    trained = [
+        (group.name, f"{sum(param.numel() for param in group.params):,} parameters at {group.learning_rate:g}")
+        for group in groups[:_MOST_GROUPS]
+    ]
+    if len(groups) > _MOST_GROUPS:
+        trained.append(
+            ("and", plural(len(groups) - _MOST_GROUPS, "more group of parameters", "more groups of parameters"))
+        )
+    yield Group("Trained", [
+        *trained,
+        ("optimizer", optimizing.optimizer),
+        ("LR schedule", schedule_name(optimizing)),
+        ("precision", run.options[TrainingOptions].mixed_precision),
+        ("device", str(run.accelerator.device)),
+    ])  # fmt: skip
