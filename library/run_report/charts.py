@@ -12,6 +12,7 @@ from library.run_report.record import Points
 SIDE = 1000
 MOST_POINTS = 1000  # of a line; a screen has not many more columns
 _MOST_EPOCHS = 40  # that are marked
+_NEXT = {1: 2, 2: 5, 5: 10}  # round factors
 _MARGIN = 0.05  # of the range of values, above and below
 
 
@@ -116,7 +117,8 @@ def ticks(low: float, high: float, *, whole: bool = False, about: int = 5) -> li
     """Round values from `low` to `high`, about so many, with their texts."""
     rough = (high - low) / about
     scale = 10.0 ** math.floor(math.log10(rough))
-    step = scale * next((factor for factor in (1, 2, 5) if factor * scale >= rough * 0.999), 10)
+    # the nearest of 1, 2, 5 and 10, as factors
+    step = scale * next((factor for factor in (1, 2, 5) if rough / scale <= math.sqrt(factor * _NEXT[factor])), 10)
     if whole:
         step = max(1.0, round(step))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

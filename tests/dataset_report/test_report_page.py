@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from PIL import Image
 from library.cli.errors import UserError
 from library.data.batches.loader import BatchDataset
 from library.data.records import StepCounter
-from library.dataset_report import page as page_module
 from library.dataset_report.caption_length import TokenLimit
 from library.dataset_report.page import Report, write_page
 from library.dataset_report.sampled_items import DrawSettings
+from tests.browser import browse, needs_browser
 from tests.dataset_report.page_reader import cards, pixels, read_page
 
 HOSTILE_NAME = "<img src=x onerror=alert(1)>&quot;.png"
@@ -152,16 +151,6 @@ def test_names_and_captions_cannot_inject_anything(page):
     assert not [name for element in read.all() for name in element.attributes if name.startswith("on")]
 
 
-def test_each_class_that_the_style_sheet_names_is_on_the_page():
-    """A name that only one of them has leaves a part of the page without its layout."""
-    room = Path(page_module.__file__).parent
-    selectors = re.sub(r"\{[^{}]*\}", "", (room / "page.css").read_text(encoding="utf-8"))
-    templates = "".join(path.read_text(encoding="utf-8") for path in room.glob("*.jinja"))
-    classes = {name for text in re.findall(r'class="([^"]*)"', templates) for name in re.findall(r"[\w-]+", text)}
-    named = set(re.findall(r"\.([a-z][\w-]*)", selectors))
-    assert len(named) > 20 and named - classes == set()
-
-
 FINDINGS = {
     "unreadable": {"broken.png"},
     "missing": {"alone.png"},
@@ -284,19 +273,7 @@ def test_a_failure_leaves_the_last_page(nasty, page, tmp_path):
         write_page(nasty, tmp_path / "file" / "index.html", advance=lambda count: None)
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def browse(page: Path, fragment: str, profile: Path) -> tuple[str, str]:
-    """The document after its script ran, and what the browser said on its console."""
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-    command += [f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom", f"{page.as_uri()}{fragment}"]
-    done = subprocess.run(command, capture_output=True, timeout=120)
-    said = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if "CONSOLE" in line]
-    return done.stdout.decode("utf-8"), "\n".join(said)
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+@needs_browser
 @pytest.mark.parametrize(
     ("fragment", "left"),
     [
@@ -307,7 +284,7 @@ def browse(page: Path, fragment: str, profile: Path) -> tuple[str, str]:
     ],
 )
 def test_a_browser_shows_the_page_and_its_filter_works(fragment, left, page, tmp_path):
-    dom, said = browse(page, fragment, tmp_path / "profile")
+    dom, said = browse(page, tmp_path / "profile", fragment)
     assert said == ""
     (tmp_path / "dom.html").write_text(dom, encoding="utf-8")
     read = read_page(tmp_path / "dom.html")

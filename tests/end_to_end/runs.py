@@ -48,6 +48,7 @@ def arguments(data: Path, output: Path, **overrides) -> list[str]:
         "max_train_steps": 8,
         "seed": 7,
         "logging_dir": output / "logs",
+        "no_run_report": True,  # its own tests ask for it
     } | overrides
     argv: list[str] = []
     for name, value in options.items():

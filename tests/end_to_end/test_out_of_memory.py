@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from library.run_report.record import read_page
 from tests import programs
 from tests.end_to_end.runs import arguments
 
@@ -34,11 +35,13 @@ def train_limited(script, argv):
 def test_the_flags_that_would_help_are_named(data_dir, tmp_path):
     argv = arguments(
         data_dir, tmp_path, resolution=512, min_bucket_reso=512, max_bucket_reso=1024, train_batch_size=4,
-        gradient_checkpointing=True, cache_latents=True,
+        gradient_checkpointing=True, cache_latents=True, no_run_report=None,
     )  # fmt: skip
     said = train_limited("train_network", argv)
     assert "--mixed_precision bf16, --optimizer_type AdamW8bit, a smaller batch size" in said
     assert "--gradient_checkpointing" not in said and "--cache_latents" not in said  # these are in use
+    ending = read_page(tmp_path / "run-run.html").record.ending
+    assert ending.kind == "out of memory" and "--mixed_precision bf16" in ending.hint
 
 
 @pytest.mark.slow
