@@ -8,6 +8,7 @@ from library.training.context import Context
 from library.training.loop.run_command import RunCommand
 
 GIVEN = ["--pretrained_model_name_or_path", "m", "--output_dir", "out", "--resolution", "512"]
+GIVEN += ["--train_data_dir", "data"]
 
 
 def command_of(argv):
@@ -26,4 +27,9 @@ def test_secrets_are_left_out(given):
 def test_a_seed_that_was_drawn_is_in_the_command_and_resuming_is_not():
     command = command_of([*GIVEN, "--resume", "auto", "--overwrite"])
     assert command.words(42) == ["python", "train_network.py", *GIVEN, "--seed", "42"]
-    assert command.options() == {"pretrained_model_name_or_path": "m", "output_dir": "out", "resolution": "512"}
+    assert command.options() == {
+        "pretrained_model_name_or_path": "m",
+        "output_dir": "out",
+        "resolution": [512, 512],
+        "train_data_dir": "data",
+    }

@@ -1,1 +1,0 @@
-"""Stand-alone tools, started as `python -m library.tools.NAME`."""
