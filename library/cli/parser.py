@@ -98,7 +98,8 @@ def build_argument_parser(
         section = parser.add_argument_group(owner.GROUP)
         for field in option_fields(owner):
             if field.spec.positional:
-                section.add_argument(field.name, nargs="?", metavar=field.flag, help=_help_text(field))
+                nargs = "*" if field.is_list else "?"
+                section.add_argument(field.name, nargs=nargs, metavar=field.flag, help=_help_text(field))
                 continue
             flags = [field.flag, *(f"--{alias}" for alias in field.spec.aliases)]
             section.add_argument(*flags, dest=field.name, help=_help_text(field), **_argparse_kind(field))

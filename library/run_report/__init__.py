@@ -1,1 +1,1 @@
-"""The page of a run: its record, curves, sample images and files as one HTML file."""
+"""The page of a run: its record, curves, sample images and files as one HTML file; and the page that compares runs."""

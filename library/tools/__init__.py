@@ -1,0 +1,1 @@
+"""Stand-alone tools, started as `python -m library.tools.NAME`."""
