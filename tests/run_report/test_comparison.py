@@ -57,11 +57,14 @@ def test_images_of_a_prompt_stand_in_the_columns_of_their_runs(page, folders):
     samples = read.by_id("samples")
     assert [title.all(of_class="text")[0].text for title in samples.all("h3")] == ["a fox", HOSTILE, "a cat"]
     fox, cat = (read_page(folders / name).images for name in ("a/fox-run.html", "b/cat-run.html"))
-    shown = [
-        [cell.all("img")[0].attributes["src"] if cell.all("img") else None for cell in row.all("td")[1:]]
-        for row in samples.all("table")[0].all("tr")[1:]
-    ]
-    assert shown == [[fox[0, 0], cat[0, 0]], [fox[0, 20], None], [fox[0, 40], cat[0, 40]], [None, cat[0, 80]]]
+
+    def shown(table):
+        cells = [row.all("td")[1:] for row in table.all("tr")[1:]]
+        return [[image.all("img")[0].attributes["src"] if image.all("img") else None for image in row] for row in cells]
+
+    first, _, last = samples.all("table")
+    assert shown(first) == [[fox[0, 0], cat[0, 0]], [fox[0, 20], None], [fox[0, 40], cat[0, 40]], [None, cat[0, 80]]]
+    assert shown(last) == [[None, cat[1, step]] for step in (0, 40, 80)]  # a prompt of the second run alone
     assert not read.all("script")
 
 
