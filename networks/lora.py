@@ -45,6 +45,7 @@ def create_network(
     return LoRANetwork(
         text_encoder_layers=[_new_layer(target, multiplier, options) for target in text_encoder_layers(text_encoder)],
         unet_layers=[_new_layer(target, multiplier, options) for target in unet_layers(unet, convolutions)],
+        options=options,
     )
 
 
@@ -56,7 +57,7 @@ def _new_layer(target: Target, multiplier: float, options: LoRAOptions) -> LoRAL
         rank=options.conv_dim if spatial and options.conv_dim is not None else options.dim,
         alpha=options.conv_alpha if spatial else options.alpha,
         multiplier=multiplier,
-        neuron_dropout=options.neuron_dropout,
+        dropout=options.dropout,
     )
 
 
@@ -91,13 +92,14 @@ def create_network_from_weights(
             rank=found[target.name].rank,
             alpha=found[target.name].alpha,
             multiplier=multiplier,
-            neuron_dropout=options.neuron_dropout,
+            dropout=options.dropout,
         )
         for target in targets
     ]
     network = LoRANetwork(
         text_encoder_layers=[layer for layer in layers if layer.name.startswith("lora_te")],
         unet_layers=[layer for layer in layers if layer.name.startswith("lora_unet")],
+        options=options,
     )
     network.load_checked(weights, source)
     if for_inference:
@@ -116,10 +118,16 @@ class LoadInfo:
 class LoRANetwork(nn.Module):
     """The trainable layers of an adapter. Its state_dict is the adapter file, without the base model's weights."""
 
-    def __init__(self, text_encoder_layers: Iterable[LoRALayer], unet_layers: Iterable[LoRALayer]):
+    def __init__(
+        self, text_encoder_layers: Iterable[LoRALayer], unet_layers: Iterable[LoRALayer], options: LoRAOptions
+    ):
         super().__init__()
         self.text_encoder_loras = list(text_encoder_layers)
         self.unet_loras = list(unet_layers)
+        self._loraplus_ratios = {
+            "textencoder": options.loraplus_text_encoder_lr_ratio,
+            "unet": options.loraplus_unet_lr_ratio,
+        }
         self._parts_without_lr: frozenset[str] = frozenset()
         self._applied = False
         for layer in self.layers():
@@ -188,8 +196,9 @@ class LoRANetwork(nn.Module):
     ) -> tuple[list[dict], list[str]]:
         """Parameter groups for the optimizer, and their names: "textencoder", "unet".
 
-        A learning rate of None is `default_lr`. A part with the rate 0, or without any, is left out and requires no
-        gradients.
+        With LoRA+ (Hayou et al. 2024, 2402.12354) each `lora_up` has its ratio times the rate, in a group of its own:
+        "unet plus". A learning rate of None is `default_lr`. A part with the rate 0, or without any, is left out and
+        requires no gradients.
         """
         rates = {"textencoder": text_encoder_lr, "unet": unet_lr}
         parts = {"textencoder": self.text_encoder_loras, "unet": self.unet_loras}
@@ -197,8 +206,9 @@ class LoRANetwork(nn.Module):
         for name, layers in parts.items():
             rate = default_lr if rates[name] is None else rates[name] or None
             if layers and rate is not None:
-                groups.append({"params": [p for layer in layers for p in layer.parameters()], "lr": rate})
-                names.append(name)
+                for suffix, params, ratio in _groups_of(layers, self._loraplus_ratios[name]):
+                    groups.append({"params": params, "lr": rate * ratio})
+                    names.append(name + suffix)
         self._parts_without_lr = frozenset(parts) - frozenset(names)
         self._require_gradients()
         return groups, names
@@ -261,6 +271,15 @@ class LoRANetwork(nn.Module):
     ) -> None:
         """Writes the adapter file atomically, with `metadata` and the `sshs_*` hashes; `metadata` is not changed."""
         save_adapter(file, self.state_dict(), dtype, metadata)
+
+
+def _groups_of(layers: list[LoRALayer], ratio: float | None) -> Iterator[tuple[str, list[nn.Parameter], float]]:
+    """Groups of the layers' parameters: suffix of the name, parameters, factor of the rate. `ratio`: that of LoRA+."""
+    if ratio is None:
+        yield "", [param for layer in layers for param in layer.parameters()], 1.0
+    else:
+        yield "", [param for layer in layers for param in layer.lora_down.parameters()], 1.0
+        yield " plus", [param for layer in layers for param in layer.lora_up.parameters()], ratio
 
 
 def _difference(in_file: set[str], own: set[str]) -> str:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from networks.lora_options import Dropout
+
 Projection = nn.Linear | nn.Conv2d
 
 
@@ -32,13 +34,13 @@ class LoRALayer(nn.Module):
         rank: int,
         alpha: float | None,
         multiplier: float = 1.0,
-        neuron_dropout: float = 0.0,
+        dropout: Dropout | None = None,
     ):
         super().__init__()
         self.name = name
         self.rank = rank
         self.multiplier = float(multiplier)
-        self.neuron_dropout = neuron_dropout
+        self.dropout = dropout or Dropout()
         known_alpha = float(alpha or rank)
         self.scale = known_alpha / rank  # a Python number, so that a step needs no device synchronisation
         self.register_buffer("alpha", torch.tensor(known_alpha))
@@ -71,9 +73,23 @@ class LoRALayer(nn.Module):
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.lora_down.weight.dtype)
         hidden = self.lora_down(x)
-        if self.neuron_dropout:
-            hidden = functional.dropout(hidden, self.neuron_dropout, self.training)
+        if self.dropout.neuron:
+            hidden = functional.dropout(hidden, self.dropout.neuron, self.training)
+        if self.dropout.rank and self.training:
+            hidden = self._drop_ranks(hidden)
+        if self.dropout.module and self.training:  # by a factor: without a wait for the device, and with gradients
+            hidden = hidden * (torch.rand((), device=hidden.device) >= self.dropout.module)
         return self.lora_up(hidden * (self.multiplier * self.scale))  # scaled at the rank, where the tensor is small
+
+    def _drop_ranks(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Drops ranks of each sample; those that stay are scaled up, so that the mean is the same.
+
+        hidden: (B, rank, h, w) of a convolution, else (B, ..., rank).
+        """
+        ones = [1] * (hidden.dim() - 2)
+        is_convolution = isinstance(self.base, nn.Conv2d)
+        shape = [len(hidden), self.rank, *ones] if is_convolution else [len(hidden), *ones, self.rank]
+        return hidden * functional.dropout(hidden.new_ones(shape), self.dropout.rank)
 
     @torch.no_grad()
     def weight_update(self) -> torch.Tensor:

@@ -15,14 +15,28 @@ _DEFAULT_CONV_ALPHA = 1.0
 
 
 @dataclass(frozen=True)
+class Dropout:
+    """Probabilities in training: of each neuron at the rank, of each rank for a sample, of a layer's whole update."""
+
+    neuron: float = 0.0
+    rank: float = 0.0
+    module: float = 0.0
+
+
+@dataclass(frozen=True)
 class LoRAOptions:
-    """Ranks, alphas and dropout of a new adapter. Alpha None is the rank; `conv_dim` None: no 3x3 convolutions."""
+    """Ranks, alphas, dropout and rate ratios of an adapter.
+
+    Alpha None is the rank; `conv_dim` None: no 3x3 convolutions; a LoRA+ ratio None: one learning rate for all weights.
+    """
 
     dim: int
     alpha: float | None
     conv_dim: int | None
     conv_alpha: float | None
-    neuron_dropout: float
+    dropout: Dropout
+    loraplus_text_encoder_lr_ratio: float | None
+    loraplus_unet_lr_ratio: float | None
 
 
 def parse_network_args(
@@ -57,7 +71,16 @@ def parse_network_args(
     }
     conv_dim, conv_alpha = values["conv_dim"], values["conv_alpha"]
     raise_together(errors)
-    return LoRAOptions(dim, alpha, conv_dim, _DEFAULT_CONV_ALPHA if conv_alpha is None else conv_alpha, dropout)
+    ratio = values["loraplus_lr_ratio"]
+    return LoRAOptions(
+        dim,
+        alpha,
+        conv_dim,
+        _DEFAULT_CONV_ALPHA if conv_alpha is None else conv_alpha,
+        Dropout(dropout, values["rank_dropout"] or 0.0, values["module_dropout"] or 0.0),
+        loraplus_text_encoder_lr_ratio=values["loraplus_text_encoder_lr_ratio"] or ratio,
+        loraplus_unet_lr_ratio=values["loraplus_unet_lr_ratio"] or ratio,
+    )
 
 
 def _unless_off(value: Any) -> Any:
@@ -92,10 +115,21 @@ def _probability(value: Any) -> float:
     return _number(value, "a number from 0 to below 1", lambda number: 0 <= number < 1)
 
 
-_NETWORK_ARGS: dict[str, Callable[[Any], Any]] = {"conv_dim": _rank, "conv_alpha": _alpha}
+def _ratio(value: Any) -> float:
+    return _number(value, "a number above 0", lambda number: number > 0)
+
+
+_NETWORK_ARGS: dict[str, Callable[[Any], Any]] = {
+    "conv_dim": _rank,
+    "conv_alpha": _alpha,
+    "rank_dropout": _probability,
+    "module_dropout": _probability,
+    "loraplus_lr_ratio": _ratio,
+    "loraplus_unet_lr_ratio": _ratio,
+    "loraplus_text_encoder_lr_ratio": _ratio,
+}
 # known arguments that are not implemented yet; their "off" values are accepted
 _LATER_ARGS = (
-    "rank_dropout", "module_dropout", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas",
-    "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold", "loraplus_lr_ratio",
-    "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio", "use_dora",
+    "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas",
+    "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold", "use_dora",
 )  # fmt: skip

@@ -47,6 +47,10 @@ WARNINGS = {
         "single files do not hold",  # how small this model is
     ],
     "gui_lora": [UNUSED, "--wandb_run_name without --log_with wandb: does nothing", NO_PROMPT_FILE, NO_XFORMERS],
+    "loraplus_at_top_level": [
+        "loraplus_lr_ratio = 4 is used as an argument of --network_args",
+        "not used here: lowvram",
+    ],
     "mem_eff_and_xformers": ["of --mem_eff_attn and --xformers only --mem_eff_attn is used"],
     "min_snr_gamma_0": [],
     "network_alpha_0": [],
@@ -73,8 +77,7 @@ WARNINGS = {
 # what would train something else than is asked for, until the networks can do it: one line each
 REFUSED = {
     "base_weights": "--base_weights is not implemented yet: the model would be trained without these LoRAs",
-    "late_network_args": "--network_args rank_dropout, down_lr_weight: networks.lora does not implement this yet",
-    "loraplus_at_top_level": "--network_args loraplus_lr_ratio: networks.lora does not implement this yet",
+    "late_network_args": "--network_args down_lr_weight: networks.lora does not implement this yet",
 }
 
 

@@ -22,7 +22,10 @@ STEPS = 8
 PLAIN = {"gradient_accumulation_steps": 1, "max_data_loader_n_workers": 0}  # 5 steps to the epoch
 SHARED = {"gradient_accumulation_steps": 2, "max_data_loader_n_workers": 2, "cache_latents": True}  # 3 to the epoch
 OWN = {
-    "train_network": {"network_dropout": 0.1},
+    "train_network": {
+        "network_dropout": 0.1,
+        "network_args": "rank_dropout=0.1 module_dropout=0.1 loraplus_lr_ratio=4",
+    },
     "train_db": {"stop_text_encoder_training": 5, "save_model_as": "safetensors"},
     "fine_tune": {"train_text_encoder": True, "save_model_as": "safetensors"},
     "train_textual_inversion": {

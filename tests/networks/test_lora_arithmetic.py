@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from networks.lora_layer import LoRALayer
+from networks.lora_options import Dropout
 
 CASES = json.loads(Path(__file__).with_name("lora_arithmetic.json").read_text())
 MAKE_BASE = {
@@ -94,7 +95,7 @@ def test_under_autocast_the_update_follows_it():
 
 
 def test_neuron_dropout_acts_in_training_alone():
-    layer = LoRALayer("lora", nn.Linear(6, 64), rank=32, alpha=32, neuron_dropout=0.5)
+    layer = LoRALayer("lora", nn.Linear(6, 64), rank=32, alpha=32, dropout=Dropout(neuron=0.5))
     with torch.no_grad():
         layer.lora_down.weight.fill_(1.0)
         layer.lora_up.weight.copy_(torch.eye(64, 32))
@@ -104,3 +105,35 @@ def test_neuron_dropout_acts_in_training_alone():
     assert 0.45 < (hidden == 0).float().mean() < 0.55
     layer.eval()
     assert set(layer.update(x)[:, :32].unique().tolist()) == {6.0}
+
+
+@pytest.mark.parametrize("base", [nn.Linear(6, 64), nn.Conv2d(6, 64, 1)], ids=["linear", "convolution"])
+def test_rank_dropout_drops_a_rank_of_a_whole_sample(base):
+    layer = LoRALayer("lora", base, rank=32, alpha=32, dropout=Dropout(rank=0.25))
+    with torch.no_grad():
+        layer.lora_down.weight.fill_(1.0)
+        layer.lora_up.weight.flatten(1).copy_(torch.eye(64, 32))
+    is_linear = isinstance(base, nn.Linear)
+    x = torch.ones(200, 5, 6) if is_linear else torch.ones(200, 6, 5, 1)
+    update = layer.update(x).reshape(200, *((5, 64) if is_linear else (64, 5)))
+    hidden = (update if is_linear else update.transpose(1, 2))[..., :32]  # (samples, tokens or pixels, rank)
+    assert torch.equal(hidden, hidden[:, :1].expand_as(hidden))
+    dropped = hidden == 0
+    assert 0.22 < dropped.float().mean() < 0.28 and len(dropped[:, 0].unique(dim=0)) == 200
+    torch.testing.assert_close(hidden[~dropped], torch.full_like(hidden[~dropped], 6 / 0.75))
+    layer.eval()
+    assert (layer.update(x) == 0).float().mean() == 0.5  # the outputs beyond the rank
+
+
+def test_module_dropout_drops_whole_updates_in_training_alone():
+    layer = LoRALayer("lora", nn.Linear(6, 5), rank=2, alpha=1, dropout=Dropout(module=0.3))
+    nn.init.normal_(layer.lora_up.weight)
+    x = torch.randn(3, 6)
+    whole = x @ layer.weight_update().T
+    updates = [layer.update(x).detach() for _ in range(300)]
+    kept = [update for update in updates if update.any()]
+    assert 0.2 < 1 - len(kept) / len(updates) < 0.4
+    for update in kept:
+        torch.testing.assert_close(update, whole)
+    layer.eval()
+    assert all(layer.update(x).any() for _ in range(50))

@@ -93,6 +93,32 @@ def test_each_part_is_trained_at_its_learning_rate(text_encoder, unet, text_enco
     assert {id(parameter) for parameter in network.get_trainable_params()} == in_groups
 
 
+# names, rates and numbers of tensors measured on the trainer whose arguments these are
+LORAPLUS = [
+    (
+        {"loraplus_lr_ratio": "16"},
+        (None, None, 1e-4),
+        [("textencoder", 1e-4), ("textencoder plus", 1.6e-3), ("unet", 1e-4), ("unet plus", 1.6e-3)],
+    ),
+    (
+        {"loraplus_unet_lr_ratio": "4", "loraplus_text_encoder_lr_ratio": "2"},
+        (5e-5, 1e-4, 2e-4),
+        [("textencoder", 5e-5), ("textencoder plus", 1e-4), ("unet", 1e-4), ("unet plus", 4e-4)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("network_args", "rates", "expected"), LORAPLUS)
+def test_loraplus_trains_lora_up_at_its_own_rate(text_encoder, unet, network_args, rates, expected):
+    network = make(text_encoder, unet, **network_args)
+    groups, names = network.prepare_optimizer_params(*rates)
+    assert names == [name for name, _ in expected]
+    assert [group["lr"] for group in groups] == pytest.approx([rate for _, rate in expected], rel=1e-12)
+    plus = {id(param) for group, name in zip(groups, names, strict=True) if "plus" in name for param in group["params"]}
+    assert plus == {id(param) for name, param in network.named_parameters() if "lora_up" in name}
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+
+
 def test_gradients_reach_every_adapter_weight_and_no_model_weight(text_encoder, unet, predict, randomize):
     network = randomize(make(text_encoder, unet, conv_dim="2"))
     network.apply_to(text_encoder, unet, True, True)

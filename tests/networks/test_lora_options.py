@@ -4,18 +4,25 @@ import pytest
 
 from library.cli.errors import UserError
 from networks.lora import create_network
-from networks.lora_options import parse_network_args
+from networks.lora_options import Dropout, parse_network_args
 
 
 def test_defaults():
     options = parse_network_args(None, None, None, {})
-    assert (options.dim, options.alpha, options.conv_dim, options.neuron_dropout) == (4, None, None, 0.0)
+    assert (options.dim, options.alpha, options.conv_dim, options.dropout) == (4, None, None, Dropout())
 
 
 def test_strings_are_converted():
     options = parse_network_args(8, 4, 0.1, {"conv_dim": "2", "conv_alpha": "0.5"})
     assert (options.dim, options.alpha, options.conv_dim, options.conv_alpha) == (8, 4.0, 2, 0.5)
-    assert options.neuron_dropout == 0.1
+    assert options.dropout == Dropout(neuron=0.1)
+
+
+def test_a_loraplus_ratio_holds_for_both_parts_unless_one_has_its_own():
+    """A ratio of 0 is what front ends write for none."""
+    args = {"loraplus_lr_ratio": "16", "loraplus_unet_lr_ratio": "4", "loraplus_text_encoder_lr_ratio": "0"}
+    options = parse_network_args(8, 4, None, args)
+    assert (options.loraplus_text_encoder_lr_ratio, options.loraplus_unet_lr_ratio) == (16, 4)
 
 
 def test_conv_alpha_is_1_unless_given():
@@ -32,6 +39,8 @@ def test_conv_alpha_is_1_unless_given():
         (4, 1, None, {"conv_dim": "two"}, "conv_dim of --network_args is 'two', but must be a whole number"),
         (4, 1, None, {"conv_dim": "2.5"}, "conv_dim of --network_args is '2.5'"),
         (4, 1, None, {"conv_dim": "2", "conv_alpha": "x"}, "conv_alpha of --network_args is 'x'"),
+        (4, 1, None, {"module_dropout": "1"}, "module_dropout of --network_args is '1', but must be a number from 0"),
+        (4, 1, None, {"loraplus_lr_ratio": "-2"}, "loraplus_lr_ratio of --network_args is '-2'"),
         (4, 1, None, {"unet_rank": "4"}, "networks.lora has no argument 'unet_rank'"),
     ],
 )
