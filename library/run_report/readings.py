@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import fmean, variance
 
 from library.cli.errors import plural
 from library.run_report.record import Points, RunRecord, Save
@@ -65,15 +67,20 @@ def _validation(record: RunRecord) -> Iterator[Reading]:
 
 
 def _loss(record: RunRecord) -> Iterator[Reading]:
-    points = record.curves.get(SMOOTHED, [])
-    tenth = [point for point in points if point[0] * 10 >= points[0][0] * 9 + points[-1][0]]
-    if len(points) < 20 or not tenth:
+    """Compares the mean losses of the first and last third; noise and timesteps make those of single steps jump."""
+    points = record.curves.get(LOSS, [])
+    third = len(points) // 3
+    if third < 20:
         return
-    start, end = tenth[0][1], points[-1][1]
-    if start > 0:
-        change = end / start - 1
-        what = "fell by" if change < 0 else "rose by"
-        text = (
-            f"The smoothed loss {what} {abs(change):.0%} since the first tenth of the run: {start:.4g}, then {end:.4g}."
+    first, late = ([value for _, value in part] for part in (points[:third], points[-third:]))
+    start, end = fmean(first), fmean(late)
+    error = math.sqrt((variance(first) + variance(late)) / third)
+    if abs(end - start) < 2 * error:
+        yield Reading(
+            f"The loss of the first and of the last third are the same within the scatter of the steps: {start:.4g},"
+            f" then {end:.4g}. The validation loss and the samples tell more."
         )
-        yield Reading(text, is_bad=change > 0.5)
+    elif start > 0:
+        what = "fell by" if end < start else "rose by"
+        text = f"The mean loss {what} {abs(end / start - 1):.0%} from the first third of the run to the last: "
+        yield Reading(f"{text}{start:.4g}, then {end:.4g}.", is_bad=end > start * 1.5)

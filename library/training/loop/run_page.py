@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MOST_WARNINGS = 200
-_SMOOTHED_PARTS = 50  # the smoothed loss averages over this share of the run
+_SMOOTHED_PARTS, _SMOOTHED_STEPS = 50, 20  # the smoothed loss averages over this share of the run, or so many steps
 _LEAST_SECONDS = 0.001  # of a phase that is shown
 
 
@@ -96,7 +96,8 @@ class RunPage:
         self._history = SampleHistory()
         self._thumbnails = Thumbnails()
         self._environment = report_environment()
-        self._smoother = Smoother(run.plan.num_steps / _SMOOTHED_PARTS)
+        self._window = max(_SMOOTHED_STEPS, run.plan.num_steps / _SMOOTHED_PARTS)
+        self._smoother = Smoother(self._window)
         self._curves: dict[str, Curve] = {}
         if run.start.global_step:
             self._go_on(run, record)
@@ -120,7 +121,7 @@ class RunPage:
         smoothed = self._curves.get(SMOOTHED, Curve()).points
         if smoothed:
             step, value = smoothed[-1]
-            self._smoother = Smoother(run.plan.num_steps / _SMOOTHED_PARTS, value, step)
+            self._smoother = Smoother(self._window, value, step)
 
     def attached(self, run: RunSetup, method: TrainingMethod, family: ModelFamily) -> None:
         """What is trained has been attached to the model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,9 @@ def launched(tmp_path: Path, *words):
     script.write_text(SCRIPT.format(root=str(programs.ROOT)))
     said = ended(start([str(target), *words], *TWO_PROCESSES, script=str(script)))
     statuses = [Path(f"{target}.{rank}").read_text() for rank in range(2)]
-    own = said.partition(" torch/distributed/elastic/")[0]  # the launcher repeats the error
+    own = re.split(r"^E\d{4} .*torch/distributed/elastic/", said, flags=re.MULTILINE)[
+        0
+    ]  # the launcher repeats the error
     return json.loads(target.read_text()) if target.exists() else None, statuses, own
 
 
