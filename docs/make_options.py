@@ -13,6 +13,7 @@ import fine_tune  # noqa: E402
 import train_db  # noqa: E402
 import train_network  # noqa: E402
 import train_textual_inversion  # noqa: E402
+from library.cli.options import OptionGroup  # noqa: E402
 from library.cli.options_page import options_page, scripts_page  # noqa: E402
 from library.cli.parser import ConfigFileOptions  # noqa: E402
 
@@ -22,15 +23,28 @@ SCRIPTS = {
     "options_fine_tune.md": ("fine_tune.py", fine_tune.OPTION_GROUPS),
     "options_train_textual_inversion.md": ("train_textual_inversion.py", train_textual_inversion.OPTION_GROUPS),
 }
-STAND_ALONE = sorted(path.stem for path in (DOCS.parent / "finetune").glob("*.py") if path.stem != "__init__")
+# folder -> title and file of the page on its stand-alone scripts
+STAND_ALONE = {
+    "finetune": ("the scripts in finetune/", "options_finetune_scripts.md"),
+    "networks": ("the tools on LoRA weight files in networks/", "options_network_tools.md"),
+}
 
 
 def pages() -> dict[str, str]:
     """The text of each page, under the name of its file."""
     made = {name: options_page(program, (*groups, ConfigFileOptions)) for name, (program, groups) in SCRIPTS.items()}
-    jobs = {f"finetune/{name}.py": importlib.import_module(f"finetune.{name}").JOB for name in STAND_ALONE}
-    tables = {name: (*job.option_groups, ConfigFileOptions) for name, job in jobs.items()}
-    return {**made, "options_finetune_scripts.md": scripts_page("the scripts in finetune/", tables)}
+    return {
+        **made,
+        **{name: scripts_page(title, _tables(folder)) for folder, (title, name) in STAND_ALONE.items()},
+    }
+
+
+def _tables(folder: str) -> dict[str, tuple[type[OptionGroup], ...]]:
+    """The groups of options of each script in a folder; a script's file names its `JOB`."""
+    paths = sorted((DOCS.parent / folder).glob("*.py"))
+    names = [path.stem for path in paths if "JOB" in path.read_text(encoding="utf-8")]
+    jobs = {f"{folder}/{name}.py": importlib.import_module(f"{folder}.{name}").JOB for name in names}
+    return {name: (*job.option_groups, ConfigFileOptions) for name, job in jobs.items()}
 
 
 if __name__ == "__main__":

@@ -94,6 +94,11 @@ class OptionField:
         return self.name.upper() if self.spec.positional else f"--{self.name}"
 
     @property
+    def flags(self) -> tuple[str, ...]:
+        """The flag in all spellings; a name of one letter has one dash."""
+        return (self.flag, *(f"-{name}" if len(name) == 1 else f"--{name}" for name in self.spec.aliases))
+
+    @property
     def help(self) -> str:
         """What it does, and whether it does so here."""
         status = self.spec.inert if self.spec.refused is None else f"refused: it {self.spec.refused[0]}"

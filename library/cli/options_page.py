@@ -38,7 +38,7 @@ def _tables(groups: Sequence[type[OptionGroup]], heading: str) -> list[str]:
 
 
 def _row(field: OptionField) -> str:
-    names = "<br>".join(f"`{name}`" for name in (field.flag, *(f"--{alias}" for alias in field.spec.aliases)))
+    names = "<br>".join(f"`{name}`" for name in field.flags)
     if field.spec.choices:
         value = ", ".join(f"`{choice}`" for choice in field.spec.choices)
     elif field.spec.parse is not None:

@@ -101,8 +101,7 @@ def build_argument_parser(
                 nargs = "*" if field.is_list else "?"
                 section.add_argument(field.name, nargs=nargs, metavar=field.flag, help=_help_text(field))
                 continue
-            flags = [field.flag, *(f"--{alias}" for alias in field.spec.aliases)]
-            section.add_argument(*flags, dest=field.name, help=_help_text(field), **_argparse_kind(field))
+            section.add_argument(*field.flags, dest=field.name, help=_help_text(field), **_argparse_kind(field))
     return parser
 
 

@@ -12,7 +12,7 @@ def test_the_pages_of_options_are_up_to_date():
     assert set(pages) == {path.name for path in DOCS.glob("options*.md")}
     for name, text in pages.items():
         assert (DOCS / name).read_text(encoding="utf-8") == text
-        assert "`no`, `fp16`, `bf16`" in text
+        assert "| `--config_file` | text |" in text
     assert "| `--network_dim` | whole number | `4` |" in pages["options.md"]
     assert "| `--stop_text_encoder_training` | whole number |" in pages["options_train_db.md"]
     assert "| `--train_text_encoder` |  |  |" in pages["options_fine_tune.md"]

@@ -129,7 +129,8 @@ def test_toml_is_toml(page):
 def known_flags() -> set[str]:
     """Of all scripts and tools, of prompts' lines, and of other programs that pages name."""
     scripts = [f"{name}.py" for name in TRAINING]
-    scripts += [f"finetune/{path.name}" for path in (ROOT / "finetune").glob("*.py") if path.stem != "__init__"]
+    paths = (path for folder in ("finetune", "networks") for path in (ROOT / folder).glob("*.py"))
+    scripts += [f"{path.parent.name}/{path.name}" for path in paths if "JOB" in path.read_text(encoding="utf-8")]
     found = {"--help", *OTHER_PROGRAMS}
     for script in scripts:
         for owner in (*option_groups(script), ConfigFileOptions):

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted(path.name for path in (ROOT / "finetune").glob("*.py") if path.name != "__init__.py")
+FOLDERS = ("finetune", "networks")
+SCRIPTS = [
+    path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py")) if "JOB" in path.read_text("utf-8")
+]
 # runs each of them on the rest of the command line, and names what it has imported
 CODE = """
 import runpy, sys
@@ -26,7 +29,7 @@ print([name for name in slow if name in sys.modules])
 
 @pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["--no_such_option", "--recursiv"], 2)])
 def test_help_and_mistakes_are_answered_without_slow_imports(words, status, tmp_path):
-    paths = ",".join(str(ROOT / "finetune" / name) for name in SCRIPTS)
+    paths = ",".join(map(str, SCRIPTS))
     done = subprocess.run([sys.executable, "-c", CODE, paths, *words], cwd=tmp_path, capture_output=True, text=True)
     *ended, imported = done.stdout.splitlines()
     assert imported == "[]", done.stderr
@@ -38,6 +41,7 @@ def test_scripts_run_from_their_folder_and_from_another(tmp_path):
     (tmp_path / "library").mkdir()
     (tmp_path / "library" / "__init__.py").write_text("raise ImportError")
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    for script, folder in ((SCRIPTS[0], ROOT / "finetune"), (ROOT / "finetune" / SCRIPTS[0], tmp_path)):
-        done = subprocess.run([sys.executable, script, "--help"], cwd=folder, env=env, capture_output=True, text=True)
-        assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+    for script in (SCRIPTS[0], SCRIPTS[-1]):
+        for name, folder in ((script.name, script.parent), (script, tmp_path)):
+            done = subprocess.run([sys.executable, name, "--help"], cwd=folder, env=env, capture_output=True, text=True)
+            assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr

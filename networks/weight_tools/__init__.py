@@ -1,0 +1,1 @@
+"""What the stand-alone tools on LoRA weight files do: check, resize, merge, extract."""

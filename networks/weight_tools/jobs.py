@@ -1,0 +1,25 @@
+"""The tools on LoRA weight files as stand-alone scripts. What they do is imported when it is done."""
+
+from __future__ import annotations
+
+from library.cli.jobs.job import Job
+from library.cli.jobs.outcome import Outcome
+from library.cli.parser import Options
+from networks.weight_tools.options import CheckOptions
+
+
+def _check(options: Options, outcome: Outcome) -> None:
+    from networks.weight_tools.statistics import check_file
+
+    check_file(options[CheckOptions], outcome)
+
+
+CHECK = Job(
+    "check_lora_weights.py",
+    "Shows the statistics of the weights in a LoRA file, and names layers with NaN or infinite values and those without"
+    " effect.",
+    (CheckOptions,),
+    _check,
+    done="checked",
+    first_process_only=True,
+)

@@ -1,0 +1,145 @@
+"""A LoRA file for the tools: read layer by layer, and written with the metadata of what it was made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from library.cli.errors import UserError
+from library.models.weights.checkpoint_files import open_weights
+from library.models.weights.modelspec import kept_entries
+from networks.lora_files import save_adapter
+from networks.lora_weights import ALPHA, DOWN, UP, RankAndAlpha, ranks_and_alphas
+
+VARYING = "Dynamic"  # what `ss_network_dim` and `ss_network_alpha` say where layers differ
+_RANK_ARGS = ("conv_dim", "conv_alpha", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The low-rank update of one layer, alpha / rank * up @ down.
+
+    `down` (rank, in) or (rank, in, kh, kw); `up` (out, rank), or (out, rank, 1, 1) of a convolution.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def is_spatial(self) -> bool:
+        """Whether it is of a convolution with a kernel larger than 1x1."""
+        return self.down.dim() == 4 and tuple(self.down.shape[2:]) != (1, 1)
+
+    def update(self) -> torch.Tensor:
+        """What it adds to the layer's weight, in that shape, float32."""
+        product = self.up.float().flatten(1) @ self.down.float().flatten(1)
+        return (product * self.scale).reshape(len(self.up), *self.down.shape[1:])
+
+
+@dataclass(frozen=True)
+class LoRAFile:
+    """An opened LoRA file; `ranks`: rank and alpha by layer."""
+
+    path: Path
+    ranks: Mapping[str, RankAndAlpha]
+    tensors: Mapping[str, torch.Tensor]
+    metadata: Mapping[str, str]
+
+    def layer(self, name: str) -> LayerWeights:
+        """The weights of one layer, which are read now; a missing alpha is the rank."""
+        rank, alpha = self.ranks[name].rank, self.ranks[name].alpha
+        down, up = self.tensors[f"{name}.{DOWN}"], self.tensors[f"{name}.{UP}"]
+        if up.dim() < 2 or up.shape[1] != rank:
+            raise UserError(
+                f"{self.path}: {name} has lora_down of rank {rank} and lora_up of shape {tuple(up.shape)}",
+                "the file is damaged: copy or download it again",
+            )
+        return LayerWeights(down, up, float(rank) if alpha is None else alpha)
+
+    def layers(self) -> Iterator[tuple[str, LayerWeights]]:
+        """Name and weights of each layer, one in memory at a time."""
+        for name in self.ranks:
+            yield name, self.layer(name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The data type that the weights are stored in."""
+        return self.tensors[f"{next(iter(self.ranks))}.{DOWN}"].dtype
+
+
+def open_lora(path: str) -> LoRAFile:
+    """Opens a LoRA file. Raises `UserError` for one that cannot be read, and for other adapters."""
+    file = open_weights(Path(path))
+    return LoRAFile(file.path, ranks_and_alphas(file.tensors, path), file.tensors, file.metadata)
+
+
+def save_lora(
+    path: str, layers: Mapping[str, LayerWeights], dtype: torch.dtype, metadata: Mapping[str, str], *, full: bool = True
+) -> None:
+    """Writes a LoRA file atomically, with `metadata`, to which ranks, alphas and hashes are added.
+
+    `full`: with all of `metadata`; else with what other programs need to tell the kind of network.
+    """
+    tensors = {}
+    for name, layer in layers.items():
+        tensors[f"{name}.{ALPHA}"] = torch.tensor(layer.alpha)
+        tensors[f"{name}.{DOWN}"] = layer.down
+        tensors[f"{name}.{UP}"] = layer.up
+    entries = {**kept_entries(metadata), **_network_entries(layers.values(), metadata)}
+    if not full:
+        entries = {key: value for key, value in entries.items() if key in MINIMUM}
+    try:
+        save_adapter(path, tensors, dtype, entries)
+    except OSError as error:
+        raise UserError(
+            f"--save_to {path} cannot be written: {error.strerror or error}", "check the path and the space on the disk"
+        ) from error
+
+
+MINIMUM = ("ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha",
+           "ss_network_args")  # fmt: skip
+
+
+def _network_entries(layers: Iterable[LayerWeights], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The entries about ranks and alphas, those of 3x3 convolutions as `--network_args` have them."""
+    by_kind: dict[bool, list[LayerWeights]] = {False: [], True: []}
+    for layer in layers:
+        by_kind[layer.is_spatial].append(layer)
+    args = {key: value for key, value in _network_args(metadata).items() if key not in _RANK_ARGS}
+    if by_kind[True]:
+        args |= {
+            "conv_dim": _same([str(layer.rank) for layer in by_kind[True]]),
+            "conv_alpha": _same([str(layer.alpha) for layer in by_kind[True]]),
+        }
+    linear = by_kind[False] or by_kind[True]
+    return {
+        "ss_network_module": metadata.get("ss_network_module", "networks.lora"),
+        "ss_network_dim": _same([str(layer.rank) for layer in linear]),
+        "ss_network_alpha": _same([str(layer.alpha) for layer in linear]),
+        **({"ss_network_args": json.dumps(args)} if args or "ss_network_args" in metadata else {}),
+    }
+
+
+def _same(values: list[str]) -> str:
+    return values[0] if len(set(values)) == 1 else VARYING
+
+
+def _network_args(metadata: Mapping[str, str]) -> dict[str, str]:
+    try:
+        args = json.loads(metadata.get("ss_network_args", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return args if isinstance(args, dict) else {}

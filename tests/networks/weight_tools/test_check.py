@@ -1,0 +1,38 @@
+"""If this fails, a LoRA with NaN is taken for a good one, or a good one for broken."""
+
+import math
+
+import torch
+
+from networks.check_lora_weights import JOB
+from tests.networks.weight_tools.conftest import LINEAR, TEXT, lora_tensors
+
+
+def test_each_layer_is_shown_with_the_norm_of_its_update(run, lora):
+    tensors = {
+        f"{LINEAR}.lora_down.weight": torch.tensor([[3.0, 0.0], [0.0, -1.0]]),
+        f"{LINEAR}.lora_up.weight": torch.tensor([[2.0, 0.0]]),
+        f"{LINEAR}.alpha": torch.tensor(1.0),
+    }
+    path = lora("a.safetensors", tensors)
+    # mean |down| = 4 / 4, mean |up| = 2 / 2, |update| = 1 / 2 * |(6, 0)|
+    assert run(JOB, path).shown[-1].split() == ["2", "1", "1", "1", "3", LINEAR]
+    assert f"{LINEAR}.lora_down.weight: 2x2, mean |x| 1, min |x| 0, max |x| 3" in run(JOB, path, "-s").shown
+
+
+def test_layers_with_nan_fail_and_dead_ones_are_named(run, lora):
+    tensors = lora_tensors(0)
+    tensors[f"{LINEAR}.lora_up.weight"][1, 1] = math.nan
+    tensors[f"{LINEAR}.lora_down.weight"][0, 0] = math.inf
+    tensors[f"{TEXT}.lora_up.weight"].zero_()
+    ended = run(JOB, lora("a.safetensors", tensors))
+    assert ended.status == 1
+    assert f"{LINEAR}: 2 values are NaN or infinite" in ended.lines
+    assert f"1 layer has no effect, all its weights are zero: {TEXT}" in ended.lines
+
+
+def test_what_is_no_lora_is_said_in_one_line(run, lora, tmp_path):
+    missing = run(JOB, tmp_path / "none.safetensors")
+    assert missing.status == 2 and "there is no such file" in missing.error[0]
+    other = run(JOB, lora("b.safetensors", {"first_stage_model.x": torch.zeros(2)}))
+    assert other.status == 2 and "is not the key of a LoRA weight" in other.error[0]
