@@ -5,13 +5,19 @@ from __future__ import annotations
 from library.cli.jobs.job import Job
 from library.cli.jobs.outcome import Outcome
 from library.cli.parser import Options
-from networks.weight_tools.options import CheckOptions
+from networks.weight_tools.options import CheckOptions, ResizeOptions
 
 
 def _check(options: Options, outcome: Outcome) -> None:
     from networks.weight_tools.statistics import check_file
 
     check_file(options[CheckOptions], outcome)
+
+
+def _resize(options: Options, outcome: Outcome) -> None:
+    from networks.weight_tools.resizing import resize_file
+
+    resize_file(options[ResizeOptions], outcome)
 
 
 CHECK = Job(
@@ -21,5 +27,13 @@ CHECK = Job(
     (CheckOptions,),
     _check,
     done="checked",
+    first_process_only=True,
+)
+RESIZE = Job(
+    "resize_lora.py",
+    "Resizes a LoRA to another rank, by singular value decomposition of each layer's update.",
+    (ResizeOptions,),
+    _resize,
+    done="layers resized",
     first_process_only=True,
 )

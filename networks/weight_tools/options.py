@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from library.cli.errors import UserError
+from library.cli.jobs.options import parse_device
 from library.cli.options import option
 from library.models.weights.path_checks import SINGLE_FILE_ENDINGS, weight_file_problem
 
+PRECISIONS = ("float", "fp16", "bf16")
+DYNAMIC_METHODS = ("sv_ratio", "sv_fro", "sv_cumulative")
 _DOWNLOAD_AGAIN = "copy or download it again"
 
 
@@ -32,6 +35,91 @@ class CheckOptions:
     def check(self) -> Iterator[UserError]:
         if self.file is not None:
             yield from source_problems("FILE", self.file)
+
+
+def save_to_option() -> Any:
+    return option(help="file to write, such as lora.safetensors", required=True, metavar="FILE")
+
+
+def precision_option(default: str) -> Any:
+    return option(help=f"data type of the weights that are written (default: {default})", choices=PRECISIONS)
+
+
+def device_option() -> Any:
+    return option(
+        help="device that computes: cpu, cuda, a GPU such as cuda:1, or mps (default: a GPU where there is one)",
+        parse=parse_device,
+        metavar="DEVICE",
+    )
+
+
+@dataclass(frozen=True)
+class ResizeOptions:
+    """Which LoRA file is resized, and to which ranks."""
+
+    GROUP: ClassVar[str] = "Resizing"
+
+    model: str | None = option(help="LoRA file to resize", required=True, metavar="FILE")
+    save_to: str | None = save_to_option()
+    save_precision: str | None = precision_option("that of the file")
+    new_rank: int = option(4, help="rank (dim) of the resized LoRA; the largest one with --dynamic_method", minimum=1)
+    new_conv_rank: int | None = option(help="the same for 3x3 convolutions (default: --new_rank)", minimum=1)
+    device: str | None = device_option()
+    verbose: bool = option(False, help="log each layer's new rank, and how much of its norm that keeps")
+    dynamic_method: str | None = option(
+        help="choose each layer's rank by its singular values: sv_ratio keeps those above the largest divided by"
+        " --dynamic_param, sv_cumulative as many as hold this share of their sum, sv_fro of the Frobenius norm",
+        choices=DYNAMIC_METHODS,
+    )
+    dynamic_param: float | None = option(
+        help="parameter of --dynamic_method: 2 or more for sv_ratio, a share between 0 and 1 for the others", above=0
+    )
+
+    @property
+    def source(self) -> str:
+        assert self.model is not None  # it is required
+        return self.model
+
+    @property
+    def target(self) -> str:
+        assert self.save_to is not None  # it is required
+        return self.save_to
+
+    def rank_of(self, is_spatial: bool) -> int:
+        """The rank asked for, of 3x3 convolutions or of other layers."""
+        return self.new_conv_rank if is_spatial and self.new_conv_rank is not None else self.new_rank
+
+    def check(self) -> Iterator[UserError]:
+        if self.model is not None:
+            yield from source_problems("--model", self.model)
+        yield from target_problems(self.save_to)
+        method, parameter = self.dynamic_method, self.dynamic_param
+        if method is not None and parameter is None:
+            yield UserError(f"--dynamic_method {method} needs --dynamic_param", f"give {_wanted(method)}")
+        elif method is not None and parameter is not None and not _is_possible(method, parameter):
+            yield UserError(f"--dynamic_param {parameter:g} is not possible with {method}", f"give {_wanted(method)}")
+        elif method is None and parameter is not None:
+            yield UserError("--dynamic_param needs --dynamic_method", "give that too, or leave --dynamic_param out")
+
+
+def _wanted(method: str) -> str:
+    return "2 or more" if method == "sv_ratio" else "a number between 0 and 1, such as 0.9"
+
+
+def _is_possible(method: str, parameter: float) -> bool:
+    return parameter >= 2 if method == "sv_ratio" else parameter <= 1
+
+
+def target_problems(path: str | None) -> Iterator[UserError]:
+    """What is wrong with the path of a LoRA file to write; None: it is missing, which is reported already."""
+    if path is None:
+        return
+    if os.path.isdir(path):
+        yield UserError(f"--save_to {path} is a folder", "give the path of a .safetensors file")
+    elif not path.endswith(SINGLE_FILE_ENDINGS):
+        yield UserError(f"--save_to {path}: unknown kind of file", f"end it in {', '.join(SINGLE_FILE_ENDINGS)}")
+    elif not os.path.isdir(os.path.dirname(path) or "."):
+        yield UserError(f"--save_to {path}: its folder does not exist", "create the folder, or correct the path")
 
 
 def source_problems(flag: str, path: str) -> Iterator[UserError]:

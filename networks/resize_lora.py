@@ -1,0 +1,12 @@
+"""Resizes a LoRA file to another rank: python networks/resize_lora.py --model FILE --save_to FILE --new_rank N"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this project, from wherever it is run
+
+from library.cli.jobs.job import main  # noqa: E402
+from networks.weight_tools.jobs import RESIZE as JOB  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(JOB))
