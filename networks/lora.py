@@ -187,6 +187,23 @@ class LoRANetwork(nn.Module):
         """The mean of the norms of the layers' updates: how far the network has moved the model."""
         return torch.stack([layer.update_norm() for layer in self.layers()]).mean()
 
+    @torch.no_grad()
+    def apply_max_norm_regularization(
+        self, max_norm: float, device: torch.device | str | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scales down each layer whose update has a larger Frobenius norm than `max_norm`, `up` and `down` alike.
+
+        Returns, without a wait for the device, the number of layers scaled, and the mean and the largest norm after it.
+        """
+        layers = list(self.layers())
+        norms = torch.stack([layer.update_norm() for layer in layers])
+        limited = norms.clamp(max=max_norm)
+        factors = torch.where(norms > max_norm, limited / norms, 1.0).sqrt()
+        for layer, factor in zip(layers, factors, strict=True):
+            layer.lora_down.weight.mul_(factor)
+            layer.lora_up.weight.mul_(factor)
+        return (norms > max_norm).sum(), limited.mean(), limited.max()
+
     def set_multiplier(self, multiplier: float) -> None:
         for layer in self.layers():
             layer.multiplier = float(multiplier)

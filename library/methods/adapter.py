@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,8 @@ from library.models.family import ModelFamily
 from library.models.weights.weight_writing import write_errors
 from library.training.method import ParamGroup
 from library.training.step_plan import Position
+
+logger = logging.getLogger(__name__)
 
 
 class AdapterTraining:
@@ -41,6 +44,7 @@ class AdapterTraining:
         self._groups: list[ParamGroup] = []
         self._text_encoder: Any = None
         self._unet: Any = None
+        self._norms: Any = None  # of the last limit: layers scaled, mean and largest norm
 
     def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
         """Creates the network and attaches it to the model. Raises `UserError` for arguments it does not accept."""
@@ -48,8 +52,11 @@ class AdapterTraining:
         roots = family.adapter_roots()
         self._unet = roots.unet
         self._text_encoder = roots.text_encoders[0] if len(roots.text_encoders) == 1 else list(roots.text_encoders)
+        for file, factor in self._options.merged_files:
+            self._merge(module, family, file, factor)
         torch.manual_seed(derive_seed("network init", seed))
         self._network = self._create(module, family)
+        self._check_limit()
         self._network.apply_to(self._text_encoder, self._unet, self.trains_text_encoders, self._trains_unet)
         if self._options.network_weights is not None:
             self._network.load_weights(self._options.network_weights)
@@ -59,24 +66,36 @@ class AdapterTraining:
         self._network.prepare_grad_etc(self._text_encoder, self._unet)
         self._groups = self._make_groups(default_learning_rate)
 
+    def _merge(self, module: ModuleType, family: ModelFamily, file: str, factor: float) -> None:
+        """Adds the updates of a file of `--base_weights` to the frozen model's weights."""
+        encoder, unet = self._text_encoder, self._unet
+        logger.info("merging %s into the model, times %g", file, factor)
+        network, weights = module.create_network_from_weights(
+            factor, file, family.vae, encoder, unet, for_inference=True
+        )
+        network.merge_to(encoder, unet, weights)
+
     def _create(self, module: ModuleType, family: ModelFamily) -> Any:
+        options = self._options
+        arguments = {"neuron_dropout": options.network_dropout, **options.keyword_arguments()}
+        model = family.vae, self._text_encoder, self._unet
         try:
-            return module.create_network(
-                1.0,
-                self._options.network_dim,
-                self._options.alpha,
-                family.vae,
-                self._text_encoder,
-                self._unet,
-                neuron_dropout=self._options.network_dropout,
-                **self._options.keyword_arguments(),
-            )
+            if options.dim_from_weights:
+                return module.create_network_from_weights(1.0, options.network_weights, *model, **arguments)[0]
+            return module.create_network(1.0, options.network_dim, options.alpha, *model, **arguments)
         except (AssertionError, TypeError, ValueError, KeyError) as error:
             # third-party modules raise no `UserError`
             raise UserError(
                 f"--network_module {self._options.network_module} does not accept these arguments: {error}",
                 hint="check --network_args; with lycoris.kohya, preset=attn-mlp fits these models",
             ) from error
+
+    def _check_limit(self) -> None:
+        if self._options.scale_weight_norms and not hasattr(self._network, "apply_max_norm_regularization"):
+            raise UserError(
+                f"--scale_weight_norms: --network_module {self._options.network_module} cannot limit its norms",
+                hint="leave it out, or train with networks.lora",
+            )
 
     def _make_groups(self, default_learning_rate: float) -> list[ParamGroup]:
         options = self._options
@@ -107,6 +126,13 @@ class AdapterTraining:
         if hasattr(self._network, "on_step_start"):
             self._network.on_step_start()
 
+    def after_update(self) -> None:
+        """Limits the norms of the layers' updates (`--scale_weight_norms`)."""
+        limit = self._options.scale_weight_norms
+        if limit is not None:
+            device = next(self._network.parameters()).device
+            self._norms = self._network.apply_max_norm_regularization(limit, device)
+
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
         with atomic_path(path) as temporary, write_errors():
             self._network.save_weights(str(temporary), dtype, dict(metadata))  # some networks add entries to it
@@ -126,7 +152,13 @@ class AdapterTraining:
             ) from None
 
     def curves(self) -> dict[str, float]:
-        """`norm/avg_key_norm`: the mean of the norms of the updates to the layers, where the network tells it."""
+        """`norm/avg_key_norm`: the mean of the norms of the updates to the layers, where the network tells it.
+
+        With `--scale_weight_norms` also how many layers were scaled in the last step, and the largest norm after it.
+        """
+        if self._norms is not None:
+            scaled, mean, largest = (float(value) for value in self._norms)
+            return {"norm/avg_key_norm": mean, "max_norm/keys_scaled": scaled, "max_norm/max_key_norm": largest}
         if not hasattr(self._network, "average_update_norm"):
             return {}
         return {"norm/avg_key_norm": float(self._network.average_update_norm())}

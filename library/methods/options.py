@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from library.cli.errors import UserError, UserErrors
-from library.cli.options import NOT_YET, option
+from library.cli.options import option
 from library.methods.caption_templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from library.models.layouts.formats import FORMATS
 from library.models.text.vocabulary import is_one_token
@@ -75,21 +75,21 @@ class NetworkOptions:
     network_train_text_encoder_only: bool = option(False, help="train the text encoder's LoRA only", on_resume="same")
     dim_from_weights: bool = option(
         False,
-        help="take ranks and alphas from --network_weights",
-        refused=("is not implemented yet", "give --network_dim and --network_alpha as the file has them"),
+        help="take the layers, their ranks and their alphas from --network_weights",
+        on_resume="same",
     )
     scale_weight_norms: float | None = option(
-        help="max-norm regularisation: largest norm of each LoRA layer's weights",
+        help="max-norm regularisation: after each step a layer whose update has a larger norm is scaled down to it",
         above=0,
-        refused=("is not implemented yet: the weights would not be limited", "leave it out"),
     )
     base_weights: tuple[str, ...] = option(
         (),
         help="LoRA files that are merged into the model before training",
         metavar="FILE",
-        refused=("is not implemented yet: the model would be trained without these LoRAs", "leave it out"),
     )
-    base_weights_multiplier: tuple[float, ...] = option((), help="factors of --base_weights", inert=NOT_YET)
+    base_weights_multiplier: tuple[float, ...] = option(
+        (), help="the factor of each of --base_weights; 1 for files without one"
+    )
     save_model_as: str = option(
         "safetensors",
         help="format of the saved network; ckpt and pt are pickles without metadata",
@@ -115,7 +115,13 @@ class NetworkOptions:
         """The alpha of a network of the rank `network_dim`."""
         return self.network_alpha or float(self.network_dim)
 
-    def check(self) -> Iterator[UserError]:
+    @property
+    def merged_files(self) -> list[tuple[str, float]]:
+        """`--base_weights`, each with its factor."""
+        factors = (*self.base_weights_multiplier, *[1.0] * len(self.base_weights))
+        return list(zip(self.base_weights, factors, strict=False))
+
+    def check(self) -> Iterator[UserError | str]:
         if self.network_train_unet_only and self.network_train_text_encoder_only:
             yield UserError(
                 "--network_train_unet_only and --network_train_text_encoder_only leave nothing to train",
@@ -126,11 +132,21 @@ class NetworkOptions:
         for argument in self._network_pairs():
             if "=" not in argument:
                 yield UserError(f"--network_args {argument} is not key=value", hint="write it as key=value")
-        if self.network_weights is not None and not Path(self.network_weights).is_file():
-            yield UserError(
-                f"--network_weights {self.network_weights} does not exist", hint="give the path of a LoRA file"
-            )
+        yield from self._file_problems()
         yield from self._module_problems()
+
+    def _file_problems(self) -> Iterator[UserError | str]:
+        if self.network_weights is None and self.dim_from_weights:
+            yield UserError("--dim_from_weights without --network_weights", hint="name the LoRA file to start from")
+        for flag, file in (
+            ("--network_weights", self.network_weights),
+            *(("--base_weights", file) for file in self.base_weights),
+        ):
+            if file is not None and not Path(file).is_file():
+                yield UserError(f"{flag} {file} does not exist", hint="give the path of a LoRA file")
+        num_files, num_factors = len(self.base_weights), len(self.base_weights_multiplier)
+        if num_factors > num_files:
+            yield f"--base_weights_multiplier has {num_factors} values for {num_files} files: the others do nothing"
 
     def _module_problems(self) -> Iterator[UserError]:
         """Problems of `--network_module` and, for a network of this project, of its arguments; loads no torch."""

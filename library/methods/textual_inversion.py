@@ -77,6 +77,8 @@ class TextualInversion:
 
     def on_step_start(self, step: int) -> None: ...
 
+    def after_update(self) -> None: ...
+
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
         embedding = EmbeddingVectors(self._embedding.vectors.detach(), self._layers)
         with atomic_path(path) as temporary:

@@ -83,6 +83,9 @@ class FullFineTuning:
         self._is_frozen = True
         logger.info("the text encoder is frozen from step %d on", step)
 
+    def after_update(self) -> None:
+        pass
+
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
         """Writes U-Net, text encoder and VAE. Raises `OSError` when they cannot be written."""
         self._family.save(

@@ -47,6 +47,9 @@ class TrainingMethod(Protocol):
     def on_step_start(self, step: int) -> None:
         """`step`: how many steps are done, those before a resume included."""
 
+    def after_update(self) -> None:
+        """After each optimizer step that was applied, before the EMA takes the weights."""
+
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
         """Writes the result as other programs read it, whole or not at all; `path` has the method's ending."""
 

@@ -74,9 +74,9 @@ WARNINGS = {
     "workers_as_number": [],
 }
 
-# what would train something else than is asked for, until the networks can do it: one line each
+# what would train something else than is asked for, for want of a file or of an argument: one line each
 REFUSED = {
-    "base_weights": "--base_weights is not implemented yet: the model would be trained without these LoRAs",
+    "base_weights": "--base_weights x.safetensors does not exist",
     "late_network_args": "--network_args down_lr_weight: networks.lora does not implement this yet",
 }
 
@@ -117,7 +117,7 @@ def test_a_file_of_another_program_trains(name, data_dir, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_implemented_yet_and_changes_the_result_is_one_line(name, data_dir, tmp_path):
+def test_what_cannot_be_done_and_changes_the_result_is_one_line(name, data_dir, tmp_path):
     with pytest.raises(UserError) as caught:
         train_network.train(command_line(name, data_dir, tmp_path / "out"))
     assert not isinstance(caught.value, UserErrors)

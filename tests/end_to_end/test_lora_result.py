@@ -225,6 +225,52 @@ def test_training_goes_on_from_a_file(data_dir, tmp_path):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_the_ranks_of_a_file_are_taken_from_it(data_dir, tmp_path):
+    """Rank 4, and 2 in the convolutions; the options ask for 8 and none."""
+    first = train(
+        data_dir, tmp_path / "first", max_train_steps=2, network_args="conv_dim=2 conv_alpha=3", network_alpha=2
+    )
+    options = {"network_weights": tmp_path / "first" / "run.safetensors", "dim_from_weights": True, "network_dim": 8}
+    again = train(data_dir, tmp_path / "again", learning_rate=0, max_train_steps=1, **options)
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_base_weights_are_merged_before_training(data_dir, tmp_path):
+    """A run that learns nothing has the loss of the model with the LoRA: that of a run that starts from the file."""
+    file = tmp_path / "first" / "run.safetensors"
+    train(data_dir, tmp_path / "first", learning_rate=1e-2, max_train_steps=3)
+    still = {"learning_rate": 0, "max_train_steps": 2}
+    train(data_dir, tmp_path / "base", **still)
+    train(data_dir, tmp_path / "applied", network_weights=file, **still)
+    merged = train(data_dir, tmp_path / "merged", base_weights=file, **still)
+    train(data_dir, tmp_path / "none", base_weights=file, base_weights_multiplier=0, **still)
+    base, applied, of_merged, of_none = (
+        [loss for _, loss in logged(tmp_path / name)] for name in ("base", "applied", "merged", "none")
+    )
+    assert of_merged == pytest.approx(applied, rel=1e-5) and of_none == base
+    assert abs(applied[0] - base[0]) > 1e-4 * base[0]
+    assert all(not tensor.any() for name, tensor in merged.items() if "lora_up" in name)  # the file has what is new
+
+
+def test_the_norms_of_the_updates_are_limited(data_dir, tmp_path):
+    weights = train(data_dir, tmp_path / "out", learning_rate=1e-2, max_train_steps=6, scale_weight_norms=0.01)
+    names = {name.partition(".")[0] for name in weights}
+    norms = []
+    for name in names:
+        up, down, alpha = (
+            weights[f"{name}.{part}"].double() for part in ("lora_up.weight", "lora_down.weight", "alpha")
+        )
+        norms.append(float((up.flatten(1) @ down.flatten(1)).norm() * alpha / len(down)))
+    assert max(norms) == pytest.approx(0.01, rel=1e-5)
+    curves = {name: logged(tmp_path / "out", name)[-1][1] for name in LIMITED}
+    assert curves["norm/avg_key_norm"] == pytest.approx(sum(norms) / len(norms), rel=1e-5)
+    assert curves["max_norm/max_key_norm"] == pytest.approx(0.01, rel=1e-5)
+    assert 0 < curves["max_norm/keys_scaled"] <= len(names)
+
+
+LIMITED = ("norm/avg_key_norm", "max_norm/max_key_norm", "max_norm/keys_scaled")
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(data_dir, tmp_path):
     plain = train(data_dir, tmp_path / "plain", max_train_steps=3)
     saving = train(data_dir, tmp_path / "saving", max_train_steps=3, gradient_checkpointing=True)

@@ -24,6 +24,7 @@ SHARED = {"gradient_accumulation_steps": 2, "max_data_loader_n_workers": 2, "cac
 OWN = {
     "train_network": {
         "network_dropout": 0.1,
+        "scale_weight_norms": 0.005,
         "network_args": "rank_dropout=0.1 module_dropout=0.1 loraplus_lr_ratio=4",
     },
     "train_db": {"stop_text_encoder_training": 5, "save_model_as": "safetensors"},

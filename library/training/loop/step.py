@@ -175,6 +175,7 @@ class Step:
             self._norms.add(step, norm, [] if self.strategy.shards_weights else all_params(self.strategy.groups))
         self._rates.before_step()
         self.strategy.step()
+        self._method.after_update()
         self._stateful.lr_schedule.step()
         if self.average is not None:
             self.average.update(step)
