@@ -43,13 +43,15 @@ class LoadSettings:
     """How a model is loaded: it comes ready to be trained, so that no order of steps is left to the caller.
 
     `dtypes`: of the parts "unet", "text_encoder" and "vae"; float32 where not given. `kept_exact`: frozen parts that
-    their dtype rounds and `save` writes as they were loaded. `zero_terminal_snr`: rescales the noise schedule, for
+    their dtype rounds and `save` writes as they were loaded. `channels_last`: parts whose convolutions are laid out so.
+    `zero_terminal_snr`: rescales the noise schedule, for
     training, sampling and the saved scheduler configuration.
     """
 
     device: torch.device | str = "cpu"
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     kept_exact: frozenset[str] = frozenset()
+    channels_last: frozenset[str] = frozenset()
     memory: MemoryOptions = MemoryOptions()
     gradient_checkpointing: bool = False
     zero_terminal_snr: bool = False

@@ -118,6 +118,7 @@ def load_settings(options: Options, method: TrainingMethod, device: torch.device
         device,
         dtypes,
         kept_exact=frozenset(rounded - method.trained_parts) if method.trained_parts else frozenset(),
+        channels_last=frozenset({"unet", "vae"} - method.trained_parts) if memory.channels_last else frozenset(),
         memory=memory,
         gradient_checkpointing=training.gradient_checkpointing,
         zero_terminal_snr=options[NoiseOptions].zero_terminal_snr,

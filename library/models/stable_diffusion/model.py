@@ -102,6 +102,8 @@ class StableDiffusion:
         self._snapshots = {name: nn.Module.to(copy.deepcopy(modules[name]), "cpu") for name in settings.kept_exact}
         for name, module in modules.items():  # Diffusers' own `to` warns of modules to keep in float32 without need
             nn.Module.to(module, settings.device, settings.dtypes.get(name, torch.float32))
+        for name in settings.channels_last:
+            nn.Module.to(modules[name], memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._unet_dtype = settings.dtypes.get("unet", torch.float32)
         set_attention((self.unet, self.vae), settings.memory, torch.device(settings.device))
         if settings.memory.vae_slicing:
