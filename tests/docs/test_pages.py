@@ -15,6 +15,7 @@ from library.cli.foreign_options import ForeignOptions
 from library.cli.options import option_fields
 from library.cli.parser import ConfigFileOptions, read_options
 from library.models.convert import ConvertOptions
+from library.tools.compare_runs import CompareOptions
 from library.training.evaluation.prompts import LINE_OPTIONS
 
 if sys.version_info >= (3, 11):
@@ -135,7 +136,8 @@ def known_flags() -> set[str]:
     for script in scripts:
         for owner in (*option_groups(script), ConfigFileOptions):
             found |= {f"--{name}" for field in option_fields(owner) for name in field.spellings}
-    found |= {f"--{name}" for field in option_fields(ConvertOptions) for name in field.spellings}
+    for owner in (ConvertOptions, CompareOptions):
+        found |= {f"--{name}" for field in option_fields(owner) for name in field.spellings}
     found |= {f"--{letters}" for letters in LINE_OPTIONS}
     for path in (path for folder in ("benchmarks", "library", "networks") for path in (ROOT / folder).rglob("*.py")):
         found |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
