@@ -146,7 +146,7 @@ def test_files_of_a_run_without_a_name_are_named_as_by_the_reference(data_dir, t
     names = {path.name for path in out.iterdir()} - {"save_model_as.toml"}
     weights = {"last.ckpt", "epoch-000001.ckpt", "epoch-000002.ckpt", "at-step00000002.ckpt"}
     states = {"last-state", "epoch-000001-state", "epoch-000002-state", "at-step00000002-state"}
-    assert names == weights | states
+    assert names == weights | states | {"last-run.html"}
     # which are found again: by retention, by --resume auto, and by the look for an earlier run
     with pytest.raises(UserError, match="holds an earlier run's"):
         train_network.train(argv)
