@@ -114,7 +114,10 @@ def bad_files(output: Path) -> list[str]:
                 load_file(saved.path)
         except (UserError, SafetensorError, OSError) as error:
             bad.append(f"{saved.path.name}: {error}")
-    known = {saved.path for saved in saved_under(output, NAME)}
+    page = output / f"{NAME}-run.html"
+    if page.exists() and not page.read_text(encoding="utf-8").rstrip().endswith("</html>"):
+        bad.append(f"{page.name}: cut off")
+    known = {page, *(saved.path for saved in saved_under(output, NAME))}
     strange = [path for path in output.iterdir() if not path.name.startswith(".") and path not in known]
     return bad + [f"{path.name}: not a file of the run" for path in strange]
 
