@@ -63,8 +63,8 @@ class Exchange:
     def _wait_for_readers(self, store: Store, rank: int, count: int) -> None:
         """The first process may hold the store: it stays until all have read."""
         store.set(f"{self._num_calls}/read/{rank}", "")
-        others = range(count) if rank == 0 else ()
-        store.wait([f"{self._num_calls}/read/{each}" for each in others], _LONGEST_WAIT)
+        if rank == 0:  # the others may not ask any more: the store is gone with the first
+            store.wait([f"{self._num_calls}/read/{each}" for each in range(count)], _LONGEST_WAIT)
 
 
 def _put(store: Store, key: str, value: Any) -> None:
