@@ -34,12 +34,6 @@ def product_factors(up: torch.Tensor, down: torch.Tensor) -> Factors:
     return Factors(left @ inner_left, values, inner_right @ right.T)
 
 
-def matrix_factors(matrix: torch.Tensor) -> Factors:
-    """Of any matrix (out, in)."""
-    left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
-    return Factors(left, values, right)
-
-
 def _by_ratio(values: torch.Tensor, ratio: float) -> int:
     return int((values > values[0] / ratio).sum())
 

@@ -43,11 +43,6 @@ class LayerWeights:
         """Whether it is of a convolution with a kernel larger than 1x1."""
         return self.down.dim() == 4 and tuple(self.down.shape[2:]) != (1, 1)
 
-    def update(self) -> torch.Tensor:
-        """What it adds to the layer's weight, in that shape, float32."""
-        product = self.up.float().flatten(1) @ self.down.float().flatten(1)
-        return (product * self.scale).reshape(len(self.up), *self.down.shape[1:])
-
 
 @dataclass(frozen=True)
 class LoRAFile:
@@ -86,31 +81,20 @@ def open_lora(path: str) -> LoRAFile:
     return LoRAFile(file.path, ranks_and_alphas(file.tensors, path), file.tensors, file.metadata)
 
 
-def save_lora(
-    path: str, layers: Mapping[str, LayerWeights], dtype: torch.dtype, metadata: Mapping[str, str], *, full: bool = True
-) -> None:
-    """Writes a LoRA file atomically, with `metadata`, to which ranks, alphas and hashes are added.
-
-    `full`: with all of `metadata`; else with what other programs need to tell the kind of network.
-    """
+def save_lora(path: str, layers: Mapping[str, LayerWeights], dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
+    """Writes a LoRA file atomically, with `metadata`, to which ranks, alphas and hashes are added."""
     tensors = {}
     for name, layer in layers.items():
         tensors[f"{name}.{ALPHA}"] = torch.tensor(layer.alpha)
         tensors[f"{name}.{DOWN}"] = layer.down
         tensors[f"{name}.{UP}"] = layer.up
     entries = {**kept_entries(metadata), **_network_entries(layers.values(), metadata)}
-    if not full:
-        entries = {key: value for key, value in entries.items() if key in MINIMUM}
     try:
         save_adapter(path, tensors, dtype, entries)
     except OSError as error:
         raise UserError(
             f"--save_to {path} cannot be written: {error.strerror or error}", "check the path and the space on the disk"
         ) from error
-
-
-MINIMUM = ("ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha",
-           "ss_network_args")  # fmt: skip
 
 
 def _network_entries(layers: Iterable[LayerWeights], metadata: Mapping[str, str]) -> dict[str, str]:

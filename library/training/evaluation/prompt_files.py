@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from library.cli.documents import parse_json, parse_toml, read_text
-from library.cli.errors import UserError, listed, raise_together
+from library.cli.errors import UserError, listed, plural, raise_together
 from library.training.evaluation.prompts import SamplePrompt, parse_prompt_line, parse_prompt_table
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class PromptFile:
         for wrong in errors:
             logger.warning("%s: no image is generated for it; %s", wrong.message, wrong.hint)
         if prompts != self._prompts:
-            logger.info("%s %s has changed: %d prompts", FLAG, self._path, len(prompts))
+            logger.info("%s %s has changed: %s", FLAG, self._path, plural(len(prompts), "prompt"))
         self._prompts = prompts
         return prompts
 

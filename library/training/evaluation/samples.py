@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from library.cli.atomic_files import atomic_path
-from library.cli.errors import first_line
+from library.cli.errors import first_line, plural
 from library.data.randomness import derive_seed
 from library.models.family import Conditioning, ModelFamily
 from library.training.evaluation.contact_sheets import ProgressSheet, round_sheet
@@ -98,7 +98,7 @@ class Sampler:
         stamp = time.strftime("%Y%m%d%H%M%S")
         drawn: list[tuple[SampleFacts, Image.Image]] = []
         prompts = self._prompts()
-        logger.info("generating %s (%s)", _counted(prompts), name)
+        logger.info("generating %s (%s)", plural(len(prompts), "sample image"), name)
         with evaluation_mode(self._modules):
             for prompt in prompts:
                 facts = self._facts(prompt, name, step)
@@ -107,7 +107,7 @@ class Sampler:
                     drawn.append((facts, image))
                     self._write(image, sample_path(self._settings.folder, facts, stamp), facts)
         if drawn:
-            logger.info("%s (%s) in %s", _counted(drawn), name, self._settings.folder)
+            logger.info("%s (%s) in %s", plural(len(drawn), "sample image"), name, self._settings.folder)
             if self._settings.writes:
                 self._write_sheets(drawn, stamp)
         return drawn
@@ -155,7 +155,3 @@ class Sampler:
                 raise
             logger.warning("no sample image of %r: %s", facts.prompt.prompt, first_line(error))
             return None
-
-
-def _counted(images: Sequence[object]) -> str:
-    return f"{len(images)} sample image{'' if len(images) == 1 else 's'}"
