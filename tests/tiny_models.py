@@ -1,4 +1,4 @@
-"""Tiny Stable Diffusion models with random weights, and the files they can come in."""
+"""Tiny Stable Diffusion and Stable Diffusion XL models with random weights, and the files they can come in."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
 from library.models.layouts.ldm_keys import rename_key
 from library.models.text.tokenizer import SHIPPED_VOCABULARY
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
 
 
 @dataclass(frozen=True)
@@ -54,11 +64,16 @@ def make_tiny(is_v2: bool) -> TinyModel:
             hidden_act="gelu" if is_v2 else "quick_gelu",
         )
     )
-    for module in (unet, vae, text_encoder):
+    _disturb(unet, vae, text_encoder)
+    return TinyModel(is_v2, unet, vae, text_encoder)
+
+
+def _disturb(*modules: nn.Module) -> None:
+    """Freezes modules and changes all of their weights: norms too, so that a swapped one shows."""
+    for module in modules:
         module.eval().requires_grad_(False)
         for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)  # norms too, so that a swapped one shows
-    return TinyModel(is_v2, unet, vae, text_encoder)
+            parameter.add_(torch.randn_like(parameter) * 0.05)
 
 
 def to_stability_layout(model: TinyModel) -> dict[str, torch.Tensor]:
@@ -105,4 +120,95 @@ def write_folder(model: TinyModel, folder: Path, *, prediction_type: str = "epsi
     ).save_pretrained(folder / "scheduler")
     shutil.copytree(SHIPPED_VOCABULARY, folder / "tokenizer")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    return folder
+
+
+@dataclass(frozen=True)
+class TinySDXL:
+    """The networks of a Stable Diffusion XL model as Diffusers and transformers built them, to compare with."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    text_encoder_2: CLIPTextModelWithProjection
+
+
+def make_tiny_sdxl() -> TinySDXL:
+    """Three levels with 0, 1 and 2 transformer blocks, text of widths 32 and 64, a projection from 64 to 48."""
+    torch.manual_seed(7)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=[1, 1, 2],  # the first level has no attention
+        cross_attention_dim=96,
+        attention_head_dim=[1, 1, 1],
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=6 * 256 + 48,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32,) * 4,  # 8 pixels a latent
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        sample_size=64,
+        scaling_factor=0.13025,
+    )
+    ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # as the published model says
+    first = CLIPTextConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=1, projection_dim=32, **ids
+    )
+    second = CLIPTextConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=1,
+        hidden_act="gelu",
+        projection_dim=48,
+        **ids,
+    )
+    model = TinySDXL(unet, vae, CLIPTextModel(first), CLIPTextModelWithProjection(second))
+    _disturb(model.unet, model.vae, model.text_encoder, model.text_encoder_2)
+    return model
+
+
+def make_sdxl_pipeline(model: TinySDXL, *, prediction_type: str = "epsilon") -> StableDiffusionXLPipeline:
+    """Diffusers' pipeline of a model, with the tokenizers (the second pads with "!") and scheduler of the published."""
+    from diffusers import StableDiffusionXLPipeline
+
+    settings = {"local_files_only": True, "model_max_length": 77}
+    return StableDiffusionXLPipeline(
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        text_encoder_2=model.text_encoder_2,
+        tokenizer=CLIPTokenizer.from_pretrained(SHIPPED_VOCABULARY, **settings),
+        tokenizer_2=CLIPTokenizer.from_pretrained(SHIPPED_VOCABULARY, pad_token="!", **settings),
+        unet=model.unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type=prediction_type,
+            steps_offset=1,
+            timestep_spacing="leading",
+        ),
+        add_watermarker=False,
+    )
+
+
+def write_sdxl_folder(model: TinySDXL, folder: Path, *, prediction_type: str = "epsilon", **saving) -> Path:
+    """A Diffusers folder, written by Diffusers' own pipeline; `saving` (`variant`, `max_shard_size`) goes to it.
+
+    The tokenizers are the files of the published model, which recent versions of transformers would join to one.
+    """
+    make_sdxl_pipeline(model, prediction_type=prediction_type).save_pretrained(folder, **saving)
+    for name, pad_token in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
+        shutil.rmtree(folder / name)
+        shutil.copytree(SHIPPED_VOCABULARY, folder / name)
+        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": pad_token}
+        (folder / name / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
