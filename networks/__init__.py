@@ -1,1 +1,1 @@
-"""Adapter networks for --network_module: LoRA."""
+"""Adapter networks for --network_module, and stand-alone tools on their weight files."""

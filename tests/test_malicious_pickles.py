@@ -24,7 +24,7 @@ from library.models.text.embedding_files import read_embedding
 from library.training.checkpoints.resuming import read_whole_state
 from library.training.checkpoints.states import RunIdentity, read_state, write_state
 from library.training.step_plan import Position
-from networks.lora_files import load_adapter
+from networks.adapters.files import load_adapter
 
 
 class Calls:

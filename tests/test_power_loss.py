@@ -21,7 +21,7 @@ from library.training.checkpoints.resuming import newest_state, read_whole_state
 from library.training.checkpoints.saved_names import saved_under
 from library.training.checkpoints.states import RunIdentity, read_state, write_state
 from library.training.step_plan import Position
-from networks.lora_files import save_adapter
+from networks.adapters.files import save_adapter
 from tests.power_loss import PowerLoss, Tree, restore
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be flushed there")

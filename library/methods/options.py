@@ -165,19 +165,20 @@ class NetworkOptions:
             )
 
     def _argument_problems(self) -> Iterator[UserError]:
-        if any("=" not in argument for argument in self._network_pairs()) or not self._has_options_module():
+        if any("=" not in argument for argument in self._network_pairs()):
             return
-        module = importlib.import_module(f"{self.network_module}_options")  # beside the network's, without torch
+        if not self.network_module.startswith("networks."):
+            return  # what other people's modules take is not known before they are imported
+        module = importlib.import_module("networks.adapters.options")  # without torch
+        if self.network_module not in module.NETWORK_ARGS:
+            return
+        arguments = self.network_dim, self.alpha, self.network_dropout, self.keyword_arguments()
         try:
-            module.parse_network_args(self.network_dim, self.alpha, self.network_dropout, self.keyword_arguments())
+            module.parse_network_args(self.network_module, *arguments)
         except UserErrors as errors:
             yield from errors.errors
         except UserError as error:
             yield error
-
-    def _has_options_module(self) -> bool:
-        is_own = self.network_module.startswith("networks.")
-        return is_own and importlib.util.find_spec(f"{self.network_module}_options") is not None
 
     def _module_exists(self) -> bool:
         # only the top package is searched for: finding lycoris.kohya would import lycoris, and torch with it

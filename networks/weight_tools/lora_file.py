@@ -12,8 +12,8 @@ import torch
 from library.cli.errors import UserError
 from library.models.weights.checkpoint_files import open_weights
 from library.models.weights.modelspec import kept_entries
-from networks.lora_files import save_adapter
-from networks.lora_weights import ALPHA, DOWN, UP, RankAndAlpha, ranks_and_alphas
+from networks.adapters.files import save_adapter
+from networks.adapters.weights import ALPHA, DOWN, UP, RankAndAlpha, ranks_and_alphas
 
 VARYING = "Dynamic"  # what `ss_network_dim` and `ss_network_alpha` say where layers differ
 _RANK_ARGS = ("conv_dim", "conv_alpha", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")

@@ -11,7 +11,7 @@ import torch
 
 from library.cli.errors import listed, plural
 from library.cli.jobs.outcome import Outcome
-from networks.lora_weights import ALPHA
+from networks.adapters.weights import ALPHA
 from networks.weight_tools.lora_file import LayerWeights, LoRAFile, open_lora
 from networks.weight_tools.options import CheckOptions
 

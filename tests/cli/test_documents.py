@@ -12,7 +12,7 @@ from library.cli import documents
 from library.cli.documents import valid_metadata
 from library.models.text.embedding_files import EmbeddingVectors, write_embedding
 from library.models.weights.weight_writing import stored, write_safetensors
-from networks.lora_files import save_adapter
+from networks.adapters.files import save_adapter
 
 LATIN_1 = b"caf\xe9".decode("utf-8", "surrogateescape")  # how Python names a file of that name
 METADATA = {

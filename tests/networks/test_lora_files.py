@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from library.cli.errors import UserError
+from networks.adapters.files import load_adapter, save_adapter
 from networks.lora import create_network, create_network_from_weights
-from networks.lora_files import load_adapter, save_adapter
 
 SMALL = {
     "lora_a.alpha": torch.tensor(1.0),
@@ -185,7 +185,7 @@ def test_layers_of_a_file_that_the_network_has_not_are_named_and_not_used(tmp_pa
     ("kind", "message"),
     [
         ("missing", f"{FC1}.lora_up.weight is missing"),
-        ("unknown", "3 keys are not in the network: lora_unet_nowhere.lora_down.weight"),
+        ("unknown", "2 keys are not in the network: lora_unet_nowhere.lora_down.weight"),
         ("other rank", f"{FC1}.lora_up.weight has the shape (32, 4), the network (32, 8)"),
         ("other kind", "lora_unet_x.hada_w1_a is not the key of a LoRA weight"),
     ],

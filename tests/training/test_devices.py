@@ -20,7 +20,7 @@ from library.training.devices import (
     set_numerics,
 )
 from library.training.options import TrainingOptions
-from networks.lora_layer import LoRALayer
+from networks.adapters.lora_layer import LoRALayer
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from networks.lora_layer import LoRALayer
-from networks.lora_options import Dropout
+from networks.adapters.lora_layer import LoRALayer
+from networks.adapters.options import Dropout
 
 CASES = json.loads(Path(__file__).with_name("lora_arithmetic.json").read_text())
 MAKE_BASE = {

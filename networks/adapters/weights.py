@@ -14,6 +14,44 @@ DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 
 
 @dataclass(frozen=True)
+class FileKind:
+    """A kind of adapter file: its name, and the tensors that each layer has, and may have beside alpha."""
+
+    name: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def hint(self) -> str:
+        """What to do about a file of another kind."""
+        parts = ", ".join(part.removesuffix(".weight") for part in self.required)
+        return f"give a {self.name} file with {parts} and alpha for each layer, and the module that made it"
+
+
+LORA_FILE = FileKind("LoRA", (DOWN, UP))
+
+
+def parts_by_layer(
+    weights: Mapping[str, torch.Tensor], kind: FileKind, source: str
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of each layer by their names in it. Raises UserError if there is none, or one is incomplete."""
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    known = (*kind.required, *kind.optional, ALPHA)
+    for key, tensor in weights.items():
+        name, _, part = key.partition(".")
+        if not name.startswith(("lora_unet_", "lora_te")) or part not in known:
+            raise UserError(f"{source}: {key} is not the key of a {kind.name} weight", hint=kind.hint)
+        layers.setdefault(name, {})[part] = tensor
+    if not layers:
+        raise UserError(f"{source} holds no weights", hint=kind.hint)
+    for name, parts in layers.items():
+        for part in kind.required:
+            if part not in parts:
+                raise UserError(f"{source}: {name}.{part} is missing", hint=kind.hint)
+    return layers
+
+
+@dataclass(frozen=True)
 class RankAndAlpha:
     """Rank and alpha of one layer; `alpha` None where the file has none."""
 
@@ -22,30 +60,17 @@ class RankAndAlpha:
 
 
 def ranks_and_alphas(weights: Mapping[str, torch.Tensor], source: str) -> dict[str, RankAndAlpha]:
-    """Rank and alpha by layer name. Raises UserError if there is none, or one is incomplete."""
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in weights.items():
-        name, _, part = key.partition(".")
-        if not name.startswith(("lora_unet_", "lora_te")) or part not in (DOWN, UP, ALPHA):
-            raise UserError(f"{source}: {key} is not the key of a LoRA weight", hint=_KIND_HINT)
-        parts.setdefault(name, {})[part] = tensor
-    if not parts:
-        raise UserError(f"{source} holds no weights", hint=_KIND_HINT)
-    for name, layer in parts.items():
-        for part in (DOWN, UP):
-            if part not in layer:
-                raise UserError(f"{source}: {name}.{part} is missing", hint=_KIND_HINT)
+    """Rank and alpha of a LoRA file by layer name. Raises UserError if there is none, or one is incomplete."""
     return {
         name: RankAndAlpha(len(layer[DOWN]), float(layer[ALPHA]) if ALPHA in layer else None)
-        for name, layer in parts.items()
+        for name, layer in parts_by_layer(weights, LORA_FILE, source).items()
     }
 
 
-_KIND_HINT = "give a LoRA file with lora_down, lora_up and alpha for each layer, and the module that made it"
-
-
-def fit_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`weights` with missing alphas added, and with (a, b) and (a, b, 1, 1) reshaped to the `expected` one.
+def fit_weights(
+    weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], ranks: Mapping[str, int]
+) -> dict[str, torch.Tensor]:
+    """`weights` with missing alphas (those of the `ranks`) and with (a, b) and (a, b, 1, 1) reshaped as `expected`.
 
     SD 2.x has its projections as Linear in one layout and as 1x1 convolutions in the other, with the same values.
     """
@@ -54,9 +79,9 @@ def fit_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torc
         shape = expected[key].shape if key in expected else tensor.shape
         if tensor.shape != shape and _without_pixels(tensor.shape) == _without_pixels(shape):
             fitted[key] = tensor.reshape(shape)
-        name, _, part = key.partition(".")
-        if part == DOWN and f"{name}.{ALPHA}" not in weights:
-            fitted[f"{name}.{ALPHA}"] = torch.tensor(float(len(tensor)))
+    for name in {key.partition(".")[0] for key in weights}:
+        if f"{name}.{ALPHA}" not in weights and name in ranks:
+            fitted[f"{name}.{ALPHA}"] = torch.tensor(float(ranks[name]))
     return fitted
 
 

@@ -1,4 +1,4 @@
-"""Target layers of a LoRA in a model, and their names in its keys."""
+"""Target layers of an adapter in a model, and their names in its keys."""
 
 from __future__ import annotations
 

@@ -3,17 +3,17 @@
 import pytest
 
 from library.cli.errors import UserError
+from networks.adapters.options import Dropout, parse_network_args
 from networks.lora import create_network
-from networks.lora_options import Dropout, parse_network_args
 
 
 def test_defaults():
-    options = parse_network_args(None, None, None, {})
+    options = parse_network_args("networks.lora", None, None, None, {})
     assert (options.dim, options.alpha, options.conv_dim, options.dropout) == (4, None, None, Dropout())
 
 
 def test_strings_are_converted():
-    options = parse_network_args(8, 4, 0.1, {"conv_dim": "2", "conv_alpha": "0.5"})
+    options = parse_network_args("networks.lora", 8, 4, 0.1, {"conv_dim": "2", "conv_alpha": "0.5"})
     assert (options.dim, options.alpha, options.conv_dim, options.conv_alpha) == (8, 4.0, 2, 0.5)
     assert options.dropout == Dropout(neuron=0.1)
 
@@ -21,12 +21,12 @@ def test_strings_are_converted():
 def test_a_loraplus_ratio_holds_for_both_parts_unless_one_has_its_own():
     """A ratio of 0 is what front ends write for none."""
     args = {"loraplus_lr_ratio": "16", "loraplus_unet_lr_ratio": "4", "loraplus_text_encoder_lr_ratio": "0"}
-    options = parse_network_args(8, 4, None, args)
+    options = parse_network_args("networks.lora", 8, 4, None, args)
     assert (options.loraplus_text_encoder_lr_ratio, options.loraplus_unet_lr_ratio) == (16, 4)
 
 
 def test_conv_alpha_is_1_unless_given():
-    assert parse_network_args(8, 4, None, {"conv_dim": "2"}).conv_alpha == 1.0
+    assert parse_network_args("networks.lora", 8, 4, None, {"conv_dim": "2"}).conv_alpha == 1.0
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_conv_alpha_is_1_unless_given():
 )
 def test_values_that_cannot_be_are_refused_by_name(dim, alpha, dropout, network_args, message):
     with pytest.raises(UserError) as caught:
-        parse_network_args(dim, alpha, dropout, network_args)
+        parse_network_args("networks.lora", dim, alpha, dropout, network_args)
     assert message in caught.value.message
     assert caught.value.hint
 

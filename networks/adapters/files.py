@@ -1,4 +1,4 @@
-"""LoRA files: one reader, one writer, and the hashes by which other programs identify a file."""
+"""Adapter files: one reader, one writer, and the hashes by which other programs identify a file."""
 
 from __future__ import annotations
 
