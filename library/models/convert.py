@@ -15,10 +15,10 @@ from library.cli.entry import run_entry
 from library.cli.errors import UserError, UserErrors
 from library.cli.options import option
 from library.cli.parser import Options, parse_options
-from library.models.layouts.formats import FORMATS, target_problem
+from library.models.layouts.formats import FOLDER_FORMAT, FORMATS, format_by_name, target_problem
 from library.models.options import MetadataOptions, ModelOptions
 from library.models.weights.modelspec import SpecifiedModel, kept_entries, specification_entries
-from library.models.weights.path_checks import FLAG, SINGLE_FILE_ENDINGS, model_problems
+from library.models.weights.path_checks import SINGLE_FILE_ENDINGS, about_flag, model_problems
 
 if TYPE_CHECKING:
     from library.models.family import ModelFamily
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 PROGRAM = "python -m library.models.convert"
 _PRECISIONS = {"float": "float32", "fp16": "float16", "bf16": "bfloat16"}
-_FOLDER_FORMAT = "diffusers_safetensors"
 _WIDE_ARCHITECTURE = "stable-diffusion-v2-768-v"
 
 
@@ -47,7 +46,7 @@ class ConvertOptions:
         positional=True, required=True, help="where to write: a name ending in .safetensors or .ckpt, or a new folder"
     )
     format: str | None = option(
-        help=f"format to write (default: by the ending of DESTINATION; for a folder {_FOLDER_FORMAT})",
+        help=f"format to write (default: by the ending of DESTINATION; for a folder {FOLDER_FORMAT})",
         choices=tuple(FORMATS),
     )
     save_precision: str | None = option(
@@ -70,9 +69,7 @@ class ConvertOptions:
     @property
     def chosen_format(self) -> str:
         """The format given by --format, else that of the destination's ending."""
-        ending = Path(self.destination or "").suffix.lower()
-        by_ending = {row.ending: name for name, row in FORMATS.items() if row.ending}
-        return self.format or by_ending.get(ending, _FOLDER_FORMAT)
+        return self.format or format_by_name(Path(self.destination or ""))
 
 
 def _check_destination(options: Options) -> Findings:
@@ -98,8 +95,7 @@ def _check_source(options: Options) -> Findings:
 
 
 def _about_source(error: UserError) -> UserError:
-    """Errors of models name the flag of the training scripts: here it is SOURCE."""
-    return UserError(error.message.replace(FLAG, "SOURCE"), error.hint)
+    return about_flag("SOURCE", error)
 
 
 def convert(argv: Sequence[str]) -> None:
@@ -134,7 +130,7 @@ def _write(wanted: ConvertOptions, texts: MetadataOptions, contents: Inspection)
             path,
             format=wanted.chosen_format,
             dtype=getattr(torch, precision),
-            metadata=_metadata(family, texts, contents.metadata, path.stem),
+            metadata=model_metadata(family, texts, contents.metadata, path.stem),
         )
     except OSError as error:
         raise UserError(
@@ -161,7 +157,10 @@ def _main_type(contents: Inspection) -> str:
     return largest if largest in _PRECISIONS.values() else "float32"
 
 
-def _metadata(family: ModelFamily, texts: MetadataOptions, earlier: Mapping[str, str], title: str) -> dict[str, str]:
+def model_metadata(
+    family: ModelFamily, texts: MetadataOptions, earlier: Mapping[str, str], title: str
+) -> dict[str, str]:
+    """The metadata of a model that is made from another one; `earlier`: that one's."""
     size = re.fullmatch(r"(\d+)x(\d+)", earlier.get("modelspec.resolution", ""))
     usual = 768 if family.architecture == _WIDE_ARCHITECTURE else 512
     model = SpecifiedModel(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from library.cli.jobs.job import Job
 from library.cli.jobs.outcome import Outcome
 from library.cli.parser import Options
+from networks.weight_tools.merge_options import MergeOptions
 from networks.weight_tools.options import CheckOptions, ResizeOptions
 
 
@@ -18,6 +19,18 @@ def _resize(options: Options, outcome: Outcome) -> None:
     from networks.weight_tools.resizing import resize_file
 
     resize_file(options[ResizeOptions], outcome)
+
+
+def _merge(options: Options, outcome: Outcome) -> None:
+    wanted = options[MergeOptions]
+    if wanted.sd_model is None:
+        from networks.weight_tools.merging import merge_files
+
+        merge_files(wanted, outcome)
+    else:
+        from networks.weight_tools.model_merging import merge_into_model
+
+        merge_into_model(wanted, outcome)
 
 
 CHECK = Job(
@@ -35,5 +48,13 @@ RESIZE = Job(
     (ResizeOptions,),
     _resize,
     done="layers resized",
+    first_process_only=True,
+)
+MERGE = Job(
+    "merge_lora.py",
+    "Merges LoRAs into the weights of a model, or several LoRAs into one.",
+    (MergeOptions,),
+    _merge,
+    done="merged",
     first_process_only=True,
 )

@@ -64,6 +64,11 @@ class LoRAFile:
             )
         return LayerWeights(down, up, float(rank) if alpha is None else alpha)
 
+    def update_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a layer's update: (out, in), or (out, in, kh, kw) of a convolution larger than 1x1."""
+        down, up = self.tensors[f"{name}.{DOWN}"].shape, self.tensors[f"{name}.{UP}"].shape
+        return up[0], down[1], *(down[2:] if tuple(down[2:]) != (1, 1) else ())
+
     def layers(self) -> Iterator[tuple[str, LayerWeights]]:
         """Name and weights of each layer, one in memory at a time."""
         for name in self.ranks:

@@ -87,6 +87,7 @@ FORMATS: dict[str, ModelFormat] = {
     "diffusers": ModelFormat("", "diffusers", _write_diffusers),
     "diffusers_safetensors": ModelFormat("", "diffusers", _write_diffusers_safetensors),
 }
+FOLDER_FORMAT = "diffusers_safetensors"
 _WITH_SAFETENSORS = {"ckpt": "safetensors", "diffusers": "diffusers_safetensors"}
 
 
@@ -105,6 +106,12 @@ def choose_format(save_model_as: str | None, *, use_safetensors: bool, source: s
             is_safe = weights is not None and weights.suffix == SAFETENSORS_ENDING
             save_model_as = "diffusers_safetensors" if is_safe else "diffusers"
     return _WITH_SAFETENSORS.get(save_model_as, save_model_as) if use_safetensors else save_model_as
+
+
+def format_by_name(path: Path) -> str:
+    """The format that a path's ending stands for; for a folder, safetensors."""
+    by_ending = {row.ending: name for name, row in FORMATS.items() if row.ending}
+    return by_ending.get(path.suffix.lower(), FOLDER_FORMAT)
 
 
 def save_model(path: Path, format: str, model: SavedModel) -> None:

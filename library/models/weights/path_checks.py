@@ -54,6 +54,11 @@ def model_problems(options: ModelOptions) -> list[UserError]:
     return problems
 
 
+def about_flag(flag: str, error: UserError) -> UserError:
+    """An error about a model, for a program where the user gives it with another flag than the training scripts'."""
+    return UserError(error.message.replace(FLAG, flag), error.hint)
+
+
 def encoder_problems(path: str, flag: str) -> list[UserError]:
     """Problems of the path, given with `flag`, of what encodes images: a model or a VAE alone."""
     return _path_problems(

@@ -1,0 +1,119 @@
+"""Options of the tools that merge LoRA files. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from library.cli.errors import UserError
+from library.cli.options import option
+from library.models.layouts.formats import FORMATS, format_by_name, target_problem
+from library.models.options import ModelOptions
+from library.models.weights.path_checks import about_flag, model_problems
+from networks.weight_tools.options import PRECISIONS, device_option, precision_option, source_problems, target_problems
+
+MODEL_FLAG = "--sd_model"
+
+
+def models_option() -> Any:
+    return option((), help="LoRA files to merge", metavar="FILE", required=True)
+
+
+def ratios_option() -> Any:
+    return option((), help="ratio of each of --models, which its update is multiplied by (default: 1 for each)")
+
+
+def no_metadata_option() -> Any:
+    return option(False, help="write no metadata but what programs need to use a LoRA: base model, ranks and alphas")
+
+
+def merge_precision_option() -> Any:
+    return option(
+        "float", help="data type that merged weights are rounded to; they are computed in float", choices=PRECISIONS
+    )
+
+
+def source_of_merge_problems(models: Sequence[str], ratios: Sequence[float]) -> Iterator[UserError]:
+    """What is wrong with the LoRA files to merge, and with the number of their ratios."""
+    for path in models:
+        yield from source_problems("--models", path)
+    if ratios and models and len(ratios) != len(models):
+        yield UserError(
+            f"--ratios has {len(ratios)} values, --models {len(models)} files", "give one ratio for each file"
+        )
+
+
+def with_ratios(models: Sequence[str], ratios: Sequence[float]) -> list[tuple[str, float]]:
+    """Each file with its ratio; 1 where none are given."""
+    return list(zip(models, ratios or [1.0] * len(models), strict=True))
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Which LoRA files are merged, and into what."""
+
+    GROUP: ClassVar[str] = "Merging"
+
+    sd_model: str | None = option(
+        help="base model to merge them into: a file, a Diffusers folder or a name on the Hub; without it they are"
+        " merged into one LoRA",
+        metavar="PATH",
+    )
+    models: tuple[str, ...] = models_option()
+    ratios: tuple[float, ...] = ratios_option()
+    save_to: str | None = option(
+        help="what to write: a .safetensors or .ckpt file; for a model a new folder too (Diffusers)",
+        required=True,
+        metavar="PATH",
+    )
+    precision: str = merge_precision_option()
+    save_precision: str | None = precision_option("that of --precision")
+    concat: bool = option(
+        False, help="concatenate the ranks of LoRAs: exactly the sum of their updates, at a rank that is the sum too"
+    )
+    shuffle: bool = option(False, help="shuffle the ranks of each layer, which changes no update")
+    no_metadata: bool = no_metadata_option()
+    v2: bool = option(False, help="the model is Stable Diffusion 2.x (detected; a contradiction is an error)")
+    device: str | None = device_option()
+
+    @property
+    def target(self) -> Path:
+        assert self.save_to is not None  # it is required
+        return Path(self.save_to)
+
+    @property
+    def files(self) -> list[tuple[str, float]]:
+        """Each LoRA file with its ratio."""
+        return with_ratios(self.models, self.ratios)
+
+    @property
+    def saved_precision(self) -> str:
+        return self.save_precision or self.precision
+
+    @property
+    def model_options(self) -> ModelOptions:
+        return ModelOptions(self.sd_model, v2=self.v2)
+
+    def check(self) -> Iterator[UserError | str]:
+        yield from source_of_merge_problems(self.models, self.ratios)
+        if self.sd_model is None:
+            yield from target_problems(self.save_to)
+        else:
+            yield from (about_flag(MODEL_FLAG, error) for error in model_problems(self.model_options))
+            yield from self._model_target_problems()
+
+    def _model_target_problems(self) -> Iterator[UserError | str]:
+        for flag in ("concat", "shuffle"):
+            if getattr(self, flag):
+                yield f"--{flag} has no effect with {MODEL_FLAG}: updates are added to the weights exactly"
+        if self.save_to is None:
+            return
+        name = format_by_name(self.target)
+        if not FORMATS[name].ending and self.target.suffix in (".pt", ".bin"):
+            yield UserError(f"--save_to {self.target} is no name for a model", "end it in .safetensors or .ckpt")
+            return
+        problem = target_problem(self.target, name)
+        if problem is not None:
+            yield UserError(f"--save_to {problem.message}", problem.hint)
