@@ -12,8 +12,9 @@ from torch import nn
 from networks.adapters.adapter_layer import AdapterLayer
 from networks.adapters.files import load_adapter
 from networks.adapters.network import AdapterNetwork
-from networks.adapters.options import AdapterOptions, parse_network_args
-from networks.adapters.targets import Target, all_layers, is_spatial, text_encoder_layers, unet_layers
+from networks.adapters.options import AdapterOptions, parse_network_args, without_effect
+from networks.adapters.selection import choose_layers, layer_rates
+from networks.adapters.targets import all_layers, text_encoder_layers, unet_layers
 from networks.adapters.weights import parts_by_layer
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ def network_functions(module: str, layer_class: type[AdapterLayer]) -> tuple[New
         unknown `network_args`, whose values may be the strings of `--network_args`.
         """
         options = parse_network_args(module, network_dim, network_alpha, neuron_dropout, network_args)
-        if options.conv_dim is None and network_args.get("conv_alpha"):
-            logger.warning("conv_alpha of --network_args does nothing without conv_dim")
+        for line in without_effect(network_args):
+            logger.warning(line)
         return _new_network(layer_class, options, multiplier, text_encoder, unet)
 
     def create_network_from_weights(
@@ -64,6 +65,8 @@ def network_functions(module: str, layer_class: type[AdapterLayer]) -> tuple[New
         Ranks and alphas are the file's, layer by layer. Raises UserError if a layer in it is not in the model.
         """
         options = parse_network_args(module, None, None, neuron_dropout, network_args)
+        for line in without_effect(network_args, of_file=True):
+            logger.warning(line)
         assert weights_sd is not None or file is not None, "a file or weights_sd"
         source = str(file) if file is not None else "the adapter weights"
         weights = dict(weights_sd) if weights_sd is not None else load_adapter(source)
@@ -82,24 +85,21 @@ def _new_network(
     text_encoder: nn.Module | Sequence[nn.Module],
     unet: nn.Module,
 ) -> AdapterNetwork:
-    def layer(target: Target) -> AdapterLayer:
-        spatial = is_spatial(target.module)
-        return layer_class(
-            target.name,
-            target.module,
-            rank=options.conv_dim if spatial and options.conv_dim is not None else options.dim,
-            alpha=options.conv_alpha if spatial else options.alpha,
+    text_targets = text_encoder_layers(text_encoder)
+    unet_targets = unet_layers(unet, options.has_convolutions)
+    layers = [
+        layer_class(
+            choice.target.name,
+            choice.target.module,
+            rank=choice.rank,
+            alpha=choice.alpha,
             multiplier=multiplier,
             dropout=options.dropout,
             **options.layer_args,
         )
-
-    return AdapterNetwork(
-        layer_class,
-        text_encoder_layers=[layer(target) for target in text_encoder_layers(text_encoder)],
-        unet_layers=[layer(target) for target in unet_layers(unet, convolutions=options.conv_dim is not None)],
-        options=options,
-    )
+        for choice in choose_layers(options, [*text_targets, *unet_targets])
+    ]
+    return AdapterNetwork(layer_class, layers, options, layer_rates(options, [*text_targets, *unet_targets]))
 
 
 def _network_of(
@@ -113,17 +113,12 @@ def _network_of(
 ) -> AdapterNetwork:
     """The network with the layers that `weights` has, and with these weights."""
     found = parts_by_layer(weights, layer_class.FILE, source)
+    targets = [target for target in all_layers(text_encoder, unet) if target.name in found]
     layers = []
-    for target in all_layers(text_encoder, unet):
-        if target.name in found:
-            settings = {**options.layer_args, **layer_class.settings_of(found[target.name])}
-            layer = layer_class(target.name, target.module, multiplier=multiplier, dropout=options.dropout, **settings)
-            layers.append(layer)
-    network = AdapterNetwork(
-        layer_class,
-        text_encoder_layers=[layer for layer in layers if layer.name.startswith("lora_te")],
-        unet_layers=[layer for layer in layers if layer.name.startswith("lora_unet")],
-        options=options,
-    )
+    for target in targets:
+        settings = {**options.layer_args, **layer_class.settings_of(found[target.name])}
+        layer = layer_class(target.name, target.module, multiplier=multiplier, dropout=options.dropout, **settings)
+        layers.append(layer)
+    network = AdapterNetwork(layer_class, layers, options, layer_rates(options, targets))
     network.load_checked(weights, source)
     return network

@@ -14,6 +14,7 @@ from library.cli.errors import plural
 from networks.adapters.adapter_layer import AdapterLayer
 from networks.adapters.files import load_adapter, save_adapter
 from networks.adapters.options import AdapterOptions
+from networks.adapters.selection import LayerRate
 from networks.adapters.weights import check_weights, fit_weights, parts_by_layer
 
 logger = logging.getLogger(__name__)
@@ -33,19 +34,21 @@ class AdapterNetwork(nn.Module):
     def __init__(
         self,
         layer_class: type[AdapterLayer],
-        text_encoder_layers: Iterable[AdapterLayer],
-        unet_layers: Iterable[AdapterLayer],
+        layers: Iterable[AdapterLayer],
         options: AdapterOptions,
+        rates: Mapping[str, LayerRate],
     ):
         super().__init__()
         self._file_kind = layer_class.FILE
-        self.text_encoder_loras = list(text_encoder_layers)
-        self.unet_loras = list(unet_layers)
+        layers = list(layers)
+        self.text_encoder_loras = [layer for layer in layers if layer.name.startswith("lora_te")]
+        self.unet_loras = [layer for layer in layers if layer.name.startswith("lora_unet")]
+        self._rates = rates
         self._loraplus_ratios = {
             "textencoder": options.loraplus_text_encoder_lr_ratio,
             "unet": options.loraplus_unet_lr_ratio,
         }
-        self._parts_without_lr: frozenset[str] = frozenset()
+        self._frozen: frozenset[str] = frozenset()  # layers without a learning rate
         self._applied = False
         for layer in self.layers():
             assert layer.name not in self._modules, f"two layers are named {layer.name}"
@@ -130,29 +133,40 @@ class AdapterNetwork(nn.Module):
     ) -> tuple[list[dict], list[str]]:
         """Parameter groups for the optimizer, and their names: "textencoder", "unet".
 
-        With LoRA+ (Hayou et al. 2024, 2402.12354) each `lora_up` has its ratio times the rate, in a group of its own:
-        "unet plus". A learning rate of None is `default_lr`. A part with the rate 0, or without any, is left out and
-        requires no gradients.
+        Layers with a rate of their own have a group: "unet_block4" for a block of the U-Net, "unet_reg_lr_0" for a
+        pattern. With LoRA+ (Hayou et al. 2024, 2402.12354) each `lora_up` has its ratio times the rate, in a group
+        of its own: "unet plus". A learning rate of None is `default_lr`. A layer with the rate 0, or without any, is
+        left out and requires no gradients.
         """
         rates = {"textencoder": text_encoder_lr, "unet": unet_lr}
-        parts = {"textencoder": self.text_encoder_loras, "unet": self.unet_loras}
-        groups, names = [], []
-        for name, layers in parts.items():
-            rate = default_lr if rates[name] is None else rates[name] or None
-            if layers and rate is not None:
-                for suffix, params, ratio in _groups_of(layers, self._loraplus_ratios[name]):
-                    groups.append({"params": params, "lr": rate * ratio})
-                    names.append(name + suffix)
-        self._parts_without_lr = frozenset(parts) - frozenset(names)
+        groups: list[dict] = []
+        names: list[str] = []
+        trained: set[str] = set()
+        for part, layers in (("textencoder", self.text_encoder_loras), ("unet", self.unet_loras)):
+            part_rate = default_lr if rates[part] is None else rates[part] or None
+            for rate, members in self._by_rate(layers).items():
+                lr = rate.of(part_rate)
+                if lr is None:
+                    continue
+                trained.update(layer.name for layer in members)
+                for suffix, params, ratio in _groups_of(members, self._loraplus_ratios[part]):
+                    groups.append({"params": params, "lr": lr * ratio})
+                    names.append(part + rate.group + suffix)
+        self._frozen = frozenset(layer.name for layer in self.layers()) - trained
         self._require_gradients()
         return groups, names
 
+    def _by_rate(self, layers: Iterable[AdapterLayer]) -> dict[LayerRate, list[AdapterLayer]]:
+        grouped: dict[LayerRate, list[AdapterLayer]] = {}
+        for layer in layers:
+            grouped.setdefault(self._rates.get(layer.name, LayerRate()), []).append(layer)
+        return grouped
+
     def _require_gradients(self) -> None:
-        for part, layers in (("textencoder", self.text_encoder_loras), ("unet", self.unet_loras)):
-            for layer in layers:
-                layer.requires_grad_(False)
-                for parameter in layer.trained_parameters():
-                    parameter.requires_grad_(part not in self._parts_without_lr)
+        for layer in self.layers():
+            layer.requires_grad_(False)
+            for parameter in layer.trained_parameters():
+                parameter.requires_grad_(layer.name not in self._frozen)
 
     def prepare_grad_etc(self, text_encoder: nn.Module | Sequence[nn.Module], unet: nn.Module) -> None:
         """Makes the parameters that have a learning rate require gradients; the base model's are not changed."""

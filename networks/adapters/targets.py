@@ -14,10 +14,11 @@ _TEXT_ENCODER_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPFlashAttentio
 
 @dataclass(frozen=True)
 class Target:
-    """A target layer of the base model and its name in adapter files."""
+    """A target layer of the base model, its name in adapter files, and that in its part of the model."""
 
     name: str
     module: nn.Linear | nn.Conv2d
+    path: str
 
 
 def unet_layers(unet: nn.Module, convolutions: bool) -> list[Target]:
@@ -65,10 +66,11 @@ def _named_text_encoders(text_encoder: nn.Module | Sequence[nn.Module]) -> list[
 def _layers_in_blocks(prefix: str, root: nn.Module, block_classes: Sequence[str]) -> Iterator[Target]:
     for path, block in root.named_modules():
         if type(block).__name__ in block_classes:
-            yield from _layers(f"{prefix}_{path}", block)
+            yield from _layers(prefix, block, f"{path}.")
 
 
-def _layers(prefix: str, root: nn.Module) -> Iterator[Target]:
+def _layers(prefix: str, root: nn.Module, path_of_root: str = "") -> Iterator[Target]:
     for path, module in root.named_modules():
         if path and isinstance(module, (nn.Linear, nn.Conv2d)):
-            yield Target(f"{prefix}_{path}".replace(".", "_"), module)
+            full = path_of_root + path
+            yield Target(f"{prefix}_{full}".replace(".", "_"), module, full)

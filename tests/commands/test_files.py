@@ -36,6 +36,7 @@ NO_XFORMERS = "--xformers: the package xformers is not installed"
 
 # what each file is warned of, in any order; the beginnings of the lines
 WARNINGS = {
+    "block_lr_weights": [],
     "dynamo_no": [],
     "empty_folder_name": [],
     "empty_prompt_file": [NO_PROMPT_FILE],
@@ -77,7 +78,6 @@ WARNINGS = {
 # what would train something else than is asked for, for want of a file or of an argument: one line each
 REFUSED = {
     "base_weights": "--base_weights x.safetensors does not exist",
-    "late_network_args": "--network_args down_lr_weight: networks.lora does not implement this yet",
 }
 
 
