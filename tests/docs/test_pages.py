@@ -139,7 +139,9 @@ def known_flags() -> set[str]:
     for owner in (ConvertOptions, CompareOptions):
         found |= {f"--{name}" for field in option_fields(owner) for name in field.spellings}
     found |= {f"--{letters}" for letters in LINE_OPTIONS}
-    for path in (path for folder in ("benchmarks", "library", "networks") for path in (ROOT / folder).rglob("*.py")):
+    for path in (
+        path for folder in ("benchmarks", "examples", "library", "networks") for path in (ROOT / folder).rglob("*.py")
+    ):
         found |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
     return found
 
