@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from library.cli.checks import Findings, report
 from library.cli.errors import UserError, raise_together
 from library.models.family import DetectedModel, ImageEncoder, LoadSettings, ModelFamily
-from library.models.options import ModelOptions, PromptOptions
+from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.stable_diffusion import detection as stable_diffusion
 from library.models.weights.model_files import ModelFolder, TensorFile, small_files
 from library.models.weights.model_kinds import kind_of_folder, kind_of_keys
@@ -109,6 +109,16 @@ def load_family(
         report(found.check_options(options, prompts))
     module = importlib.import_module(f"{found.family.package}.model")
     return module.load(source, found.detected, options, prompts, settings or LoadSettings())
+
+
+def open_family(options: ModelOptions) -> ModelFamily:
+    """The model at `options.pretrained_model_name_or_path`, checked, with its weights left in their files.
+
+    Its modules are on the device "meta": they cannot compute. The tensors of their state_dict are read one by one when
+    they are used, by `save` too. Raises `UserError` as `load_family` does.
+    """
+    settings = LoadSettings(device="meta", memory=MemoryOptions(lowram=True))  # created on that device at once
+    return load_family(options, settings=settings)
 
 
 def load_encoder(path: str, flag: str, settings: LoadSettings) -> ImageEncoder:

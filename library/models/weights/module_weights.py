@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from library.cli.errors import UserError, listed, plural
+from library.models.weights.lazy_tensors import leave_unread
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -25,8 +26,9 @@ def build_empty(build: Callable[[], ModuleT]) -> ModuleT:
 def fill_module(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source: str, part: str) -> None:
     """Gives an empty module its weights, as float32 copies; afterwards it is in eval mode and frozen.
 
-    `source` and `part` ("U-Net") are for messages. Raises `UserError` for missing and surplus keys, and for tensors of
-    another shape or type.
+    Where new tensors come to the device "meta", it is checked and stays empty: its state_dict then holds tensors that
+    are read when they are used. `source` and `part` ("U-Net") are for messages. Raises `UserError` for missing and
+    surplus keys, and for tensors of another shape or type.
     """
     expected = module.state_dict()
     lacking = [name for name in expected if name not in tensors]
@@ -40,6 +42,8 @@ def fill_module(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, sourc
         state[name] = _float32_copy(tensors[name], empty.shape, f"{source}: {part}: {name}")
     module.load_state_dict(state, strict=True, assign=True)
     module.eval().requires_grad_(False)
+    if torch.get_default_device().type == "meta":
+        leave_unread(module, tensors)
 
 
 class Fingerprints:
