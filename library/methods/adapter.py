@@ -17,6 +17,16 @@ from torch import nn
 from library.cli.atomic_files import atomic_path
 from library.cli.errors import UserError
 from library.data.randomness import derive_seed
+from library.methods.foreign_networks import (
+    arguments_for,
+    as_user_errors,
+    check_loaded,
+    exact_state,
+    is_foreign,
+    load_exact_state,
+    merging_module,
+    unet_for,
+)
 from library.methods.options import NetworkOptions
 from library.models.family import ModelFamily
 from library.models.weights.weight_writing import write_errors
@@ -44,6 +54,7 @@ class AdapterTraining:
         self._groups: list[ParamGroup] = []
         self._text_encoder: Any = None
         self._unet: Any = None
+        self._is_foreign = False
         self._norms: Any = None  # of the last limit: layers scaled, mean and largest norm
 
     def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
@@ -53,13 +64,14 @@ class AdapterTraining:
         self._unet = roots.unet
         self._text_encoder = roots.text_encoders[0] if len(roots.text_encoders) == 1 else list(roots.text_encoders)
         for file, factor in self._options.merged_files:
-            self._merge(module, family, file, factor)
+            self._merge(merging_module(module), family, file, factor)
         torch.manual_seed(derive_seed("network init", seed))
         self._network = self._create(module, family)
+        self._is_foreign = is_foreign(module)
         self._check_limit()
         self._network.apply_to(self._text_encoder, self._unet, self.trains_text_encoders, self._trains_unet)
         if self._options.network_weights is not None:
-            self._network.load_weights(self._options.network_weights)
+            self._load_weights(self._options.network_weights)
         if checkpointing:
             self._network.enable_gradient_checkpointing()
         self._network.to(torch.float32)
@@ -77,18 +89,22 @@ class AdapterTraining:
 
     def _create(self, module: ModuleType, family: ModelFamily) -> Any:
         options = self._options
-        arguments = {"neuron_dropout": options.network_dropout, **options.keyword_arguments()}
-        model = family.vae, self._text_encoder, self._unet
-        try:
+        arguments = arguments_for(module, options)
+        model = family.vae, self._text_encoder, unet_for(module, self._unet)
+        with as_user_errors(
+            f"--network_module {module.__name__} does not accept these arguments",
+            "check --network_args, --network_dim and --network_weights",
+        ):
             if options.dim_from_weights:
                 return module.create_network_from_weights(1.0, options.network_weights, *model, **arguments)[0]
             return module.create_network(1.0, options.network_dim, options.alpha, *model, **arguments)
-        except (AssertionError, TypeError, ValueError, KeyError) as error:
-            # third-party modules raise no `UserError`
-            raise UserError(
-                f"--network_module {self._options.network_module} does not accept these arguments: {error}",
-                hint="check --network_args; with lycoris.kohya, preset=attn-mlp fits these models",
-            ) from error
+
+    def _load_weights(self, file: str) -> None:
+        with as_user_errors(
+            f"--network_weights {file}: {self._options.network_module} cannot load it",
+            "give the --network_module and --network_args that the file was made with",
+        ):
+            check_loaded(self._network, self._network.load_weights(file), file)
 
     def _check_limit(self) -> None:
         if self._options.scale_weight_norms and not hasattr(self._network, "apply_max_norm_regularization"):
@@ -138,12 +154,12 @@ class AdapterTraining:
             self._network.save_weights(str(temporary), dtype, dict(metadata))  # some networks add entries to it
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return dict(self._network.state_dict())
+        return exact_state(self._network) if self._is_foreign else dict(self._network.state_dict())
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Raises `UserError` for the state of another network."""
         try:
-            self._network.load_state_dict(state)
+            load_exact_state(self._network, state) if self._is_foreign else self._network.load_state_dict(state)
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -102,7 +103,9 @@ class Objective:
         """The loss of one micro-batch, a scalar. Its randomness is a function of (seed, epoch, index in the plan)."""
         key = (seed, batch.micro_batch.epoch, batch.micro_batch.index)
         generator = torch.Generator(self._accelerator.device).manual_seed(derive_seed("noise", *key))
-        torch.manual_seed(derive_seed("network", *key))  # dropout draws from the global generators
+        network_seed = derive_seed("network", *key)
+        torch.manual_seed(network_seed)  # dropout draws from the global generators,
+        random.seed(network_seed)  # and networks of other packages from Python's as well
         latents = self._latents.latents_of(batch)
         # before the noise: they stay the same whatever the noise is made of
         timesteps = sample_timesteps(len(latents), self.timesteps, generator)
