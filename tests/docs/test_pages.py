@@ -33,11 +33,12 @@ PAGES = sorted(
 TRAINING = ("train_network", "train_db", "fine_tune", "train_textual_inversion")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 # options of pip, pytest, tensorboard, git, torchrun and accelerate's launcher, which pages name
 OTHER_PROGRAMS = {
     "--index-url", "--force-reinstall", "--logdir", "--durations", "--check", "--dist", "--extra-index-url",
     "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--multi_gpu",
-    "--use_fsdp", "--use_deepspeed", "--fsdp_version", "--fsdp_auto_wrap_policy",
+    "--use_fsdp", "--use_deepspeed", "--fsdp_version", "--fsdp_auto_wrap_policy", "--deps",
 }  # fmt: skip
 
 
@@ -82,10 +83,10 @@ def test_commands_are_taken(script, words, monkeypatch):
         not script.startswith("finetune/")
     ):
         pytest.skip("no script whose options are declared in groups")
-    is_cut = "..." in words or "--config_file" in words
     argv = [word for word in words if word != "..."]
-    if "--config_file" in argv:
-        at = argv.index("--config_file")
+    at = argv.index("--config_file") if "--config_file" in argv else None
+    is_cut = "..." in words or at is not None
+    if at is not None and not (ROOT / argv[at + 1]).is_file():  # of the reader's own
         del argv[at : at + 2]
     _, errors = read_options(argv, option_groups(script), program=script, description="", foreign=ForeignOptions())
     not_here = ("is missing", "no training data is given") if is_cut else ()
@@ -118,6 +119,13 @@ def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", _BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     plain = [re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+
+
+def test_images_of_pages_are_small():
+    """A page that loads megabytes is slow to read, and a clone of them slow to make."""
+    images = {page.parent / target for page in PAGES for target in _IMAGE.findall(page.read_text(encoding="utf-8"))}
+    assert len(images) >= 4
+    assert [path.name for path in images if path.is_file() and path.stat().st_size >= 300_000] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
