@@ -21,7 +21,7 @@ from networks.adapters.arguments.blocks import (
     mid_lr_weight,
     threshold,
 )
-from networks.adapters.arguments.numbers import alpha, probability, rank, ratio
+from networks.adapters.arguments.numbers import alpha, probability, rank, ratio, yes_or_no
 from networks.adapters.arguments.patterns import patterns, reg_dims, reg_lrs
 
 _DEFAULT_DIM = 4
@@ -83,11 +83,7 @@ def parse_network_args(
     Raises UserError.
     """
     takes = NETWORK_ARGS[module]
-    later = [name for name, value in network_args.items() if name in _LATER_ARGS and says_something(value)]
-    errors = [_unknown(module, name) for name in network_args if name not in (*takes, *_LATER_ARGS)]
-    if later:
-        message = f"--network_args {', '.join(later)}: {module} does not implement this yet"
-        errors.append(UserError(message, hint="leave it out: the LoRA would be a different one"))
+    errors = [_unknown(module, name) for name in network_args if name not in takes]
 
     def read(flag: str, value: Any, parse: Callable[[Any], Any], default: Any) -> Any:
         if value is None:
@@ -153,7 +149,7 @@ def without_effect(network_args: Mapping[str, Any], of_file: bool = False) -> It
 
 def _unknown(module: str, name: str) -> UserError:
     takes = NETWORK_ARGS[module]
-    nearest = nearest_name(name, (*takes, *_LATER_ARGS))
+    nearest = nearest_name(name, takes)
     hint = f"did you mean {nearest}?" if nearest else f"{module} knows {', '.join(takes)}"
     return UserError(f"--network_args: {module} has no argument {name!r}", hint=hint)
 
@@ -180,9 +176,9 @@ _NETWORK_ARGS: dict[str, Callable[[Any], Any]] = {
     "network_reg_lrs": reg_lrs,
 }
 # arguments of some kinds of layers: keyword arguments of their classes
-_LAYER_ARGS: dict[str, Callable[[Any], Any]] = {}
-# known arguments that are not implemented yet; their "off" values are accepted
-_LATER_ARGS = ("use_dora",)
+_LAYER_ARGS: dict[str, Callable[[Any], Any]] = {
+    "use_dora": yes_or_no,
+}
 
 _BY_BLOCK = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 _LR_WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
@@ -194,7 +190,7 @@ _OF_EVERY_KIND = (
 )  # fmt: skip
 # network module -> the arguments that it takes
 NETWORK_ARGS: dict[str, tuple[str, ...]] = {
-    "networks.lora": (*_OF_EVERY_KIND, *_LORAPLUS),
+    "networks.lora": (*_OF_EVERY_KIND, *_LORAPLUS, "use_dora"),
 }
 # argument -> those without which it does nothing
 _NEEDED: dict[str, tuple[str, ...]] = {
@@ -203,4 +199,6 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "block_lr_zero_threshold": _LR_WEIGHTS,
     "include_patterns": ("exclude_patterns",),
 }
-_OF_NEW_NETWORKS = ("conv_dim", "conv_alpha", *_BY_BLOCK, "exclude_patterns", "include_patterns", "network_reg_dims")
+_OF_NEW_NETWORKS = (
+    "conv_dim", "conv_alpha", *_BY_BLOCK, "exclude_patterns", "include_patterns", "network_reg_dims", "use_dora",
+)  # fmt: skip

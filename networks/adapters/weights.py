@@ -11,6 +11,7 @@ from library.cli.errors import UserError, listed, plural
 
 _NUM_NAMED = 3
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
+MAGNITUDE = "dora_scale"  # of DoRA
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class FileKind:
         return f"give a {self.name} file with {parts} and alpha for each layer, and the module that made it"
 
 
-LORA_FILE = FileKind("LoRA", (DOWN, UP))
+LORA_FILE = FileKind("LoRA", (DOWN, UP), optional=(MAGNITUDE,))
 
 
 def parts_by_layer(
@@ -60,7 +61,13 @@ class RankAndAlpha:
 
 
 def ranks_and_alphas(weights: Mapping[str, torch.Tensor], source: str) -> dict[str, RankAndAlpha]:
-    """Rank and alpha of a LoRA file by layer name. Raises UserError if there is none, or one is incomplete."""
+    """Rank and alpha of a LoRA file by layer name. Raises UserError if there is none, or one is incomplete.
+
+    A DoRA is refused: its update is not `lora_up` @ `lora_down` alone.
+    """
+    magnitude = next((key for key in weights if key.endswith(f".{MAGNITUDE}")), None)
+    if magnitude is not None:
+        raise UserError(f"{source} is a DoRA ({magnitude}), not a LoRA", hint="give a LoRA file without dora_scale")
     return {
         name: RankAndAlpha(len(layer[DOWN]), float(layer[ALPHA]) if ALPHA in layer else None)
         for name, layer in parts_by_layer(weights, LORA_FILE, source).items()

@@ -26,7 +26,7 @@ OWN = {
         "network_dropout": 0.1,
         "scale_weight_norms": 0.005,
         "network_args": "rank_dropout=0.1 module_dropout=0.1 loraplus_lr_ratio=4 up_lr_weight=linear+.5"
-        " network_reg_lrs=.*attn1.*=1e-3",
+        " network_reg_lrs=.*attn1.*=1e-3 use_dora=True",
     },
     "train_db": {"stop_text_encoder_training": 5, "save_model_as": "safetensors"},
     "fine_tune": {"train_text_encoder": True, "save_model_as": "safetensors"},

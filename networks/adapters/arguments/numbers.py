@@ -1,4 +1,4 @@
-"""Numbers in `--network_args`."""
+"""Numbers, and yes or no, in `--network_args`."""
 
 from __future__ import annotations
 
@@ -38,3 +38,10 @@ def ratio(value: Any) -> float:
 def rank_or_none(value: Any) -> int:
     """0: no layer."""
     return int(number(value, "a whole number from 0", lambda number: number >= 0 and number == int(number)))
+
+
+def yes_or_no(value: Any) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if str(value).lower() not in words:
+        raise ValueError("True or False")
+    return words[str(value).lower()]
