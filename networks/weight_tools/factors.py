@@ -26,6 +26,12 @@ class Factors:
         return self.left[:, :rank] * root, root[:, None] * self.right[:rank]
 
 
+def matrix_factors(matrix: torch.Tensor) -> Factors:
+    """Of a matrix (out, in)."""
+    left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
+    return Factors(left, values, right)
+
+
 def product_factors(up: torch.Tensor, down: torch.Tensor) -> Factors:
     """Of up @ down, (out, r) and (r, in), from matrices of r x r: the product itself is never made."""
     left, upper = torch.linalg.qr(up.float())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from library.cli.jobs.job import Job
 from library.cli.jobs.outcome import Outcome
 from library.cli.parser import Options
+from networks.weight_tools.extract_options import ExtractOptions
 from networks.weight_tools.merge_options import MergeOptions
 from networks.weight_tools.options import CheckOptions, ResizeOptions
 
@@ -33,6 +34,12 @@ def _merge(options: Options, outcome: Outcome) -> None:
         merge_into_model(wanted, outcome)
 
 
+def _extract(options: Options, outcome: Outcome) -> None:
+    from networks.weight_tools.extraction import extract
+
+    extract(options[ExtractOptions], outcome)
+
+
 CHECK = Job(
     "check_lora_weights.py",
     "Shows the statistics of the weights in a LoRA file, and names layers with NaN or infinite values and those without"
@@ -56,5 +63,13 @@ MERGE = Job(
     (MergeOptions,),
     _merge,
     done="merged",
+    first_process_only=True,
+)
+EXTRACT = Job(
+    "extract_lora_from_models.py",
+    "Extracts a LoRA from a fine-tuned model and the model that it was tuned from.",
+    (ExtractOptions,),
+    _extract,
+    done="layers extracted",
     first_process_only=True,
 )

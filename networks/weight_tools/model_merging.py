@@ -10,19 +10,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from library.cli.errors import UserError, UserErrors
+from library.cli.errors import UserError
 from library.cli.jobs.outcome import Outcome
 from library.models.convert import model_metadata
 from library.models.devices import DTYPES, choose_device
 from library.models.family import ModelFamily
 from library.models.layouts.formats import format_by_name
 from library.models.options import MetadataOptions
-from library.models.registry import inspect_model, open_family
+from library.models.registry import inspect_model
 from library.models.weights.lazy_tensors import LazyTensors, UnreadTensor, leave_unread
-from library.models.weights.path_checks import about_flag
 from networks.adapters.adapter_layer import AdapterLayer
 from networks.lora import create_network_from_weights
 from networks.weight_tools.merge_options import MODEL_FLAG, MergeOptions
+from networks.weight_tools.opened_models import open_model, text_encoders_of, unread_weights
 
 logger = logging.getLogger(__name__)
 
@@ -33,23 +33,19 @@ def merge_into_model(options: MergeOptions, outcome: Outcome) -> None:
     One tensor of the model is in memory at a time, unless a pickle is read or written.
     """
     device = choose_device(options.device)
-    family = _load(options)
-    roots = family.adapter_roots()
-    encoders = roots.text_encoders[0] if len(roots.text_encoders) == 1 else list(roots.text_encoders)
+    family = open_model(options.model_options, MODEL_FLAG)
+    encoders, unet = text_encoders_of(family), family.adapter_roots().unet
     networks = [
-        create_network_from_weights(ratio, path, family.vae, encoders, roots.unet, for_inference=True)[0]
+        create_network_from_weights(ratio, path, family.vae, encoders, unet, for_inference=True)[0]
         for path, ratio in options.files
     ]
     adapted: dict[nn.Module, list[AdapterLayer]] = {}
     for network in networks:
         for layer in network.layers():
             adapted.setdefault(layer.base, []).append(layer)
-    for root in (roots.unet, *roots.text_encoders):
-        weights = root.state_dict()
-        for path, base in root.named_modules():
-            if base in adapted:
-                merge = partial(_merged, base, adapted[base], weights[f"{path}.weight"], options.precision, device)
-                leave_unread(base, LazyTensors({"weight": merge}))
+    for base, weight in unread_weights(family, adapted).items():
+        merge = partial(_merged, base, adapted[base], weight, options.precision, device)
+        leave_unread(base, LazyTensors({"weight": merge}))
     _save(family, options)
     outcome.done += len(options.files)
 
@@ -67,15 +63,6 @@ def _merged(
         return base.weight.detach()
     finally:
         base.weight = empty
-
-
-def _load(options: MergeOptions) -> ModelFamily:
-    try:
-        return open_family(options.model_options)
-    except UserErrors as errors:
-        raise UserErrors(about_flag(MODEL_FLAG, error) for error in errors.errors) from errors
-    except UserError as error:
-        raise about_flag(MODEL_FLAG, error) from error
 
 
 def _save(family: ModelFamily, options: MergeOptions) -> None:

@@ -1,0 +1,40 @@
+"""Models for the tools: opened with their weights left in their files, and named as the user gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from library.cli.errors import UserError, UserErrors
+from library.models.family import ModelFamily
+from library.models.options import ModelOptions
+from library.models.registry import open_family
+from library.models.weights.lazy_tensors import UnreadTensor
+from library.models.weights.path_checks import about_flag
+
+
+def open_model(options: ModelOptions, flag: str) -> ModelFamily:
+    """A model whose weights stay in its files. Raises `UserError` that names the `flag` that it was given with."""
+    try:
+        return open_family(options)
+    except UserErrors as errors:
+        raise UserErrors(about_flag(flag, error) for error in errors.errors) from errors
+    except UserError as error:
+        raise about_flag(flag, error) from error
+
+
+def text_encoders_of(family: ModelFamily) -> nn.Module | Sequence[nn.Module]:
+    """The text encoders as adapter networks take them: one alone, several as a list."""
+    encoders = family.adapter_roots().text_encoders
+    return encoders[0] if len(encoders) == 1 else list(encoders)
+
+
+def unread_weights(family: ModelFamily, layers: Iterable[nn.Module]) -> dict[nn.Module, UnreadTensor]:
+    """The weights of layers of an opened model."""
+    wanted, roots = set(layers), family.adapter_roots()
+    weights = {}
+    for root in (roots.unet, *roots.text_encoders):
+        state = root.state_dict()
+        weights.update({layer: state[f"{path}.weight"] for path, layer in root.named_modules() if layer in wanted})
+    return weights
