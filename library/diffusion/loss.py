@@ -6,25 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from library.diffusion.loss_weights import timestep_weights
-from library.diffusion.noise_schedule import NoiseSchedule
 from library.diffusion.options import LossOptions
-
-
-def huber_delta(timesteps: torch.Tensor, schedule: NoiseSchedule, options: LossOptions) -> torch.Tensor:
-    """The delta of the pseudo-Huber loss at each timestep, (B,): errors count squared below it, linearly above.
-
-    "Improving Diffusion Models's Data-Corruption Resistance using Scheduled Pseudo-Huber Loss" (Khrapov et al.,
-    2403.16728): delta falls from 1 where there is little noise to `huber_c` where there is most. The schedule
-    `snr` depends on sigma = 1 / sqrt(SNR) and does not use `huber_scale`.
-    """
-    lowest = options.huber_c
-    if options.huber_schedule == "snr":
-        return (1 - lowest) / (1 + schedule.snr(timesteps).rsqrt()) ** 2 + lowest
-    if options.huber_schedule == "exponential":
-        progress = timesteps.to(schedule.alphas_cumprod.dtype) / schedule.num_timesteps
-        return options.huber_scale * lowest**progress
-    return torch.full_like(schedule.alphas_cumprod[timesteps], options.huber_scale * lowest)
+from library.diffusion.process import NoiseProcess
 
 
 def _smooth_l1(difference: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -53,8 +36,7 @@ def weighted_loss(
     *,
     loss_weights: torch.Tensor,
     timesteps: torch.Tensor,
-    schedule: NoiseSchedule,
-    prediction_type: str,
+    process: NoiseProcess,
     options: LossOptions,
     masks: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -65,9 +47,9 @@ def weighted_loss(
     masked out has a small loss.
     """
     dtype = torch.promote_types(prediction.dtype, torch.float32)
-    deltas = huber_delta(timesteps, schedule, options).view(-1, 1, 1, 1)
+    deltas = process.huber_deltas(timesteps, options).view(-1, 1, 1, 1)
     errors = _LOSSES[options.loss_type](prediction.to(dtype) - target.to(dtype), deltas)
     if masks is not None:
         errors = errors * masks
-    weights = loss_weights * timestep_weights(schedule.snr(timesteps), prediction_type, options)
+    weights = loss_weights * process.loss_weights(timesteps, options)
     return (errors.mean(dim=(1, 2, 3)) * weights).mean()

@@ -1,4 +1,4 @@
-"""Noise and timesteps of a micro-batch: offset noise, multi-resolution noise, input perturbation."""
+"""The noise of a micro-batch: plain, offset noise, multi-resolution noise, input perturbation."""
 
 from __future__ import annotations
 
@@ -81,9 +81,3 @@ def add_pyramid(noise: torch.Tensor, num_levels: int, discount: float, generator
         if 1 in size:
             break
     return total / total.std()
-
-
-def sample_timesteps(batch_size: int, timesteps: range, generator: torch.Generator) -> torch.Tensor:
-    """Uniform draws (B,) int64 of `timesteps`, on the generator's device."""
-    shape = (batch_size,)
-    return torch.randint(timesteps.start, timesteps.stop, shape, generator=generator, device=generator.device)

@@ -1,4 +1,4 @@
-"""The noise schedule: alphas_cumprod, SNR, zero terminal SNR, and the training target."""
+"""The noise schedule: alphas_cumprod, SNR, velocity, zero terminal SNR."""
 
 from __future__ import annotations
 
@@ -58,16 +58,3 @@ def rescale_to_zero_terminal_snr(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     signal = alphas_cumprod.double().sqrt()
     stretched = (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
     return stretched.square().to(alphas_cumprod.dtype)
-
-
-def target_of(
-    prediction_type: str,
-    schedule: NoiseSchedule,
-    latents: torch.Tensor,
-    noise: torch.Tensor,
-    timesteps: torch.Tensor,
-) -> torch.Tensor:
-    """The training target: the noise ("epsilon") or the velocity ("v_prediction")."""
-    if prediction_type == "v_prediction":
-        return schedule.velocity(latents, noise, timesteps)
-    return noise

@@ -165,7 +165,7 @@ def model_metadata(
     usual = 768 if family.architecture == _WIDE_ARCHITECTURE else 512
     model = SpecifiedModel(
         architecture=family.architecture,
-        prediction_type=family.prediction_type,
+        prediction_type=family.process.prediction_type,
         resolution=(int(size[1]), int(size[2])) if size else (usual, usual),
     )
     return {**kept_entries(earlier), **specification_entries(model, texts, title=title, earlier=earlier)}

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from library.diffusion.options import NoiseOptions
+    from library.diffusion.process import NoiseProcess
     from library.diffusion.validation_rules import ScheduleShape
     from library.models.options import ModelOptions
     from library.models.text.token_embedding import TokenEmbedding
@@ -88,15 +89,12 @@ class ModelFamily(ImageEncoder, Protocol):
 
     version: str  # as written to metadata: "sd_v1", "sd_v2", "sd_v2_v", ...
     architecture: str  # of SAI ModelSpec: "stable-diffusion-v1", "stable-diffusion-v2-768-v", ...
-    prediction_type: str  # "epsilon" or "v_prediction"
+    process: NoiseProcess
     unet: nn.Module
     vae: nn.Module
 
     @property
     def text_encoders(self) -> tuple[nn.Module, ...]: ...
-
-    def alphas_cumprod(self) -> torch.Tensor:
-        """The noise schedule, (num_train_timesteps,) float32."""
 
     def adapter_roots(self) -> AdapterRoots: ...
 

@@ -16,8 +16,7 @@ from library.data.config.options import CachingOptions, DatasetOptions
 from library.data.randomness import derive_seed
 from library.data.records import Batch, StepCounter
 from library.diffusion.loss import weighted_loss
-from library.diffusion.noise import Noise, make_noise, sample_timesteps
-from library.diffusion.noise_schedule import NoiseSchedule, target_of
+from library.diffusion.noise import Noise, make_noise
 from library.diffusion.options import LossOptions, NoiseOptions, timestep_range
 from library.models.device_copies import to_device
 from library.models.family import Conditioning, ModelFamily
@@ -88,11 +87,11 @@ class Objective:
         self._accelerator = accelerator
         self._noise_options = noise_options
         self._loss_options = loss_options
-        self._schedule = NoiseSchedule(family.alphas_cumprod()).to(accelerator.device)
+        self._process = family.process.to(accelerator.device)
 
     @property
     def num_timesteps(self) -> int:
-        return self._schedule.num_timesteps
+        return self._process.num_timesteps
 
     @property
     def timesteps(self) -> range:
@@ -108,7 +107,7 @@ class Objective:
         random.seed(network_seed)  # and networks of other packages from Python's as well
         latents = self._latents.latents_of(batch)
         # before the noise: they stay the same whatever the noise is made of
-        timesteps = sample_timesteps(len(latents), self.timesteps, generator)
+        timesteps = self._process.draw_timesteps(len(latents), self.timesteps, generator)
         noise = make_noise(latents, self._noise_options, generator)
         return self._loss(batch, latents, self._conditioning_of(batch), noise, timesteps)
 
@@ -140,18 +139,17 @@ class Objective:
         noise: Noise,
         timesteps: torch.Tensor,
     ) -> torch.Tensor:
-        """latents: (B, C, h, w). timesteps: (B,) int64."""
-        noisy = self._schedule.add_noise(latents, noise.added, timesteps)
+        """latents: (B, C, h, w). timesteps: (B,)."""
+        noisy = self._process.add_noise(latents, noise.added, timesteps)
         loss_weights = to_device(batch.loss_weights, latents.device)  # before `predict`, which the copy would wait for
         with self._accelerator.autocast():
             prediction = self._family.predict(noisy, timesteps, conditioning)
         return weighted_loss(
             prediction,
-            target_of(self._family.prediction_type, self._schedule, latents, noise.target, timesteps),
+            self._process.target(latents, noise.target, timesteps),
             loss_weights=loss_weights,
             timesteps=timesteps,
-            schedule=self._schedule,
-            prediction_type=self._family.prediction_type,
+            process=self._process,
             options=self._loss_options,
             masks=self._latents.masks_of(batch),
         )

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from library.cli.checks import Check, Findings
 from library.cli.errors import UserError, plural
-from library.diffusion.noise_schedule import NoiseSchedule
 from library.diffusion.options import LossOptions, NoiseOptions
-from library.diffusion.validation_rules import ScheduleShape, objective_findings
 from library.models.devices import unused_gpu
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, PromptOptions
@@ -96,10 +94,7 @@ def _objective(loaded: LoadedModel) -> Findings:
     family, options = loaded.family, loaded.run.options
     if loaded.run.context.model is not None:
         return
-    schedule = NoiseSchedule(family.alphas_cumprod())
-    shape = ScheduleShape(schedule.num_timesteps, schedule.ends_in_noise)
-    noise, loss = options[NoiseOptions], options[LossOptions]
-    yield from objective_findings(noise, loss, family.prediction_type, shape)
+    yield from family.process.findings(options[NoiseOptions], options[LossOptions])
 
 
 def _captions(loaded: LoadedModel) -> Findings:

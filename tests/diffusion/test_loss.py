@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from library.diffusion.loss import huber_delta, weighted_loss
+from library.diffusion.loss import weighted_loss
 from library.diffusion.loss_weights import min_snr_weights, timestep_weights
 from library.diffusion.options import LossOptions
-from tests.diffusion.schedules import ALPHAS, draws, schedule, snr_at
+from tests.diffusion.schedules import ALPHAS, draws, process, schedule, snr_at
 
 TIMESTEPS = [0, 185, 370, 740, 999]  # of the published reference values below
 
@@ -21,8 +21,7 @@ def loss_of(prediction, target, options, *, t, weights=None, masks=None, predict
         torch.as_tensor(target, dtype=dtype),
         loss_weights=torch.ones(len(t), dtype=dtype) if weights is None else torch.tensor(weights, dtype=dtype),
         timesteps=torch.as_tensor(t),
-        schedule=schedule(dtype),
-        prediction_type=prediction_type,
+        process=process(prediction_type, dtype),
         options=options,
         masks=None if masks is None else torch.tensor(masks, dtype=dtype),
     )
@@ -106,7 +105,7 @@ def test_errors_of_v_are_scaled_to_errors_of_the_noise_that_v_implies():
 )
 def test_huber_borders(kind, c, scale, expected):
     options = LossOptions(huber_schedule=kind, huber_c=c, huber_scale=scale)
-    np.testing.assert_allclose(huber_delta(torch.tensor(TIMESTEPS), schedule(), options), expected, rtol=3e-5)
+    np.testing.assert_allclose(process().huber_deltas(torch.tensor(TIMESTEPS), options), expected, rtol=3e-5)
 
 
 def numpy_error(d: np.ndarray, loss_type: str, c: np.ndarray) -> np.ndarray:
@@ -198,8 +197,7 @@ def test_half_precision_predictions_are_measured_in_float32():
         target,
         loss_weights=torch.ones(1),
         timesteps=torch.tensor([500]),
-        schedule=schedule(),
-        prediction_type="epsilon",
+        process=process(),
         options=LossOptions(),
     )
     assert loss.dtype == torch.float32

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from library.diffusion.discrete_diffusion import DiscreteDiffusion
 from library.diffusion.loss import weighted_loss
-from library.diffusion.noise_schedule import NoiseSchedule
 from library.diffusion.options import LossOptions
 
 ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
-SCHEDULE = NoiseSchedule(torch.tensor(ALPHAS, dtype=torch.float32))
+PROCESS = DiscreteDiffusion(torch.tensor(ALPHAS, dtype=torch.float32), "epsilon")
 
 
 def _loss(prediction, target, masks, *, weights=(1.0, 1.0), gamma=None):
@@ -18,8 +18,7 @@ def _loss(prediction, target, masks, *, weights=(1.0, 1.0), gamma=None):
         torch.tensor(target, dtype=torch.float32),
         loss_weights=torch.tensor(weights),
         timesteps=torch.tensor([100, 700]),
-        schedule=SCHEDULE,
-        prediction_type="epsilon",
+        process=PROCESS,
         options=LossOptions(min_snr_gamma=gamma),
         masks=None if masks is None else torch.tensor(masks, dtype=torch.float32),
     )
@@ -57,8 +56,7 @@ def test_what_is_masked_out_is_not_trained():
         torch.zeros(2, 4, 6, 6),
         loss_weights=torch.ones(2),
         timesteps=torch.tensor([100, 700]),
-        schedule=SCHEDULE,
-        prediction_type="epsilon",
+        process=PROCESS,
         options=LossOptions(),
         masks=masks,
     ).backward()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from library.data.randomness import derive_seed
-from library.diffusion.noise import add_pyramid, make_noise, sample_timesteps
+from library.diffusion.noise import add_pyramid, make_noise
 from library.diffusion.options import NoiseOptions, timestep_range
+from tests.diffusion.schedules import process
 
 SHAPE, NUM_DRAWS = (2, 4, 8, 8), 2000
 
@@ -184,7 +185,7 @@ def test_pyramid_noise_is_the_sum_of_enlarged_levels():
 )
 def test_timesteps_are_uniform_over_their_range(options, first, last):
     timesteps = timestep_range(NoiseOptions(**options), 1000)
-    t = torch.cat([sample_timesteps(10, timesteps, generator(index)) for index in range(NUM_DRAWS)]).numpy()
+    t = torch.cat([process().draw_timesteps(10, timesteps, generator(index)) for index in range(NUM_DRAWS)]).numpy()
     assert t.dtype == np.int64 and (t.min(), t.max()) == (first, last)
     size = last - first + 1
     counts = np.bincount(t - first, minlength=size)
@@ -206,7 +207,7 @@ def test_timesteps_are_uniform_over_their_range(options, first, last):
 def test_options_leave_plain_noise_and_timesteps_as_they_were(options):
     def draw(options):
         source, latents = generator(7), torch.ones(SHAPE)
-        timesteps = sample_timesteps(2, timestep_range(options, 1000), source)
+        timesteps = process().draw_timesteps(2, timestep_range(options, 1000), source)
         torch.manual_seed(len(str(options)))  # global randomness has no part in it
         return timesteps, make_noise(latents, options, source)
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from library.diffusion.loss import huber_delta
+from library.diffusion.discrete_diffusion import DiscreteDiffusion
 from library.diffusion.loss_weights import timestep_weights
-from library.diffusion.noise_schedule import NoiseSchedule, rescale_to_zero_terminal_snr, target_of
+from library.diffusion.noise_schedule import NoiseSchedule, rescale_to_zero_terminal_snr
 from library.diffusion.options import LossOptions
-from tests.diffusion.schedules import ALPHAS, draws, schedule
+from tests.diffusion.schedules import ALPHAS, draws, process, schedule
 
 
 def test_noisy_latents_and_targets_follow_the_formulas():
@@ -17,10 +17,8 @@ def test_noisy_latents_and_targets_follow_the_formulas():
     a = ALPHAS[t][:, None, None, None]
     as_torch = [torch.tensor(v, dtype=torch.float32) for v in (x, e)] + [torch.tensor(t)]
     np.testing.assert_allclose(schedule().add_noise(*as_torch), a**0.5 * x + (1 - a) ** 0.5 * e, atol=2e-6)
-    np.testing.assert_allclose(
-        target_of("v_prediction", schedule(), *as_torch), a**0.5 * e - (1 - a) ** 0.5 * x, atol=2e-6
-    )
-    assert target_of("epsilon", schedule(), *as_torch) is as_torch[1]
+    np.testing.assert_allclose(process("v_prediction").target(*as_torch), a**0.5 * e - (1 - a) ** 0.5 * x, atol=2e-6)
+    assert process().target(*as_torch) is as_torch[1]
 
 
 def test_zero_terminal_snr_is_algorithm_1_of_the_paper():
@@ -74,7 +72,7 @@ def test_weights_follow_the_rescaled_schedule_to_its_end(prediction_type, name):
 
 @pytest.mark.parametrize("kind", ["constant", "exponential", "snr"])
 def test_huber_borders_are_finite_where_the_snr_is_zero(kind):
-    rescaled = NoiseSchedule(rescale_to_zero_terminal_snr(schedule().alphas_cumprod))
-    borders = huber_delta(torch.arange(1000), rescaled, LossOptions(huber_schedule=kind))
+    rescaled = DiscreteDiffusion(rescale_to_zero_terminal_snr(schedule().alphas_cumprod), "epsilon")
+    borders = rescaled.huber_deltas(torch.arange(1000), LossOptions(huber_schedule=kind))
     assert torch.isfinite(borders).all()
     assert borders[-1].item() == pytest.approx(0.1, rel=5e-3)

@@ -12,7 +12,6 @@ from torch.nn import functional
 from library.data.config.options import DatasetOptions
 from library.data.images.decoding import load_image
 from library.data.load_data import load_training_data
-from library.diffusion.noise_schedule import NoiseSchedule
 from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.models.text.embedding_files import read_embedding
@@ -41,7 +40,7 @@ def mean_loss(images, vectors):
     """Mean squared error of the predicted noise on the images at five timesteps; the noise is always the same."""
     family = load_base()
     family.add_token(TokenEmbedding(WORD, vectors))
-    schedule, losses = NoiseSchedule(family.alphas_cumprod()), []
+    schedule, losses = family.process.schedule, []
     options = DatasetOptions(train_data_dir=str(images), resolution=(64, 64), caption_extension=".txt")
     (dataset,) = load_training_data(options).datasets
     for index, record in enumerate(dataset.records):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from library.cli.errors import UserError
+from library.diffusion.discrete_diffusion import DiscreteDiffusion
 from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
 from library.models.compute import set_attention, store_in_float8
 from library.models.device_copies import to_device
@@ -74,7 +75,6 @@ class StableDiffusion:
         version = _VERSIONS[detected.is_v2]
         self.version = version.names[prediction_type]
         self.architecture = version.architectures[prediction_type]
-        self.prediction_type = prediction_type
         self.is_v2 = detected.is_v2
         self.unet = parts.unet
         self.vae = parts.vae
@@ -85,7 +85,7 @@ class StableDiffusion:
         self._unused_tensors = parts.unused_tensors
         self._codec = VaeCodec(parts.vae)
         self.latent_channels, self.vae_scale = self._codec.latent_channels, self._codec.vae_scale
-        self._alphas_cumprod = make_alphas_cumprod(detected.scheduler, detected.source)
+        self.process = DiscreteDiffusion(make_alphas_cumprod(detected.scheduler, detected.source), prediction_type)
         self._text_fingerprints = Fingerprints()
         self._unet_dtype = torch.float32
         self._snapshots: dict[str, Any] = {}
@@ -96,7 +96,8 @@ class StableDiffusion:
     def _make_ready(self, settings: LoadSettings) -> None:
         """The steps between loading and training. Each relies on the one before it."""
         if settings.zero_terminal_snr:
-            self._alphas_cumprod = rescale_to_zero_terminal_snr(self._alphas_cumprod)
+            rescaled = rescale_to_zero_terminal_snr(self.process.schedule.alphas_cumprod)
+            self.process = DiscreteDiffusion(rescaled, self.process.prediction_type)
             self._scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         modules = {"unet": self.unet, "text_encoder": self.text_encoders[0], "vae": self.vae}
         self._snapshots = {name: nn.Module.to(copy.deepcopy(modules[name]), "cpu") for name in settings.kept_exact}
@@ -114,10 +115,6 @@ class StableDiffusion:
             self._checkpoint_gradients()
         if settings.memory.compiles:  # at its first call, with whatever is attached to it until then
             self.unet.compile(backend=settings.memory.dynamo_backend)
-
-    def alphas_cumprod(self) -> torch.Tensor:
-        """The noise schedule, (num_train_timesteps,) float32; a copy, which may be changed."""
-        return self._alphas_cumprod.clone()
 
     def adapter_roots(self) -> AdapterRoots:
         """The U-Net and the text encoder."""

@@ -23,13 +23,15 @@ _OF_ONE_FILE = (
     "sshs_legacy_hash",
 )  # fmt: skip
 
+_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # flows have no name in the specification
+
 
 @dataclass(frozen=True)
 class SpecifiedModel:
     """What the specification requires of a model. `resolution` is (width, height)."""
 
     architecture: str  # "stable-diffusion-v1", with "/lora" appended for an adapter
-    prediction_type: str  # "epsilon" or "v_prediction"
+    prediction_type: str  # of the noise process
     resolution: tuple[int, int]
     implementation: str = "diffusers"
     clip_skip: int | None = None
@@ -50,7 +52,7 @@ def specification_entries(
         "architecture": model.architecture,
         "implementation": model.implementation,
         "resolution": f"{width}x{height}",
-        "prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon",
+        "prediction_type": _PREDICTIONS.get(model.prediction_type),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "encoder_layer": None if model.clip_skip is None else str(model.clip_skip),
         "timestep_range": None if model.timestep_range is None else ",".join(map(str, model.timestep_range)),

@@ -171,7 +171,7 @@ def _objective_entries(noise: NoiseOptions, loss: LossOptions) -> dict[str, Any]
 
 def _timestep_range(noise: NoiseOptions, family: ModelFamily) -> tuple[int, int] | None:
     """The first and last trained timestep; None where all timesteps are trained."""
-    num_timesteps = len(family.alphas_cumprod())
+    num_timesteps = family.process.num_timesteps
     trained = timestep_range(noise, num_timesteps)
     return None if len(trained) == num_timesteps else (trained[0], trained[-1])
 
@@ -208,7 +208,7 @@ def _specification_entries(
     return specification_entries(
         SpecifiedModel(
             architecture=family.architecture + method.architecture_suffix,
-            prediction_type=family.prediction_type,
+            prediction_type=family.process.prediction_type,
             resolution=data.datasets[0].config.resolution,
             clip_skip=options[PromptOptions].clip_skip,
             timestep_range=_timestep_range(options[NoiseOptions], family),

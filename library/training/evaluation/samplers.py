@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from library.models.family import ModelFamily
+    from library.diffusion.discrete_diffusion import DiscreteDiffusion
+    from library.diffusion.process import NoiseProcess
 
 
 class Scheduler(Protocol):
@@ -41,26 +42,22 @@ _EVEN = "linspace"  # and as those by K. Crowson do: the first and the last time
 _LEAST_LOG_SNR = -5.1  # half of it, where predicted noise still says something about the image
 
 
-def _betas(family: ModelFamily, least_alpha: float = 0.0) -> np.ndarray:
+def _betas(process: DiscreteDiffusion, least_alpha: float = 0.0) -> np.ndarray:
     import numpy as np
 
-    alphas = family.alphas_cumprod().double().cpu().numpy().clip(min=least_alpha)
+    alphas = process.schedule.alphas_cumprod.double().cpu().numpy().clip(min=least_alpha)
     return 1 - alphas / np.concatenate([[1.0], alphas[:-1]])
 
 
-def _spacing(family: ModelFamily, usual: str) -> str:
+def _spacing(process: DiscreteDiffusion, usual: str) -> str:
     """Timestep spacing: with zero terminal SNR, sampling has to start from the last timestep, as training did.
 
     "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al., 2305.08891). For an epsilon model the
     predicted noise says nothing about the image there, and sampling starts a little earlier in the schedule.
     """
-    if not _ends_in_noise(family):
+    if not process.schedule.ends_in_noise:
         return usual
-    return "trailing" if family.prediction_type == "v_prediction" else "leading"
-
-
-def _ends_in_noise(family: ModelFamily) -> bool:
-    return float(family.alphas_cumprod()[-1]) == 0
+    return "trailing" if process.predicts_v else "leading"
 
 
 @dataclass(frozen=True)
@@ -77,18 +74,18 @@ class SamplerRow:
     settings: Mapping[str, Any] = field(default_factory=dict)
     divides: bool = True
 
-    def __call__(self, family: ModelFamily) -> Scheduler:
+    def __call__(self, process: DiscreteDiffusion) -> Scheduler:
         """A scheduler on the noise schedule that the model is trained on."""
-        is_exact_at_zero = not self.divides and family.prediction_type == "v_prediction"
+        is_exact_at_zero = not self.divides and process.predicts_v
         settings = dict(self.settings)
         if self.spacing is not None:
-            settings |= {"timestep_spacing": _spacing(family, self.spacing), "steps_offset": 1}
-        elif _ends_in_noise(family) and family.prediction_type != "v_prediction":
+            settings |= {"timestep_spacing": _spacing(process, self.spacing), "steps_offset": 1}
+        elif process.schedule.ends_in_noise and not process.predicts_v:
             settings |= {"lambda_min_clipped": _LEAST_LOG_SNR}
         make = getattr(importlib.import_module(self.module), self.scheduler)
         return make(
-            trained_betas=_betas(family, 0.0 if is_exact_at_zero else _LEAST_ALPHA),
-            prediction_type=family.prediction_type,
+            trained_betas=_betas(process, 0.0 if is_exact_at_zero else _LEAST_ALPHA),
+            prediction_type=process.prediction_type,
             **settings,
         )
 
@@ -96,7 +93,7 @@ class SamplerRow:
 _DIFFUSERS = "diffusers.schedulers.scheduling_"
 _LAST_STEP = {"set_alpha_to_one": False}  # ends at the noise of timestep 0
 
-SAMPLERS: dict[str, Callable[[ModelFamily], Scheduler]] = {
+SAMPLERS: dict[str, Callable[[DiscreteDiffusion], Scheduler]] = {
     "ddim": SamplerRow(
         f"{_DIFFUSERS}ddim", "DDIMScheduler", _STABLE, {"clip_sample": False, **_LAST_STEP}, divides=False
     ),
@@ -125,6 +122,14 @@ SAMPLER_NAMES = (*SAMPLERS, *_OLDER_NAMES)
 def sampler_row(name: str) -> str:
     """The row of `SAMPLERS` for a name of `SAMPLER_NAMES`: k_euler_a is an older name of euler_a."""
     return name.removeprefix("k_")
+
+
+def make_scheduler(name: str, process: NoiseProcess) -> Scheduler:
+    """The scheduler of a row of `SAMPLERS` for a process; a flow has Euler's method, whatever the row."""
+    from library.diffusion.discrete_diffusion import DiscreteDiffusion
+    from library.training.evaluation.flow_euler import FlowEulerScheduler
+
+    return SAMPLERS[name](process) if isinstance(process, DiscreteDiffusion) else FlowEulerScheduler(process)
 
 
 def advance(

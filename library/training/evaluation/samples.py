@@ -20,7 +20,7 @@ from library.training.evaluation.contact_sheets import ProgressSheet, round_shee
 from library.training.evaluation.modes import evaluation_mode
 from library.training.evaluation.prompts import SamplePrompt
 from library.training.evaluation.sample_files import SampleFacts, SampleHistory, sample_path
-from library.training.evaluation.samplers import SAMPLERS, advance
+from library.training.evaluation.samplers import advance, make_scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ def draw_sample(family: ModelFamily, prompt: SamplePrompt, *, sampler: str, seed
     device = next(family.unet.parameters()).device
     generator = torch.Generator("cpu").manual_seed(seed)
     shape = (1, family.latent_channels, prompt.height // family.vae_scale, prompt.width // family.vae_scale)
-    scheduler = SAMPLERS[sampler](family)
+    scheduler = make_scheduler(sampler, family.process)
     # samplers that begin one timestep later have one less
-    scheduler.set_timesteps(min(prompt.sample_steps, len(family.alphas_cumprod()) - 1), device=device)
+    scheduler.set_timesteps(min(prompt.sample_steps, family.process.num_timesteps - 1), device=device)
     latents = torch.randn(shape, generator=generator).to(device) * scheduler.init_noise_sigma
     conditioning = family.encode_prompts([prompt.negative_prompt, prompt.prompt], weighted=True)
     for timestep in scheduler.timesteps:

@@ -54,7 +54,10 @@ def model_facts(run: RunSetup, method: TrainingMethod, family: ModelFamily) -> I
     """The loaded model, and what of it is trained."""
     models, optimizing = run.options[ModelOptions], run.options[OptimizerOptions]
     base = str(models.pretrained_model_name_or_path)
-    rows = [("base model", Path(base).name or base), ("model type", f"{family.version}, {family.prediction_type}")]
+    rows = [
+        ("base model", Path(base).name or base),
+        ("model type", f"{family.version}, {family.process.prediction_type}"),
+    ]
     if models.vae is not None:
         rows.append(("VAE", Path(models.vae).name))
     yield Group("Model", rows)

@@ -156,7 +156,7 @@ def test_full_size_files_have_the_keys_shapes_and_types_that_other_programs_look
 def test_a_saved_model_predicts_what_the_loaded_one_did(tiny, tmp_path, format, prediction_type):
     family = load(write_folder(tiny, tmp_path / "source", prediction_type=prediction_type))
     again = load(save(family, tmp_path, format))
-    assert (again.version, again.prediction_type) == (family.version, prediction_type)
+    assert (again.version, again.process.prediction_type) == (family.version, prediction_type)
     for found, expected in zip(outputs(again), outputs(family), strict=True):
         assert torch.equal(found, expected)
 
@@ -248,7 +248,7 @@ def test_a_single_file_of_an_unusual_model_is_read_as_that_model(tiny_v1, tmp_pa
     again = load(path)
     for found, expected in zip(outputs(again), outputs(family), strict=True):
         assert torch.equal(found, expected)
-    assert torch.equal(again.alphas_cumprod(), family.alphas_cumprod())
+    assert torch.equal(again.process.schedule.alphas_cumprod, family.process.schedule.alphas_cumprod)
     assert again.scale_latents(torch.ones(1)).item() == pytest.approx(0.3)
 
 
@@ -256,9 +256,9 @@ def test_a_single_file_of_an_unusual_model_is_read_as_that_model(tiny_v1, tmp_pa
 def test_a_model_trained_on_zero_terminal_snr_says_so(folder_v1, tmp_path, format):
     family = load_family(ModelOptions(str(folder_v1)), settings=LoadSettings(zero_terminal_snr=True))
     again = load(save(family, tmp_path, format))
-    assert again.alphas_cumprod()[-1] == 0
-    assert torch.equal(again.alphas_cumprod(), family.alphas_cumprod())
-    assert not torch.equal(load(folder_v1).alphas_cumprod(), family.alphas_cumprod())
+    assert again.process.schedule.alphas_cumprod[-1] == 0
+    assert torch.equal(again.process.schedule.alphas_cumprod, family.process.schedule.alphas_cumprod)
+    assert not torch.equal(load(folder_v1).process.schedule.alphas_cumprod, family.process.schedule.alphas_cumprod)
 
 
 def stated(path: Path) -> dict[str, dict]:
@@ -319,7 +319,7 @@ def test_the_metadata_of_earlier_files_is_read(file_v1, tmp_path):
     entry = {"vae": {"scaling_factor": 0.3}, "scheduler": {"prediction_type": "v_prediction"}}
     save_file(load_file(file_v1), path, {"config_not_in_weights": json.dumps(entry)})
     family = load(path)
-    assert family.prediction_type == "v_prediction"
+    assert family.process.prediction_type == "v_prediction"
     assert family.scale_latents(torch.ones(1)).item() == pytest.approx(0.3)
 
 
@@ -424,11 +424,11 @@ def test_a_noise_model_that_was_turned_into_a_v_model_says_so_once_it_is_saved(
         path = tmp_path / "epsilon.safetensors"
         save_file(stability_layout(tiny_v1), path, {"modelspec.prediction_type": "epsilon"})
     family = load(path, v_parameterization=True)
-    sampler = SAMPLERS["ddim"](family)
+    sampler = SAMPLERS["ddim"](family.process)
     assert sampler.config.prediction_type == "v_prediction"  # of sample images
-    model = SpecifiedModel(family.architecture, family.prediction_type, (512, 512))
+    model = SpecifiedModel(family.architecture, family.process.prediction_type, (512, 512))
     saved = save(family, tmp_path, format, metadata=specification_entries(model, MetadataOptions(), title="x"))
-    assert load(saved).prediction_type == "v_prediction"  # without the flag
+    assert load(saved).process.prediction_type == "v_prediction"  # without the flag
     if saved.is_dir():
         assert (
             json.loads((saved / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "v_prediction"

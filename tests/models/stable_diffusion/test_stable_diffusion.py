@@ -54,7 +54,7 @@ def test_a_diffusers_folder_gives_the_original_outputs(tiny, folder):
     assert_like_original(family, tiny)
     assert family.version == ("sd_v2" if tiny.is_v2 else "sd_v1")
     assert family.architecture == ("stable-diffusion-v2-512" if tiny.is_v2 else "stable-diffusion-v1")
-    assert (family.latent_channels, family.vae_scale, family.prediction_type) == (4, 2, "epsilon")
+    assert (family.latent_channels, family.vae_scale, family.process.prediction_type) == (4, 2, "epsilon")
     assert family.encode_prompts(["x"]).hidden_states.shape == (1, 77, 64)
     assert family.tokenizer.encode([""]).ids[0, 0, -1] == (0 if tiny.is_v2 else 49407)
     for module in (family.unet, family.vae, *family.text_encoders):
@@ -180,16 +180,16 @@ def test_v_prediction_of_a_folder_is_used_without_the_flag_and_logged(tiny_v2, f
     folder = folder_writer(tiny_v2, tmp_path, prediction_type="v_prediction")
     with caplog.at_level(logging.INFO):
         family = load(folder)
-    assert (family.prediction_type, family.version) == ("v_prediction", "sd_v2_v")
+    assert (family.process.prediction_type, family.version) == ("v_prediction", "sd_v2_v")
     assert family.architecture == "stable-diffusion-v2-768-v"
     assert "predicts v" in caplog.text
-    assert load(folder, v_parameterization=True).prediction_type == "v_prediction"
+    assert load(folder, v_parameterization=True).process.prediction_type == "v_prediction"
 
 
 def test_v_parameterization_turns_a_folder_that_says_epsilon_into_a_v_model_with_a_warning(folder, caplog):
     family = load(folder, v_parameterization=True)
     is_v2 = family.is_v2
-    assert family.prediction_type == "v_prediction"
+    assert family.process.prediction_type == "v_prediction"
     assert family.version == ("sd_v2_v" if is_v2 else "sd_v1_v")
     assert family.architecture == ("stable-diffusion-v2-768-v" if is_v2 else "stable-diffusion-v1")
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -205,26 +205,26 @@ def test_v2_for_a_1x_model_stays_an_error_beside_v_parameterization(folder_v1):
 def test_a_folder_that_says_nothing_follows_the_flag(folder_v1, tmp_path):
     folder = Path(shutil.copytree(folder_v1, tmp_path / "model"))
     shutil.rmtree(folder / "scheduler")
-    assert load(folder).prediction_type == "epsilon"
-    assert load(folder, v_parameterization=True).prediction_type == "v_prediction"
+    assert load(folder).process.prediction_type == "epsilon"
+    assert load(folder, v_parameterization=True).process.prediction_type == "v_prediction"
 
 
 def test_a_single_file_follows_the_flag_its_metadata_or_its_v_pred_key(tiny_v2, stability_layout, tmp_path, caplog):
     tensors = stability_layout(tiny_v2)
     path = tmp_path / "model.safetensors"
     save_file(tensors, path)
-    assert load(path).prediction_type == "epsilon"
+    assert load(path).process.prediction_type == "epsilon"
     assert "--v_parameterization" in caplog.text  # the file cannot say, so the user is warned
-    assert load(path, v_parameterization=True).prediction_type == "v_prediction"
+    assert load(path, v_parameterization=True).process.prediction_type == "v_prediction"
     save_file(tensors, path, metadata={"modelspec.prediction_type": "v"})
-    assert load(path).prediction_type == "v_prediction"
+    assert load(path).process.prediction_type == "v_prediction"
     save_file(tensors, path, metadata={"modelspec.prediction_type": "epsilon"})
     caplog.clear()
-    assert load(path).prediction_type == "epsilon" and not caplog.text
-    assert load(path, v_parameterization=True).prediction_type == "v_prediction"
+    assert load(path).process.prediction_type == "epsilon" and not caplog.text
+    assert load(path, v_parameterization=True).process.prediction_type == "v_prediction"
     assert "predicts noise (epsilon)" in caplog.text
     save_file({**tensors, "v_pred": torch.zeros(0)}, path)
-    assert load(path).prediction_type == "v_prediction"
+    assert load(path).process.prediction_type == "v_prediction"
 
 
 def test_a_prediction_type_that_is_not_known_is_an_error(tiny_v1, folder_writer, tmp_path):
@@ -250,7 +250,7 @@ def test_a_schedulers_zero_terminal_snr_is_followed(betas):
 
 
 def test_the_usual_noise_schedule_is_taken_for_single_files(file_v1):
-    alphas = load(file_v1).alphas_cumprod()
+    alphas = load(file_v1).process.schedule.alphas_cumprod
     assert alphas.shape == (1000,) and alphas.dtype == torch.float32
     for timestep, value in {0: 0.99914998, 370: 0.47329462, 999: 0.0046601}.items():
         assert alphas[timestep].item() == pytest.approx(value, abs=1e-7)

@@ -1,12 +1,11 @@
 """If these fail, sample images of a model whose schedule ends in noise alone are grey, or no images at all."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, LMSDiscreteScheduler
 
+from library.diffusion.discrete_diffusion import DiscreteDiffusion
 from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
 from library.training.evaluation.samplers import SAMPLERS, advance
 
@@ -15,8 +14,8 @@ ZERO_TERMINAL = rescale_to_zero_terminal_snr(USUAL)
 
 
 def sampler(name: str, prediction_type: str, alphas: torch.Tensor, num_steps: int = 20):
-    family = SimpleNamespace(prediction_type=prediction_type, alphas_cumprod=alphas.clone)
-    scheduler = SAMPLERS[name](family)
+    process = DiscreteDiffusion(alphas, prediction_type)
+    scheduler = SAMPLERS[name](process)
     scheduler.set_timesteps(num_steps)
     return scheduler
 

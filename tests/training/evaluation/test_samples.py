@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from library.diffusion.discrete_diffusion import DiscreteDiffusion
 from library.models.family import Conditioning
 from library.training.evaluation.prompts import SamplePrompt
 from library.training.evaluation.sample_files import SampleHistory, earlier_images
@@ -21,14 +22,12 @@ from tests.diffusion.schedules import schedule
 class GreyFamily:
     """A model of 1000 timesteps that predicts no noise, and fails at one prompt."""
 
-    latent_channels, vae_scale, prediction_type = 4, 8, "epsilon"
+    latent_channels, vae_scale = 4, 8
+    process = DiscreteDiffusion(schedule().alphas_cumprod, "epsilon")
 
     def __init__(self) -> None:
         self.unet = torch.nn.Linear(1, 1)
         self.timesteps: list[int] = []
-
-    def alphas_cumprod(self) -> torch.Tensor:
-        return schedule().alphas_cumprod
 
     def encode_prompts(self, prompts, *, weighted=None) -> Conditioning:
         if "broken" in prompts:
