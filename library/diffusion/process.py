@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 
@@ -22,7 +22,7 @@ class NoiseProcess(Protocol):
     @property
     def num_timesteps(self) -> int: ...
 
-    def to(self, device: torch.device) -> Self: ...
+    def to(self, device: torch.device) -> NoiseProcess: ...
 
     def draw_timesteps(self, count: int, timesteps: range, generator: torch.Generator) -> torch.Tensor:
         """Timesteps (B,) in `timesteps` as training draws them, on the generator's device, from it alone."""

@@ -31,7 +31,7 @@ class FlowEulerScheduler:
     def scale_model_input(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
         return sample
 
-    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> SimpleNamespace:
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **kwargs: Any) -> SimpleNamespace:
         """`prev_sample`: the latents of the next timestep."""
         later = self.timesteps[self.timesteps < timestep]
         following = later[0] if len(later) else torch.zeros_like(self.timesteps[0])
