@@ -42,7 +42,8 @@ def write_latent_cache(folder: Path, version: int) -> None:
 
 
 def write_text_cache(folder: Path, version: int) -> None:
-    write_text_outputs(str(folder / "a.png"), {"a fox": np.full((77, 8), version, dtype=np.float32)}, "encoder")
+    outputs = {"a fox": {"hidden_states": np.full((77, 8), version, dtype=np.float32)}}
+    write_text_outputs(folder / "a.png_sd_te.npz", outputs, "encoder")
 
 
 def write_scan_index(folder: Path, version: int) -> None:

@@ -13,22 +13,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from library.data.caches.cache_names import CacheFormat
     from library.diffusion.options import NoiseOptions
     from library.diffusion.process import NoiseProcess
     from library.diffusion.validation_rules import ScheduleShape
+    from library.models.conditioning import Conditioning
     from library.models.options import ModelOptions
     from library.models.text.token_embedding import TokenEmbedding
-
-
-@dataclass
-class Conditioning:
-    """The conditioning of the denoiser: hidden states of the text encoder for a batch of prompts.
-
-    (B, tokens, width); or (layers, B, tokens, width) with separate ones for each cross-attention layer, in the order of
-    `ModelFamily.cross_attention_layers`.
-    """
-
-    hidden_states: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -90,6 +81,8 @@ class ModelFamily(ImageEncoder, Protocol):
     version: str  # as written to metadata: "sd_v1", "sd_v2", "sd_v2_v", ...
     architecture: str  # of SAI ModelSpec: "stable-diffusion-v1", "stable-diffusion-v2-768-v", ...
     process: NoiseProcess
+    conditioning: type[Conditioning]  # what `encode_prompts` gives and `predict` takes
+    caches: CacheFormat
     unet: nn.Module
     vae: nn.Module
 

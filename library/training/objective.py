@@ -18,8 +18,9 @@ from library.data.records import Batch, StepCounter
 from library.diffusion.loss import weighted_loss
 from library.diffusion.noise import Noise, make_noise
 from library.diffusion.options import LossOptions, NoiseOptions, timestep_range
+from library.models.conditioning import Conditioning
 from library.models.device_copies import to_device
-from library.models.family import Conditioning, ModelFamily
+from library.models.family import ModelFamily
 from library.models.options import MemoryOptions
 from library.training.inputs.latents import LatentProvider
 from library.training.inputs.text_outputs import TextSource

@@ -1,8 +1,8 @@
 """Names of cache files, and which images would share them.
 
 Latents: `<stem>_<W>x<H>_sd.npz`, as other programs name them. Images that would share a file, such as a.png and a.jpg,
-have their whole name in it instead: `a.png_<W>x<H>_sd.npz`. Text encoder outputs: `<image>_sd_te.npz`. Where an image's
-name leaves no room for an ending, a hash stands in for it.
+have their whole name in it instead: `a.png_<W>x<H>_sd.npz`. Text encoder outputs: `<image>_sd_te.npz`. The endings are
+the model family's (`CacheFormat`). Where an image's name leaves no room for an ending, a hash stands in for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,21 @@ from pathlib import Path
 from library.data.images.image_files import IMAGE_ENDINGS
 from library.data.records import LatentKey
 
-CACHE_ENDING = "_sd.npz"
+
+@dataclass(frozen=True)
+class CacheFormat:
+    """How a model family's cache files are named.
+
+    `text_by_stem`: files of text encoder outputs lack the image's extension, and the arrays of their first caption a
+    number: as other programs write them for the family.
+    """
+
+    latents_ending: str = "_sd.npz"
+    text_ending: str = "_sd_te.npz"
+    text_by_stem: bool = False
+
+
+SD_CACHES = CacheFormat()
 _LONGEST_NAME = 255  # bytes that file systems take
 _DIGEST_BYTES = 16
 
@@ -26,14 +40,14 @@ def cache_names(key: LatentKey) -> tuple[str, str]:
     """The possible names of the cache file of an image: with the image's extension, and without it."""
     name = os.path.basename(key.path)
     width, height = key.image_size
-    size = f"_{width:04d}x{height:04d}{CACHE_ENDING}"
+    size = f"_{width:04d}x{height:04d}{SD_CACHES.latents_ending}"
     return _named(name, size), _named(os.path.splitext(name)[0], size)
 
 
-def text_cache_path(image: str) -> Path:
+def text_cache_path(image: str, format: CacheFormat = SD_CACHES) -> Path:
     """The file of an image's cached text encoder outputs."""
     folder, name = os.path.split(image)
-    return Path(folder, _named(name, "_sd_te.npz"))
+    return Path(folder, _named(os.path.splitext(name)[0] if format.text_by_stem else name, format.text_ending))
 
 
 def _named(stem: str, ending: str) -> str:
@@ -90,4 +104,6 @@ def _list_folder(folder: str) -> CacheFolder:
         names = []  # decoding its images will report the error
     images = [name.lower() for name in names if name.lower().endswith(IMAGE_ENDINGS)]
     stems = Counter(os.path.splitext(name)[0] for name in images)
-    return CacheFolder(frozenset(name for name in names if name.endswith(CACHE_ENDING)), frozenset(images), stems)
+    return CacheFolder(
+        frozenset(name for name in names if name.endswith(".npz")), frozenset(images), stems
+    )

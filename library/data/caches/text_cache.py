@@ -1,45 +1,50 @@
 """Cached text encoder outputs: files beside the images, for a frozen text encoder and fixed captions.
 
-A file `<image with its extension>_sd_te.npz` has, for each caption that the image is trained with,
-`hidden_states_<n>` (tokens, width) float32, and in `made_from.json` for each n the caption and what encoded it. Outputs
-of another caption or encoder are never used.
+A file (`text_cache_path`) has, for each caption that the image is trained with, float32 arrays `<name>_<n>`, and in
+`made_from.json` for each n the caption and what encoded it: `hidden_states_0` (tokens, width) of Stable Diffusion 1.x
+and 2.x. In formats that other programs know, the first caption's arrays have no number: `hidden_state1`. Outputs of
+another caption or encoder are never used.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.errors import UserError
-from library.data.caches.cache_names import text_cache_path
 from library.data.caches.npz_files import Facts, array_names, opened_arrays, read_made_from, write_stored
 
 logger = logging.getLogger(__name__)
 
-_HIDDEN_STATES = "hidden_states_"
+TextOutputs = Mapping[str, np.ndarray]  # of one caption, by the names of the family's conditioning
 
 
-def read_text_outputs(image: str, captions: Iterable[str], encoder: str) -> dict[str, np.ndarray]:
-    """The cached hidden states (tokens, width) by caption, for those captions that this encoder has encoded.
+def read_text_outputs(
+    path: Path, captions: Iterable[str], encoder: str, names: Sequence[str]
+) -> dict[str, TextOutputs]:
+    """The cached arrays `names` by caption, for those captions that this encoder has encoded.
 
     A corrupt file is ignored, with a warning.
     """
-    path, found = text_cache_path(image), {}
+    found: dict[str, TextOutputs] = {}
     try:
         with opened_arrays(path) as file:
             assert file.zip is not None
-            names = array_names(file.zip)
-            entries = [name.removeprefix(_HIDDEN_STATES) for name in sorted(names) if name.startswith(_HIDDEN_STATES)]
-            facts = {entry: read_made_from(file.zip, names, entry) for entry in entries}
+            members = array_names(file.zip)
+            entries = _entries(members, names[0])
+            facts = {entry: read_made_from(file.zip, members, entry) for entry in entries}
             for caption in captions:
                 wanted = _made_from(caption, encoder)
                 entry = next((entry for entry in entries if facts[entry] == wanted), None)
-                states = None if entry is None else file[_HIDDEN_STATES + entry]
-                if states is not None and _is_usable(states):
-                    found[caption] = states
+                if entry is None or not all(name + entries[entry] in members for name in names):
+                    continue
+                arrays = {name: file[name + entries[entry]] for name in names}
+                if all(_is_usable(array) for array in arrays.values()):
+                    found[caption] = arrays
     except FileNotFoundError:
         return {}
     except DAMAGED_FILE_ERRORS as error:
@@ -48,14 +53,26 @@ def read_text_outputs(image: str, captions: Iterable[str], encoder: str) -> dict
     return found
 
 
-def write_text_outputs(image: str, states: Mapping[str, np.ndarray], encoder: str) -> None:
-    """Writes the hidden states of an image's captions, replacing its file.
+def _entries(members: Collection[str], name: str) -> dict[str, str]:
+    """The numbers of a file's captions, with the endings of their arrays' names: "_0", or nothing for the first."""
+    numbered = sorted(member.removeprefix(f"{name}_") for member in members if member.startswith(f"{name}_"))
+    return ({"0": ""} if name in members else {}) | {number: f"_{number}" for number in numbered}
 
-    Raises `UserError` if the folder is not writable.
+
+def write_text_outputs(
+    path: Path, outputs: Mapping[str, TextOutputs], encoder: str, *, numbers_first: bool = True
+) -> None:
+    """Writes the arrays of the captions in `outputs`, replacing the file.
+
+    `numbers_first`: the first caption's arrays have a number in their names, as all others have. Raises `UserError` if
+    the folder is not writable.
     """
-    path = text_cache_path(image)
-    entries = {str(number): caption for number, caption in enumerate(states)}
-    arrays = {_HIDDEN_STATES + entry: np.asarray(states[caption], np.float32) for entry, caption in entries.items()}
+    entries = {str(number): caption for number, caption in enumerate(outputs)}
+    arrays = {
+        f"{name}_{entry}" if numbers_first or entry != "0" else name: np.asarray(array, np.float32)
+        for entry, caption in entries.items()
+        for name, array in outputs[caption].items()
+    }
     try:
         write_stored(path, arrays, {entry: _made_from(caption, encoder) for entry, caption in entries.items()})
     except OSError as error:
@@ -66,7 +83,7 @@ def write_text_outputs(image: str, states: Mapping[str, np.ndarray], encoder: st
 
 
 def _is_usable(states: np.ndarray) -> bool:
-    return states.dtype == np.float32 and states.ndim == 2 and bool(np.isfinite(states).all())
+    return states.dtype == np.float32 and bool(np.isfinite(states).all())
 
 
 def _made_from(caption: str, encoder: str) -> Facts:

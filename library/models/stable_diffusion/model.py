@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from library.cli.errors import UserError
+from library.data.caches.cache_names import SD_CACHES
 from library.diffusion.discrete_diffusion import DiscreteDiffusion
 from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
 from library.models.compute import set_attention, store_in_float8
+from library.models.conditioning import TextStates
 from library.models.device_copies import to_device
-from library.models.family import AdapterRoots, Conditioning, LoadSettings
+from library.models.family import AdapterRoots, LoadSettings
 from library.models.layouts import ldm_layout
 from library.models.layouts.diffusers_folder import DiffusersFolder, load_folder
 from library.models.layouts.formats import SavedModel, save_model
@@ -62,6 +64,9 @@ _VERSIONS = {
 
 class StableDiffusion:
     """A loaded Stable Diffusion 1.x or 2.x model; implements `ModelFamily`."""
+
+    conditioning = TextStates
+    caches = SD_CACHES
 
     def __init__(
         self,
@@ -136,7 +141,7 @@ class StableDiffusion:
             encoder.gradient_checkpointing_enable()
             encoder.train()
 
-    def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> TextStates:
         """Prompts -> hidden states (B, 2 + 75 n, D); captions truncated at `max_token_length` = 75 n. Gradients flow.
 
         With an embedding that has vectors for each layer: (layers, B, 2 + 75 n, D). The n chunks are encoded one by
@@ -149,12 +154,12 @@ class StableDiffusion:
             padded = replace(options, no_token_padding=False)
             tokens = self.tokenizer.encode(prompts, padded, weighted, truncates=False)
         if self._embedding is None or self._embedding.num_layers == 1:
-            return Conditioning(self._encode(tokens))
+            return TextStates(self._encode(tokens))
         (encoder,) = self.text_encoders
         ids = self._embedding.ids_of_layers(tokens.ids, encoder.token_embedding.num_embeddings)
         weights = None if tokens.weights is None else tokens.weights.expand(ids.shape).flatten(0, 1)
         states = self._encode(PromptTokens(ids.flatten(0, 1), weights))
-        return Conditioning(states.unflatten(0, ids.shape[:2]))
+        return TextStates(states.unflatten(0, ids.shape[:2]))
 
     def _encode(self, tokens: PromptTokens) -> torch.Tensor:
         (encoder,) = self.text_encoders
@@ -211,7 +216,7 @@ class StableDiffusion:
         """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), roughly in [-1, 1], float32."""
         return self._codec.decode_latents(latents)
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: TextStates) -> torch.Tensor:
         """The U-Net's output (B, 4, h, w) for noisy scaled latents (B, 4, h, w) and timesteps (B,).
 
         Inputs are cast to the U-Net's precision, which that of the text encoder need not be.

@@ -15,7 +15,8 @@ from torch import nn
 from library.cli.atomic_files import atomic_path
 from library.cli.errors import first_line, plural
 from library.data.randomness import derive_seed
-from library.models.family import Conditioning, ModelFamily
+from library.models.conditioning import Conditioning
+from library.models.family import ModelFamily
 from library.training.evaluation.contact_sheets import ProgressSheet, round_sheet
 from library.training.evaluation.modes import evaluation_mode
 from library.training.evaluation.prompts import SamplePrompt

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +15,16 @@ from library.cli.checks import Findings
 from library.cli.errors import plural
 from library.cli.logging import progress_bar
 from library.data.batches.plan import TrainingData
+from library.data.caches.cache_names import text_cache_path
 from library.data.caches.npz_files import remove_leftovers
-from library.data.caches.text_cache import read_text_outputs, write_text_outputs
+from library.data.caches.text_cache import TextOutputs, read_text_outputs, write_text_outputs
 from library.data.captions import final_caption, with_whole_captions
 from library.data.config.config import SubsetConfig
 from library.data.config.options import CachingOptions
 from library.data.randomness import keyed_random
 from library.data.records import Batch
-from library.models.device_copies import to_device
-from library.models.family import Conditioning, ModelFamily
+from library.models.conditioning import Conditioning
+from library.models.family import ModelFamily
 from library.training.distributed.processes import file_shares
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class TextSource:
         self._options = options
         self._accelerator = accelerator
         self._trains = trains
-        self._in_memory: dict[str, torch.Tensor] = {}  # caption -> hidden states (tokens, width)
+        self._in_memory: dict[str, TextOutputs] = {}  # by caption
 
     def fill_cache(self, data: TrainingData) -> None:
         """Encodes the captions that are not cached yet; does nothing unless outputs are cached."""
@@ -56,25 +57,32 @@ class TextSource:
                     progress.update(1)
 
     def _fill_files(self, data: TrainingData) -> None:
-        """Writes the files, one process for each image; they are read again in training."""
-        captions = fixed_captions(data)
+        """Writes the files, one process for each; they are read again in training."""
+        captions: dict[Path, tuple[str, ...]] = {}
+        for image, each in fixed_captions(data).items():
+            path = text_cache_path(image, self._family.caches)
+            captions[path] = tuple(dict.fromkeys((*captions.get(path, ()), *each)))
         for rank, num_processes in file_shares(self._accelerator):
             self._fill_share(captions, rank, num_processes)
 
-    def _fill_share(self, captions: Mapping[str, Sequence[str]], rank: int, num_processes: int) -> None:
+    def _fill_share(self, captions: Mapping[Path, Sequence[str]], rank: int, num_processes: int) -> None:
         encoder = self._family.text_fingerprint()
         mine = sorted(captions)[rank::num_processes]
-        missing = [path for path in mine if len(read_text_outputs(path, captions[path], encoder)) < len(captions[path])]
+        missing = [path for path in mine if len(self._read(path, captions[path], encoder)) < len(captions[path])]
         self._accelerator.wait_for_everyone()
         if rank == 0:
-            for folder in sorted({os.path.dirname(path) for path in captions}):
+            for folder in sorted({str(path.parent) for path in captions}):
                 remove_leftovers(folder)
         with self._progress(len(missing)) as progress:
             for path in missing:
-                states = {caption: self._encode_one(caption).numpy() for caption in captions[path]}
-                write_text_outputs(path, states, encoder)
+                outputs = {caption: self._encode_one(caption) for caption in captions[path]}
+                write_text_outputs(path, outputs, encoder, numbers_first=not self._family.caches.text_by_stem)
                 progress.update(1)
         self._accelerator.wait_for_everyone()
+
+    def _read(self, path: Path, captions: Sequence[str], encoder: str) -> dict[str, TextOutputs]:
+        names = [field.name for field in fields(self._family.conditioning)]
+        return read_text_outputs(path, captions, encoder, names)
 
     def _progress(self, total: int) -> Any:
         return progress_bar(total, "caching captions", is_quiet=not total or not self._accelerator.is_main_process)
@@ -85,25 +93,26 @@ class TextSource:
             with torch.set_grad_enabled(self._trains and torch.is_grad_enabled()):
                 return self._family.encode_prompts(batch.captions)
         images = [key.path for key in batch.latent_keys]
-        states = [self._cached(caption, path) for caption, path in zip(batch.captions, images, strict=True)]
-        return Conditioning(to_device(torch.stack(states), self._accelerator.device))
+        outputs = [self._cached(caption, path) for caption, path in zip(batch.captions, images, strict=True)]
+        return self._family.conditioning.from_arrays(outputs, self._accelerator.device)
 
-    def _cached(self, caption: str, image: str) -> torch.Tensor:
+    def _cached(self, caption: str, image: str) -> TextOutputs:
         if caption in self._in_memory:
             return self._in_memory[caption]
         if not caption:  # dropped by caption dropout; the same for all images
             self._in_memory[""] = self._encode_one("")
             return self._in_memory[""]
-        found = read_text_outputs(image, [caption], self._family.text_fingerprint())
+        path = text_cache_path(image, self._family.caches)
+        found = self._read(path, [caption], self._family.text_fingerprint())
         if caption in found:
-            return torch.from_numpy(found[caption])
+            return found[caption]
         logger.warning("the cached caption of %s was removed or changed during training: encoded again", image)
         self._in_memory[caption] = self._encode_one(caption)
         return self._in_memory[caption]
 
-    def _encode_one(self, caption: str) -> torch.Tensor:
+    def _encode_one(self, caption: str) -> TextOutputs:
         with torch.no_grad(), self._accelerator.autocast():
-            return self._family.encode_prompts([caption]).hidden_states[0].float().cpu()
+            return self._family.encode_prompts([caption]).arrays(0)
 
 
 def fixed_captions(data: TrainingData) -> dict[str, tuple[str, ...]]:

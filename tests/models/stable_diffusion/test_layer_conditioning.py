@@ -8,7 +8,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from library.cli.errors import UserError
-from library.models.family import Conditioning, LoadSettings
+from library.models.conditioning import TextStates
+from library.models.family import LoadSettings
 from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.models.stable_diffusion.layer_conditioning import cross_attention_layers
@@ -102,7 +103,7 @@ def test_each_layer_sees_its_own_and_only_its_cross_attention(models):
     states = torch.randn(4, 3, 77, 64)
     latents, timesteps = noisy()
     with torch.no_grad():
-        found = family.predict(latents, timesteps, Conditioning(states))
+        found = family.predict(latents, timesteps, TextStates(states))
         processors = dict(tiny.unet.attn_processors)
         own = {
             f"{path}.transformer_blocks.0.attn2.processor": OwnStates(states[index]) for index, path in enumerate(PATHS)
@@ -112,7 +113,7 @@ def test_each_layer_sees_its_own_and_only_its_cross_attention(models):
         expected = tiny.unet(latents, timesteps, torch.zeros(3, 77, 64)).sample
         tiny.unet.set_attn_processor(processors)
     torch.testing.assert_close(found, expected)
-    assert not torch.allclose(found, family.predict(latents, timesteps, Conditioning(states.flip(0))))
+    assert not torch.allclose(found, family.predict(latents, timesteps, TextStates(states.flip(0))))
 
 
 def test_states_of_a_layer_are_those_of_its_vectors(models):
@@ -163,6 +164,6 @@ def test_conditioning_for_all_layers_alike_still_works(models):
     plain, layered = load(models), load(models)
     layered.add_token(TokenEmbedding("<fox>", torch.randn(4, 1, 64)))
     latents, timesteps = noisy()
-    states = Conditioning(torch.randn(3, 77, 64))
+    states = TextStates(torch.randn(3, 77, 64))
     with torch.no_grad():
         assert torch.equal(*(family.predict(latents, timesteps, states) for family in (plain, layered)))

@@ -14,7 +14,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from library.cli.errors import UserError
-from library.models.family import Conditioning, LoadSettings
+from library.models.conditioning import TextStates
+from library.models.family import LoadSettings
 from library.models.options import ModelOptions
 from library.models.registry import detect_model, load_family
 from library.models.stable_diffusion.betas import make_alphas_cumprod
@@ -413,7 +414,7 @@ def input_layer_gradient(family) -> tuple[torch.Tensor, int]:
     weight.grad = None
     generator = torch.Generator().manual_seed(0)
     latents, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 77, 64, generator=generator)
-    family.predict(latents, torch.tensor([10]), Conditioning(text)).square().mean().backward()
+    family.predict(latents, torch.tensor([10]), TextStates(text)).square().mean().backward()
     hook.remove()
     return weight.grad, len(counts)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from library.diffusion.discrete_diffusion import DiscreteDiffusion
-from library.models.family import Conditioning
+from library.models.conditioning import TextStates
 from library.training.evaluation.prompts import SamplePrompt
 from library.training.evaluation.sample_files import SampleHistory, earlier_images
 from library.training.evaluation.samples import Sampler, SampleSettings
@@ -29,10 +29,10 @@ class GreyFamily:
         self.unet = torch.nn.Linear(1, 1)
         self.timesteps: list[int] = []
 
-    def encode_prompts(self, prompts, *, weighted=None) -> Conditioning:
+    def encode_prompts(self, prompts, *, weighted=None) -> TextStates:
         if "broken" in prompts:
             raise RuntimeError("expected more tokens\nand so on")
-        return Conditioning(torch.zeros(len(prompts), 1, 1))
+        return TextStates(torch.zeros(len(prompts), 1, 1))
 
     def predict(self, latents, timesteps, conditioning):
         self.timesteps.append(int(timesteps[0]))

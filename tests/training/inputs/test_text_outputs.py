@@ -111,7 +111,8 @@ def test_cached_outputs_that_are_not_finite_are_encoded_again(model: Path, image
     batch = _batch(data)
     for number, caption in enumerate(CAPTIONS):
         states = {caption: np.full((77, 64), np.nan, np.float32)}
-        write_text_outputs(str(images / f"{number}.png"), states, family.text_fingerprint())
+        outputs = {caption: {"hidden_states": each} for caption, each in states.items()}
+        write_text_outputs(images / f"{number}.png_sd_te.npz", outputs, family.text_fingerprint())
     ours = _source(family, data, to_disk=True).conditioning_of(batch).hidden_states
     with torch.no_grad():
         torch.testing.assert_close(ours, family.encode_prompts(batch.captions).hidden_states, atol=1e-5, rtol=0)
