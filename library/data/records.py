@@ -76,6 +76,27 @@ class LatentKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Framing:
+    """How a trained image was cut out of its file: what families whose models are told so are conditioned on.
+
+    `original`: the image's size. `crop`: pixels cut off on the left and at the top, after resizing, as the trained
+    image shows it (mirrored where that is). `target`: the trained image's size.
+    """
+
+    original: Size
+    crop: tuple[int, int]
+    target: Size
+
+
+def framing_of(key: LatentKey) -> Framing:
+    placement = key.placement
+    left, top = placement.crop
+    if key.flipped:
+        left = placement.resized[0] - placement.bucket[0] - left
+    return Framing(key.image_size, (left, top), placement.bucket)
+
+
+@dataclass(frozen=True, slots=True)
 class ColourShift:
     """One colour augmentation (`color_aug`)."""
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from library.data.caches.cache_names import CacheFormat
+    from library.data.records import Framing
     from library.diffusion.options import NoiseOptions
     from library.diffusion.process import NoiseProcess
     from library.diffusion.validation_rules import ScheduleShape
@@ -122,8 +123,17 @@ class ModelFamily(ImageEncoder, Protocol):
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents -> pixels (B, 3, H, W) in [-1, 1], float32."""
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """The denoiser's output for noisy scaled latents (B, 4, h, w) and timesteps (B,)."""
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditioning: Conditioning,
+        framing: Sequence[Framing] | None = None,
+    ) -> torch.Tensor:
+        """The denoiser's output for noisy scaled latents (B, C, h, w) and timesteps (B,).
+
+        `framing`: of each image, for models that are conditioned on it; None: they are whole, of their own size.
+        """
 
     def text_fingerprint(self) -> str:
         """A digest of the text encoder's weights, precision and prompt options, for caches of its outputs."""

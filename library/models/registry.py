@@ -128,8 +128,9 @@ def load_encoder(path: str, flag: str, settings: LoadSettings) -> ImageEncoder:
     models of a kind that is not known.
     """
     raise_together(encoder_problems(path, flag))
-    # small files do not show the family of a VAE alone: all known ones have one kind of VAE
-    return importlib.import_module(f"{FAMILIES[0].package}.vae_codec").load_encoder(path, settings, flag)
+    from library.models import vae_codec  # small files do not show the family of a VAE alone: all have one kind
+
+    return vae_codec.load_encoder(path, settings, flag)
 
 
 def _opened(path: Path, *, is_mapped: bool) -> Any:

@@ -14,7 +14,7 @@ from library.data.batches.loader import BatchDataset, BatchLoader
 from library.data.batches.plan import TrainingData
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.data.randomness import derive_seed
-from library.data.records import Batch, StepCounter
+from library.data.records import Batch, StepCounter, framing_of
 from library.diffusion.loss import weighted_loss
 from library.diffusion.noise import Noise, make_noise
 from library.diffusion.options import LossOptions, NoiseOptions, timestep_range
@@ -142,9 +142,10 @@ class Objective:
     ) -> torch.Tensor:
         """latents: (B, C, h, w). timesteps: (B,)."""
         noisy = self._process.add_noise(latents, noise.added, timesteps)
+        framing = [framing_of(key) for key in batch.latent_keys]
         loss_weights = to_device(batch.loss_weights, latents.device)  # before `predict`, which the copy would wait for
         with self._accelerator.autocast():
-            prediction = self._family.predict(noisy, timesteps, conditioning)
+            prediction = self._family.predict(noisy, timesteps, conditioning, framing)
         return weighted_loss(
             prediction,
             self._process.target(latents, noise.target, timesteps),

@@ -104,6 +104,4 @@ def _list_folder(folder: str) -> CacheFolder:
         names = []  # decoding its images will report the error
     images = [name.lower() for name in names if name.lower().endswith(IMAGE_ENDINGS)]
     stems = Counter(os.path.splitext(name)[0] for name in images)
-    return CacheFolder(
-        frozenset(name for name in names if name.endswith(".npz")), frozenset(images), stems
-    )
+    return CacheFolder(frozenset(name for name in names if name.endswith(".npz")), frozenset(images), stems)

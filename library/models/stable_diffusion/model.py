@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from library.cli.errors import UserError
 from library.data.caches.cache_names import SD_CACHES
+from library.data.records import Framing
 from library.diffusion.discrete_diffusion import DiscreteDiffusion
-from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
-from library.models.compute import set_attention, store_in_float8
 from library.models.conditioning import TextStates
 from library.models.device_copies import to_device
-from library.models.family import AdapterRoots, LoadSettings
+from library.models.family import LoadSettings
+from library.models.latent_diffusion import LatentDiffusionModel, joined_chunks, tokens_of
 from library.models.layouts import ldm_layout
 from library.models.layouts.diffusers_folder import DiffusersFolder, load_folder
 from library.models.layouts.formats import SavedModel, save_model
@@ -29,12 +27,9 @@ from library.models.options import ModelOptions, PromptOptions
 from library.models.stable_diffusion.betas import make_alphas_cumprod
 from library.models.stable_diffusion.detection import V_PREDICTION, DetectedModel, channels_error
 from library.models.stable_diffusion.layer_conditioning import LayerConditioning, cross_attention_layers
-from library.models.stable_diffusion.vae_codec import VaeCodec
-from library.models.text.text_encoder import TextEncoder
 from library.models.text.token_embedding import TokenEmbedding
 from library.models.text.tokenizer import PromptTokenizer, PromptTokens, load_tokenizer
 from library.models.weights.checkpoint_files import WeightFile
-from library.models.weights.module_weights import Fingerprints
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +57,7 @@ _VERSIONS = {
 }
 
 
-class StableDiffusion:
+class StableDiffusion(LatentDiffusionModel):
     """A loaded Stable Diffusion 1.x or 2.x model; implements `ModelFamily`."""
 
     conditioning = TextStates
@@ -81,65 +76,19 @@ class StableDiffusion:
         self.version = version.names[prediction_type]
         self.architecture = version.architectures[prediction_type]
         self.is_v2 = detected.is_v2
-        self.unet = parts.unet
-        self.vae = parts.vae
-        self.text_encoders: tuple[TextEncoder, ...] = (parts.text_encoder,)
         self.tokenizer = tokenizer
-        self._prompt_options = prompt_options
-        self._scheduler = {**detected.scheduler, "prediction_type": prediction_type}
         self._unused_tensors = parts.unused_tensors
-        self._codec = VaeCodec(parts.vae)
-        self.latent_channels, self.vae_scale = self._codec.latent_channels, self._codec.vae_scale
-        self.process = DiscreteDiffusion(make_alphas_cumprod(detected.scheduler, detected.source), prediction_type)
-        self._text_fingerprints = Fingerprints()
-        self._unet_dtype = torch.float32
-        self._snapshots: dict[str, Any] = {}
         self._embedding: TokenEmbedding | None = None
         self._layer_conditioning: LayerConditioning | None = None  # where layers have separate hidden states
-        self._make_ready(settings)
-
-    def _make_ready(self, settings: LoadSettings) -> None:
-        """The steps between loading and training. Each relies on the one before it."""
-        if settings.zero_terminal_snr:
-            rescaled = rescale_to_zero_terminal_snr(self.process.schedule.alphas_cumprod)
-            self.process = DiscreteDiffusion(rescaled, self.process.prediction_type)
-            self._scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        modules = {"unet": self.unet, "text_encoder": self.text_encoders[0], "vae": self.vae}
-        self._snapshots = {name: nn.Module.to(copy.deepcopy(modules[name]), "cpu") for name in settings.kept_exact}
-        for name, module in modules.items():  # Diffusers' own `to` warns of modules to keep in float32 without need
-            nn.Module.to(module, settings.device, settings.dtypes.get(name, torch.float32))
-        for name in settings.channels_last:
-            nn.Module.to(modules[name], memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._unet_dtype = settings.dtypes.get("unet", torch.float32)
-        set_attention((self.unet, self.vae), settings.memory, torch.device(settings.device))
-        if settings.memory.vae_slicing:
-            self.vae.enable_slicing()
-        if settings.memory.keeps_fp8_unet:
-            store_in_float8(self.unet)
-        if settings.gradient_checkpointing:
-            self._checkpoint_gradients()
-        if settings.memory.compiles:  # at its first call, with whatever is attached to it until then
-            self.unet.compile(backend=settings.memory.dynamo_backend)
-
-    def adapter_roots(self) -> AdapterRoots:
-        """The U-Net and the text encoder."""
-        return AdapterRoots(self.unet, self.text_encoders)
-
-    def offload_vae(self) -> None:
-        """Moves the VAE to the CPU; decoding brings it back for as long as it takes."""
-        nn.Module.to(self.vae, "cpu")
-
-    def _checkpoint_gradients(self) -> None:
-        """Recomputes activations of U-Net and text encoder in the backward pass.
-
-        Puts both in train mode, which text encoders (and U-Nets of older versions of Diffusers) need for it; the
-        models have no dropout, so nothing else changes.
-        """
-        self.unet.enable_gradient_checkpointing()
-        self.unet.train()
-        for encoder in self.text_encoders:
-            encoder.gradient_checkpointing_enable()
-            encoder.train()
+        super().__init__(
+            parts.unet,
+            parts.vae,
+            {"text_encoder": parts.text_encoder},
+            DiscreteDiffusion(make_alphas_cumprod(detected.scheduler, detected.source), prediction_type),
+            detected.scheduler,
+            prompt_options,
+            settings,
+        )
 
     def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> TextStates:
         """Prompts -> hidden states (B, 2 + 75 n, D); captions truncated at `max_token_length` = 75 n. Gradients flow.
@@ -147,12 +96,7 @@ class StableDiffusion:
         With an embedding that has vectors for each layer: (layers, B, 2 + 75 n, D). The n chunks are encoded one by
         one; of their start and end tokens, the first start and the last end are kept.
         """
-        options = self._prompt_options
-        if weighted is None:
-            tokens = self.tokenizer.encode(prompts, options, options.weighted_captions)
-        else:
-            padded = replace(options, no_token_padding=False)
-            tokens = self.tokenizer.encode(prompts, padded, weighted, truncates=False)
+        tokens = tokens_of(self.tokenizer, prompts, self._prompt_options, weighted)
         if self._embedding is None or self._embedding.num_layers == 1:
             return TextStates(self._encode(tokens))
         (encoder,) = self.text_encoders
@@ -166,11 +110,7 @@ class StableDiffusion:
         device = next(encoder.parameters()).device
         ids, clip_skip = to_device(tokens.ids, device), self._prompt_options.clip_skip or 1
         chunks = [encoder(ids[:, index], clip_skip) for index in range(ids.shape[1])]
-        if tokens.weights is not None:
-            weights = to_device(tokens.weights, device, chunks[0].dtype).unsqueeze(-1)
-            chunks = [states * weights[:, index] for index, states in enumerate(chunks)]
-        inner = [states[:, 1:-1] for states in chunks]
-        return torch.cat([chunks[0][:, :1], *inner, chunks[-1][:, -1:]], dim=1)
+        return joined_chunks(chunks, tokens.weights)
 
     def cross_attention_layers(self) -> tuple[str, ...]:
         """Names of the U-Net's cross-attention layers, in the order in which they are computed; usually 16."""
@@ -204,20 +144,14 @@ class StableDiffusion:
         weighted = self._prompt_options.weighted_captions
         return self.tokenizer.counts(prompts, weighted)
 
-    def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), image i sampled with seeds[i]."""
-        return self._codec.encode_images(pixels, seeds)
-
-    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents as the VAE gives them -> latents as the U-Net takes them, of about unit variance."""
-        return self._codec.scale_latents(latents)
-
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), roughly in [-1, 1], float32."""
-        return self._codec.decode_latents(latents)
-
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: TextStates) -> torch.Tensor:
-        """The U-Net's output (B, 4, h, w) for noisy scaled latents (B, 4, h, w) and timesteps (B,).
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditioning: TextStates,
+        framing: Sequence[Framing] | None = None,
+    ) -> torch.Tensor:
+        """The U-Net's output (B, 4, h, w) for noisy scaled latents (B, 4, h, w) and timesteps (B,); no `framing`.
 
         Inputs are cast to the U-Net's precision, which that of the text encoder need not be.
         """
@@ -226,15 +160,8 @@ class StableDiffusion:
             hidden_states = self._layer_conditioning.pack(hidden_states)
         return self.unet(latents.to(self._unet_dtype), timesteps, encoder_hidden_states=hidden_states).sample
 
-    def vae_fingerprint(self) -> str:
-        """A digest of the VAE's weights in their present precision, 16 hexadecimal digits."""
-        return self._codec.vae_fingerprint()
-
-    def text_fingerprint(self) -> str:
-        """The same for the text encoder, followed by the prompt options and, if it is its own, the tokenizer's."""
-        (encoder,) = self.text_encoders
-        parts = (self._text_fingerprints.of(encoder, encoder.dtype), self._prompt_options, self.tokenizer.fingerprint)
-        return " ".join(str(part) for part in parts if part != "")
+    def _tokenizer_fingerprint(self) -> str:
+        return self.tokenizer.fingerprint
 
     def save(
         self,
@@ -251,10 +178,8 @@ class StableDiffusion:
         `epoch` and `global_step` are stored in .ckpt files.
         """
         (encoder,) = self.text_encoders
-        snapshots = self._snapshots
-        parts = ModelParts(
-            self.unet, snapshots.get("vae", self.vae), snapshots.get("text_encoder", encoder), self._unused_tensors
-        )
+        vae, stored_encoder = self._stored("vae", self.vae), self._stored("text_encoder", encoder)
+        parts = ModelParts(self.unet, vae, stored_encoder, self._unused_tensors)
         model = SavedModel(
             parts, self.tokenizer, self.is_v2, self._scheduler, dtype, metadata, epoch=epoch, global_step=global_step
         )

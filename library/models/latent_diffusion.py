@@ -1,0 +1,154 @@
+"""What the Stable Diffusion families share once they are loaded: parts made ready, latents, gradient checkpointing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from library.diffusion.discrete_diffusion import DiscreteDiffusion
+from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
+from library.models.compute import set_attention, store_in_float8
+from library.models.device_copies import to_device
+from library.models.family import AdapterRoots, LoadSettings
+from library.models.options import PromptOptions
+from library.models.text.text_encoder import TextEncoder
+from library.models.text.tokenizer import PromptTokenizer, PromptTokens
+from library.models.vae_codec import VaeCodec
+from library.models.weights.module_weights import Fingerprints
+
+
+class LatentDiffusionModel:
+    """A U-Net, its text encoders by the names of their folders, and a VAE; the base of families with these parts.
+
+    A family adds `conditioning`, `encode_prompts`, `predict` and `save`: see `ModelFamily`.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        vae: AutoencoderKL,
+        text_encoders: Mapping[str, TextEncoder],
+        process: DiscreteDiffusion,
+        scheduler: Mapping[str, Any],
+        prompt_options: PromptOptions,
+        settings: LoadSettings,
+    ):
+        """`scheduler`: entries of the configuration of a scheduler of Diffusers that saved models get."""
+        self.unet = unet
+        self.vae = vae
+        self.process = process
+        self._encoders = dict(text_encoders)
+        self._prompt_options = prompt_options
+        self._scheduler = {**scheduler, "prediction_type": process.prediction_type}
+        self._codec = VaeCodec(vae)
+        self.latent_channels, self.vae_scale = self._codec.latent_channels, self._codec.vae_scale
+        self._text_fingerprints = Fingerprints()
+        self._unet_dtype = torch.float32
+        self._snapshots: dict[str, Any] = {}
+        self._make_ready(settings)
+
+    def _make_ready(self, settings: LoadSettings) -> None:
+        """The steps between loading and training. Each relies on the one before it."""
+        if settings.zero_terminal_snr:
+            rescaled = rescale_to_zero_terminal_snr(self.process.schedule.alphas_cumprod)
+            self.process = DiscreteDiffusion(rescaled, self.process.prediction_type)
+            self._scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        modules: dict[str, Any] = {"unet": self.unet, **self._encoders, "vae": self.vae}
+        for name, module in modules.items():
+            part = "text_encoder" if name in self._encoders else name
+            if part in settings.kept_exact:
+                self._snapshots[name] = nn.Module.to(copy.deepcopy(module), "cpu")
+            # Diffusers' own `to` warns of modules to keep in float32 without need
+            nn.Module.to(module, settings.device, settings.dtypes.get(part, torch.float32))
+        for name in settings.channels_last:
+            nn.Module.to(modules[name], memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._unet_dtype = settings.dtypes.get("unet", torch.float32)
+        set_attention((self.unet, self.vae), settings.memory, torch.device(settings.device))
+        if settings.memory.vae_slicing:
+            self.vae.enable_slicing()
+        if settings.memory.keeps_fp8_unet:
+            store_in_float8(self.unet)
+        if settings.gradient_checkpointing:
+            self._checkpoint_gradients()
+        if settings.memory.compiles:  # at its first call, with whatever is attached to it until then
+            self.unet.compile(backend=settings.memory.dynamo_backend)
+
+    def _checkpoint_gradients(self) -> None:
+        """Recomputes activations of U-Net and text encoders in the backward pass.
+
+        Puts all in train mode, which text encoders (and U-Nets of older versions of Diffusers) need for it; the
+        models have no dropout, so nothing else changes.
+        """
+        self.unet.enable_gradient_checkpointing()
+        self.unet.train()
+        for encoder in self.text_encoders:
+            encoder.gradient_checkpointing_enable()
+            encoder.train()
+
+    @property
+    def text_encoders(self) -> tuple[TextEncoder, ...]:
+        return tuple(self._encoders.values())
+
+    def adapter_roots(self) -> AdapterRoots:
+        """The U-Net and the text encoders."""
+        return AdapterRoots(self.unet, self.text_encoders)
+
+    def _stored(self, name: str, module: Any) -> Any:
+        """The part `name` as it is saved: as it was loaded, where computing with it has rounded it."""
+        return self._snapshots.get(name, module)
+
+    def offload_vae(self) -> None:
+        """Moves the VAE to the CPU; decoding brings it back for as long as it takes."""
+        nn.Module.to(self.vae, "cpu")
+
+    def encode_images(self, pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] -> unscaled float32 latents (B, 4, H/8, W/8), image i sampled with seeds[i]."""
+        return self._codec.encode_images(pixels, seeds)
+
+    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the VAE gives them -> latents as the U-Net takes them, of about unit variance."""
+        return self._codec.scale_latents(latents)
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), roughly in [-1, 1], float32."""
+        return self._codec.decode_latents(latents)
+
+    def vae_fingerprint(self) -> str:
+        """A digest of the VAE's weights in their present precision, 16 hexadecimal digits."""
+        return self._codec.vae_fingerprint()
+
+    def text_fingerprint(self) -> str:
+        """The same for the text encoders, followed by the prompt options and, if it is its own, the tokenizer's."""
+        digests = [self._text_fingerprints.of(encoder, encoder.dtype) for encoder in self.text_encoders]
+        parts = (*digests, self._prompt_options, self._tokenizer_fingerprint())
+        return " ".join(str(part) for part in parts if part != "")
+
+    def _tokenizer_fingerprint(self) -> str:
+        raise NotImplementedError
+
+
+def tokens_of(
+    tokenizer: PromptTokenizer, prompts: Sequence[str], options: PromptOptions, weighted: bool | None
+) -> PromptTokens:
+    """Tokens of captions (`weighted` None: the options decide), or of prompts, which are padded and never truncated."""
+    if weighted is None:
+        return tokenizer.encode(prompts, options, options.weighted_captions)
+    return tokenizer.encode(prompts, replace(options, no_token_padding=False), weighted, truncates=False)
+
+
+def joined_chunks(chunks: Sequence[torch.Tensor], weights: torch.Tensor | None) -> torch.Tensor:
+    """Hidden states of n chunks, each (B, 77, D) -> (B, 2 + 75 n, D), times the weights (B, n, 77) of their tokens.
+
+    Of the chunks' start and end tokens, the first start and the last end are kept.
+    """
+    if weights is not None:
+        factors = to_device(weights, chunks[0].device, chunks[0].dtype).unsqueeze(-1)
+        chunks = [states * factors[:, index] for index, states in enumerate(chunks)]
+    inner = [states[:, 1:-1] for states in chunks]
+    return torch.cat([chunks[0][:, :1], *inner, chunks[-1][:, -1:]], dim=1)
