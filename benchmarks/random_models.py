@@ -16,6 +16,7 @@ def make_model(share: float, files: Sequence[tuple[str, str, Path]]) -> int:
 
     from library.models.layouts.formats import SavedModel, save_model
     from library.models.layouts.parts import ModelParts
+    from library.models.stable_diffusion.layout import SD_1
     from library.models.text.text_encoder import build_text_encoder
     from library.models.text.tokenizer import load_tokenizer
 
@@ -43,9 +44,9 @@ def make_model(share: float, files: Sequence[tuple[str, str, Path]]) -> int:
             "num_attention_heads": text_width // 64,
         }
     )
-    parts = ModelParts(unet, vae, text)
-    tokenizer = load_tokenizer(None, pads_with_end=True)
+    parts = ModelParts(unet, vae, {"text_encoder": text})
+    tokenizers = {"tokenizer": load_tokenizer(None, pads_with_end=True)}
     scheduler = {"prediction_type": "epsilon"}
     for form, precision, path in files:
-        save_model(path, form, SavedModel(parts, tokenizer, False, scheduler, getattr(torch, precision)))
+        save_model(path, form, SavedModel(parts, SD_1, tokenizers, scheduler, getattr(torch, precision)))
     return sum(param.numel() for part in (unet, vae, text) for param in part.parameters())

@@ -97,7 +97,7 @@ def read_model(path):
 
 
 def read_vae(path):
-    load_vae(str(path))
+    load_vae(str(path), 0.18215)
 
 
 def read_lora(path):

@@ -20,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
 from library.models.layouts.ldm_keys import rename_key
+from library.models.stable_diffusion.layout import SD_2
 from library.models.text.tokenizer import SHIPPED_VOCABULARY
 
 if TYPE_CHECKING:
@@ -99,14 +100,14 @@ def _open_ai(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _open_clip(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     thirds: dict[str, dict[int, torch.Tensor]] = {}
-    for name, tensor_slice in ldm_text.tensor_slices_v2(text).items():
+    for name, tensor_slice in ldm_text.tensor_slices(text, SD_2.text_encoders[0]).items():
         thirds.setdefault(tensor_slice.key, {})[tensor_slice.third or 0] = text[name]
     tensors = {key: torch.cat([parts[index] for index in sorted(parts)]) for key, parts in thirds.items()}
     for key in [key for key in tensors if ".resblocks.1." in key]:  # the last layer, which SD 2.x does not use
         tensors[key.replace(".resblocks.1.", ".resblocks.2.")] = torch.randn_like(tensors[key])
     tensors["text_projection"] = torch.randn(64, 64)
     tensors["logit_scale"] = torch.tensor(4.6)
-    return {ldm_text.PREFIX_V2 + key: tensor for key, tensor in tensors.items()}
+    return {SD_2.text_encoders[0].prefix + key: tensor for key, tensor in tensors.items()}
 
 
 def write_folder(model: TinyModel, folder: Path, *, prediction_type: str = "epsilon", **saving) -> Path:

@@ -128,7 +128,9 @@ def load_encoder(path: str, flag: str, settings: LoadSettings) -> ImageEncoder:
     models of a kind that is not known.
     """
     raise_together(encoder_problems(path, flag))
-    from library.models import vae_codec  # small files do not show the family of a VAE alone: all have one kind
+    from library.models.latent_diffusion import (
+        vae_codec,  # small files do not show the family of a VAE alone: all have one kind
+    )
 
     return vae_codec.load_encoder(path, settings, flag)
 

@@ -11,84 +11,99 @@ import inspect
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig
 
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
-from library.models.layouts.ldm_keys import section_of
+from library.models.layouts.ldm_keys import Section, section_of
+from library.models.layouts.model_layout import ModelLayout
 from library.models.layouts.parts import ModelParts
 from library.models.layouts.stored_configs import ENTRY, HARMLESS, USUAL_SCHEDULER, as_json, read_stated_config
-from library.models.text.text_encoder import config_entries
+from library.models.text.text_encoder import TextEncoder, config_entries
 from library.models.weights.weight_writing import StoredTensor
 
 logger = logging.getLogger(__name__)
 
 
-def config_entry(parts: ModelParts, scheduler: Mapping[str, Any], *, is_v2: bool) -> dict[str, str]:
+def config_entry(parts: ModelParts, layout: ModelLayout, scheduler: Mapping[str, Any]) -> dict[str, str]:
     """The metadata entry for a single file. `scheduler`: entries of a Diffusers scheduler's configuration."""
-    unet = _config_of(parts.unet)
-    # SD 2.x files hold linear projections around attention, whatever the model in memory has
-    unet["use_linear_projection"] = is_v2 or unet["use_linear_projection"]
-    configs = {
-        "unet": unet,
-        "vae": _config_of(parts.vae),
-        "text_encoder": config_entries(parts.text_encoder.config),
-        "scheduler": {**USUAL_SCHEDULER, **scheduler},
-    }
-    return {ENTRY: json.dumps(configs, sort_keys=True)}
+    configs = {name: _config_of(module) for name, module in parts.modules.items()}
+    # some layouts have linear projections around attention, whatever the model in memory has
+    configs["unet"]["use_linear_projection"] |= layout.has_linear_projections
+    return {ENTRY: json.dumps({**configs, "scheduler": {**USUAL_SCHEDULER, **scheduler}}, sort_keys=True)}
 
 
-def _config_of(module: UNet2DConditionModel | AutoencoderKL) -> dict[str, Any]:
+def _config_of(module: nn.Module) -> dict[str, Any]:
     """Without the entries about a file or a version, whose names begin with an underscore."""
+    if isinstance(module, TextEncoder):
+        return config_entries(module.config)
+    assert isinstance(module, (UNet2DConditionModel, AutoencoderKL))
     return {key: value for key, value in json.loads(module.to_json_string()).items() if not key.startswith("_")}
 
 
-def stated_config(metadata: Mapping[str, str], part: str, inferred: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """`read_stated_config` with the defaults of the part's class."""
-    return read_stated_config(metadata, part, _defaults(part), inferred, source)
+def stated_config(
+    metadata: Mapping[str, str], part: str, inferred: Mapping[str, Any], section: Section
+) -> dict[str, Any]:
+    """`read_stated_config` of a part with the defaults of its class."""
+    return read_stated_config(metadata, part, _defaults(part), inferred, source=section.source, title=section.part)
 
 
 def _defaults(part: str) -> dict[str, Any]:
-    if part == "text_encoder":
+    of_class = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}.get(part)
+    if of_class is None:
         return config_entries(CLIPTextConfig())
-    if part == "scheduler":
-        return USUAL_SCHEDULER
-    of_class = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
     parameters = inspect.signature(of_class.__init__).parameters.values()
     return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+
+
+def part_section(part: str, tensors: Mapping[str, torch.Tensor], layout: ModelLayout, source: str) -> Section:
+    """The tensors of a part in a single file."""
+    section = partial(section_of, tensors, source=source)
+    if part == "unet":
+        return section(ldm_unet.PREFIX, part=ldm_unet.PART)
+    if part == "vae":
+        return section(ldm_vae.PREFIX, part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY)
+    return ldm_text.section_in_file(tensors, layout.text_encoder(part), source)
+
+
+def assumed_config(part: str, section: Section, layout: ModelLayout) -> dict[str, Any]:
+    """The configuration of a part that its tensors in a single file show. Raises `UserError`."""
+    if part == "unet":
+        return ldm_unet.infer_config(section, layout.num_heads)
+    if part == "vae":
+        return ldm_vae.infer_config(section, layout.scaling_factor)
+    return ldm_text.infer_config(section, layout.text_encoder(part))
 
 
 # ---- what other programs do not know
 
 
-def warn_of_unusual_parts(parts: ModelParts, tensors: Mapping[str, StoredTensor], *, is_v2: bool) -> None:
+def warn_of_unusual_parts(parts: ModelParts, layout: ModelLayout, tensors: Mapping[str, StoredTensor]) -> None:
     """Logs where other programs, which do not read the metadata, would build a different network from `tensors`."""
-    unet = ldm_unet.infer_config(_section(tensors, ldm_unet.PREFIX, ldm_unet.PART), is_v2=is_v2)
-    vae = ldm_vae.infer_config(_section(tensors, ldm_vae.PREFIX, ldm_vae.PART))
-    assumed = {"unet": unet, "vae": vae, "text_encoder": _assumed_text(tensors, is_v2)}
-    actual = {
-        "unet": _config_of(parts.unet),
-        "vae": _config_of(parts.vae),
-        "text_encoder": config_entries(parts.text_encoder.config),
-    }
-    levels = len(unet["block_out_channels"])
+    shapes = {key: torch.empty(tensor.shape, device="meta") for key, tensor in tensors.items()}
+    levels = len(parts.unet.config["block_out_channels"])
     unusual = []
-    for part, values in assumed.items():
-        usual = {**_defaults(part), **values} if part != "text_encoder" else values
+    for part, module in parts.modules.items():
+        values = assumed_config(part, part_section(part, shapes, layout, "the model"), layout)
+        usual = values if part in parts.text_encoders else {**_defaults(part), **values}
+        actual = _config_of(module)
         keys = [
             key
-            for key in sorted(usual.keys() & actual[part].keys() - HARMLESS)
-            if not _are_equal(actual[part][key], usual[key], levels)
+            for key in sorted(usual.keys() & actual.keys() - HARMLESS)
+            if not _are_equal(actual[key], usual[key], levels)
         ]
         unusual += [f"{part} {', '.join(keys)}"] if keys else []
     if unusual:
         logger.warning(
-            "single files do not hold %s, in which this model differs from Stable Diffusion: other programs may load"
-            " the wrong configuration; a Diffusers folder holds it",
+            "single files do not hold %s, in which this model differs from %s: other programs may load the wrong"
+            " configuration; a Diffusers folder holds it",
             "; ".join(unusual),
+            layout.title,
         )
 
 
@@ -98,14 +113,3 @@ def _are_equal(value: Any, usual: Any, levels: int) -> bool:
     if isinstance(value, list) != isinstance(usual, list):
         value, usual = (each if isinstance(each, list) else [each] * levels for each in (value, usual))
     return value == usual
-
-
-def _assumed_text(tensors: Mapping[str, StoredTensor], is_v2: bool) -> dict[str, Any]:
-    if is_v2:
-        return ldm_text.infer_config_v2(_section(tensors, ldm_text.PREFIX_V2, ldm_text.PART))
-    return ldm_text.infer_config_v1(_section(tensors, ldm_text.PREFIX_V1 + ldm_text.OPTIONAL_LEVEL, ldm_text.PART))
-
-
-def _section(tensors: Mapping[str, StoredTensor], prefix: str, part: str) -> Any:
-    empty = {key: torch.empty(tensor.shape, device="meta") for key, tensor in tensors.items() if key.startswith(prefix)}
-    return section_of(empty, prefix, source="the model", part=part)

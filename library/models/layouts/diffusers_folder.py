@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
-from torch import nn
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from library.cli.errors import UserError, raise_together
+from library.models.layouts.ldm_text import LEVEL
+from library.models.layouts.model_layout import ModelLayout, TextEncoderLayout
 from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
 from library.models.text.text_encoder import TextEncoder
 from library.models.weights.checkpoint_files import open_weights
@@ -33,7 +35,7 @@ class DiffusersFolder(ModelFolder):
     def tensors(
         self, part: str, subfolder: str, weights: Path | None = None
     ) -> tuple[Path, Mapping[str, torch.Tensor]]:
-        """The file of weights of one part ("unet", "vae", "text_encoder") and its tensors, under current names.
+        """The file of weights of a kind of part ("unet", "vae", "text_encoder") in `subfolder`, and its tensors.
 
         `weights`: that file, else the one that Diffusers looks for.
         """
@@ -41,54 +43,71 @@ class DiffusersFolder(ModelFolder):
         if path is None:
             hint = f"looked for {', '.join(WEIGHT_FILES[part])}"
             raise UserError(f"{self.path / subfolder} holds no weights", hint)
-        tensors = open_weights(path, is_mapped=self.is_mapped).tensors
-        return path, renamed(tensors, _NAMES[part](tensors))
+        return path, open_weights(path, is_mapped=self.is_mapped).tensors
 
 
-def load_folder(folder: DiffusersFolder, vae: AutoencoderKL | None = None) -> ModelParts:
-    """Builds U-Net, VAE and text encoder of a folder, float32, frozen, in eval mode.
+def load_folder(folder: DiffusersFolder, layout: ModelLayout, vae: AutoencoderKL | None = None) -> ModelParts:
+    """Builds U-Net, VAE and text encoders of a folder, float32, frozen, in eval mode.
 
     `vae` takes the place of the folder's own, which is then not read and may be missing. Raises one `UserError` for all
     parts: what is missing or does not fit its config.json.
     """
-    parts: list[Any] = []
+    loaders: dict[str, Callable[[], Any]] = {
+        "unet": lambda: _load_unet(folder),
+        "vae": lambda: load_vae_part(folder, "vae", layout.scaling_factor) if vae is None else vae,
+        **{text.name: partial(_load_text_encoder, folder, text) for text in layout.text_encoders},
+    }
+    parts: dict[str, Any] = {}
     errors: list[UserError] = []
-    for part in _PARTS:
+    for name, load in loaders.items():
         try:
-            parts.append(vae if part == "vae" and vae is not None else load_part(folder, part))
+            parts[name] = load()
         except UserError as error:
             errors.append(error)
     raise_together(errors)
-    return ModelParts(*parts)
+    return ModelParts(parts.pop("unet"), parts.pop("vae"), parts)
 
 
-def load_part(
-    folder: DiffusersFolder, part: str, subfolder: str | None = None, weights: Path | None = None
-) -> nn.Module:
-    """Builds one part ("unet", "vae", "text_encoder") from the folder of its name or from `subfolder`.
+def _load_unet(folder: DiffusersFolder) -> UNet2DConditionModel:
+    unet = empty_unet(folder.read_json("unet/config.json"), str(folder.path / "unet" / "config.json"))
+    path, tensors = folder.tensors("unet", "unet")
+    fill_module(unet, tensors, source=str(path), part="U-Net")
+    return unet
 
-    `weights`: the file to read, else the one that Diffusers looks for there. Raises `UserError` for what is missing or
-    does not fit its config.json.
+
+def load_vae_part(
+    folder: DiffusersFolder, subfolder: str, scaling_factor: float, weights: Path | None = None
+) -> AutoencoderKL:
+    """Builds the VAE in `subfolder`, which may be "".
+
+    `scaling_factor`: where its config.json does not say it. `weights`: the file to read, else the one that Diffusers
+    looks for. Raises `UserError` for what is missing or does not fit its config.json.
     """
-    title, build_empty = _PARTS[part]
-    subfolder = part if subfolder is None else subfolder
     config_name = f"{subfolder}/config.json".removeprefix("/")
-    module = build_empty(folder.read_json(config_name), str(folder.path / config_name))
-    path, tensors = folder.tensors(part, subfolder, weights)
-    network = module.text_model if isinstance(module, TextEncoder) else module
-    fill_module(network, tensors, source=str(path), part=title)
-    return module
+    config = {"scaling_factor": scaling_factor, **folder.read_json(config_name)}
+    vae = empty_vae(config, str(folder.path / config_name))
+    path, tensors = folder.tensors("vae", subfolder, weights)
+    named = renamed(tensors, vae_names(tensors))
+    fill_module(vae, named, source=str(path), part="VAE")
+    return vae
 
 
-def _unet_names(keys: Iterable[str]) -> dict[str, str]:
-    return {key: key for key in keys}
+def _load_text_encoder(folder: DiffusersFolder, text: TextEncoderLayout) -> TextEncoder:
+    config_name = f"{text.name}/config.json"
+    encoder = empty_text_encoder(folder.read_json(config_name), str(folder.path / config_name), text)
+    path, tensors = folder.tensors("text_encoder", text.name)
+    names = renamed(tensors, _text_encoder_names(tensors, text))
+    fill_module(encoder, names, source=str(path), part=text.title)
+    return encoder
 
 
-def _text_encoder_names(keys: Iterable[str]) -> dict[str, str]:
-    """Without the level `text_model`, which depends on the version of `transformers`, and without other keys."""
-    names = {key.removeprefix("text_model."): key for key in keys}
+def _text_encoder_names(keys: Iterable[str], text: TextEncoderLayout) -> dict[str, str]:
+    """Names in `TextEncoder` -> those given, which may lack the level `text_model`; without keys that are not used."""
+    names = {key.removeprefix(LEVEL): key for key in keys}
     kept = ("embeddings.", "encoder.", "final_layer_norm.")
-    return {new: old for new, old in names.items() if new.startswith(kept) and not new.endswith(".position_ids")}
+    inner = {new: old for new, old in names.items() if new.startswith(kept) and not new.endswith(".position_ids")}
+    projection = {new: old for new, old in names.items() if text.has_projection and new.startswith("text_projection.")}
+    return {**{LEVEL + new: old for new, old in inner.items()}, **projection}
 
 
 def vae_names(keys: Iterable[str]) -> dict[str, str]:
@@ -101,12 +120,3 @@ def _current_name(key: str) -> str:
         return key
     module, layer, kind = key.rsplit(".", 2)
     return f"{module}.{_OLD_ATTENTION_NAMES.get(layer, layer)}.{kind}"
-
-
-# current names of a part's tensors -> those in its file
-_NAMES = {"unet": _unet_names, "vae": vae_names, "text_encoder": _text_encoder_names}
-_PARTS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
-    "unet": ("U-Net", empty_unet),
-    "vae": ("VAE", empty_vae),
-    "text_encoder": ("text encoder", empty_text_encoder),
-}

@@ -1,4 +1,4 @@
-"""Writes a Diffusers model folder, as `StableDiffusionPipeline.from_pretrained` reads it."""
+"""Writes a Diffusers model folder, as `from_pretrained` of its pipeline reads it."""
 
 from __future__ import annotations
 
@@ -11,54 +11,35 @@ import diffusers
 import torch
 import transformers
 
+from library.models.layouts.formats import SavedModel
+from library.models.layouts.ldm_text import LEVEL
 from library.models.layouts.ldm_writing import text_state
-from library.models.layouts.parts import ModelParts
-from library.models.text.text_encoder import config_entries
+from library.models.layouts.model_layout import ModelLayout, TextEncoderLayout
+from library.models.text.text_encoder import TextEncoder, config_entries
 from library.models.text.tokenizer import CHUNK_LENGTH, PromptTokenizer
 from library.models.weights.weight_writing import StoredTensor, stored, write_pickle, write_safetensors
 
 _DIFFUSERS_NAME, _TRANSFORMERS_NAME = "diffusion_pytorch_model", "model"
-# the level that published files have, whatever the version of transformers
-_TEXT_LEVEL = "text_model."
-_SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "trained_betas": None,
-}
 _CORRECTED = {
     "clip_sample": False,
     "steps_offset": 1,
 }  # other values are legacy mistakes, which pipelines correct with a warning
-_PIXELS_512, _PIXELS_768 = 512, 768
 
 
-def write_folder(
-    folder: Path,
-    parts: ModelParts,
-    tokenizer: PromptTokenizer,
-    scheduler: Mapping[str, Any],
-    *,
-    dtype: torch.dtype,
-    metadata: Mapping[str, str] | None,
-) -> None:
-    """Fills an empty folder with the parts of a model, its tokenizer and its scheduler.
+def write_folder(folder: Path, model: SavedModel, metadata: Mapping[str, str] | None) -> None:
+    """Fills an empty folder with the parts of a model, its tokenizers and its scheduler.
 
-    `scheduler`: entries of its configuration, those absent are Stable Diffusion's. `metadata` None: weights become
+    Entries of the scheduler's configuration that are absent are those of the layout. `metadata` None: weights become
     pickles (.bin); else .safetensors, each with the `modelspec.*` entries and the U-Net's with all of them. Raises
     `OSError`.
     """
-    schedule = _scheduler_config(scheduler)
-    pixels = _PIXELS_768 if schedule["prediction_type"] == "v_prediction" else _PIXELS_512
+    parts, layout, dtype = model.parts, model.layout, model.dtype
+    schedule = _scheduler_config(model.scheduler, layout)
+    pixels = layout.usual_sizes[schedule["prediction_type"]]
     specification = None
     if metadata is not None:
         specification = {key: value for key, value in metadata.items() if key.startswith("modelspec.")}
-    _write_json(folder / "model_index.json", _model_index(schedule["_class_name"]))
+    _write_json(folder / "model_index.json", _model_index(layout, schedule["_class_name"]))
     _write_json(folder / "scheduler" / "scheduler_config.json", schedule)
     scale = 2 ** (len(parts.vae.config.block_out_channels) - 1)
     for name, module, size, texts in (
@@ -71,10 +52,17 @@ def write_folder(
         _write_json(folder / name / "config.json", config)
         tensors = {key: stored(tensor, dtype) for key, tensor in module.state_dict().items()}
         _write_weights(folder / name, _DIFFUSERS_NAME, tensors, texts)
-    text = {_TEXT_LEVEL + key: stored(tensor, dtype) for key, tensor in text_state(parts.text_encoder).items()}
-    _write_json(folder / "text_encoder" / "config.json", _text_config(parts.text_encoder, dtype))
-    _write_weights(folder / "text_encoder", _TRANSFORMERS_NAME, text, specification)
-    _write_tokenizer(folder / "tokenizer", tokenizer)
+    for text in layout.text_encoders:
+        encoder = parts.text_encoders[text.name]
+        _write_json(folder / text.name / "config.json", _text_config(encoder, text, dtype))
+        state = {_file_name(key): stored(tensor, dtype) for key, tensor in text_state(encoder).items()}
+        _write_weights(folder / text.name, _TRANSFORMERS_NAME, state, specification)
+        _write_tokenizer(folder / text.tokenizer, model.tokenizers[text.tokenizer])
+
+
+def _file_name(key: str) -> str:
+    """With the level that published files have, whatever the version of transformers."""
+    return key if key.startswith("text_projection.") else LEVEL + key
 
 
 def _write_weights(
@@ -94,33 +82,36 @@ def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(contents, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _model_index(scheduler_class: str) -> dict[str, Any]:
+def _model_index(layout: ModelLayout, scheduler_class: str) -> dict[str, Any]:
     return {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": layout.pipeline,
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
         "scheduler": ["diffusers", scheduler_class],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
+        **{text.name: ["transformers", _text_class(text)] for text in layout.text_encoders},
+        **{text.tokenizer: ["transformers", "CLIPTokenizer"] for text in layout.text_encoders},
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
+        **layout.index_entries,
     }
 
 
-def _scheduler_config(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """The source's own configuration, where it is one of a known class; else a DDIM scheduler of the same schedule."""
+def _scheduler_config(scheduler: Mapping[str, Any], layout: ModelLayout) -> dict[str, Any]:
+    """The source's own configuration, where it is one of a known class; else the layout's with the same schedule."""
     if hasattr(diffusers, str(scheduler.get("_class_name"))):
         corrected = {key: value for key, value in _CORRECTED.items() if key in scheduler}
         return {**scheduler, **corrected, "_diffusers_version": diffusers.__version__}
-    return {**_SCHEDULER, **scheduler, "_class_name": _SCHEDULER["_class_name"]}
+    return {**layout.scheduler, **scheduler, "_class_name": layout.scheduler["_class_name"]}
 
 
-def _text_config(encoder: Any, dtype: torch.dtype) -> dict[str, Any]:
+def _text_class(text: TextEncoderLayout) -> str:
+    return "CLIPTextModelWithProjection" if text.has_projection else "CLIPTextModel"
+
+
+def _text_config(encoder: TextEncoder, text: TextEncoderLayout, dtype: torch.dtype) -> dict[str, Any]:
     return {
-        "architectures": ["CLIPTextModel"],
+        "architectures": [_text_class(text)],
         "model_type": "clip_text_model",
         **config_entries(encoder.config),
         "torch_dtype": str(dtype).removeprefix("torch."),

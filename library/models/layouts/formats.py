@@ -17,17 +17,18 @@ from library.models.weights.path_checks import PICKLE_ENDINGS, SAFETENSORS_ENDIN
 if TYPE_CHECKING:
     import torch
 
+    from library.models.layouts.model_layout import ModelLayout
     from library.models.layouts.parts import ModelParts
     from library.models.text.tokenizer import PromptTokenizer
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A Stable Diffusion model and how to save it."""
+    """A model and how to save it; `tokenizers` by the names of their folders."""
 
     parts: ModelParts
-    tokenizer: PromptTokenizer
-    is_v2: bool
+    layout: ModelLayout
+    tokenizers: Mapping[str, PromptTokenizer]
     scheduler: Mapping[str, Any]  # entries of a Diffusers scheduler's configuration, `prediction_type` among them
     dtype: torch.dtype
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -49,10 +50,10 @@ def _write_ckpt(path: Path, model: SavedModel) -> None:
     from library.models.layouts.ldm_writing import single_file_tensors
     from library.models.weights.weight_writing import write_pickle
 
-    tensors = single_file_tensors(model.parts, is_v2=model.is_v2, dtype=model.dtype)
+    tensors = single_file_tensors(model.parts, model.layout, model.scheduler, model.dtype)
     contents = {"state_dict": tensors, "epoch": model.epoch, "global_step": model.global_step}
-    warn_of_unusual_parts(model.parts, tensors, is_v2=model.is_v2)
-    write_pickle(path, {**contents, "metadata": config_entry(model.parts, model.scheduler, is_v2=model.is_v2)})
+    warn_of_unusual_parts(model.parts, model.layout, tensors)
+    write_pickle(path, {**contents, "metadata": config_entry(model.parts, model.layout, model.scheduler)})
 
 
 def _write_safetensors(path: Path, model: SavedModel) -> None:
@@ -60,9 +61,9 @@ def _write_safetensors(path: Path, model: SavedModel) -> None:
     from library.models.layouts.ldm_writing import single_file_tensors
     from library.models.weights.weight_writing import write_safetensors
 
-    tensors = single_file_tensors(model.parts, is_v2=model.is_v2, dtype=model.dtype)
-    warn_of_unusual_parts(model.parts, tensors, is_v2=model.is_v2)
-    configs = config_entry(model.parts, model.scheduler, is_v2=model.is_v2)
+    tensors = single_file_tensors(model.parts, model.layout, model.scheduler, model.dtype)
+    warn_of_unusual_parts(model.parts, model.layout, tensors)
+    configs = config_entry(model.parts, model.layout, model.scheduler)
     write_safetensors(path, tensors, {**model.metadata, **configs})
 
 
@@ -77,7 +78,7 @@ def _write_diffusers_safetensors(folder: Path, model: SavedModel) -> None:
 def _write_folder(folder: Path, model: SavedModel, metadata: Mapping[str, str] | None) -> None:
     from library.models.layouts.diffusers_writing import write_folder
 
-    write_folder(folder, model.parts, model.tokenizer, model.scheduler, dtype=model.dtype, metadata=metadata)
+    write_folder(folder, model, metadata)
 
 
 _STABILITY = "https://github.com/Stability-AI/generative-models"

@@ -32,7 +32,7 @@ class Section:
         if len(shape) != num_dims:
             raise UserError(
                 f"{self.source}: {self.part}: {self.prefix}{key} has the shape {shape}, not {num_dims} dimensions",
-                "the file is damaged, or not a Stable Diffusion 1.x or 2.x model",
+                "the file is damaged, or not a model of a known family",
             )
         return shape
 
@@ -53,14 +53,15 @@ def section_of(
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """Where a tensor is in a file: all of `key`, or one `third` (0, 1, 2) of it along dimension 0."""
+    """Where a tensor is in a file: all of `key`, or one `third` (0, 1, 2) of it along dimension 0, or its transpose."""
 
     key: str
     third: int | None = None
+    is_transposed: bool = False
 
     def take(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """That tensor, as a view."""
-        tensor = tensors[self.key]
+        tensor = tensors[self.key].T if self.is_transposed else tensors[self.key]
         return tensor if self.third is None else tensor.tensor_split(3)[self.third]
 
 

@@ -1,23 +1,24 @@
-"""The text encoders of the Stability (LDM) layout: OpenAI's CLIP in SD 1.x files, OpenCLIP's in SD 2.x files.
+"""The text encoders of the Stability (LDM) layout: CLIP's under the names of `transformers`, or OpenCLIP's own.
 
 "Our" names are those of CLIP's text transformer in `transformers`, without the level `text_model`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from library.models.layouts.ldm_keys import Section, TensorSlice, rename_key
-from library.models.weights.model_kinds import TEXT_PREFIX_V1, TEXT_PREFIX_V2
+import torch
 
-PREFIX_V1 = TEXT_PREFIX_V1
-PREFIX_V2 = TEXT_PREFIX_V2
-PART = "text encoder"
-OPTIONAL_LEVEL = "text_model."  # present in some SD 1.x files
-NOT_USED_V1 = ("embeddings.position_ids", "text_projection", "logit_scale")
-NOT_USED_V2 = ("text_projection", "logit_scale", "attn_mask")  # of CLIP's contrastive training
+from library.models.layouts.ldm_keys import Section, TensorSlice, rename_key, section_of
+from library.models.layouts.model_layout import TextEncoderLayout
+
+LEVEL = "text_model."  # in the names of `transformers`; some SD 1.x files lack it
 BLOCKS = "transformer.resblocks."
+PROJECTION, POSITION_IDS, LOGIT_SCALE = "text_projection", "embeddings.position_ids", "logit_scale"
+
+_NOT_USED = (POSITION_IDS, PROJECTION, LOGIT_SCALE, "attn_mask")  # some are of CLIP's contrastive training
+_OUR_PROJECTION = "text_projection.weight"
 
 _HEAD_WIDTH = 64
 _WIDTH_SD2, _LAYERS_SD2 = 1024, 23  # of OpenCLIP's ViT-H, without its last layer
@@ -38,8 +39,29 @@ _LAYER = {
 _STACKED = ("q_proj", "k_proj", "v_proj")  # concatenated in OpenCLIP's in_proj
 
 
-def infer_config_v1(section: Section) -> dict[str, Any]:
-    """Entries of a CLIP text config.json for the text encoder of an SD 1.x file. Raises `UserError`."""
+def section_in_file(tensors: Mapping[str, torch.Tensor], text: TextEncoderLayout, source: str) -> Section:
+    """The text encoder's tensors in a single file, without those that are not used."""
+    prefix = text.prefix
+    if not text.is_open_clip and any(key.startswith(prefix + LEVEL) for key in tensors):
+        prefix += LEVEL
+    ignored = tuple(name for name in _NOT_USED if not (name == PROJECTION and text.has_projection))
+    return section_of(tensors, prefix, source=source, part=text.title, ignored=ignored)
+
+
+def unused_names(text: TextEncoderLayout, num_layers: int) -> tuple[str, ...]:
+    """Beginnings of the names that OpenCLIP's files hold and nothing reads, for an encoder of `num_layers`."""
+    if not text.is_open_clip:
+        return ()
+    layer = (f"{BLOCKS}{num_layers}.",) if text.skips_last_layer else ()
+    return (*layer, LOGIT_SCALE) if text.has_projection else (*layer, PROJECTION, LOGIT_SCALE)
+
+
+def infer_config(section: Section, text: TextEncoderLayout) -> dict[str, Any]:
+    """Entries of a CLIP text config.json for a text encoder of a single file. Raises `UserError`."""
+    return _infer_open_clip_config(section, text) if text.is_open_clip else _infer_clip_config(section)
+
+
+def _infer_clip_config(section: Section) -> dict[str, Any]:
     return _config(
         token_embedding=section.shape("embeddings.token_embedding.weight", num_dims=2),
         num_positions=section.shape("embeddings.position_embedding.weight", num_dims=2)[0],
@@ -49,17 +71,18 @@ def infer_config_v1(section: Section) -> dict[str, Any]:
     )
 
 
-def infer_config_v2(section: Section) -> dict[str, Any]:
-    """The same for an SD 2.x file.
+def _infer_open_clip_config(section: Section, text: TextEncoderLayout) -> dict[str, Any]:
+    """The same for OpenCLIP's names.
 
     SD 2.x conditions on the penultimate layer, so the last is not counted and not read. Some programs omit it from
     their files; that is detected at the known full size.
     """
     token_embedding = section.shape("token_embedding.weight", num_dims=2)
-    num_layers = section.count(BLOCKS) - 1
-    if token_embedding[1] == _WIDTH_SD2 and num_layers == _LAYERS_SD2 - 1:
-        num_layers = _LAYERS_SD2
-    return _config(
+    num_layers = section.count(BLOCKS)
+    if text.skips_last_layer and (token_embedding[1], num_layers) != (_WIDTH_SD2, _LAYERS_SD2):
+        num_layers -= 1
+    projection = {"projection_dim": section.shape(PROJECTION, num_dims=2)[1]} if text.has_projection else {}
+    return projection | _config(
         token_embedding=token_embedding,
         num_positions=section.shape("positional_embedding", num_dims=2)[0],
         intermediate_size=section.shape(f"{BLOCKS}0.mlp.c_fc.weight", num_dims=2)[0],
@@ -68,17 +91,14 @@ def infer_config_v2(section: Section) -> dict[str, Any]:
     )
 
 
-def tensor_slices_v1(names: Iterable[str]) -> dict[str, TensorSlice]:
-    """Where each of our tensors is in an SD 1.x file."""
-    return {name: TensorSlice(name) for name in names}
+def tensor_slices(names: Iterable[str], text: TextEncoderLayout) -> dict[str, TensorSlice]:
+    """Where each of our tensors is in a single file; OpenCLIP has queries, keys and values as one tensor."""
+    return {name: _open_clip_slice(name) if text.is_open_clip else TensorSlice(name) for name in names}
 
 
-def tensor_slices_v2(names: Iterable[str]) -> dict[str, TensorSlice]:
-    """Where each of our tensors is in an SD 2.x file; queries, keys and values are one tensor there."""
-    return {name: _tensor_slice_v2(name) for name in names}
-
-
-def _tensor_slice_v2(name: str) -> TensorSlice:
+def _open_clip_slice(name: str) -> TensorSlice:
+    if name == _OUR_PROJECTION:
+        return TensorSlice(PROJECTION, is_transposed=True)  # (width, projection) there
     if name in _OPEN_CLIP_ENDS:
         return TensorSlice(_OPEN_CLIP_ENDS[name])
     _encoder, _layers, index, rest = name.split(".", 3)

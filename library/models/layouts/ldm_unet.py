@@ -32,8 +32,9 @@ _ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-_NUM_HEADS_V1 = 8
-_HEAD_WIDTH_V2 = 64
+_SIZE_EMBEDDING = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+_SIZE_EMBEDDING_WIDTH = 256  # of each number of sizes and crops, which is not in the weights
+_HEAD_WIDTH = 64
 
 
 def module_names(config: Mapping[str, Any]) -> dict[str, str]:
@@ -42,6 +43,8 @@ def module_names(config: Mapping[str, Any]) -> dict[str, str]:
     The table is one to one, so it can be inverted.
     """
     names = dict(_ENDS)
+    if config.get("addition_embed_type") is not None:
+        names.update(_SIZE_EMBEDDING)
     names.update(_resnet("mid_block.resnets.0", "middle_block.0"))
     names["mid_block.attentions.0"] = "middle_block.1"
     names.update(_resnet("mid_block.resnets.1", "middle_block.2"))
@@ -92,23 +95,20 @@ class _Level:
 
     channels: int
     num_layers: int
-    has_attention: bool
+    depth: int  # transformer blocks in each of its attention layers, 0 where it has none
 
 
-def infer_config(section: Section, *, is_v2: bool) -> dict[str, Any]:
+def infer_config(section: Section, num_heads: int | None) -> dict[str, Any]:
     """The arguments of Diffusers' `UNet2DConditionModel` for the U-Net of a file.
 
-    The number of attention heads is not in the weights: SD 1.x has 8, SD 2.x heads of width 64. Raises `UserError`.
+    The number of attention heads is not in the weights: `num_heads`, or None for heads of width 64. Raises `UserError`.
     """
     levels = _levels(section)
     channels = [level.channels for level in levels]
-    attends = [level.has_attention for level in levels]
+    attends = [level.depth > 0 for level in levels]
     if len({level.num_layers for level in levels}) != 1 or not any(attends):
         raise _unknown(section, f"levels of {[level.num_layers for level in levels]} layers, attention at {attends}")
     attention = f"input_blocks.{_first_attention(levels)}.1"
-    if section.count(f"{attention}.transformer_blocks.") > 1:
-        raise _unknown(section, "more than one transformer block in an attention layer")
-    heads = [max(1, width // _HEAD_WIDTH_V2) for width in channels] if is_v2 else _NUM_HEADS_V1
     return {
         "in_channels": section.shape("input_blocks.0.0.weight", num_dims=4)[1],
         "out_channels": section.shape("out.2.weight", num_dims=4)[0],
@@ -118,30 +118,54 @@ def infer_config(section: Section, *, is_v2: bool) -> dict[str, Any]:
         "up_block_types": ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attends)],
         "cross_attention_dim": section.shape(f"{attention}.transformer_blocks.0.attn2.to_k.weight", num_dims=2)[1],
         "use_linear_projection": section.tensors[f"{attention}.proj_in.weight"].dim() == 2,
-        "attention_head_dim": heads,  # the number of heads: Diffusers misnames it
+        # the number of heads: Diffusers misnames it
+        "attention_head_dim": num_heads or [max(1, width // _HEAD_WIDTH) for width in channels],
         "norm_num_groups": norm_groups(channels),
+        **_depth_entries(section, [level.depth for level in levels]),
+        **_size_entries(section),
+    }
+
+
+def _depth_entries(section: Section, depths: list[int]) -> dict[str, Any]:
+    """The transformer blocks of attention layers, for U-Nets with more than one in any."""
+    middle = section.count("middle_block.1.transformer_blocks.")
+    if max(depths) <= 1 and middle <= 1:
+        return {}
+    if middle != depths[-1]:
+        raise _unknown(section, f"levels of {depths} transformer blocks, {middle} in the middle block")
+    return {"transformer_layers_per_block": [max(1, depth) for depth in depths]}
+
+
+def _size_entries(section: Section) -> dict[str, Any]:
+    """The embedding of sizes, crops and the pooled text."""
+    if not section.count("label_emb."):
+        return {}
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": _SIZE_EMBEDDING_WIDTH,
+        "projection_class_embeddings_input_dim": section.shape("label_emb.0.0.weight", num_dims=2)[1],
     }
 
 
 def _levels(section: Section) -> list[_Level]:
     levels: list[_Level] = []
-    channels, num_layers, has_attention = 0, 0, False
+    channels, num_layers, depth = 0, 0, 0
     for number in range(1, section.count("input_blocks.")):
         block = f"input_blocks.{number}"
         if f"{block}.0.op.weight" in section.tensors:  # a downsampler ends the level
-            levels.append(_Level(channels, num_layers, has_attention))
+            levels.append(_Level(channels, num_layers, depth))
             num_layers = 0
             continue
         channels = section.shape(f"{block}.0.out_layers.3.weight", num_dims=4)[0]
         num_layers += 1
-        has_attention = f"{block}.1.proj_in.weight" in section.tensors
-    return [*levels, _Level(channels, num_layers, has_attention)]
+        depth = section.count(f"{block}.1.transformer_blocks.")
+    return [*levels, _Level(channels, num_layers, depth)]
 
 
 def _first_attention(levels: list[_Level]) -> int:
     number = 1
     for level in levels:
-        if level.has_attention:
+        if level.depth:
             break
         number += level.num_layers + 1
     return number
@@ -149,5 +173,6 @@ def _first_attention(levels: list[_Level]) -> int:
 
 def _unknown(section: Section, what: str) -> UserError:
     return UserError(
-        f"{section.source}: the {section.part} is not one of Stable Diffusion 1.x or 2.x ({what})", "give such a model"
+        f"{section.source}: the {section.part} is not one of a known family ({what})",
+        "give a model of a known family, not of a variant",
     )

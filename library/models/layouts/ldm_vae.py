@@ -13,7 +13,6 @@ PART = "VAE"
 TRAINING_ONLY = ("loss.", "model_ema.")  # keys of the VAE's own training that some files still hold
 
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-_SCALING_FACTOR = 0.18215
 
 
 def module_names(config: Mapping[str, Any]) -> dict[str, str]:
@@ -44,24 +43,24 @@ def _layers(diffusers_level: str, ldm_level: str, num_layers: int) -> dict[str, 
     return {f"{diffusers_level}.resnets.{layer}": f"{ldm_level}.block.{layer}" for layer in range(num_layers)}
 
 
-def infer_config(section: Section) -> dict[str, Any]:
-    """The arguments of Diffusers' `AutoencoderKL` for the VAE of a file.
+def infer_config(section: Section, scaling_factor: float) -> dict[str, Any]:
+    """The arguments of Diffusers' `AutoencoderKL` for the VAE of a file; `scaling_factor` is not in the weights.
 
     Raises `UserError` when tensors that sizes are inferred from are missing.
     """
     num_levels = max(1, section.count("encoder.down."))
     first_layers = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(num_levels)]
-    return _config(section, first_layers, section.count("encoder.down.0.block."))
+    return _config(section, first_layers, section.count("encoder.down.0.block."), scaling_factor)
 
 
-def infer_diffusers_config(section: Section) -> dict[str, Any]:
+def infer_diffusers_config(section: Section, scaling_factor: float) -> dict[str, Any]:
     """The same for a VAE whose tensors have Diffusers' names."""
     num_levels = max(1, section.count("encoder.down_blocks."))
     first_layers = [f"encoder.down_blocks.{level}.resnets.0.conv1.weight" for level in range(num_levels)]
-    return _config(section, first_layers, section.count("encoder.down_blocks.0.resnets."))
+    return _config(section, first_layers, section.count("encoder.down_blocks.0.resnets."), scaling_factor)
 
 
-def _config(section: Section, first_layers: list[str], num_layers: int) -> dict[str, Any]:
+def _config(section: Section, first_layers: list[str], num_layers: int, scaling_factor: float) -> dict[str, Any]:
     channels = [section.shape(name, num_dims=4)[0] for name in first_layers]
     return {
         "in_channels": section.shape("encoder.conv_in.weight", num_dims=4)[1],
@@ -72,5 +71,5 @@ def _config(section: Section, first_layers: list[str], num_layers: int) -> dict[
         "down_block_types": ["DownEncoderBlock2D"] * len(channels),
         "up_block_types": ["UpDecoderBlock2D"] * len(channels),
         "norm_num_groups": norm_groups(channels),
-        "scaling_factor": _SCALING_FACTOR,
+        "scaling_factor": scaling_factor,
     }

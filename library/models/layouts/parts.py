@@ -1,4 +1,4 @@
-"""The parts of a Stable Diffusion model (U-Net, VAE, text encoder), built from their configurations."""
+"""The parts of a model (U-Net, VAE, text encoders), built from their configurations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from library.cli.errors import UserError, first_line
+from library.models.layouts.model_layout import TextEncoderLayout
 from library.models.text.text_encoder import TextEncoder, build_text_encoder, restore_position_ids
 from library.models.weights.module_weights import build_empty
 
@@ -23,9 +24,14 @@ class ModelParts:
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: TextEncoder
-    # unused tensors of an SD 2.x file, under their keys without prefix
+    text_encoders: Mapping[str, TextEncoder]  # by the names of their folders, in the order of the layout
+    # tensors of a single file that are never used, under their keys
     unused_tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """All parts by name."""
+        return {"unet": self.unet, "vae": self.vae, **self.text_encoders}
 
 
 def empty_unet(config: Mapping[str, Any], source: str) -> UNet2DConditionModel:
@@ -38,9 +44,9 @@ def empty_vae(config: Mapping[str, Any], source: str) -> AutoencoderKL:
     return _build(lambda: AutoencoderKL.from_config(dict(config)), source, "VAE")
 
 
-def empty_text_encoder(config: Mapping[str, Any], source: str) -> TextEncoder:
+def empty_text_encoder(config: Mapping[str, Any], source: str, text: TextEncoderLayout) -> TextEncoder:
     """A text encoder without weights for a CLIP text config.json; raises `UserError` for an invalid one."""
-    encoder = _build(lambda: build_text_encoder(config), source, "text encoder")
+    encoder = _build(lambda: build_text_encoder(config, text.has_projection), source, text.title)
     restore_position_ids(encoder)
     return encoder.eval()
 

@@ -19,7 +19,6 @@ _ASSUMED = {
     "attention_head_dim", "norm_num_groups", "scaling_factor", "num_attention_heads", "hidden_act", "layer_norm_eps",
 }  # fmt: skip
 _NAMES = {"act_fn", "hidden_act", "beta_schedule", "prediction_type"}  # checked where they are used
-_TITLES = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder", "scheduler": "scheduler"}
 USUAL_SCHEDULER = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -34,35 +33,43 @@ HARMLESS = {"sample_size", "use_linear_projection", "force_upcast", "upcast_atte
 
 
 def read_stated_config(
-    metadata: Mapping[str, str], part: str, defaults: Mapping[str, Any], inferred: Mapping[str, Any], source: str
+    metadata: Mapping[str, str],
+    part: str,
+    defaults: Mapping[str, Any],
+    inferred: Mapping[str, Any],
+    *,
+    source: str,
+    title: str,
 ) -> dict[str, Any]:
     """What a file's metadata says of a part ("unet", "vae", "text_encoder", "scheduler") beside its tensors.
 
     `defaults`: of the part's class. `inferred`: the configuration that the tensors show. Empty where the metadata says
-    nothing, and, with a warning that names the `source`, where it is damaged or describes another model.
+    nothing, and, with a warning that names the `source` and the part's `title`, where it is damaged or describes
+    another model.
     """
     entry = ENTRY if ENTRY in metadata else _EARLIER_ENTRY
     try:
         stated = dict(json.loads(metadata.get(entry, "{}")).get(part, {}))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        _say_ignored(source, part, f"the entry {entry} is damaged: {first_line(error)}")
+        say_misfit(source, title, f"the entry {entry} is damaged: {first_line(error)}")
         return {}
     usual = {**defaults, **inferred}
     known = {key: value for key, value in stated.items() if key in usual or part == "scheduler"}
     wrong = [key for key, value in known.items() if not _fits(key, value, usual.get(key), key in inferred)]
     if wrong:
-        _say_ignored(source, part, f"{listed(wrong, 3)} cannot be right for its tensors")
+        say_misfit(source, title, f"{listed(wrong, 3)} cannot be right for its tensors")
         return {}
     return {key: value for key, value in known.items() if key not in inferred or key in _ASSUMED}
 
 
-def say_misfit(source: str, part: str, error: Exception) -> None:
-    """Warns that a part cannot be built as the metadata says, and is built from its tensors alone."""
-    _say_ignored(source, part, first_line(error))
+def read_stated_scheduler(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
+    """What a file's metadata says of the noise schedule and the prediction type."""
+    return read_stated_config(metadata, "scheduler", USUAL_SCHEDULER, {}, source=source, title="scheduler")
 
 
-def _say_ignored(source: str, part: str, why: str) -> None:
-    logger.warning("%s: the configuration of the %s in its metadata is ignored: %s", source, _TITLES[part], why)
+def say_misfit(source: str, title: str, why: str) -> None:
+    """Warns that a part is not built as the metadata says, but from its tensors alone."""
+    logger.warning("%s: the configuration of the %s in its metadata is ignored: %s", source, title, why)
 
 
 def _fits(key: str, value: Any, usual: Any, is_inferred: bool) -> bool:

@@ -10,8 +10,17 @@ from typing import Any
 from library.cli.errors import UserError, raise_together
 from library.diffusion.options import NoiseOptions
 from library.diffusion.validation_rules import ScheduleShape
-from library.models.layouts.stored_configs import USUAL_SCHEDULER, read_stated_config
+from library.models.layouts.model_layout import (
+    EPSILON,
+    NUM_TIMESTEPS,
+    SCHEDULES,
+    V_PREDICTION,
+    ModelLayout,
+    channels_error,
+)
+from library.models.layouts.stored_configs import read_stated_scheduler
 from library.models.options import ModelOptions, PromptOptions
+from library.models.stable_diffusion.layout import layout_of
 from library.models.weights.model_files import ModelFolder, TensorFile
 from library.models.weights.model_kinds import (
     TEXT_PREFIX_V1,
@@ -23,9 +32,6 @@ from library.models.weights.model_kinds import (
     is_v2,
 )
 
-EPSILON, V_PREDICTION = "epsilon", "v_prediction"
-SCHEDULES = ("scaled_linear", "linear")  # of betas
-NUM_TIMESTEPS = 1000
 _PREDICTION_NAMES = {"epsilon": EPSILON, "eps": EPSILON, "v": V_PREDICTION, "v_prediction": V_PREDICTION}
 _SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 _WIDTH_SD2 = 1024
@@ -48,6 +54,11 @@ class DetectedModel:
     num_text_layers: int | None = None
     unet_channels: tuple[int, int] | None = None
     latent_channels: int | None = None
+
+    @property
+    def layout(self) -> ModelLayout:
+        """What its files look like."""
+        return layout_of(self.is_v2)
 
     def predicts(self, options: ModelOptions) -> str:
         """The prediction type for training and saving: v where the flag or the model says so, else epsilon.
@@ -110,7 +121,7 @@ def _detect_folder(folder: ModelFolder) -> DetectedModel:
 
 def _detect_file(file: TensorFile) -> DetectedModel:
     declared = V_PREDICTION if "v_pred" in file.tensors else None
-    scheduler = read_stated_config(file.metadata, "scheduler", USUAL_SCHEDULER, {}, str(file.path))
+    scheduler = read_stated_scheduler(file.metadata, str(file.path))
     for value in (scheduler.get("prediction_type"), file.metadata.get("modelspec.prediction_type")):
         declared = _PREDICTION_NAMES.get(str(value), declared)
     is_second = is_v2(file.tensors)
@@ -182,11 +193,3 @@ def _prediction_warnings(detected: DetectedModel, options: ModelOptions) -> Iter
             f"{detected.source} does not say what it predicts, noise (epsilon) is assumed; SD 2.x 768 needs"
             " --v_parameterization"
         )
-
-
-def channels_error(source: str, unet: tuple[int, int], latents: int) -> UserError:
-    """The error for a U-Net that does not take and give as many channels as the VAE's latents have."""
-    return UserError(
-        f"{source}: the U-Net takes {unet[0]} channels and gives {unet[1]}, the VAE's latents have {latents}",
-        "inpainting and depth variants cannot be trained; give a text-to-image model",
-    )

@@ -9,23 +9,25 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 
 class TextEncoder(nn.Module):
     """Wraps CLIP's text transformer, so that its layers have the same names under every version of `transformers`.
 
     Older versions keep the transformer in `CLIPTextModel.text_model`, newer ones made it the model itself. The keys
-    of LoRA files contain that level.
+    of LoRA files contain that level. `text_projection`: of the pooled output, where the model has one.
     """
 
     config: Any  # CLIPTextConfig
     text_model: Any  # of `transformers`, whose class depends on its version
+    text_projection: nn.Linear | None
 
-    def __init__(self, model: CLIPTextModel):
+    def __init__(self, model: CLIPTextModel | CLIPTextModelWithProjection):
         super().__init__()
         self.config = model.config
         self.text_model = getattr(model, "text_model", model)
+        self.text_projection = getattr(model, "text_projection", None)
 
     @property
     def device(self) -> torch.device:
@@ -90,10 +92,11 @@ def config_entries(config: CLIPTextConfig) -> dict[str, Any]:
     return {key: getattr(config, key) for key in _CONFIG_KEYS if hasattr(config, key)}
 
 
-def build_text_encoder(config: Mapping[str, Any]) -> TextEncoder:
+def build_text_encoder(config: Mapping[str, Any], has_projection: bool = False) -> TextEncoder:
     """A text encoder with random weights for the entries of a config.json."""
     known = {key: config[key] for key in _CONFIG_KEYS if key in config}
-    return TextEncoder(CLIPTextModel(CLIPTextConfig(**known)))
+    build = CLIPTextModelWithProjection if has_projection else CLIPTextModel
+    return TextEncoder(build(CLIPTextConfig(**known)))
 
 
 def restore_position_ids(encoder: TextEncoder) -> None:

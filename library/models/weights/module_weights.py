@@ -78,15 +78,15 @@ def lacking_keys_error(source: str, part: str, lacking: Sequence[str], num_expec
         )
     return UserError(
         message,
-        "the file is incomplete, or not a Stable Diffusion 1.x or 2.x model",
+        "the file is incomplete, or not a model of a known family",
     )
 
 
 def surplus_keys_error(source: str, part: str, surplus: Sequence[str]) -> UserError:
-    """The error for a file that holds more of a part than Stable Diffusion 1.x and 2.x have."""
+    """The error for a file that holds more of a part than models of its family have."""
     return UserError(
         f"{source} holds {plural(len(surplus), 'key')} that the {part} does not have: {listed(surplus, _NAMED_KEYS)}",
-        "the file is damaged, or a variant that is not Stable Diffusion 1.x or 2.x",
+        "the file is damaged, or a variant that is not of a known family",
     )
 
 

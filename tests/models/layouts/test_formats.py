@@ -29,6 +29,7 @@ from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_u
 from library.models.options import MetadataOptions, ModelOptions
 from library.models.registry import load_family
 from library.models.stable_diffusion.detection import detect
+from library.models.stable_diffusion.layout import SD_1, layout_of
 from library.models.weights.checkpoint_files import open_weights
 from library.models.weights.modelspec import SpecifiedModel, specification_entries
 from library.models.weights.weight_writing import stored, write_pickle
@@ -138,8 +139,10 @@ KNOWN_FILES = {
     ids=["sd15", "sd21", "sd21-convolutions"],
 )
 def test_full_size_files_have_the_keys_shapes_and_types_that_other_programs_look_for(known, unet, text):
-    parts = ModelParts(empty_unet(unet, "x"), empty_vae(VAE, "x"), empty_text_encoder(text, "x"))
-    tensors = single_file_tensors(parts, is_v2=known == "sd21", dtype=torch.float32)
+    layout = layout_of(known == "sd21")
+    encoder = empty_text_encoder(text, "x", layout.text_encoders[0])
+    parts = ModelParts(empty_unet(unet, "x"), empty_vae(VAE, "x"), {"text_encoder": encoder})
+    tensors = single_file_tensors(parts, layout, {}, torch.float32)
     kinds = {key: (tensor.shape, str(tensor.dtype).removeprefix("torch.")) for key, tensor in tensors.items()}
     lines = sorted(f"{key} {shape} {dtype}" for key, (shape, dtype) in kinds.items())
     count, digest, examples = KNOWN_FILES[known]
@@ -304,13 +307,13 @@ _WRONG_METADATA = {
 def test_metadata_that_does_not_fit_the_tensors_is_ignored_with_a_warning(file_v1, tiny_v1, caplog, wrong):
     """It may have been edited, or copied from another model: programs that do not know it read the file, too."""
     file = replace(open_weights(file_v1), metadata={"diffusers_config": _WRONG_METADATA[wrong]})
-    parts = load_single_file(file)
+    parts = load_single_file(file, SD_1)
     assert detect(file).scheduler == {}
     assert f"{file_v1}: the configuration of the" in caplog.text and "in its metadata is ignored" in caplog.text
     for name in ("attention_head_dim", "act_fn", "freq_shift", "block_out_channels"):
         assert list(np.ravel(parts.unet.config[name])) == list(np.ravel(tiny_v1.unet.config[name]))
     assert (parts.vae.config.scaling_factor, parts.vae.config.layers_per_block) == (0.18215, 1)
-    assert parts.text_encoder.config.hidden_act == "quick_gelu"
+    assert parts.text_encoders["text_encoder"].config.hidden_act == "quick_gelu"
 
 
 def test_the_metadata_of_earlier_files_is_read(file_v1, tmp_path):

@@ -12,7 +12,9 @@ from library.cli.errors import UserError
 from library.models.layouts import ldm_text, ldm_unet, ldm_vae
 from library.models.layouts.ldm_keys import Section, TensorSlice, norm_groups, rename_key
 from library.models.layouts.ldm_layout import load_single_file
+from library.models.stable_diffusion.layout import SD_1, SD_2, layout_of
 from library.models.weights.checkpoint_files import open_weights
+from library.models.weights.model_kinds import is_v2
 
 CROSS, DOWN, UP = "CrossAttnDownBlock2D", "DownBlock2D", "UpBlock2D"
 UNET = {
@@ -54,6 +56,7 @@ TEXT_V2 = {
     "num_attention_heads": 16,
     "hidden_act": "gelu",
 }
+TEXT_OF_SD2 = SD_2.text_encoders[0]
 
 
 def on_meta(build, config):
@@ -74,7 +77,7 @@ def test_the_full_size_unets_are_inferred_from_their_shapes(config, is_v2):
     unet = on_meta(UNet2DConditionModel.from_config, config)
     tensors = renamed(unet, ldm_unet.module_names(config))
     assert len(tensors) == 686
-    assert ldm_unet.infer_config(section(tensors), is_v2=is_v2) == config
+    assert ldm_unet.infer_config(section(tensors), layout_of(is_v2).num_heads) == config
 
 
 def test_names_of_the_full_size_unet_are_those_of_the_layout():
@@ -134,7 +137,7 @@ def test_every_kind_of_layer_of_open_clip_has_its_place():
         "encoder.layers.5.self_attn.v_proj.weight": TensorSlice("transformer.resblocks.5.attn.in_proj_weight", 2),
         "encoder.layers.5.self_attn.out_proj.bias": TensorSlice("transformer.resblocks.5.attn.out_proj.bias"),
     }
-    assert ldm_text.tensor_slices_v2(expected) == expected
+    assert ldm_text.tensor_slices(expected, TEXT_OF_SD2) == expected
     stacked = {"x": torch.arange(12.0).reshape(6, 2)}
     assert TensorSlice("x", 1).take(stacked).tolist() == [[4, 5], [6, 7]]
 
@@ -146,7 +149,7 @@ def test_the_full_size_vae_is_inferred_from_its_shapes():
     assert {"encoder.down.1.block.0.nin_shortcut.weight", "decoder.up.3.block.2.conv2.bias"} <= set(tensors)
     assert {"decoder.mid.attn_1.proj_out.weight", "decoder.up.1.upsample.conv.weight"} <= set(tensors)
     assert "decoder.up.0.upsample.conv.weight" not in tensors  # the finest level is not enlarged
-    assert ldm_vae.infer_config(section(tensors)) == VAE
+    assert ldm_vae.infer_config(section(tensors), 0.18215) == VAE
 
 
 def text_tensors(config):
@@ -155,14 +158,14 @@ def text_tensors(config):
 
 
 def test_the_full_size_text_encoder_of_sd1_is_inferred_from_its_shapes():
-    assert ldm_text.infer_config_v1(section(text_tensors(TEXT_V1))) == TEXT_V1
+    assert ldm_text.infer_config(section(text_tensors(TEXT_V1)), SD_1.text_encoders[0]) == TEXT_V1
 
 
 @pytest.mark.parametrize("num_blocks", [24, 23])
 def test_the_full_size_text_encoder_of_sd2_has_23_layers_whether_the_unused_one_is_there_or_not(num_blocks):
     full = text_tensors({**TEXT_V2, "num_hidden_layers": num_blocks})
-    tensors = {part.key: full[name] for name, part in ldm_text.tensor_slices_v2(full).items()}
-    assert ldm_text.infer_config_v2(section(tensors)) == TEXT_V2
+    tensors = {part.key: full[name] for name, part in ldm_text.tensor_slices(full, TEXT_OF_SD2).items()}
+    assert ldm_text.infer_config(section(tensors), TEXT_OF_SD2) == TEXT_V2
 
 
 @pytest.mark.parametrize(("channels", "groups"), [([320, 640], 32), ([48, 96], 16), ([24, 40], 8), ([64, 30], 2)])
@@ -188,7 +191,7 @@ def assert_same_outputs(parts, original):
         expected = original.vae.decode(latents).sample
         torch.testing.assert_close(parts.vae.decode(latents).sample, expected, atol=1e-5, rtol=0)
         expected = original.text_encoder(input_ids).last_hidden_state
-        torch.testing.assert_close(parts.text_encoder(input_ids), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(parts.text_encoders["text_encoder"](input_ids), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
@@ -199,9 +202,9 @@ def test_both_kinds_of_file_give_the_original_outputs(tiny, stability_layout, tm
         torch.save({"state_dict": tensors, "epoch": 1, "global_step": 2}, path)
     else:
         save_file(tensors, path)
-    parts = load_single_file(open_weights(path))
+    parts = load_single_file(open_weights(path), layout_of(tiny.is_v2))
     assert_same_outputs(parts, tiny)
-    for module in (parts.unet, parts.vae, parts.text_encoder):
+    for module in parts.modules.values():
         assert not any(part.training for part in module.modules())
         assert not any(parameter.requires_grad for parameter in module.parameters())
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
@@ -218,18 +221,19 @@ def test_keys_of_other_things_are_left_aside(tiny_v1, stability_layout, tmp_path
         "cond_stage_model.logit_scale": torch.zeros(1),
     }
     save_file({**tensors, **extras}, tmp_path / "model.safetensors")
-    assert_same_outputs(load_single_file(open_weights(tmp_path / "model.safetensors")), tiny_v1)
+    assert_same_outputs(load_single_file(open_weights(tmp_path / "model.safetensors"), SD_1), tiny_v1)
 
 
 def test_sd1_files_without_the_level_text_model_are_read(tiny_v1, stability_layout, tmp_path):
     tensors = {key.replace(".text_model.", "."): value for key, value in stability_layout(tiny_v1).items()}
     save_file(tensors, tmp_path / "model.safetensors")
-    assert_same_outputs(load_single_file(open_weights(tmp_path / "model.safetensors")), tiny_v1)
+    assert_same_outputs(load_single_file(open_weights(tmp_path / "model.safetensors"), SD_1), tiny_v1)
 
 
 def load_with(tensors, path):
     save_file(tensors, path)
-    return load_single_file(open_weights(path))
+    file = open_weights(path)
+    return load_single_file(file, layout_of(is_v2(file.tensors)))
 
 
 def test_missing_keys_of_all_parts_are_named_together_with_the_file(tiny, stability_layout, tmp_path):

@@ -77,7 +77,7 @@ FORMS = [
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_vae_is_read_in_every_form(other: TinyModel, tmp_path: Path, form: Callable[[TinyModel, Path], Path]) -> None:
-    vae = load_vae(str(form(other, tmp_path)))
+    vae = load_vae(str(form(other, tmp_path)), 0.18215)
     expected = other.vae.state_dict()
     assert vae.state_dict().keys() == expected.keys()
     for name, tensor in vae.state_dict().items():
@@ -95,7 +95,7 @@ def test_the_named_file_is_loaded_as_the_config_beside_it_says(tiny_v1, other, t
         save_file(tiny_v1.vae.state_dict(), folder / "my.safetensors")
     else:
         _vae_file(tiny_v1, folder).rename(folder / "my.ckpt")
-    vae = load_vae(str(next(folder.glob("my.*"))))
+    vae = load_vae(str(next(folder.glob("my.*"))), 0.18215)
     assert all(torch.equal(vae.state_dict()[name], tensor) for name, tensor in tiny_v1.vae.state_dict().items())
     assert vae.config.scaling_factor == 0.3
 
@@ -115,7 +115,7 @@ def test_what_is_no_vae_is_named(folder_v1: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, words in (("lora.safetensors", "holds no VAE"), ("empty", "holds neither vae/ nor config.json")):
         with pytest.raises(UserError, match=words):
-            load_vae(str(tmp_path / path))
+            load_vae(str(tmp_path / path), 0.18215)
 
 
 def test_a_vae_of_other_latents_does_not_fit(folder_v1: Path, tmp_path: Path) -> None:

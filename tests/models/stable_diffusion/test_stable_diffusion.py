@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from library.cli.errors import UserError
 from library.models.conditioning import TextStates
 from library.models.family import LoadSettings
+from library.models.latent_diffusion.betas import make_alphas_cumprod
 from library.models.options import ModelOptions
 from library.models.registry import detect_model, load_family
-from library.models.stable_diffusion.betas import make_alphas_cumprod
 from library.models.stable_diffusion.detection import detect
 from library.models.weights.model_files import ModelFolder
 

@@ -83,7 +83,7 @@ def test_a_vae_of_the_hub_is_downloaded(caller: Caller, folder_v1: Path) -> None
     caller.hub.add_folder("someone/tiny", folder_v1 / "vae")
     path = caller.local_path("someone/tiny")
     assert sorted(caller.hub.downloads()) == ["config.json", "diffusion_pytorch_model.safetensors"]
-    assert load_vae(path).config.latent_channels == 4
+    assert load_vae(path, 0.18215).config.latent_channels == 4
 
 
 def test_what_the_hub_does_not_have_is_said_in_two_lines(caller: Caller) -> None:

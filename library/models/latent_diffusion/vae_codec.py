@@ -98,6 +98,6 @@ def load_encoder(path: str, settings: LoadSettings, flag: str) -> VaeCodec:
 
     Raises `UserError` where there is none.
     """
-    vae = load_vae(path, flag=flag)
+    vae = load_vae(path, 1.0, flag=flag)  # of the encoder alone, whose latents are not scaled
     nn.Module.to(vae, settings.device, settings.dtypes.get("vae", torch.float32))
     return VaeCodec(vae)

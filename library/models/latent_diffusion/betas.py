@@ -9,7 +9,7 @@ import torch
 
 from library.cli.errors import UserError
 from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
-from library.models.stable_diffusion.detection import NUM_TIMESTEPS, SCHEDULES
+from library.models.layouts.model_layout import NUM_TIMESTEPS, SCHEDULES
 
 _BETAS = "correct beta_start, beta_end, num_train_timesteps and trained_betas of its scheduler configuration"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 
 from library.diffusion.discrete_diffusion import DiscreteDiffusion
@@ -16,37 +16,59 @@ from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
 from library.models.compute import set_attention, store_in_float8
 from library.models.device_copies import to_device
 from library.models.family import AdapterRoots, LoadSettings
+from library.models.latent_diffusion.betas import make_alphas_cumprod
+from library.models.latent_diffusion.vae_codec import VaeCodec
+from library.models.layouts.formats import SavedModel, save_model
+from library.models.layouts.model_layout import ModelLayout
+from library.models.layouts.parts import ModelParts
+from library.models.loading import LoadedModel
 from library.models.options import PromptOptions
 from library.models.text.text_encoder import TextEncoder
 from library.models.text.tokenizer import PromptTokenizer, PromptTokens
-from library.models.vae_codec import VaeCodec
 from library.models.weights.module_weights import Fingerprints
+
+
+class Detected(Protocol):
+    """What a model's small files say, as all these families are detected."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def layout(self) -> ModelLayout: ...
+
+    @property
+    def scheduler(self) -> Mapping[str, Any]:
+        """Entries of the configuration of a scheduler of Diffusers."""
 
 
 class LatentDiffusionModel:
     """A U-Net, its text encoders by the names of their folders, and a VAE; the base of families with these parts.
 
-    A family adds `conditioning`, `encode_prompts`, `predict` and `save`: see `ModelFamily`.
+    A family adds `version`, `architecture`, `conditioning`, `caches`, `encode_prompts` and `predict`, and what
+    textual inversion needs: see `ModelFamily`.
     """
 
     def __init__(
         self,
-        unet: Any,
-        vae: AutoencoderKL,
-        text_encoders: Mapping[str, TextEncoder],
-        process: DiscreteDiffusion,
-        scheduler: Mapping[str, Any],
+        loaded: LoadedModel,
+        detected: Detected,
+        predicts: str,
         prompt_options: PromptOptions,
         settings: LoadSettings,
     ):
-        """`scheduler`: entries of the configuration of a scheduler of Diffusers that saved models get."""
-        self.unet = unet
-        self.vae = vae
-        self.process = process
-        self._encoders = dict(text_encoders)
+        """`predicts`: the prediction type, "epsilon" or "v_prediction"."""
+        parts = loaded.parts
+        self.unet: Any = parts.unet
+        self.vae = parts.vae
+        self.tokenizers = dict(loaded.tokenizers)
+        self.process = DiscreteDiffusion(make_alphas_cumprod(detected.scheduler, detected.source), predicts)
+        self._layout = detected.layout
+        self._encoders = dict(parts.text_encoders)
+        self._unused_tensors = parts.unused_tensors
         self._prompt_options = prompt_options
-        self._scheduler = {**scheduler, "prediction_type": process.prediction_type}
-        self._codec = VaeCodec(vae)
+        self._scheduler = {**detected.scheduler, "prediction_type": predicts}
+        self._codec = VaeCodec(parts.vae)
         self.latent_channels, self.vae_scale = self._codec.latent_channels, self._codec.vae_scale
         self._text_fingerprints = Fingerprints()
         self._unet_dtype = torch.float32
@@ -99,10 +121,6 @@ class LatentDiffusionModel:
         """The U-Net and the text encoders."""
         return AdapterRoots(self.unet, self.text_encoders)
 
-    def _stored(self, name: str, module: Any) -> Any:
-        """The part `name` as it is saved: as it was loaded, where computing with it has rounded it."""
-        return self._snapshots.get(name, module)
-
     def offload_vae(self) -> None:
         """Moves the VAE to the CPU; decoding brings it back for as long as it takes."""
         nn.Module.to(self.vae, "cpu")
@@ -126,11 +144,36 @@ class LatentDiffusionModel:
     def text_fingerprint(self) -> str:
         """The same for the text encoders, followed by the prompt options and, if it is its own, the tokenizer's."""
         digests = [self._text_fingerprints.of(encoder, encoder.dtype) for encoder in self.text_encoders]
-        parts = (*digests, self._prompt_options, self._tokenizer_fingerprint())
-        return " ".join(str(part) for part in parts if part != "")
+        tokenizers = [tokenizer.fingerprint for tokenizer in self.tokenizers.values()]
+        return " ".join(str(part) for part in (*digests, self._prompt_options, *tokenizers) if part != "")
 
-    def _tokenizer_fingerprint(self) -> str:
-        raise NotImplementedError
+    def save(
+        self,
+        path: Path,
+        *,
+        format: str,
+        dtype: torch.dtype,
+        metadata: Mapping[str, str],
+        epoch: int = 0,
+        global_step: int = 0,
+    ) -> None:
+        """Writes the whole model in one of `layouts.formats.FORMATS`. Raises `OSError` when it cannot be written.
+
+        Frozen parts are written as they were loaded, where computing with them has rounded them. `epoch` and
+        `global_step` are stored in .ckpt files.
+        """
+        stored = {name: self._snapshots.get(name, encoder) for name, encoder in self._encoders.items()}
+        model = SavedModel(
+            ModelParts(self.unet, self._snapshots.get("vae", self.vae), stored, self._unused_tensors),
+            self._layout,
+            self.tokenizers,
+            self._scheduler,
+            dtype,
+            metadata,
+            epoch=epoch,
+            global_step=global_step,
+        )
+        save_model(Path(path), format, model)
 
 
 def tokens_of(

@@ -1,0 +1,84 @@
+"""What the files of a family look like: a description that readers and writers of every layout follow. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from library.cli.errors import UserError
+
+EPSILON, V_PREDICTION = "epsilon", "v_prediction"
+SCHEDULES = ("scaled_linear", "linear")  # of betas
+NUM_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class TextEncoderLayout:
+    """One CLIP text encoder of a family.
+
+    `name`: its folder, and its name in configurations. `prefix`: of its keys in a single file. `is_open_clip`: these
+    are OpenCLIP's, with fused projections of attention, else those of `transformers`. `skips_last_layer`: files hold a
+    last layer that is never used. `has_projection`: its pooled output is used. `stores_position_ids`: single files hold
+    them. `tokenizer`: the folder of its tokenizer, which pads with the end token, or with "!".
+    """
+
+    name: str
+    prefix: str
+    title: str = "text encoder"
+    is_open_clip: bool = False
+    skips_last_layer: bool = False
+    has_projection: bool = False
+    stores_position_ids: bool = False
+    tokenizer: str = "tokenizer"
+    pads_with_end: bool = True
+
+    @property
+    def file_prefix(self) -> str:
+        """Of all its keys in a single file, those that are not read too: cond_stage_model., conditioner.embedders.0."""
+        return self.prefix.removesuffix("transformer.").removesuffix("model.")
+
+
+@dataclass(frozen=True)
+class ModelLayout:
+    """Whole models of a family: a U-Net, a VAE and text encoders.
+
+    `title`: for messages. `pipeline`: the class in model_index.json, `index_entries`: what else that file says.
+    `scheduler`: the configuration written where the source has none. `num_heads`: of attention in the U-Net, None for
+    heads of width 64. `has_linear_projections`: single files hold linear projections around attention, whatever the
+    model in memory has. `scaling_factor`: of the VAE, where its files do not say it. `usual_sizes`: pixels of a side,
+    by prediction type. `marks`: empty tensors in single files that say an entry of the scheduler's configuration.
+    """
+
+    title: str
+    pipeline: str
+    text_encoders: tuple[TextEncoderLayout, ...]
+    scaling_factor: float
+    usual_sizes: Mapping[str, int]
+    num_heads: int | None = None
+    has_linear_projections: bool = False
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    index_entries: Mapping[str, Any] = field(default_factory=dict)
+    marks: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The folders of a Diffusers model that hold weights."""
+        return ("unet", "vae", *(text.name for text in self.text_encoders))
+
+    def text_encoder(self, name: str) -> TextEncoderLayout:
+        """The text encoder of that name."""
+        return next(text for text in self.text_encoders if text.name == name)
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What messages call the parts."""
+        return {"unet": "U-Net", "vae": "VAE", **{text.name: text.title for text in self.text_encoders}}
+
+
+def channels_error(source: str, unet: tuple[int, int], latents: int) -> UserError:
+    """The error for a U-Net that does not take and give as many channels as the VAE's latents have."""
+    return UserError(
+        f"{source}: the U-Net takes {unet[0]} channels and gives {unet[1]}, the VAE's latents have {latents}",
+        "inpainting and depth variants cannot be trained; give a text-to-image model",
+    )
