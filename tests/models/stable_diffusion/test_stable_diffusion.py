@@ -309,7 +309,7 @@ def test_weights_that_do_not_fit_their_config_are_named(folder_v1, tmp_path):
     with pytest.raises(UserError) as caught:
         load(folder)
     assert "attn2.to_k.weight has the shape" in str(caught.value)
-    assert "keys of the text encoder: encoder.layers.2" in str(caught.value)
+    assert "keys of the text encoder: text_model.encoder.layers.2" in str(caught.value)
 
 
 def test_a_tokenizer_with_more_words_than_the_text_encoder_is_refused(folder_v1, tmp_path):
