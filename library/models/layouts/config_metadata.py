@@ -74,7 +74,7 @@ def part_section(part: str, tensors: Mapping[str, torch.Tensor], layout: ModelLa
 def assumed_config(part: str, section: Section, layout: ModelLayout) -> dict[str, Any]:
     """The configuration of a part that its tensors in a single file show. Raises `UserError`."""
     if part == "unet":
-        return ldm_unet.infer_config(section, layout.num_heads)
+        return ldm_unet.infer_config(section, layout)
     if part == "vae":
         return ldm_vae.infer_config(section, layout.scaling_factor)
     return ldm_text.infer_config(section, layout.text_encoder(part))

@@ -59,7 +59,7 @@ def load_single_file(file: WeightFile, layout: ModelLayout, vae: AutoencoderKL |
 
 def _load_unet(file: WeightFile, layout: ModelLayout) -> nn.Module:
     section = section_of(file.tensors, ldm_unet.PREFIX, source=str(file.path), part=ldm_unet.PART)
-    inferred = ldm_unet.infer_config(section, layout.num_heads)
+    inferred = ldm_unet.infer_config(section, layout)
     modules = ldm_unet.module_names(inferred)
 
     def build(config: Mapping[str, Any]) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 
 from library.cli.errors import UserError
 from library.models.layouts.ldm_keys import Section, norm_groups
+from library.models.layouts.model_layout import ModelLayout
 from library.models.weights.model_kinds import UNET_PREFIX
 
 PREFIX = UNET_PREFIX
@@ -98,10 +99,10 @@ class _Level:
     depth: int  # transformer blocks in each of its attention layers, 0 where it has none
 
 
-def infer_config(section: Section, num_heads: int | None) -> dict[str, Any]:
+def infer_config(section: Section, layout: ModelLayout) -> dict[str, Any]:
     """The arguments of Diffusers' `UNet2DConditionModel` for the U-Net of a file.
 
-    The number of attention heads is not in the weights: `num_heads`, or None for heads of width 64. Raises `UserError`.
+    The number of attention heads is not in the weights. Raises `UserError`.
     """
     levels = _levels(section)
     channels = [level.channels for level in levels]
@@ -119,10 +120,10 @@ def infer_config(section: Section, num_heads: int | None) -> dict[str, Any]:
         "cross_attention_dim": section.shape(f"{attention}.transformer_blocks.0.attn2.to_k.weight", num_dims=2)[1],
         "use_linear_projection": section.tensors[f"{attention}.proj_in.weight"].dim() == 2,
         # the number of heads: Diffusers misnames it
-        "attention_head_dim": num_heads or [max(1, width // _HEAD_WIDTH) for width in channels],
+        "attention_head_dim": layout.num_heads or [max(1, width // _HEAD_WIDTH) for width in channels],
         "norm_num_groups": norm_groups(channels),
         **_depth_entries(section, [level.depth for level in levels]),
-        **_size_entries(section),
+        **(_size_entries(section) if layout.takes_pooled_text else {}),
     }
 
 
@@ -138,8 +139,6 @@ def _depth_entries(section: Section, depths: list[int]) -> dict[str, Any]:
 
 def _size_entries(section: Section) -> dict[str, Any]:
     """The embedding of sizes, crops and the pooled text."""
-    if not section.count("label_emb."):
-        return {}
     return {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": _SIZE_EMBEDDING_WIDTH,

@@ -66,6 +66,11 @@ class ModelLayout:
         """The folders of a Diffusers model that hold weights."""
         return ("unet", "vae", *(text.name for text in self.text_encoders))
 
+    @property
+    def takes_pooled_text(self) -> bool:
+        """Whether the U-Net takes the pooled output of a text encoder, beside the sizes and the crop of the image."""
+        return any(text.has_projection for text in self.text_encoders)
+
     def text_encoder(self, name: str) -> TextEncoderLayout:
         """The text encoder of that name."""
         return next(text for text in self.text_encoders if text.name == name)

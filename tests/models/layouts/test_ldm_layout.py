@@ -77,7 +77,7 @@ def test_the_full_size_unets_are_inferred_from_their_shapes(config, is_v2):
     unet = on_meta(UNet2DConditionModel.from_config, config)
     tensors = renamed(unet, ldm_unet.module_names(config))
     assert len(tensors) == 686
-    assert ldm_unet.infer_config(section(tensors), layout_of(is_v2).num_heads) == config
+    assert ldm_unet.infer_config(section(tensors), layout_of(is_v2)) == config
 
 
 def test_names_of_the_full_size_unet_are_those_of_the_layout():
