@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
@@ -132,6 +133,49 @@ def test_images_of_pages_are_small():
 def test_toml_is_toml(page):
     for text in blocks(page, "toml"):
         assert tomllib.loads(text)
+
+
+CONFIGURATIONS = [
+    pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
+    for page in PAGES
+    for number, text in enumerate(blocks(page, "toml"))
+    if "pretrained_model_name_or_path" in text
+]
+
+
+@pytest.mark.parametrize("text", CONFIGURATIONS)
+def test_configurations_are_taken(text, tmp_path):
+    """Those to copy, for train_network.py."""
+    path = tmp_path / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    argv = ["--config_file", str(path)]
+    _, errors = read_options(argv, option_groups("train_network"), program="", description="", foreign=ForeignOptions())
+    absent = ("there is no such file or folder", "does not exist")
+    assert [error.message for error in errors if not any(text in error.message for text in absent)] == []
+
+
+def test_messages_that_the_page_of_troubles_quotes_are_given():
+    """Who searches for what the program has said finds it."""
+    rows = re.findall(
+        r"^\| (`.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row) if " " in text]
+    said = texts_of_library()
+    assert len(quoted) >= 10
+    assert [text for text in quoted if text not in said and "No module" not in text] == []
+
+
+def texts_of_library() -> str:
+    """All texts in the code, a line each; what is filled in is left out."""
+    lines = []
+    for path in (ROOT / "library").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "" for part in node.values]
+                lines.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                lines.append(node.value)
+    return "\n".join(lines)
 
 
 @cache
