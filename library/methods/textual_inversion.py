@@ -8,8 +8,9 @@ al., 2303.09522).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ class TextualInversion:
         self.ending = f".{options.save_model_as}"
         self._initial = None if options.weights is None else _read_initial(options)
         self._layers: tuple[str, ...] = ()
-        self._embedding: TokenEmbedding
+        self._embeddings: nn.ModuleDict  # a `TokenEmbedding` for each token table
         self._learning_rate = 0.0
 
     def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
@@ -57,21 +58,23 @@ class TextualInversion:
             )
         num_layers = len(self._layers) or 1
         if self._initial is not None:
-            vectors = _checked_initial(self._initial, family, self._layers, f"--weights {self._options.weights}")
+            tables = _checked_initial(self._initial, family, self._layers, f"--weights {self._options.weights}")
         else:
-            vectors = _first_vectors(self._options, family, seed)
-        self._embedding = TokenEmbedding(self._text, vectors.expand(num_layers, -1, -1))
-        family.add_token(self._embedding)
-        if self._embedding.num_vectors > 1:
-            logger.info(
-                "%s has %d vectors, and takes as many tokens of a prompt", self._text, self._embedding.num_vectors
-            )
+            tables = _first_vectors(self._options, family, seed)
+        embeddings = {
+            name: TokenEmbedding(self._text, vectors.expand(num_layers, -1, -1)) for name, vectors in tables.items()
+        }
+        family.add_token(self._text, embeddings)
+        self._embeddings = nn.ModuleDict(embeddings)
+        num_vectors = next(iter(embeddings.values())).num_vectors
+        if num_vectors > 1:
+            logger.info("%s has %d vectors, and takes as many tokens of a prompt", self._text, num_vectors)
 
     def param_groups(self) -> list[ParamGroup]:
-        return [ParamGroup("word", [self._embedding.vectors], self._learning_rate)]
+        return [ParamGroup("word", list(self._embeddings.parameters()), self._learning_rate)]
 
     def trainable_modules(self) -> list[nn.Module]:
-        return [self._embedding]
+        return [self._embeddings]
 
     def on_epoch_start(self, epoch: int) -> None: ...
 
@@ -80,28 +83,37 @@ class TextualInversion:
     def after_update(self) -> None: ...
 
     def save(self, path: Path, dtype: torch.dtype, metadata: dict[str, str], position: Position) -> None:
-        embedding = EmbeddingVectors(self._embedding.vectors.detach(), self._layers)
+        tables = {name: each.vectors.detach() for name, each in self._named_embeddings()}
+        embedding = EmbeddingVectors(tables, self._layers)
         with atomic_path(path) as temporary:
             write_embedding(
                 temporary, embedding, name=self._text, dtype=dtype, metadata=metadata, step=position.global_step
             )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return {self._text: self._embedding.vectors.detach()}
+        return {self._state_name(name): each.vectors.detach() for name, each in self._named_embeddings()}
+
+    def _named_embeddings(self) -> Iterator[tuple[str, Any]]:
+        yield from self._embeddings.items()
+
+    def _state_name(self, table: str) -> str:
+        return self._text if len(self._embeddings) == 1 else f"{self._text}/{table}"
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Raises `UserError` for the state of another token, or of another number of vectors."""
-        if set(state) != {self._text}:
+        own = self.state_dict()
+        if set(state) != set(own):
             raise UserError(f"the state to resume from is not of {self._text} but of {', '.join(state)}", _ANOTHER_RUN)
-        saved, own = state[self._text], self._embedding.vectors
-        if saved.shape != own.shape:
-            raise UserError(
-                f"the state to resume from has vectors of shape {tuple(saved.shape)}, not {tuple(own.shape)}"
-                " (layers, vectors, width)",
-                _ANOTHER_RUN,
-            )
+        for name, vectors in own.items():
+            if state[name].shape != vectors.shape:
+                raise UserError(
+                    f"the state to resume from has vectors of shape {tuple(state[name].shape)}, not"
+                    f" {tuple(vectors.shape)} (layers, vectors, width)",
+                    _ANOTHER_RUN,
+                )
         with torch.no_grad():
-            own.copy_(saved)
+            for name, vectors in own.items():
+                vectors.copy_(state[name])
 
     def curves(self) -> dict[str, float]:
         return {}
@@ -151,39 +163,54 @@ def _read_initial(options: TextualInversionOptions) -> EmbeddingVectors:
 
 def _checked_initial(
     initial: EmbeddingVectors, family: ModelFamily, layers: tuple[str, ...], source: str
-) -> torch.Tensor:
+) -> dict[str, torch.Tensor]:
     """Vectors of `--weights` in the order of the model's layers, if they fit it: (layers or 1, vectors, width)."""
-    width, expected = initial.vectors.shape[-1], family.token_vectors("a").shape[-1]
-    if width != expected:
+    own = family.token_vectors("a")
+    if set(initial.tables) != set(own):
         raise UserError(
-            f"{source} has vectors of width {width}, the model's text encoder has {expected}",
-            "give a file made for this kind of model: SD 1.x has width 768, SD 2.x has 1024",
+            f"{source} has vectors for {plural(len(initial.tables), 'text encoder')}, the model has {len(own)}",
+            "give a file made for this kind of model",
         )
+    for name, vectors in initial.tables.items():
+        width, expected = vectors.shape[-1], own[name].shape[-1]
+        if width != expected:
+            raise UserError(
+                f"{source} has vectors of width {width}, the model's text encoder has {expected}",
+                "give a file made for this kind of model: SD 1.x has width 768, SD 2.x has 1024",
+            )
     if not initial.layers:
-        return initial.vectors  # the same for all layers
+        return dict(initial.tables)  # the same for all layers
     if set(initial.layers) != set(layers):
         raise UserError(
             f"{source} has vectors for {plural(len(initial.layers), 'layer')}, the model's U-Net has {len(layers)}:"
             f" {', '.join(layers)}",
             "give a file made for this kind of model",
         )
-    return initial.vectors[[initial.layers.index(name) for name in layers]]
+    order = [initial.layers.index(name) for name in layers]
+    return {name: vectors[order] for name, vectors in initial.tables.items()}
 
 
-def _first_vectors(options: TextualInversionOptions, family: ModelFamily, seed: int) -> torch.Tensor:
+def _first_vectors(options: TextualInversionOptions, family: ModelFamily, seed: int) -> dict[str, torch.Tensor]:
     """(1, vectors, width): those of the tokens of `--init_word`, repeated, or random ones like the vocabulary's."""
     num_vectors = options.num_vectors_per_token or 1
     if options.init_word is None:
-        table = family.token_vectors()
-        generator = torch.Generator().manual_seed(derive_seed("new word", seed))
-        noise = torch.randn((num_vectors, table.shape[-1]), generator=generator)
         logger.info("without --init_word the vectors of %s are initialised at random", options.token_string)
-        return (table.mean(dim=0).cpu() + table.std(dim=0).cpu() * noise)[None]
-    tokens = family.token_vectors(options.init_word).cpu()
-    if len(tokens) != num_vectors:
+        tables = family.token_vectors()
+        keys = {name: ("new word", seed) if len(tables) == 1 else ("new word", seed, name) for name in tables}
+        return {name: _random_vectors(table, num_vectors, derive_seed(*keys[name])) for name, table in tables.items()}
+    tokens = family.token_vectors(options.init_word)
+    num_tokens = len(next(iter(tokens.values())))
+    if num_tokens != num_vectors:
         logger.info(
             "--init_word %r has %s for %s: %s",
-            options.init_word, plural(len(tokens), "token"), plural(num_vectors, "vector"),
-            "the last are not used" if len(tokens) > num_vectors else "they are repeated",
+            options.init_word, plural(num_tokens, "token"), plural(num_vectors, "vector"),
+            "the last are not used" if num_tokens > num_vectors else "they are repeated",
         )  # fmt: skip
-    return tokens[torch.arange(num_vectors) % len(tokens)][None]
+    chosen = torch.arange(num_vectors) % num_tokens
+    return {name: vectors.cpu()[chosen][None] for name, vectors in tokens.items()}
+
+
+def _random_vectors(table: torch.Tensor, num_vectors: int, seed: int) -> torch.Tensor:
+    """(1, vectors, width) with the mean and deviation of the table's (tokens, width)."""
+    noise = torch.randn((num_vectors, table.shape[-1]), generator=torch.Generator().manual_seed(seed))
+    return (table.mean(dim=0).cpu() + table.std(dim=0).cpu() * noise)[None]

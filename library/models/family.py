@@ -111,11 +111,14 @@ class ModelFamily(ImageEncoder, Protocol):
     def layers_after_clip_skip(self) -> tuple[nn.Module, ...]:
         """Layers of the text encoders that `--clip_skip` skips: no gradient reaches them."""
 
-    def token_vectors(self, text: str | None = None) -> torch.Tensor:
-        """Token embeddings, (tokens, width) float32: of a text's tokens, or of all the vocabulary."""
+    def token_vectors(self, text: str | None = None) -> Mapping[str, torch.Tensor]:
+        """Token embeddings, (tokens, width) float32: of a text's tokens, or of all the vocabulary.
 
-    def add_token(self, embedding: TokenEmbedding) -> None:
-        """Adds the token of an embedding to the vocabulary. Raises `UserError` if it is in it already."""
+        One for each token table, under the name that the table's vectors have in embedding files.
+        """
+
+    def add_token(self, text: str, embeddings: Mapping[str, TokenEmbedding]) -> None:
+        """Adds a token with its vectors for each table. Raises `UserError` if it is in the vocabulary already."""
 
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the VAE gives them -> latents as the denoiser takes them."""

@@ -25,7 +25,7 @@ METADATA = {
 
 
 def _write_embedding(path, metadata):
-    vectors = EmbeddingVectors((torch.zeros(1, 4),))
+    vectors = EmbeddingVectors({"emb_params": torch.zeros(1, 1, 4)})
     write_embedding(path, vectors, name="x", dtype=torch.float32, metadata=metadata)
 
 

@@ -14,6 +14,7 @@ from library.data.images.decoding import load_image
 from library.data.load_data import load_training_data
 from library.models.options import ModelOptions
 from library.models.registry import load_family
+from library.models.stable_diffusion.model import TABLE
 from library.models.text.embedding_files import read_embedding
 from library.models.text.token_embedding import TokenEmbedding
 from library.training import model_setup
@@ -39,7 +40,7 @@ def load_base():
 def mean_loss(images, vectors):
     """Mean squared error of the predicted noise on the images at five timesteps; the noise is always the same."""
     family = load_base()
-    family.add_token(TokenEmbedding(WORD, vectors))
+    family.add_token(WORD, {TABLE: TokenEmbedding(WORD, vectors)})
     schedule, losses = family.process.schedule, []
     options = DatasetOptions(train_data_dir=str(images), resolution=(64, 64), caption_extension=".txt")
     (dataset,) = load_training_data(options).datasets
@@ -56,7 +57,7 @@ def mean_loss(images, vectors):
 
 def random_vectors(seed, layers=1):
     """A word that nobody trained: a row such as the vocabulary has them."""
-    table = load_base().token_vectors()
+    table = load_base().token_vectors()[TABLE]
     noise = torch.randn((layers, 1, 64), generator=torch.Generator().manual_seed(seed))
     return table.mean(dim=0) + table.std(dim=0) * noise
 
@@ -85,7 +86,7 @@ def test_everything_else_is_the_same_afterwards(images, tmp_path, monkeypatch, x
         assert_equal(getattr(family, name).state_dict(), getattr(fresh, name).state_dict())
     assert_equal(family.text_encoders[0].state_dict(), fresh.text_encoders[0].state_dict())
     assert trained.vectors.shape == (len(LAYERS) if xti else 1, 2, 64)
-    moved = (trained.vectors - fresh.token_vectors("dog")).abs().amax(dim=-1)
+    moved = (trained.vectors - fresh.token_vectors("dog")[TABLE]).abs().amax(dim=-1)
     assert (moved > 1e-3).all()  # each vector of each layer has learned
     assert trained.layers == (LAYERS if xti else ())
 
@@ -186,7 +187,7 @@ def test_without_an_initial_word_the_vectors_depend_on_the_seed_alone(images, tm
         for number, seed in enumerate((7, 7, 8))
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
-    norms = load_base().token_vectors().norm(dim=1)
+    norms = load_base().token_vectors()[TABLE].norm(dim=1)
     assert norms.min() < first.norm() < norms.max()
 
 
@@ -221,7 +222,7 @@ def test_data_can_be_described_in_all_three_ways(images, tmp_path):
 def test_a_caption_that_is_always_dropped_teaches_nothing_and_ends_no_run(images, tmp_path):
     options = {"init_word": "dog", "max_train_steps": 2, "optimizer_args": "weight_decay=0"}
     word = train_word(images, tmp_path, caption_dropout_rate=1.0, **options)
-    assert torch.equal(word.vectors[0], load_base().token_vectors("dog"))
+    assert torch.equal(word.vectors[0], load_base().token_vectors("dog")[TABLE])
 
 
 @pytest.mark.slow

@@ -29,6 +29,8 @@ from library.models.weights.checkpoint_files import WeightFile
 
 logger = logging.getLogger(__name__)
 
+TABLE = "emb_params"  # the token table, as embedding files name it
+
 
 @dataclass(frozen=True)
 class _Version:
@@ -108,16 +110,16 @@ class StableDiffusion(LatentDiffusionModel):
         layers = encoder.text_model.encoder.layers
         return tuple(layers[len(layers) + 1 - (self._prompt_options.clip_skip or 1) :])
 
-    def token_vectors(self, text: str | None = None) -> torch.Tensor:
+    def token_vectors(self, text: str | None = None) -> Mapping[str, torch.Tensor]:
         """Token embeddings, (tokens, D) float32: of a text's tokens, or of all the vocabulary."""
         (encoder,) = self.text_encoders
         table = encoder.token_embedding.weight.detach()
-        return (table if text is None else table[self.tokenizer.token_ids(text)]).float()
+        return {TABLE: (table if text is None else table[self.tokenizer.token_ids(text)]).float()}
 
-    def add_token(self, embedding: TokenEmbedding) -> None:
-        """Adds the token of an embedding to the vocabulary. Raises `UserError` if it is in it already."""
+    def add_token(self, text: str, embeddings: Mapping[str, TokenEmbedding]) -> None:
+        """Adds a token to the vocabulary. Raises `UserError` if it is in it already."""
         (encoder,) = self.text_encoders
-        text = embedding.text
+        embedding = embeddings[TABLE]
         if self.tokenizer.knows(text):
             raise UserError(f"{text} is in the model's vocabulary already", "choose a token that it does not know")
         self.tokenizers["tokenizer"] = self.tokenizer.with_token(text, embedding.attach(encoder.token_embedding))

@@ -1,7 +1,8 @@
 """Embedding files (textual inversion): one reader, one writer.
 
 Written: `.safetensors` with `emb_params` (vectors, width); `.pt` and `.ckpt` with `string_to_param`, as the
-AUTOMATIC1111 web UI writes them. An embedding with vectors for each cross-attention layer has one tensor
+AUTOMATIC1111 web UI writes them. For Stable Diffusion XL all have `clip_l` and `clip_g`, the vectors of its two text
+encoders. An embedding with vectors for each cross-attention layer has one tensor
 (vectors, width) under each layer's name (`IN01`, ..., `MID`, ..., `OUT11`) instead.
 
 Read too: files of Diffusers, `{"<token>": tensor}`, and PNG images of the web UI that hold an embedding in the text
@@ -32,15 +33,24 @@ _ANY_TOKEN_ID = 265  # of "*" in the vocabulary, which the web UI notes beside i
 _PNG_CHUNK = "sd-ti-embedding"
 _PNG_TENSOR = "TORCHTENSOR"
 _LAYER = re.compile(r"(IN\d\d|MID|OUT\d\d)")
-_SDXL_KEYS = {"clip_l", "clip_g"}
+_SDXL_KEYS = ("clip_l", "clip_g")
 
 
 @dataclass(frozen=True)
 class EmbeddingVectors:
-    """The vectors of an embedding: (layers, vectors, width) float32."""
+    """The vectors of an embedding for each token table, (layers, vectors, width) float32.
 
-    vectors: torch.Tensor
-    layers: tuple[str, ...] = ()  # names of the cross-attention layers; empty where one set of vectors serves all
+    `tables`: by the names that files have for them, "emb_params" where a model has one text encoder. `layers`: names of
+    the cross-attention layers; empty where one set of vectors serves all.
+    """
+
+    tables: Mapping[str, torch.Tensor]
+    layers: tuple[str, ...] = ()
+
+    @property
+    def vectors(self) -> torch.Tensor:
+        """Those of the first table."""
+        return next(iter(self.tables.values()))
 
 
 def read_embedding(path: Path) -> EmbeddingVectors:
@@ -51,8 +61,11 @@ def read_embedding(path: Path) -> EmbeddingVectors:
     tensors = _from_png(path) if path.suffix.lower() == PNG_ENDING else dict(open_weights(path).tensors)
     parameters = {key: value for key, value in tensors.items() if key.startswith(f"{_PARAMETERS}.")}
     tensors = parameters or tensors
-    if tensors.keys() >= _SDXL_KEYS:
-        raise UserError(f"{path} was made for SDXL, which has two text encoders", "give one made for SD 1.x or 2.x")
+    if set(tensors) == set(_SDXL_KEYS):
+        tables = {name: _checked(path, name, tensors[name])[None] for name in _SDXL_KEYS}
+        if len({each.shape[1] for each in tables.values()}) > 1:
+            raise UserError(f"{path}: its text encoders have different numbers of vectors", "make or copy it again")
+        return EmbeddingVectors(tables)
     layers = tuple(key for key in tensors if _LAYER.fullmatch(key))
     if len(tensors) != 1 and len(layers) != len(tensors):
         raise UserError(
@@ -62,7 +75,7 @@ def read_embedding(path: Path) -> EmbeddingVectors:
     vectors = [_checked(path, name, tensors[name]) for name in layers or tensors]
     if len({each.shape for each in vectors}) > 1:
         raise UserError(f"{path}: its layers have different numbers of vectors", "make or copy it again")
-    return EmbeddingVectors(torch.stack(vectors), layers)
+    return EmbeddingVectors({_KEY: torch.stack(vectors)}, layers)
 
 
 def _checked(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -111,12 +124,14 @@ def write_embedding(
 
     name (the token) and step (of the training) are stored in pickles, `metadata` in .safetensors files.
     """
-    tensors = {
-        layer: stored(each, dtype) for layer, each in zip(embedding.layers or (_KEY,), embedding.vectors, strict=True)
-    }
+    if embedding.layers:
+        found = dict(zip(embedding.layers, embedding.vectors, strict=True))
+    else:
+        found = {name: vectors[0] for name, vectors in embedding.tables.items()}
+    tensors = {key: stored(each, dtype) for key, each in found.items()}
     if path.suffix == ".safetensors":
         write_safetensors(path, tensors, metadata)
-    elif embedding.layers:
+    elif set(tensors) != {_KEY}:
         write_pickle(path, tensors)
     else:
         write_pickle(path, _web_ui_contents(tensors[_KEY], name, step))

@@ -46,16 +46,28 @@ class TextEncoder(nn.Module):
         """Token ids (B, 77) -> hidden states of the layer `clip_skip` from the end, after the final norm (B, 77, D)."""
         if clip_skip == 1:
             return self.text_model(input_ids=input_ids).last_hidden_state
+        states, _ = self._states_of_layer(clip_skip, input_ids)
+        return self.text_model.final_layer_norm(states)
+
+    def penultimate(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids (B, 77) -> hidden states of the last layer but one, and of the last one; each (B, 77, D).
+
+        Only the latter are after the final norm.
+        """
+        return self._states_of_layer(2, input_ids)
+
+    def _states_of_layer(self, from_end: int, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (B, 77, D) of a layer, without the final norm, and the output of the model."""
         states: list[torch.Tensor] = []
-        layer = self.text_model.encoder.layers[-clip_skip]
+        layer = self.text_model.encoder.layers[-from_end]
         # not `output_hidden_states`: it depends on the classes of modules, which FSDP changes
         hook = layer.register_forward_hook(lambda module, given, output: states.append(output))
         try:
-            self.text_model(input_ids=input_ids)
+            last = self.text_model(input_ids=input_ids).last_hidden_state
         finally:
             hook.remove()
         output = states[0]
-        return self.text_model.final_layer_norm(output[0] if isinstance(output, tuple) else output)
+        return output[0] if isinstance(output, tuple) else output, last
 
     def gradient_checkpointing_enable(self) -> None:
         """Gradient checkpointing: recomputes each layer in the backward pass, in train mode only.

@@ -13,6 +13,7 @@ from library.models.family import LoadSettings
 from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.models.stable_diffusion.layer_conditioning import cross_attention_layers
+from library.models.stable_diffusion.model import TABLE
 from library.models.text.token_embedding import TokenEmbedding
 from tests.tiny_models import make_tiny, write_folder
 
@@ -70,8 +71,8 @@ def test_equal_vectors_for_all_layers_are_exactly_one_vector(models):
     """Prompts with and without the token, weighted, of a batch as classifier-free guidance makes it."""
     vectors = torch.randn((1, 2, 64), generator=torch.Generator().manual_seed(2)) * 0.05
     plain, layered = load(models), load(models)
-    plain.add_token(TokenEmbedding("<fox>", vectors))
-    layered.add_token(TokenEmbedding("<fox>", vectors.expand(4, -1, -1)))
+    plain.add_token("<fox>", {TABLE: TokenEmbedding("<fox>", vectors)})
+    layered.add_token("<fox>", {TABLE: TokenEmbedding("<fox>", vectors.expand(4, -1, -1))})
     prompts = ["", "a (<fox>:1.4) on a hill"]
     latents, timesteps = noisy(2)
     with torch.no_grad():
@@ -99,7 +100,7 @@ def test_each_layer_sees_its_own_and_only_its_cross_attention(models):
     torch.manual_seed(5)
     tiny, _ = models
     family = load(models)
-    family.add_token(TokenEmbedding("<fox>", torch.randn(4, 1, 64)))
+    family.add_token("<fox>", {TABLE: TokenEmbedding("<fox>", torch.randn(4, 1, 64))})
     states = torch.randn(4, 3, 77, 64)
     latents, timesteps = noisy()
     with torch.no_grad():
@@ -119,9 +120,9 @@ def test_each_layer_sees_its_own_and_only_its_cross_attention(models):
 def test_states_of_a_layer_are_those_of_its_vectors(models):
     plain, layered = load(models), load(models)
     vectors = torch.randn(4, 2, 64) * 0.05
-    layered.add_token(TokenEmbedding("<fox>", vectors))
+    layered.add_token("<fox>", {TABLE: TokenEmbedding("<fox>", vectors)})
     embedding = TokenEmbedding("<fox>", vectors[:1])
-    plain.add_token(embedding)
+    plain.add_token(embedding.text, {TABLE: embedding})
     with torch.no_grad():
         found = layered.encode_prompts(PROMPTS).hidden_states
         for layer in range(4):
@@ -142,7 +143,7 @@ def test_gradients_are_those_of_each_layer(models, checkpointing):
         ),
     )
     embedding = TokenEmbedding("<fox>", torch.randn(4, 1, 64) * 0.05).to(double)
-    family.add_token(embedding)
+    family.add_token(embedding.text, {TABLE: embedding})
     latents, timesteps = noisy()
 
     def loss():
@@ -162,7 +163,7 @@ def test_gradients_are_those_of_each_layer(models, checkpointing):
 
 def test_conditioning_for_all_layers_alike_still_works(models):
     plain, layered = load(models), load(models)
-    layered.add_token(TokenEmbedding("<fox>", torch.randn(4, 1, 64)))
+    layered.add_token("<fox>", {TABLE: TokenEmbedding("<fox>", torch.randn(4, 1, 64))})
     latents, timesteps = noisy()
     states = TextStates(torch.randn(3, 77, 64))
     with torch.no_grad():

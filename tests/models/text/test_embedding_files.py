@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 from library.cli.errors import UserError
 from library.models.options import ModelOptions
 from library.models.registry import load_family
+from library.models.stable_diffusion.model import TABLE
 from library.models.text.embedding_files import EmbeddingVectors, read_embedding, write_embedding
 from library.models.text.token_embedding import TokenEmbedding
 
@@ -35,23 +36,34 @@ def write(path, embedding, **options):
     return path
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_vectors_of_two_text_encoders_are_written_and_read_under_their_names(tmp_path, ending):
+    tables = {"clip_l": torch.randn(1, 2, 8), "clip_g": torch.randn(1, 2, 12)}
+    path = write(tmp_path / f"a.{ending}", EmbeddingVectors(tables))
+    stored = load_file(path) if ending == "safetensors" else torch.load(path, weights_only=True)
+    assert {name: tuple(each.shape) for name, each in stored.items()} == {"clip_l": (2, 8), "clip_g": (2, 12)}
+    found = read_embedding(path)
+    assert list(found.tables) == ["clip_l", "clip_g"] and not found.layers
+    assert all(torch.equal(found.tables[name], tables[name]) for name in tables)
+
+
 @pytest.mark.parametrize("ending", ["safetensors", "pt", "ckpt"])
 @pytest.mark.parametrize("layers", [(), LAYERS])
 def test_what_is_written_is_read_back(tmp_path, ending, layers):
-    embedding = EmbeddingVectors(vectors(len(layers) or 1), layers)
+    embedding = EmbeddingVectors({"emb_params": vectors(len(layers) or 1)}, layers)
     found = read_embedding(write(tmp_path / f"embedding.{ending}", embedding))
     assert found.layers == layers and torch.equal(found.vectors, embedding.vectors)
 
 
 def test_the_tensors_have_the_names_that_others_know(tmp_path):
-    path = write(tmp_path / "a.safetensors", EmbeddingVectors(vectors()), dtype=torch.float16)
+    path = write(tmp_path / "a.safetensors", EmbeddingVectors({"emb_params": vectors()}), dtype=torch.float16)
     assert {name: (each.shape, each.dtype) for name, each in load_file(path).items()} == {
         "emb_params": ((2, 64), torch.float16)
     }
-    contents = torch.load(write(tmp_path / "a.pt", EmbeddingVectors(vectors())), weights_only=True)
+    contents = torch.load(write(tmp_path / "a.pt", EmbeddingVectors({"emb_params": vectors()})), weights_only=True)
     assert torch.equal(contents["string_to_param"]["*"], vectors()[0])
     assert (contents["string_to_token"], contents["name"], contents["step"]) == ({"*": 265}, "<fox>", 7)
-    path = write(tmp_path / "b.safetensors", EmbeddingVectors(vectors(4), LAYERS))
+    path = write(tmp_path / "b.safetensors", EmbeddingVectors({"emb_params": vectors(4)}, LAYERS))
     assert {name: tuple(each.shape) for name, each in load_file(path).items()} == dict.fromkeys(LAYERS, (2, 64))
 
 
@@ -59,7 +71,7 @@ def test_the_tensors_have_the_names_that_others_know(tmp_path):
 @pytest.mark.parametrize("count", [1, 3])
 def test_diffusers_reads_it_and_its_text_encoder_says_the_same(tmp_path, tiny, folder, ending, count):
     """Both generations: in a pipeline of Diffusers the prompt has the hidden states that training had."""
-    path = write(tmp_path / f"embedding.{ending}", EmbeddingVectors(vectors(count=count)))
+    path = write(tmp_path / f"embedding.{ending}", EmbeddingVectors({"emb_params": vectors(count=count)}))
     pipe = StableDiffusionPipeline(
         vae=tiny.vae,
         text_encoder=copy.deepcopy(tiny.text_encoder),
@@ -73,7 +85,7 @@ def test_diffusers_reads_it_and_its_text_encoder_says_the_same(tmp_path, tiny, f
     pipe.load_textual_inversion(str(path), token="<fox>")
     options = ModelOptions(pretrained_model_name_or_path=str(folder))
     family = load_family(options)
-    family.add_token(TokenEmbedding("<fox>", read_embedding(path).vectors))
+    family.add_token("<fox>", {TABLE: TokenEmbedding("<fox>", read_embedding(path).vectors)})
     prompt = "a photo of <fox> on a hill"
     with torch.no_grad():
         expected, _ = pipe.encode_prompt(prompt, "cpu", 1, False)
@@ -121,7 +133,7 @@ def _two_words(path):
 
 
 def _sdxl(path):
-    save_file({"clip_l": vectors()[0], "clip_g": vectors()[0]}, path / "x.safetensors")
+    save_file({"clip_l": vectors()[0], "clip_g": vectors()[0][:1]}, path / "x.safetensors")
     return path / "x.safetensors"
 
 
@@ -148,7 +160,7 @@ def _uneven(path):
     ("make", "message"),
     [
         (_two_words, r"x.bin holds 2 tensors \(<a>, <b>\), not one embedding"),
-        (_sdxl, "was made for SDXL"),
+        (_sdxl, "its text encoders have different numbers of vectors"),
         (lambda path: _of_numbers(path, torch.ones(2, 8, dtype=torch.int64)), "emb_params is torch.int64"),
         (lambda path: _of_numbers(path, torch.ones(2, 8, 1)), r"emb_params is torch.float32 of shape \(2, 8, 1\)"),
         (lambda path: _of_numbers(path, torch.full((2, 8), torch.nan)), "holds NaN or inf"),

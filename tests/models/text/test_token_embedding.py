@@ -10,6 +10,7 @@ from transformers import CLIPTextModel
 from library.cli.errors import UserError
 from library.models.options import ModelOptions
 from library.models.registry import load_family
+from library.models.stable_diffusion.model import TABLE
 from library.models.text.token_embedding import TokenEmbedding
 from library.models.text.tokenizer import load_tokenizer
 
@@ -76,7 +77,7 @@ def test_the_encoder_reads_the_vectors_as_transformers_reads_rows_of_its_table(f
     """Both generations; transformers' own encoder with a table that was made larger."""
     family = load(folder)
     vectors = torch.randn(1, 2, 64) * 0.05
-    family.add_token(TokenEmbedding("<fox>", vectors))
+    family.add_token("<fox>", {TABLE: TokenEmbedding("<fox>", vectors)})
     found = family.encode_prompts(["a <fox> here"]).hidden_states
     ids = family.tokenizer.encode(["a <fox> here"]).ids[0]
     assert ids[0, 2:4].tolist() == [49408, 49409]
@@ -92,7 +93,7 @@ def test_nothing_but_the_embedding_is_trained(folder):
     family = load(folder)
     before = {name: tensor.clone() for name, tensor in every_tensor(family).items()}
     embedding = TokenEmbedding("<fox>", torch.randn(1, 1, 64) * 0.05)
-    family.add_token(embedding)
+    family.add_token(embedding.text, {TABLE: embedding})
     conditioning = family.encode_prompts(["a <fox>"])
     family.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), conditioning).sum().backward()
     assert embedding.vectors.grad.abs().sum() > 0
@@ -110,4 +111,4 @@ def every_tensor(family):
 
 def test_a_word_of_the_vocabulary_is_refused(folder):
     with pytest.raises(UserError, match="fox is in the model's vocabulary already"):
-        load(folder).add_token(TokenEmbedding("fox", torch.zeros(1, 1, 64)))
+        load(folder).add_token("fox", {TABLE: TokenEmbedding("fox", torch.zeros(1, 1, 64))})
