@@ -22,7 +22,7 @@ from library.models.weights.lazy_tensors import LazyTensors, UnreadTensor, leave
 from networks.adapters.adapter_layer import AdapterLayer
 from networks.lora import create_network_from_weights
 from networks.weight_tools.merge_options import MODEL_FLAG, MergeOptions
-from networks.weight_tools.opened_models import open_model, text_encoders_of, unread_weights
+from networks.weight_tools.opened_models import open_model, placeholder_weights, text_encoders_of, unread_weights
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +35,11 @@ def merge_into_model(options: MergeOptions, outcome: Outcome) -> None:
     device = choose_device(options.device)
     family = open_model(options.model_options, MODEL_FLAG)
     encoders, unet = text_encoders_of(family), family.adapter_roots().unet
-    networks = [
-        create_network_from_weights(ratio, path, family.vae, encoders, unet, for_inference=True)[0]
-        for path, ratio in options.files
-    ]
+    with placeholder_weights(family):
+        networks = [
+            create_network_from_weights(ratio, path, family.vae, encoders, unet, for_inference=True)[0]
+            for path, ratio in options.files
+        ]
     adapted: dict[nn.Module, list[AdapterLayer]] = {}
     for network in networks:
         for layer in network.layers():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from library.cli.errors import UserError, UserErrors
@@ -38,3 +40,23 @@ def unread_weights(family: ModelFamily, layers: Iterable[nn.Module]) -> dict[nn.
         state = root.state_dict()
         weights.update({layer: state[f"{path}.weight"] for path, layer in root.named_modules() if layer in wanted})
     return weights
+
+
+@contextmanager
+def placeholder_weights(family: ModelFamily) -> Iterator[None]:
+    """Gives the layers of an opened model zeros that take no memory: some adapter layers begin with what they see."""
+    roots = family.adapter_roots()
+    layers = [
+        layer
+        for root in (roots.unet, *roots.text_encoders)
+        for layer in root.modules()
+        if isinstance(layer, (nn.Linear, nn.Conv2d))
+    ]
+    empty = {layer: layer.weight for layer in layers}
+    for layer in layers:
+        layer.weight = nn.Parameter(torch.zeros(()).expand(layer.weight.shape), requires_grad=False)
+    try:
+        yield
+    finally:
+        for layer, weight in empty.items():
+            layer.weight = weight

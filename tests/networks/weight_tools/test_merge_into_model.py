@@ -24,28 +24,29 @@ def prediction(family) -> torch.Tensor:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["sd1", "sd2"])
 def model(request, tmp_path_factory):
-    """A folder and a single file of one model, and a LoRA for it."""
+    """A folder and a single file of one model, and a LoRA and a DoRA for it."""
     folder = tmp_path_factory.mktemp("model")
     tiny = make_tiny(request.param)
     write_folder(tiny, folder / "model")
     save_file(to_stability_layout(tiny), folder / "model.safetensors", {"modelspec.author": "somebody"})
     torch.manual_seed(3)
     family = family_of(folder / "model")
-    network = create_network(1.0, 3, 2, None, family.text_encoders[0], family.unet, conv_dim="2")
-    with torch.no_grad():
-        for layer in network.layers():
-            layer.lora_up.weight.normal_(std=0.2)
-    network.save_weights(folder / "lora.safetensors", None, {"ss_base_model_version": "sd_v1"})
+    for name, args in (("lora", {"conv_dim": "2"}), ("dora", {"use_dora": "True"})):
+        network = create_network(1.0, 3, 2, None, family.text_encoders[0], family.unet, **args)
+        with torch.no_grad():
+            for layer in network.layers():
+                layer.lora_up.weight.normal_(std=0.2)
+        network.save_weights(folder / f"{name}.safetensors", None, {"ss_base_model_version": "sd_v1"})
     return folder
 
 
-@pytest.fixture(scope="module")
-def beside(model):
-    """What the model predicts alone, and with 0.7 times the LoRA beside it."""
-    family, lora = family_of(model / "model"), model / "lora.safetensors"
+def beside(folder, name: str, ratio: float):
+    """What the model predicts alone, and with an adapter beside it."""
+    family = family_of(folder / "model")
     alone = prediction(family)
     encoder, unet = family.text_encoders[0], family.unet
-    network, _ = create_network_from_weights(0.7, lora, None, encoder, unet, for_inference=True)
+    path = folder / f"{name}.safetensors"
+    network, _ = create_network_from_weights(ratio, path, None, encoder, unet, for_inference=True)
     network.apply_to(encoder, unet)
     return alone, prediction(family)
 
@@ -54,13 +55,23 @@ def beside(model):
     ("source", "name"),
     [("model", "merged"), ("model", "merged.ckpt"), ("model.safetensors", "merged.safetensors")],
 )
-def test_the_merged_model_is_base_and_lora(run, model, beside, tmp_path, source, name):
+def test_the_merged_model_is_base_and_lora(run, model, tmp_path, source, name):
     target, lora = tmp_path / name, model / "lora.safetensors"
     words = ("--sd_model", model / source, "--models", lora, lora, "--ratios", "1.0", "-0.3", "--save_to", target)
     ended = run(JOB, *words)
     assert ended.status == 0, ended.error
-    alone, adapted = beside
+    alone, adapted = beside(model, "lora", 0.7)
     assert (adapted - alone).abs().max() > 0.05
+    torch.testing.assert_close(prediction(family_of(target)), adapted, atol=1e-5, rtol=0)
+
+
+def test_a_dora_is_merged_too(run, model, tmp_path):
+    target = tmp_path / "merged"
+    words = ("--models", model / "dora.safetensors", "--ratios", 0.6, "--save_to", target)
+    ended = run(JOB, "--sd_model", model / "model.safetensors", *words)
+    assert ended.status == 0, ended.error
+    alone, adapted = beside(model, "dora", 0.6)
+    assert (adapted - alone).abs().max() > 0.02
     torch.testing.assert_close(prediction(family_of(target)), adapted, atol=1e-5, rtol=0)
 
 
