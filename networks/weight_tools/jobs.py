@@ -6,7 +6,7 @@ from library.cli.jobs.job import Job
 from library.cli.jobs.outcome import Outcome
 from library.cli.parser import Options
 from networks.weight_tools.extract_options import ExtractOptions
-from networks.weight_tools.merge_options import MergeOptions
+from networks.weight_tools.merge_options import MergeOptions, SVDMergeOptions
 from networks.weight_tools.options import CheckOptions, ResizeOptions
 
 
@@ -32,6 +32,12 @@ def _merge(options: Options, outcome: Outcome) -> None:
         from networks.weight_tools.model_merging import merge_into_model
 
         merge_into_model(wanted, outcome)
+
+
+def _svd_merge(options: Options, outcome: Outcome) -> None:
+    from networks.weight_tools.svd_merging import svd_merge_files
+
+    svd_merge_files(options[SVDMergeOptions], outcome)
 
 
 def _extract(options: Options, outcome: Outcome) -> None:
@@ -71,5 +77,13 @@ EXTRACT = Job(
     (ExtractOptions,),
     _extract,
     done="layers extracted",
+    first_process_only=True,
+)
+SVD_MERGE = Job(
+    "svd_merge_lora.py",
+    "Merges several LoRAs into one of a given rank, by singular value decomposition of the sum of their updates.",
+    (SVDMergeOptions,),
+    _svd_merge,
+    done="layers merged",
     first_process_only=True,
 )

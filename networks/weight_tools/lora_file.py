@@ -44,6 +44,14 @@ class LayerWeights:
         return self.down.dim() == 4 and tuple(self.down.shape[2:]) != (1, 1)
 
 
+def shaped(like: LayerWeights, down: torch.Tensor, up: torch.Tensor, alpha: float) -> LayerWeights:
+    """Factors (rank, in) and (out, rank) in the shapes of a layer's, on the CPU."""
+    rank = len(down)
+    return LayerWeights(
+        down.cpu().reshape(rank, *like.down.shape[1:]), up.cpu().reshape(len(like.up), rank, *like.up.shape[2:]), alpha
+    )
+
+
 @dataclass(frozen=True)
 class LoRAFile:
     """An opened LoRA file; `ranks`: rank and alpha by layer."""
@@ -63,6 +71,16 @@ class LoRAFile:
                 "the file is damaged: copy or download it again",
             )
         return LayerWeights(down, up, float(rank) if alpha is None else alpha)
+
+    def finite_layer(self, name: str) -> LayerWeights:
+        """The same; raises `UserError` where it has NaN or infinite values."""
+        layer = self.layer(name)
+        if not all(bool(torch.isfinite(tensor.float()).all()) for tensor in (layer.down, layer.up)):
+            raise UserError(
+                f"{self.path}: {name} has NaN or infinite values",
+                "take an earlier save; check_lora_weights.py names all",
+            )
+        return layer
 
     def update_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a layer's update: (out, in), or (out, in, kh, kw) of a convolution larger than 1x1."""

@@ -12,7 +12,15 @@ from library.cli.options import option
 from library.models.layouts.formats import FORMATS, format_by_name, target_problem
 from library.models.options import ModelOptions
 from library.models.weights.path_checks import about_flag, model_problems
-from networks.weight_tools.options import PRECISIONS, device_option, precision_option, source_problems, target_problems
+from networks.weight_tools.block_weights import BlockWeights, parse_block_weights
+from networks.weight_tools.options import (
+    PRECISIONS,
+    device_option,
+    precision_option,
+    save_to_option,
+    source_problems,
+    target_problems,
+)
 
 MODEL_FLAG = "--sd_model"
 
@@ -117,3 +125,62 @@ class MergeOptions:
         problem = target_problem(self.target, name)
         if problem is not None:
             yield UserError(f"--save_to {problem.message}", problem.hint)
+
+
+@dataclass(frozen=True)
+class SVDMergeOptions:
+    """Which LoRA files are merged, and to which rank."""
+
+    GROUP: ClassVar[str] = "Merging"
+
+    models: tuple[str, ...] = models_option()
+    ratios: tuple[float, ...] = ratios_option()
+    lbws: tuple[str, ...] = option(
+        (),
+        help="block weights of each of --models: factors of BASE (text encoder), IN, MID and OUT blocks, 26 or 17"
+        " numbers, of SDXL 20 or 12, with commas between them",
+        metavar="NUMBERS",
+    )
+    save_to: str | None = save_to_option()
+    precision: str = merge_precision_option()
+    save_precision: str | None = precision_option("that of --precision")
+    new_rank: int = option(4, help="rank (dim) of the merged LoRA", minimum=1)
+    new_conv_rank: int | None = option(help="the same for 3x3 convolutions (default: --new_rank)", minimum=1)
+    no_metadata: bool = no_metadata_option()
+    device: str | None = device_option()
+
+    @property
+    def target(self) -> Path:
+        assert self.save_to is not None  # it is required
+        return Path(self.save_to)
+
+    @property
+    def files(self) -> list[tuple[str, float]]:
+        """Each LoRA file with its ratio."""
+        return with_ratios(self.models, self.ratios)
+
+    @property
+    def block_weights(self) -> list[BlockWeights]:
+        """Those of each file; none where they are not given. Raises `UserError`."""
+        return [parse_block_weights(text) for text in self.lbws]
+
+    @property
+    def saved_precision(self) -> str:
+        return self.save_precision or self.precision
+
+    def rank_of(self, is_spatial: bool) -> int:
+        """The rank asked for, of 3x3 convolutions or of other layers."""
+        return self.new_conv_rank if is_spatial and self.new_conv_rank is not None else self.new_rank
+
+    def check(self) -> Iterator[UserError]:
+        yield from source_of_merge_problems(self.models, self.ratios)
+        yield from target_problems(self.save_to)
+        if self.lbws and self.models and len(self.lbws) != len(self.models):
+            yield UserError(
+                f"--lbws has {len(self.lbws)} values, --models {len(self.models)} files",
+                "give the block weights of each file, in quotes or without blanks",
+            )
+        try:
+            _ = self.block_weights
+        except UserError as error:
+            yield error

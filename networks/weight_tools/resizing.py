@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 
-import torch
-
-from library.cli.errors import UserError, plural
+from library.cli.errors import plural
 from library.cli.jobs.outcome import Outcome
 from library.models.devices import DTYPES, choose_device
 from networks.weight_tools.factors import Factors, dynamic_rank, product_factors
-from networks.weight_tools.lora_file import LayerWeights, LoRAFile, open_lora, save_lora
+from networks.weight_tools.lora_file import LayerWeights, LoRAFile, open_lora, save_lora, shaped
 from networks.weight_tools.options import ResizeOptions
 
 logger = logging.getLogger(__name__)
@@ -21,8 +19,10 @@ def resize_file(options: ResizeOptions, outcome: Outcome) -> None:
     file = open_lora(options.source)
     device = choose_device(options.device)
     resized = {}
-    for name, layer in file.layers():
-        resized[name], kept = resize_layer(layer, _checked_factors(file, name, layer, device), options)
+    for name in file.ranks:
+        layer = file.finite_layer(name)
+        factors = product_factors(layer.up.flatten(1).to(device), layer.down.flatten(1).to(device))
+        resized[name], kept = resize_layer(layer, factors, options)
         outcome.done += 1
         if options.verbose:
             logger.info("%s: rank %d of %d, %.1f %% of the norm", name, resized[name].rank, layer.rank, 100 * kept)
@@ -31,14 +31,6 @@ def resize_file(options: ResizeOptions, outcome: Outcome) -> None:
         logger.warning("%s a smaller rank already, which is kept", plural(smaller, "layer has", "layers have"))
     dtype = DTYPES[options.save_precision] if options.save_precision else file.dtype
     save_lora(options.target, resized, dtype, {**file.metadata, **_comment(file, options)})
-
-
-def _checked_factors(file: LoRAFile, name: str, layer: LayerWeights, device: torch.device) -> Factors:
-    if not all(bool(torch.isfinite(tensor.float()).all()) for tensor in (layer.down, layer.up)):
-        raise UserError(
-            f"{file.path}: {name} has NaN or infinite values", "take an earlier save; check_lora_weights.py names all"
-        )
-    return product_factors(layer.up.flatten(1).to(device), layer.down.flatten(1).to(device))
 
 
 def resize_layer(layer: LayerWeights, factors: Factors, options: ResizeOptions) -> tuple[LayerWeights, float]:
@@ -52,14 +44,6 @@ def resize_layer(layer: LayerWeights, factors: Factors, options: ResizeOptions) 
     norms = factors.values.double().square().cumsum(0).sqrt()
     kept = float(norms[rank - 1] / norms[-1]) if float(norms[-1]) else 1.0
     return shaped(layer, down, up, layer.scale * rank), kept
-
-
-def shaped(like: LayerWeights, down: torch.Tensor, up: torch.Tensor, alpha: float) -> LayerWeights:
-    """Factors (rank, in) and (out, rank) in the shapes of a layer's, on the CPU."""
-    rank = len(down)
-    return LayerWeights(
-        down.cpu().reshape(rank, *like.down.shape[1:]), up.cpu().reshape(len(like.up), rank, *like.up.shape[2:]), alpha
-    )
 
 
 def _comment(file: LoRAFile, options: ResizeOptions) -> dict[str, str]:
