@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.documents import valid_metadata
 from library.cli.errors import UserError, first_line
 from library.cli.file_hashes import LEGACY_BLOCK
+from networks.adapters.formats.peft import own_form
 
 _PICKLE_SUFFIXES = (".pt", ".ckpt", ".bin")
 
@@ -65,7 +67,7 @@ def adapter_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, s
 
 
 def load_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Reads adapter weights onto the CPU; a pickle only with `weights_only=True`.
+    """Reads adapter weights onto the CPU; a pickle only with `weights_only=True`. PEFT's names become ours.
 
     Raises UserError if the file is missing, damaged, of another kind, or holds anything but tensors.
     """
@@ -74,14 +76,16 @@ def load_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         raise UserError(f"adapter weights not found: {path}", hint="check the path given to --network_weights")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path, device="cpu")
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            return dict(own_form(safetensors.torch.load_file(path, device="cpu"), metadata, path))
         _check_pickle_suffix(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, *DAMAGED_FILE_ERRORS) as error:
         raise UserError(f"cannot read adapter weights from {path}: {first_line(error)}", hint=_DAMAGED_HINT) from error
     if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
         raise UserError(f"{path} does not hold adapter weights", hint="give a LoRA file")
-    return content
+    return dict(own_form(content, {}, path))
 
 
 _DAMAGED_HINT = "the file is damaged or incomplete, or not what its name says: copy or download it again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from library.cli.jobs.job import Job
 from library.cli.jobs.outcome import Outcome
 from library.cli.parser import Options
+from networks.weight_tools.convert_options import ConvertOptions
 from networks.weight_tools.extract_options import ExtractOptions
 from networks.weight_tools.merge_options import MergeOptions, SVDMergeOptions
 from networks.weight_tools.options import CheckOptions, ResizeOptions
@@ -20,6 +21,12 @@ def _resize(options: Options, outcome: Outcome) -> None:
     from networks.weight_tools.resizing import resize_file
 
     resize_file(options[ResizeOptions], outcome)
+
+
+def _convert(options: Options, outcome: Outcome) -> None:
+    from networks.weight_tools.conversion import convert_file
+
+    convert_file(options[ConvertOptions], outcome)
 
 
 def _merge(options: Options, outcome: Outcome) -> None:
@@ -85,5 +92,13 @@ SVD_MERGE = Job(
     (SVDMergeOptions,),
     _svd_merge,
     done="layers merged",
+    first_process_only=True,
+)
+CONVERT = Job(
+    "convert_lora.py",
+    "Converts a LoRA or DoRA file from the names that web UIs read to those of Diffusers and PEFT, or back.",
+    (ConvertOptions,),
+    _convert,
+    done="layers converted",
     first_process_only=True,
 )

@@ -13,6 +13,7 @@ from library.cli.errors import UserError
 from library.models.weights.checkpoint_files import open_weights
 from library.models.weights.modelspec import kept_entries
 from networks.adapters.files import save_adapter
+from networks.adapters.formats.peft import own_form
 from networks.adapters.weights import ALPHA, DOWN, UP, RankAndAlpha, ranks_and_alphas
 
 VARYING = "Dynamic"  # what `ss_network_dim` and `ss_network_alpha` say where layers differ
@@ -99,9 +100,10 @@ class LoRAFile:
 
 
 def open_lora(path: str) -> LoRAFile:
-    """Opens a LoRA file. Raises `UserError` for one that cannot be read, and for other adapters."""
+    """Opens a LoRA file, of PEFT or Diffusers too. Raises `UserError` for one that cannot be read and for others."""
     file = open_weights(Path(path))
-    return LoRAFile(file.path, ranks_and_alphas(file.tensors, path), file.tensors, file.metadata)
+    tensors = own_form(file.tensors, file.metadata, file.path)
+    return LoRAFile(file.path, ranks_and_alphas(tensors, path), tensors, file.metadata)
 
 
 def save_lora(path: str, layers: Mapping[str, LayerWeights], dtype: torch.dtype, metadata: Mapping[str, str]) -> None:

@@ -36,3 +36,11 @@ def test_what_is_no_lora_is_said_in_one_line(run, lora, tmp_path):
     assert missing.status == 2 and "there is no such file" in missing.error[0]
     other = run(JOB, lora("b.safetensors", {"first_stage_model.x": torch.zeros(2)}))
     assert other.status == 2 and "is not the key of a LoRA weight" in other.error[0]
+
+
+def test_a_file_of_diffusers_is_read(run, lora):
+    """Without an alpha its rank is meant: the norm is that of lora_B @ lora_A, twelve times 2."""
+    path = "unet.down_blocks.0.attentions.0.proj_in"
+    weights = {f"{path}.lora_A.weight": torch.ones(2, 3), f"{path}.lora_B.weight": torch.ones(4, 2)}
+    shown = run(JOB, lora("theirs.safetensors", weights, {})).shown[-1].split()
+    assert shown == ["2", "2", "1", "1", "6.9282", "lora_unet_down_blocks_0_attentions_0_proj_in"]

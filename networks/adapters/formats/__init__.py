@@ -1,0 +1,1 @@
+"""LoRA files in the forms of other programs, read as ours and written."""

@@ -1,0 +1,12 @@
+"""Converts a LoRA file to the names of Diffusers, or back: python networks/convert_lora.py --model FILE --save_to FILE"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this project, from wherever it is run
+
+from library.cli.jobs.job import main  # noqa: E402
+from networks.weight_tools.jobs import CONVERT as JOB  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(JOB))
