@@ -1,4 +1,4 @@
-"""Converts a LoRA file to the names of Diffusers or back: python networks/convert_lora.py --model FILE --save_to FILE"""
+"""Converts a LoRA to the names of Diffusers, or back: python networks/convert_lora.py --model FILE --save_to FILE"""
 
 import sys
 from pathlib import Path
