@@ -12,7 +12,7 @@ from library.cli.jobs.options import parse_device
 from library.cli.options import option
 from library.data.buckets import BucketSettings
 from library.data.config.options import parse_caption_extension, parse_resolution
-from library.models.weights.path_checks import encoder_problems
+from library.models.families import encoder_problems
 
 MODEL = "MODEL_NAME_OR_PATH"  # how the model is named in messages
 

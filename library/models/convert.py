@@ -1,4 +1,4 @@
-"""Converts a Stable Diffusion model to another format, or shows what a file of weights contains (--inspect)."""
+"""Converts a model to another format, or shows what a file of weights contains (--inspect)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,20 +15,29 @@ from library.cli.entry import run_entry
 from library.cli.errors import UserError, UserErrors
 from library.cli.options import option
 from library.cli.parser import Options, parse_options
-from library.models.layouts.formats import FOLDER_FORMAT, FORMATS, format_by_name, target_problem
+from library.models.families import model_problems
+from library.models.layouts.formats import (
+    FOLDER_FORMAT,
+    FORMATS,
+    SavedModel,
+    format_by_name,
+    save_model,
+    target_problem,
+)
 from library.models.options import MetadataOptions, ModelOptions
 from library.models.weights.modelspec import SpecifiedModel, kept_entries, specification_entries
-from library.models.weights.path_checks import SINGLE_FILE_ENDINGS, about_flag, model_problems
+from library.models.weights.path_checks import SINGLE_FILE_ENDINGS, about_flag
 
 if TYPE_CHECKING:
     from library.models.family import ModelFamily
+    from library.models.reading.detection import DetectedModel
+    from library.models.reading.loading import LoadedModel
     from library.models.weights.inspection import Inspection
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "python -m library.models.convert"
 _PRECISIONS = {"float": "float32", "fp16": "float16", "bf16": "bfloat16"}
-_WIDE_ARCHITECTURE = "stable-diffusion-v2-768-v"
 
 
 @dataclass(frozen=True)
@@ -122,16 +131,22 @@ def convert(argv: Sequence[str]) -> None:
 def _write(wanted: ConvertOptions, texts: MetadataOptions, contents: Inspection) -> None:
     import torch
 
-    family = _load(wanted.model_options)
+    detected, loaded = _read(wanted.model_options)
+    prediction_type = detected.predicts(wanted.model_options)
     path = Path(str(wanted.destination))
     precision = _PRECISIONS.get(wanted.save_precision or "") or _main_type(contents)
+    layout, size = detected.layout, detected.layout.usual_sizes[prediction_type]
+    made = SpecifiedModel(layout.architectures[prediction_type], prediction_type, (size, size))
+    model = SavedModel(
+        loaded.parts,
+        layout,
+        loaded.tokenizers,
+        {**detected.scheduler, "prediction_type": prediction_type},
+        getattr(torch, precision),
+        _metadata(made, texts, contents.metadata, path.stem),
+    )
     try:
-        family.save(
-            path,
-            format=wanted.chosen_format,
-            dtype=getattr(torch, precision),
-            metadata=model_metadata(family, texts, contents.metadata, path.stem),
-        )
+        save_model(path, wanted.chosen_format, model)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error.strerror or error}", "check the path and the space left on the disk"
@@ -139,11 +154,11 @@ def _write(wanted: ConvertOptions, texts: MetadataOptions, contents: Inspection)
     logger.info("saved %s (%s, %s)", path, wanted.chosen_format, precision)
 
 
-def _load(options: ModelOptions) -> ModelFamily:
-    from library.models.registry import load_family
+def _read(options: ModelOptions) -> tuple[DetectedModel, LoadedModel]:
+    from library.models.registry import read_model
 
     try:
-        return load_family(options)
+        return read_model(options)
     except UserErrors as errors:
         raise UserErrors(map(_about_source, errors.errors)) from errors
     except UserError as error:
@@ -161,14 +176,16 @@ def model_metadata(
     family: ModelFamily, texts: MetadataOptions, earlier: Mapping[str, str], title: str
 ) -> dict[str, str]:
     """The metadata of a model that is made from another one; `earlier`: that one's."""
+    size = (family.usual_size, family.usual_size)
+    made = SpecifiedModel(family.architecture, family.process.prediction_type, size)
+    return _metadata(made, texts, earlier, title)
+
+
+def _metadata(made: SpecifiedModel, texts: MetadataOptions, earlier: Mapping[str, str], title: str) -> dict[str, str]:
     size = re.fullmatch(r"(\d+)x(\d+)", earlier.get("modelspec.resolution", ""))
-    usual = 768 if family.architecture == _WIDE_ARCHITECTURE else 512
-    model = SpecifiedModel(
-        architecture=family.architecture,
-        prediction_type=family.process.prediction_type,
-        resolution=(int(size[1]), int(size[2])) if size else (usual, usual),
-    )
-    return {**kept_entries(earlier), **specification_entries(model, texts, title=title, earlier=earlier)}
+    if size:
+        made = replace(made, resolution=(int(size[1]), int(size[2])))
+    return {**kept_entries(earlier), **specification_entries(made, texts, title=title, earlier=earlier)}
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ class ModelFamily(ImageEncoder, Protocol):
     """A kind of diffusion model, loaded as `LoadSettings` say. The loop, samples and methods know models only so."""
 
     version: str  # as written to metadata: "sd_v1", "sd_v2", "sd_v2_v", ...
+    usual_size: int  # pixels of a side that it was made for
     architecture: str  # of SAI ModelSpec: "stable-diffusion-v1", "stable-diffusion-v2-768-v", ...
     process: NoiseProcess
     conditioning: type[Conditioning]  # what `encode_prompts` gives and `predict` takes

@@ -1,4 +1,4 @@
-"""The known model families, and the model at a path: detected from its small files, loaded, or inspected.
+"""The model at a path: detected from its small files, loaded, read as parts, or inspected.
 
 Imports no torch before a model is loaded.
 """
@@ -6,50 +6,31 @@ Imports no torch before a model is loaded.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.cli.checks import Findings, report
 from library.cli.errors import UserError, raise_together
-from library.models.family import DetectedModel, ImageEncoder, LoadSettings, ModelFamily
+from library.models.families import (
+    FAMILIES,
+    FamilyEntry,
+    ModelSource,
+    encoder_problems,
+    family_of,
+    model_problems,
+    other_kind,
+    trained_titles,
+)
+from library.models.family import ImageEncoder, LoadSettings, ModelFamily
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
-from library.models.stable_diffusion import detection as stable_diffusion
-from library.models.weights.model_files import ModelFolder, TensorFile, small_files
-from library.models.weights.model_kinds import kind_of_folder, kind_of_keys
-from library.models.weights.path_checks import FLAG, encoder_problems, model_problems
+from library.models.reading.detection import DetectedModel
+from library.models.weights.model_files import ModelFolder, small_files
+from library.models.weights.path_checks import FLAG
 
 if TYPE_CHECKING:
+    from library.models.reading.loading import LoadedModel
     from library.models.weights.inspection import Inspection
-
-ModelSource = ModelFolder | TensorFile
-
-
-@dataclass(frozen=True)
-class FamilyEntry:
-    """One family.
-
-    `accepts`: whether a folder or file is of it. `detect`: what its small files say. `check_options`: options that
-    contradict that. `package`: has `model.load` and `inspection.inspect`, and is imported last.
-    """
-
-    title: str
-    accepts: Callable[[ModelSource], bool]
-    detect: Callable[[ModelSource], Any]
-    check_options: Callable[[Any, ModelOptions, PromptOptions], Findings]
-    package: str
-
-
-FAMILIES = (
-    FamilyEntry(
-        "Stable Diffusion 1.x and 2.x",
-        stable_diffusion.is_stable_diffusion,
-        stable_diffusion.detect,
-        stable_diffusion.check_options,
-        "library.models.stable_diffusion",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -74,10 +55,8 @@ def detect_model(options: ModelOptions) -> FoundModel | None:
 
 
 def _found(source: ModelSource) -> FoundModel | None:
-    for family in FAMILIES:
-        if family.accepts(source):
-            return FoundModel(family, family.detect(source))
-    return None
+    family = family_of(source)
+    return None if family is None else FoundModel(family, family.detect(source))
 
 
 def load_family(
@@ -94,12 +73,37 @@ def load_family(
     Raises `UserError` when there is no model, when it is damaged or of a kind that is not known, and when flags
     contradict it.
     """
+    prompts = prompt_options or PromptOptions()
+    found, source = _identified(options, prompts, known)
+    if not found.family.is_trained:
+        message = f"{FLAG} {options.pretrained_model_name_or_path} is a {found.family.title} model"
+        raise UserError(message, f"this program trains {trained_titles()}")
+    module = importlib.import_module(f"{found.family.package}.model")
+    return module.load(source, found.detected, options, prompts, settings or LoadSettings())
+
+
+def read_model(options: ModelOptions) -> tuple[DetectedModel, LoadedModel]:
+    """What is known of a model and its parts, to be written in another format.
+
+    Their weights are left in their files, as `open_family` leaves them. Raises `UserError` as `load_family` does.
+    """
+    import torch
+
+    from library.models.reading.loading import load_model
+
+    found, source = _identified(options, PromptOptions(), None)
+    with torch.device("meta"):
+        return found.detected, load_model(source, found.detected.layout, options)
+
+
+def _identified(options: ModelOptions, prompts: PromptOptions, known: FoundModel | None) -> tuple[FoundModel, Any]:
+    """The model at the path and its files, opened, once its options are checked."""
     if options.pretrained_model_name_or_path is None:
         raise UserError(f"{FLAG} is missing", "give the path of the model to train on")
     raise_together(model_problems(options))
     from library.models.weights.hub_download import local_path
 
-    path, prompts = local_path(options.pretrained_model_name_or_path, FLAG), prompt_options or PromptOptions()
+    path = local_path(options.pretrained_model_name_or_path, FLAG)
     source = _opened(path, is_mapped=not options.disable_mmap_load_safetensors)
     found = known or _found(source)
     if found is None:
@@ -107,8 +111,7 @@ def load_family(
         raise UserError(f"{FLAG} {path}: {_what_else(source)}", f"known are {titles}")
     if known is None:
         report(found.check_options(options, prompts))
-    module = importlib.import_module(f"{found.family.package}.model")
-    return module.load(source, found.detected, options, prompts, settings or LoadSettings())
+    return found, source
 
 
 def open_family(options: ModelOptions) -> ModelFamily:
@@ -163,17 +166,15 @@ def inspect_model(path: str) -> Inspection:
     if not local.exists():
         raise UserError(f"{path}: there is no such file or folder", "check the path")
     source = DiffusersFolder(local) if local.is_dir() else ldm_layout.unwrapped(open_shapes(local))
-    for family in FAMILIES:
-        if family.accepts(source):
-            return importlib.import_module(f"{family.package}.inspection").inspect(source)
+    family = family_of(source)
+    if family is not None:
+        return importlib.import_module(f"{family.package}.inspection").inspect(source)
     if isinstance(source, DiffusersFolder):
         raise UserError(f"{path}: {_what_else(source)}", "give the folder of a model, or a file of weights")
     return Inspection(str(local), _what_else(source), (count_tensors("all", source.tensors),), source.metadata)
 
 
 def _what_else(source: ModelSource) -> str:
-    if isinstance(source, ModelFolder):
-        kind = kind_of_folder(source.path)
-        return "not a model of a known family" if kind is None else f"the folder holds {kind.phrase}"
-    kind = kind_of_keys(source.tensors)
-    return "not a model of a known family" if kind is None else f"the file is {kind.phrase}"
+    kind = other_kind(source)
+    what = "folder holds" if isinstance(source, ModelFolder) else "file is"
+    return "not a model of a known family" if kind is None else f"the {what} {kind.phrase}"

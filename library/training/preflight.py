@@ -14,9 +14,9 @@ from library.data.config.options import CachingOptions, DatasetOptions
 from library.dataset_report.options import ReportOptions
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.diffusion.validation_rules import objective_findings, prediction_findings
+from library.models.families import model_problems, other_family, trained_titles
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.weights.path_checks import FLAG as MODEL_FLAG
-from library.models.weights.path_checks import model_problems, other_family
 from library.training.checkpoints.hub_upload import hub_findings
 from library.training.checkpoints.options import HubOptions, OutputOptions
 from library.training.checkpoints.resuming import continuing_problems
@@ -40,8 +40,8 @@ def screen(options: Options) -> None:
     family = None if path is None or options[ReportOptions].replaces_training else other_family(path)
     if family is not None:
         raise OtherFamily(
-            f"{MODEL_FLAG} {path} is a {family} model: this program trains Stable Diffusion 1.x and 2.x",
-            hint="give a Stable Diffusion 1.x or 2.x model",
+            f"{MODEL_FLAG} {path} is a {family} model: this program trains {trained_titles()}",
+            hint="give a model of these families",
         )
 
 

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from library.cli.errors import UserError
 from library.cli.options import option
+from library.models.families import model_problems
 from library.models.options import ModelOptions
-from library.models.weights.path_checks import about_flag, model_problems
+from library.models.weights.path_checks import about_flag
 from networks.weight_tools.merge_options import no_metadata_option
 from networks.weight_tools.options import PRECISIONS, device_option, precision_option, save_to_option, target_problems
 

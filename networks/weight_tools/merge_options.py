@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 from library.cli.errors import UserError
 from library.cli.options import option
+from library.models.families import model_problems
 from library.models.layouts.formats import FORMATS, format_by_name, target_problem
 from library.models.options import ModelOptions
-from library.models.weights.path_checks import about_flag, model_problems
+from library.models.weights.path_checks import about_flag
 from networks.weight_tools.block_weights import BlockWeights, parse_block_weights
 from networks.weight_tools.options import (
     PRECISIONS,

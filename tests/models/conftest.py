@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from tests.tiny_models import TinyModel, make_tiny, to_stability_layout, write_folder
+from library.models.convert import convert
+from tests.tiny_models import (
+    TinyModel,
+    TinySDXL,
+    make_tiny,
+    make_tiny_sdxl,
+    to_stability_layout,
+    write_folder,
+    write_sdxl_folder,
+)
 
 
 @pytest.fixture(scope="session", params=[False, True], ids=["sd1", "sd2"])
@@ -61,3 +70,22 @@ def stability_layout() -> Callable[[TinyModel], dict[str, torch.Tensor]]:
 @pytest.fixture(scope="session")
 def folder_writer() -> Callable[..., Path]:
     return write_folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl() -> TinySDXL:
+    return make_tiny_sdxl()
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tiny_sdxl, tmp_path_factory) -> Path:
+    return write_sdxl_folder(tiny_sdxl, tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="session")
+def sdxl_file(sdxl_folder, tmp_path_factory) -> Path:
+    """A single file that says nothing of its configurations, as published ones."""
+    folder = tmp_path_factory.mktemp("sdxl_file")
+    convert([str(sdxl_folder), str(folder / "stated.safetensors")])
+    save_file(load_file(folder / "stated.safetensors"), folder / "model.safetensors")
+    return folder / "model.safetensors"

@@ -253,7 +253,7 @@ def test_what_a_file_holds_beside_the_model_is_shown(tiny_v1, tmp_path, capsys):
         ({"first_stage_model.encoder.conv_in.weight": torch.ones(1)}, "a VAE alone"),
         ({"encoder.down_blocks.0.resnets.0.norm1.weight": torch.ones(1)}, "a VAE alone"),
         ({"emb_params": torch.ones(2, 64)}, "a textual inversion embedding"),
-        ({"conditioner.embedders.0.weight": torch.ones(1)}, "a Stable Diffusion XL model"),
+        ({"conditioner.embedders.0.weight": torch.ones(1)}, "a variant of Stable Diffusion XL"),
         ({"double_blocks.0.img_attn.proj.weight": torch.ones(1)}, "a FLUX model"),
     ],
 )

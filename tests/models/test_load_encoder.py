@@ -44,13 +44,13 @@ def test_the_precision_is_that_of_the_settings(folder_v1):
 
 def test_what_has_no_vae_of_this_kind_is_named(tmp_path):
     save_file(
-        {"conditioner.embedders.0.x": torch.zeros(1), "first_stage_model.x": torch.zeros(1)},
-        tmp_path / "xl.safetensors",
+        {"model.diffusion_model.joint_blocks.0.x": torch.zeros(1), "first_stage_model.x": torch.zeros(1)},
+        tmp_path / "3.safetensors",
     )
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     (tmp_path / "empty").mkdir()
     for name, said in (
-        ("xl.safetensors", "is a Stable Diffusion XL model"),
+        ("3.safetensors", "is a Stable Diffusion 3 model"),
         ("lora.safetensors", "holds no VAE"),
         ("empty", "holds neither vae/ nor config.json"),
         ("nowhere.safetensors", "there is no such file or folder"),

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,40 +19,26 @@ from library.models.family import AdapterRoots, LoadSettings
 from library.models.latent_diffusion.betas import make_alphas_cumprod
 from library.models.latent_diffusion.vae_codec import VaeCodec
 from library.models.layouts.formats import SavedModel, save_model
-from library.models.layouts.model_layout import ModelLayout
 from library.models.layouts.parts import ModelParts
-from library.models.loading import LoadedModel
 from library.models.options import PromptOptions
+from library.models.reading.detection import DetectedModel
+from library.models.reading.loading import LoadedModel
 from library.models.text.text_encoder import TextEncoder
 from library.models.text.tokenizer import PromptTokenizer, PromptTokens
 from library.models.weights.module_weights import Fingerprints
 
 
-class Detected(Protocol):
-    """What a model's small files say, as all these families are detected."""
-
-    @property
-    def source(self) -> str: ...
-
-    @property
-    def layout(self) -> ModelLayout: ...
-
-    @property
-    def scheduler(self) -> Mapping[str, Any]:
-        """Entries of the configuration of a scheduler of Diffusers."""
-
-
 class LatentDiffusionModel:
     """A U-Net, its text encoders by the names of their folders, and a VAE; the base of families with these parts.
 
-    A family adds `version`, `architecture`, `conditioning`, `caches`, `encode_prompts` and `predict`, and what
+    A family adds `conditioning`, `caches`, `encode_prompts` and `predict`, and what
     textual inversion needs: see `ModelFamily`.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
-        detected: Detected,
+        detected: DetectedModel,
         predicts: str,
         prompt_options: PromptOptions,
         settings: LoadSettings,
@@ -64,6 +50,9 @@ class LatentDiffusionModel:
         self.tokenizers = dict(loaded.tokenizers)
         self.process = DiscreteDiffusion(make_alphas_cumprod(detected.scheduler, detected.source), predicts)
         self._layout = detected.layout
+        self.version = detected.layout.versions[predicts]
+        self.architecture = detected.layout.architectures[predicts]
+        self.usual_size = detected.layout.usual_sizes[predicts]
         self._encoders = dict(parts.text_encoders)
         self._unused_tensors = parts.unused_tensors
         self._prompt_options = prompt_options

@@ -20,7 +20,7 @@ from library.models.weights.checkpoint_files import open_weights
 from library.models.weights.lazy_tensors import renamed
 from library.models.weights.model_files import ModelFolder
 from library.models.weights.module_weights import fill_module
-from library.models.weights.path_checks import WEIGHT_FILES, find_weights
+from library.models.weights.path_checks import find_weights, looked_for
 
 # names that Diffusers gave the attention of a VAE before version 0.17
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -41,8 +41,7 @@ class DiffusersFolder(ModelFolder):
         """
         path = weights or find_weights(self.path / subfolder, part)
         if path is None:
-            hint = f"looked for {', '.join(WEIGHT_FILES[part])}"
-            raise UserError(f"{self.path / subfolder} holds no weights", hint)
+            raise UserError(f"{self.path / subfolder} holds no weights", looked_for(part))
         return path, open_weights(path, is_mapped=self.is_mapped).tensors
 
 

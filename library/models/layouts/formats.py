@@ -104,7 +104,7 @@ def choose_format(save_model_as: str | None, *, use_safetensors: bool, source: s
             save_model_as = "safetensors" if ending == SAFETENSORS_ENDING else "ckpt"
         else:
             weights = find_weights(Path(source) / "unet", "unet")
-            is_safe = weights is not None and weights.suffix == SAFETENSORS_ENDING
+            is_safe = weights is not None and SAFETENSORS_ENDING in weights.name
             save_model_as = "diffusers_safetensors" if is_safe else "diffusers"
     return _WITH_SAFETENSORS.get(save_model_as, save_model_as) if use_safetensors else save_model_as
 

@@ -46,8 +46,9 @@ class ModelLayout:
     `title`: for messages. `pipeline`: the class in model_index.json, `index_entries`: what else that file says.
     `scheduler`: the configuration written where the source has none. `num_heads`: of attention in the U-Net, None for
     heads of width 64. `has_linear_projections`: single files hold linear projections around attention, whatever the
-    model in memory has. `scaling_factor`: of the VAE, where its files do not say it. `usual_sizes`: pixels of a side,
-    by prediction type. `marks`: empty tensors in single files that say an entry of the scheduler's configuration.
+    model in memory has. `scaling_factor`: of the VAE, where its files do not say it. By prediction type: `usual_sizes`,
+    pixels of a side; `versions`, as `ss_base_model_version`; `architectures` of SAI ModelSpec. `marks`: empty tensors
+    in single files that say an entry of the scheduler's configuration.
     """
 
     title: str
@@ -55,6 +56,8 @@ class ModelLayout:
     text_encoders: tuple[TextEncoderLayout, ...]
     scaling_factor: float
     usual_sizes: Mapping[str, int]
+    versions: Mapping[str, str]
+    architectures: Mapping[str, str]
     num_heads: int | None = None
     has_linear_projections: bool = False
     scheduler: Mapping[str, Any] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from library.models.layouts.diffusers_folder import DiffusersFolder
-from library.models.parts_inspection import inspect_parts
+from library.models.reading.parts_inspection import inspect_parts
 from library.models.stable_diffusion.detection import detect
 from library.models.weights.checkpoint_files import WeightFile
 from library.models.weights.inspection import Inspection

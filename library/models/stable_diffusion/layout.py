@@ -13,7 +13,9 @@ SD_1 = ModelLayout(
     text_encoders=(TextEncoderLayout("text_encoder", TEXT_PREFIX_V1),),
     num_heads=8,
     scaling_factor=0.18215,
-    usual_sizes={EPSILON: 512, V_PREDICTION: 768},
+    usual_sizes={EPSILON: 512, V_PREDICTION: 512},
+    versions={EPSILON: "sd_v1", V_PREDICTION: "sd_v1_v"},
+    architectures={EPSILON: "stable-diffusion-v1", V_PREDICTION: "stable-diffusion-v1"},
     scheduler={
         "_class_name": "DDIMScheduler",
         "beta_start": 0.00085,
@@ -35,6 +37,9 @@ SD_2 = replace(
             "text_encoder", TEXT_PREFIX_V2, is_open_clip=True, skips_last_layer=True, pads_with_end=False
         ),
     ),
+    usual_sizes={EPSILON: 512, V_PREDICTION: 768},
+    versions={EPSILON: "sd_v2", V_PREDICTION: "sd_v2_v"},
+    architectures={EPSILON: "stable-diffusion-v2-512", V_PREDICTION: "stable-diffusion-v2-768-v"},
     num_heads=None,
     has_linear_projections=True,
 )

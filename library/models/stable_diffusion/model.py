@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,10 +18,11 @@ from library.models.family import LoadSettings
 from library.models.latent_diffusion.model import LatentDiffusionModel, joined_chunks, tokens_of
 from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.layouts.model_layout import V_PREDICTION
-from library.models.loading import LoadedModel, load_model
 from library.models.options import ModelOptions, PromptOptions
-from library.models.stable_diffusion.detection import DetectedModel
+from library.models.reading.detection import DetectedModel
+from library.models.reading.loading import LoadedModel, load_model
 from library.models.stable_diffusion.layer_conditioning import LayerConditioning, cross_attention_layers
+from library.models.stable_diffusion.layout import SD_2
 from library.models.text.token_embedding import TokenEmbedding
 from library.models.text.tokenizer import PromptTokenizer, PromptTokens
 from library.models.weights.checkpoint_files import WeightFile
@@ -30,26 +30,6 @@ from library.models.weights.checkpoint_files import WeightFile
 logger = logging.getLogger(__name__)
 
 TABLE = "emb_params"  # the token table, as embedding files name it
-
-
-@dataclass(frozen=True)
-class _Version:
-    """Names of a version (1.x or 2.x) by prediction type."""
-
-    names: Mapping[str, str]
-    architectures: Mapping[str, str]
-
-
-_VERSIONS = {
-    False: _Version(
-        names={"epsilon": "sd_v1", V_PREDICTION: "sd_v1_v"},
-        architectures={"epsilon": "stable-diffusion-v1", V_PREDICTION: "stable-diffusion-v1"},
-    ),
-    True: _Version(
-        names={"epsilon": "sd_v2", V_PREDICTION: "sd_v2_v"},
-        architectures={"epsilon": "stable-diffusion-v2-512", V_PREDICTION: "stable-diffusion-v2-768-v"},
-    ),
-}
 
 
 class StableDiffusion(LatentDiffusionModel):
@@ -66,10 +46,7 @@ class StableDiffusion(LatentDiffusionModel):
         prompt_options: PromptOptions,
         settings: LoadSettings,
     ):
-        version = _VERSIONS[detected.is_v2]
-        self.version = version.names[prediction_type]
-        self.architecture = version.architectures[prediction_type]
-        self.is_v2 = detected.is_v2
+        self.is_v2 = detected.layout is SD_2
         self._embedding: TokenEmbedding | None = None
         self._layer_conditioning: LayerConditioning | None = None  # where layers have separate hidden states
         super().__init__(loaded, detected, prediction_type, prompt_options, settings)
@@ -165,9 +142,9 @@ def load(
     prediction_type = detected.predicts(options)
     family = StableDiffusion(loaded, detected, prediction_type, prompt_options, settings)
     logger.info(
-        "loaded %s: Stable Diffusion %s, predicts %s%s",
+        "loaded %s: %s, predicts %s%s",
         Path(detected.source).name,
-        "2.x" if detected.is_v2 else "1.x",
+        detected.layout.title,
         "v" if prediction_type == V_PREDICTION else "noise",
         ", as the model says" if prediction_type == V_PREDICTION and not options.v_parameterization else "",
     )

@@ -18,7 +18,14 @@ from torch import nn
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.errors import UserError, first_line
 from library.models.weights.lazy_tensors import LazyTensors
-from library.models.weights.path_checks import PICKLE_ENDINGS, SAFETENSORS_ENDING, weight_file_problem
+from library.models.weights.path_checks import (
+    INDEX_ENDING,
+    PICKLE_ENDINGS,
+    SAFETENSORS_ENDING,
+    read_shards,
+    weight_file_problem,
+)
+from library.models.weights.pickle_names import metadata_in, state_in
 from library.models.weights.safetensors_header import HeaderError, TensorEntry, read_header
 
 _DTYPES = {
@@ -57,6 +64,8 @@ def open_weights(path: Path, *, is_mapped: bool = True) -> WeightFile:
         return _open_safetensors(path, _map_bytes if is_mapped else _read_bytes)
     if ending in PICKLE_ENDINGS:
         return _open_pickle(path)
+    if ending == INDEX_ENDING:
+        return _joined(path, partial(open_weights, is_mapped=is_mapped))
     known = ", ".join((SAFETENSORS_ENDING, *PICKLE_ENDINGS))
     raise UserError(f"{path}: unknown kind of file {path.suffix or '(no ending)'!r}", f"known endings: {known}")
 
@@ -66,12 +75,25 @@ def open_shapes(path: Path) -> WeightFile:
 
     Of a .safetensors file only the header is read. Raises `UserError` as `open_weights` does.
     """
+    if path.suffix.lower() == INDEX_ENDING:
+        return _joined(path, open_shapes)
     file = open_weights(path)
     if path.suffix.lower() != SAFETENSORS_ENDING:
         return replace(file, tensors={key: torch.empty_like(file.tensors[key], device="meta") for key in file.tensors})
     entries = read_header(path).tensors.items()
     shapes = {key: torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta") for key, entry in entries}
     return replace(file, tensors=shapes)
+
+
+def _joined(index: Path, open_shard: Callable[[Path], WeightFile]) -> WeightFile:
+    """The tensors of all shards that an index names, as one file."""
+    shards = read_shards(index)
+    files = {name: open_shard(index.parent / name) for name in dict.fromkeys(shards.values())}
+    lacking = [key for key, name in shards.items() if key not in files[name].tensors]
+    if lacking:
+        raise UserError(f"{index.parent / shards[lacking[0]]} lacks {lacking[0]}", _DOWNLOAD_AGAIN)
+    readers = {key: partial(files[name].tensors.__getitem__, key) for key, name in shards.items()}
+    return WeightFile(index, LazyTensors(readers), next(iter(files.values())).metadata)
 
 
 def _open_safetensors(path: Path, get_bytes: Callable[[Path, int, int], torch.Tensor]) -> WeightFile:
@@ -149,7 +171,7 @@ def _open_pickle(path: Path) -> WeightFile:
     tensors: Mapping[str, torch.Tensor] = _tensors_in(path, loaded)
     if is_mappable:
         tensors = LazyTensors({key: partial(_map_zipped, path, tensor) for key, tensor in tensors.items()})
-    return WeightFile(path, tensors, _metadata_in(loaded))
+    return WeightFile(path, tensors, metadata_in(loaded))
 
 
 def _is_uncompressed(path: Path) -> bool:
@@ -172,13 +194,11 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> UserError:
 
 
 def _tensors_in(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
-    for wrapping in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapping), Mapping):
-            loaded = loaded[wrapping]
+    state = state_in(loaded)
     tensors = {}
-    if isinstance(loaded, Mapping):
-        tensors = {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
-        tensors = tensors or _tensors_below(loaded)
+    if isinstance(state, Mapping):
+        tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        tensors = tensors or _tensors_below(state)
     if not tensors:
         raise UserError(f"{path} holds no tensors", "give a file of model weights")
     return tensors
@@ -193,9 +213,3 @@ def _tensors_below(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         for name, value in group.items()
         if isinstance(value, torch.Tensor)
     }
-
-
-def _metadata_in(loaded: Any) -> dict[str, str]:
-    """The metadata that this program writes to .ckpt files (see `layouts.config_metadata`)."""
-    found = loaded.get("metadata") if isinstance(loaded, Mapping) else None
-    return {str(key): str(value) for key, value in found.items()} if isinstance(found, Mapping) else {}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from library.cli.errors import UserError, first_line
-from library.models.weights.path_checks import WEIGHT_FILES, is_hub_id
+from library.models.weights.path_checks import INDEX_ENDING, is_hub_id, read_shards, weight_names
 
-_CONFIGURATIONS = ("*.json", "tokenizer/*.txt")
-_NUM_CANDIDATES = len(WEIGHT_FILES["unet"])
+_CONFIGURATIONS = ("*.json", "tokenizer*/*.txt")  # indices of shards among them
+_PART = re.compile(r"unet|transformer|vae|text_encoder(_\d)?")
+_USUAL_PARTS = ("unet", "vae", "text_encoder")
 
 
 def local_path(path: str, flag: str) -> Path:
@@ -59,20 +62,44 @@ def _fetch(repo_id: str, flag: str) -> Path:
 
     folder = Path(snapshot_download(repo_id, allow_patterns=list(_CONFIGURATIONS)))
     if (folder / "model_index.json").is_file():
-        folders = {f"{part}/": candidates for part, candidates in WEIGHT_FILES.items()}
+        folders = {f"{part}/": weight_names(part) for part in _parts(folder)}
     elif (folder / "config.json").is_file():
-        folders = {"": WEIGHT_FILES["vae"]}  # a VAE alone
+        folders = {"": weight_names("vae")}  # a VAE alone
     else:
         raise UserError(
             f"{flag} {repo_id}: the repository is not in the Diffusers layout",
             "download a single file from it, and give its path",
         )
-    for number in range(_NUM_CANDIDATES):
-        wanted = [
-            subfolder + candidates[number]
-            for subfolder, candidates in folders.items()
-            if not any((folder / subfolder / candidate).is_file() for candidate in candidates)
-        ]
+    present = [
+        subfolder for subfolder, names in folders.items() if any(_is_whole(folder / subfolder / name) for name in names)
+    ]
+    folders = {subfolder: names for subfolder, names in folders.items() if subfolder not in present}
+    for number in range(len(weight_names("unet"))):
+        wanted: list[str] = []
+        names = {subfolder: candidates[number] for subfolder, candidates in folders.items()}
+        for subfolder, name in names.items():
+            if not name.endswith(INDEX_ENDING):
+                wanted.append(subfolder + name)
+            elif (folder / subfolder / name).is_file():
+                shards = dict.fromkeys(read_shards(folder / subfolder / name).values())
+                wanted += [subfolder + shard for shard in shards]
         if wanted:
             folder = Path(snapshot_download(repo_id, allow_patterns=wanted))
+        found = [subfolder for subfolder, name in names.items() if (folder / subfolder / name).is_file()]
+        folders = {subfolder: each for subfolder, each in folders.items() if subfolder not in found}
     return folder
+
+
+def _is_whole(path: Path) -> bool:
+    return path.suffix != INDEX_ENDING and path.is_file()
+
+
+def _parts(folder: Path) -> tuple[str, ...]:
+    """The parts with weights that model_index.json names."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return _USUAL_PARTS
+    named = index.items() if isinstance(index, dict) else ()
+    parts = tuple(name for name, value in named if _PART.fullmatch(name) and value and value[0])
+    return parts or _USUAL_PARTS

@@ -61,6 +61,10 @@ class UnreadTensor:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def T(self) -> UnreadTensor:  # noqa: N802 - the name that tensors have it under
+        return UnreadTensor(lambda: self._read().reshape(self.shape).T, torch.Size(self.shape[::-1]))
+
     def dim(self) -> int:
         return len(self.shape)
 

@@ -1,4 +1,4 @@
-"""What a model's small files say: the header of a .safetensors file, the configurations of a Diffusers folder.
+"""What a model's small files say: the header of a file of weights, the configurations of a Diffusers folder.
 
 Imports no torch, so that mistakes are found before anything slow.
 """
@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from library.cli.errors import UserError
 from library.models.weights.model_kinds import usual_keys
-from library.models.weights.path_checks import SAFETENSORS_ENDING
+from library.models.weights.path_checks import PICKLE_ENDINGS, SAFETENSORS_ENDING
+from library.models.weights.pickle_names import read_pickle_names
 from library.models.weights.safetensors_header import HeaderError, read_header
 
 
@@ -71,14 +72,20 @@ class ModelFolder:
 
 
 def small_files(path: Path) -> ModelFolder | ModelHeader | None:
-    """The folder or header at `path`; None for what shows nothing before it is loaded: pickles, names on the Hub."""
+    """The folder or header at `path`; None for what shows nothing before it is loaded, such as names on the Hub."""
     if path.is_dir():
         return ModelFolder(path)
-    if path.suffix.lower() != SAFETENSORS_ENDING:
-        return None
-    try:
-        header = read_header(path)
-    except (HeaderError, OSError):
-        return None
-    usual = {new: header.tensors[old] for new, old in usual_keys(header.tensors).items()}
-    return ModelHeader(path, usual, header.metadata)
+    tensors: Mapping[str, HasShape]
+    ending = path.suffix.lower()
+    if ending == SAFETENSORS_ENDING:
+        try:
+            header = read_header(path)
+        except (HeaderError, OSError):
+            return None
+        tensors, metadata = header.tensors, header.metadata
+    else:
+        named = read_pickle_names(path) if ending in PICKLE_ENDINGS else None
+        if named is None:
+            return None
+        tensors, metadata = named
+    return ModelHeader(path, {new: tensors[old] for new, old in usual_keys(tensors).items()}, metadata)

@@ -1,4 +1,4 @@
-"""Detects what a model is from its keys: Stable Diffusion 1.x, 2.x, or something else. Standard library only."""
+"""Detects what a model is from its keys and folders: of a family, or something else. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ VAE_PREFIX = "first_stage_model."
 TEXT_PREFIX = "cond_stage_model."
 TEXT_PREFIX_V1 = "cond_stage_model.transformer."
 TEXT_PREFIX_V2 = "cond_stage_model.model."
+SDXL_TEXT_PREFIXES = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
 DIFFUSERS_VAE_MARK = "encoder.down_blocks."
 PLAIN_VAE_MARK = "encoder.down."
 
 _WRAPPERS = ("state_dict.", "model.", "module.")  # prefixes that programs add to all keys
 _BARE_TEXT = "transformer.text_model."
 _PARTS = ("unet", "text_encoder")  # and vae, whose place --vae can take
-_OTHER_PARTS = ("text_encoder_2", "transformer", "prior", "image_encoder")
+_OTHER_PARTS = ("transformer", "prior", "image_encoder")  # of models that are neither Stable Diffusion nor its XL
+_SDXL = "Stable Diffusion XL"
 _MODEL_INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
 class OtherKind:
-    """What a file that is not Stable Diffusion 1.x or 2.x is: a phrase, and the name where it is another family."""
+    """What a model of no known family is: a phrase, and the name where it is of another family."""
 
     phrase: str
     family: str | None = None
@@ -52,6 +54,11 @@ def is_v2(keys: Collection[str]) -> bool:
     return _has(keys, UNET_PREFIX) and _has(keys, TEXT_PREFIX_V2)
 
 
+def is_sdxl(keys: Collection[str]) -> bool:
+    """Whether these are the usual keys of a Stable Diffusion XL base file, or most of one."""
+    return _has(keys, UNET_PREFIX) and _has(keys, *SDXL_TEXT_PREFIXES)
+
+
 def has_vae(keys: Collection[str]) -> bool:
     """Whether a file with these keys holds a VAE, with others or alone."""
     return _has(keys, VAE_PREFIX, DIFFUSERS_VAE_MARK, PLAIN_VAE_MARK)
@@ -59,13 +66,34 @@ def has_vae(keys: Collection[str]) -> bool:
 
 def is_stable_diffusion_folder(folder: Path) -> bool:
     """Whether a Diffusers folder has the parts of Stable Diffusion 1.x and 2.x, and none that other models have."""
-    return all((folder / part).exists() for part in _PARTS) and not any((folder / p).exists() for p in _OTHER_PARTS)
+    others = (*_OTHER_PARTS, "text_encoder_2")
+    return (
+        _family_of_pipeline(folder) is None
+        and all((folder / part).exists() for part in _PARTS)
+        and not any((folder / part).exists() for part in others)
+    )
+
+
+def is_sdxl_folder(folder: Path) -> bool:
+    """Whether a Diffusers folder is a Stable Diffusion XL base model, by its pipeline or its parts."""
+    if _family_of_pipeline(folder) == _SDXL:
+        return not _is_refiner(folder)
+    parts = (*_PARTS, "text_encoder_2")
+    return (
+        _pipeline(folder) == ""
+        and all((folder / part).exists() for part in parts)
+        and not any((folder / part).exists() for part in _OTHER_PARTS)
+    )
+
+
+def _is_refiner(folder: Path) -> bool:
+    return (folder / "text_encoder_2").exists() and not (folder / "text_encoder").exists()
 
 
 def kind_of_keys(keys: Collection[str]) -> OtherKind | None:
-    """What a file with these keys is where it is no Stable Diffusion 1.x or 2.x model; None where it is one."""
+    """What a file with these keys is; None for a model of a known family."""
     usual = usual_keys(keys)
-    if is_v1(usual) or is_v2(usual):
+    if is_v1(usual) or is_v2(usual) or is_sdxl(usual):
         return None
     if any(mark in key for key in keys for mark in _ADAPTER_MARKS):
         return _ADAPTER
@@ -77,15 +105,14 @@ def kind_of_keys(keys: Collection[str]) -> OtherKind | None:
 
 
 def kind_of_folder(folder: Path) -> OtherKind | None:
-    """What a Diffusers folder is where it is no Stable Diffusion 1.x or 2.x model; None where it is one, or unknown."""
-    pipeline = _pipeline(folder)
-    for beginning, family in _PIPELINES:
-        if pipeline.startswith(beginning):
-            return _family(family)
-    if is_stable_diffusion_folder(folder):
+    """What a Diffusers folder is; None for a model of a known family, and where it does not show that."""
+    if is_stable_diffusion_folder(folder) or is_sdxl_folder(folder):
         return None
-    if (folder / "unet").is_dir() and (folder / "text_encoder_2").is_dir():
-        return _family("Stable Diffusion XL")
+    family, pipeline = _family_of_pipeline(folder), _pipeline(folder)
+    if family == _SDXL:
+        return _REFINER
+    if family is not None:
+        return _family(family)
     if pipeline and not pipeline.startswith("StableDiffusion"):
         return OtherKind(f"a model for {pipeline}, which is not supported")
     if (folder / "transformer").is_dir():
@@ -106,6 +133,12 @@ def _pipeline(folder: Path) -> str:
     return str(index.get("_class_name") or "") if isinstance(index, dict) else ""
 
 
+def _family_of_pipeline(folder: Path) -> str | None:
+    """The family that the pipeline class names, where it is not Stable Diffusion 1.x or 2.x."""
+    pipeline = _pipeline(folder)
+    return next((family for beginning, family in _PIPELINES if pipeline.startswith(beginning)), None)
+
+
 def _family(name: str) -> OtherKind:
     return OtherKind(f"{'an' if name.startswith('A') else 'a'} {name} model", name)
 
@@ -117,6 +150,7 @@ def _with_prefix(*beginnings: str) -> tuple[str, ...]:
 
 _ADAPTER = OtherKind("an adapter (LoRA), not a whole model")
 _ADAPTER_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora.down.", ".hada_w1_a", ".lokr_w1")
+_REFINER = OtherKind("a Stable Diffusion XL refiner, not a base model", "Stable Diffusion XL refiner")
 _EMBEDDING = OtherKind("a textual inversion embedding")
 _VAE = OtherKind("a VAE alone")
 _TEXT_ENCODER = OtherKind("a text encoder alone")
@@ -125,7 +159,9 @@ _CONTROL_NET = OtherKind("a ControlNet")
 _SIGNS: tuple[tuple[tuple[str, ...], OtherKind], ...] = (
     (("lora_", "lycoris_"), _ADAPTER),
     ((f"{UNET_PREFIX}input_blocks.1.0.time_stack.",), _family("Stable Video Diffusion")),
-    (("conditioner.embedders.",), _family("Stable Diffusion XL")),
+    (("conditioner.embedders.0.model.",), _REFINER),
+    (SDXL_TEXT_PREFIXES, OtherKind("a part of a Stable Diffusion XL model, without its U-Net")),
+    (("conditioner.embedders.",), OtherKind("a variant of Stable Diffusion XL with other text encoders")),
     (_with_prefix("joint_blocks."), _family("Stable Diffusion 3")),
     (_with_prefix("txt_in.individual_token_refiner."), _family("HunyuanVideo")),
     (_with_prefix("distilled_guidance_layer."), _family("Chroma")),
@@ -150,7 +186,7 @@ _SIGNS: tuple[tuple[tuple[str, ...], OtherKind], ...] = (
 )
 # prefixes of other families' pipeline classes in Diffusers
 _PIPELINES = (
-    ("StableDiffusionXL", "Stable Diffusion XL"),
+    ("StableDiffusionXL", _SDXL),
     ("StableDiffusion3", "Stable Diffusion 3"),
     ("StableVideoDiffusion", "Stable Video Diffusion"),
     ("StableCascade", "Stable Cascade"),

@@ -13,6 +13,7 @@ from library.diffusion.options import NoiseOptions
 from library.diffusion.validation_rules import ScheduleShape
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import detect_model, load_family
+from library.models.stable_diffusion.layout import layout_of
 
 
 def found(path, **options):
@@ -34,7 +35,7 @@ def test_a_file_and_a_folder_say_what_the_tiny_models_are_made_of(tiny, folder, 
     save_file(stability_layout(tiny), file)
     for path in (folder, file):
         detected = found(path).detected
-        assert (detected.is_v2, detected.num_text_layers) == (tiny.is_v2, 2)
+        assert (detected.layout, detected.num_text_layers) == (layout_of(tiny.is_v2), 2)
         assert (detected.unet_channels, detected.latent_channels) == ((4, 4), 4)
         assert findings(path, PromptOptions(clip_skip=2)) == []
         (error,) = findings(path, PromptOptions(clip_skip=3))
@@ -69,8 +70,19 @@ def test_the_schedule_is_known_from_its_configuration(folder_v1, tmp_path, sched
     assert found(tmp_path).detected.schedule_shape(NoiseOptions(**options)) == expected
 
 
+def test_a_pickle_is_known_by_the_names_in_it(tiny, tmp_path, stability_layout):
+    """Of a .ckpt of several gigabytes too, before a tensor is read."""
+    torch.save({"state_dict": stability_layout(tiny), "metadata": {"a": "b"}}, tmp_path / "model.ckpt")
+    assert findings(tmp_path / "model.ckpt", PromptOptions(clip_skip=3))[0].startswith("--clip_skip 3")
+    detected = found(tmp_path / "model.ckpt").detected
+    assert (detected.layout, detected.num_text_layers) == (layout_of(tiny.is_v2), 2)
+    assert (detected.unet_channels, detected.latent_channels) == ((4, 4), 4)
+
+
 def test_what_has_no_small_files_is_checked_when_it_is_loaded(file_v1, tmp_path):
-    torch.save({"state_dict": load_file(file_v1)}, tmp_path / "model.ckpt")
+    """The pickles of versions before 1.6 are no zip files: their tensors come among the names."""
+    old = {"_use_new_zipfile_serialization": False}
+    torch.save({"state_dict": load_file(file_v1)}, tmp_path / "model.ckpt", **old)
     options = ModelOptions(str(tmp_path / "model.ckpt"), v2=True)
     assert detect_model(options) is None and detect_model(ModelOptions("owner/name")) is None
     with pytest.raises(UserError, match="--v2 was given"):

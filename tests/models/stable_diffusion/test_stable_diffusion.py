@@ -20,6 +20,7 @@ from library.models.latent_diffusion.betas import make_alphas_cumprod
 from library.models.options import ModelOptions
 from library.models.registry import detect_model, load_family
 from library.models.stable_diffusion.detection import detect
+from library.models.stable_diffusion.layout import layout_of
 from library.models.weights.model_files import ModelFolder
 
 
@@ -174,7 +175,7 @@ def test_each_sign_of_a_2x_folder_is_enough(tmp_path, part, sign):
     for name, config in configs.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config | (sign if name == part else {})))
-    assert detect(ModelFolder(tmp_path)).is_v2 == (part is not None)
+    assert detect(ModelFolder(tmp_path)).layout is layout_of(part is not None)
 
 
 def test_v_prediction_of_a_folder_is_used_without_the_flag_and_logged(tiny_v2, folder_writer, tmp_path, caplog):
@@ -269,7 +270,7 @@ def test_an_unknown_schedule_is_an_error():
     ("key", "message"),
     [
         ("lora_unet_down_blocks_0.lora_down.weight", "an adapter"),
-        ("conditioner.embedders.0.weight", "Stable Diffusion XL"),
+        ("conditioner.embedders.0.weight", "a variant of Stable Diffusion XL"),
         ("model.diffusion_model.out.2.weight", "without a text encoder"),
         ("anything", "not a model of a known family"),
     ],

@@ -1,4 +1,4 @@
-"""What is not Stable Diffusion 1.x or 2.x is called by its name; what is, is not refused for what it holds beside."""
+"""What is of no known family is called by its name; what is of one is not refused for what it holds beside."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import pytest
 from library.models.weights.model_kinds import kind_of_keys
 
 SD1 = ("model.diffusion_model.out.2.bias", "cond_stage_model.transformer.text_model.final_layer_norm.bias")
+SDXL = ("model.diffusion_model.out.2.bias", "conditioner.embedders.1.model.ln_final.bias")
 SD2 = ("model.diffusion_model.out.2.bias", "cond_stage_model.model.ln_final.bias")
 
 
-@pytest.mark.parametrize("keys", [SD1, SD2])
+@pytest.mark.parametrize("keys", [SD1, SD2, SDXL])
 @pytest.mark.parametrize("front", ["", "state_dict.", "model.", "module."])
 @pytest.mark.parametrize("beside", ["lora_unet_x.alpha", "control_model.a", "emb_params", "model_ema.decay", "v_pred"])
-def test_stable_diffusion_is_none_of_the_other_kinds(keys, front, beside):
+def test_a_known_family_is_none_of_the_other_kinds(keys, front, beside):
     assert kind_of_keys([beside, *(front + key for key in keys)]) is None
 
 
@@ -23,7 +24,6 @@ def test_a_text_encoder_without_its_usual_front_is_no_other_kind():
 
 # keys of the files that were published; those of networks also come with model.diffusion_model. in front
 FAMILIES = {
-    "Stable Diffusion XL": "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
     "Stable Diffusion 3": "joint_blocks.0.context_block.adaLN_modulation.1.bias",
     "FLUX": "double_blocks.0.img_attn.norm.key_norm.scale",
     "Lumina": "cap_embedder.0.weight",
@@ -34,7 +34,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("front", ["", "model.diffusion_model."])
 def test_other_families_are_named(family, front):
-    key = FAMILIES[family] if family == "Stable Diffusion XL" else front + FAMILIES[family]
+    key = front + FAMILIES[family]
     kind = kind_of_keys(["model.diffusion_model.other.weight", key, "first_stage_model.encoder.conv_in.weight"])
     assert kind is not None and kind.family == family
     assert kind.phrase == f"{'an' if family == 'AuraFlow' else 'a'} {family} model"

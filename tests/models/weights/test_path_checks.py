@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from library.models.families import model_problems, other_family
 from library.models.options import ModelOptions
-from library.models.weights.path_checks import model_problems, other_family
 
 FLAG = "--pretrained_model_name_or_path"
 
@@ -137,12 +137,23 @@ def test_missing_weights_of_a_part_name_what_was_looked_for(folder_v1, tmp_path)
 
 
 def test_a_file_of_another_family_is_reported_with_the_other_mistakes(tmp_path):
-    path = tmp_path / "xl.safetensors"
-    write_safetensors(path, keys=("conditioner.embedders.0.transformer.weight", "model.diffusion_model.out.2.bias"))
+    path = tmp_path / "3.safetensors"
+    write_safetensors(path, keys=("model.diffusion_model.joint_blocks.0.a",))
     (problem,) = model_problems(ModelOptions(str(path)))
-    assert problem.message == f"{FLAG} {path} is a Stable Diffusion XL model"
+    assert problem.message == f"{FLAG} {path} is a Stable Diffusion 3 model"
     assert "Stable Diffusion 1.x and 2.x" in problem.hint
-    assert other_family(str(path)) == "Stable Diffusion XL"
+    assert other_family(str(path)) == "Stable Diffusion 3"
+
+
+def test_the_refiner_is_refused_by_name(tmp_path):
+    """It has one text encoder, OpenCLIP's, where the base model has CLIP's."""
+    file = tmp_path / "refiner.safetensors"
+    write_safetensors(file, keys=("conditioner.embedders.0.model.ln_final.bias", "model.diffusion_model.out.2.bias"))
+    folder = make_folder(tmp_path / "a", "StableDiffusionXLImg2ImgPipeline", "unet", "vae", "text_encoder_2")
+    for path in (file, folder):
+        (problem,) = model_problems(ModelOptions(str(path)))
+        assert problem.message == f"{FLAG} {path} is a Stable Diffusion XL refiner, not a base model"
+        assert other_family(str(path)) == "Stable Diffusion XL refiner"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +163,7 @@ def test_a_file_of_another_family_is_reported_with_the_other_mistakes(tmp_path):
         ("first_stage_model.encoder.conv_in.weight", "is a VAE alone"),
         ("encoder.down_blocks.0.resnets.0.norm1.weight", "is a VAE alone"),
         ("model.diffusion_model.out.2.bias", "is a U-Net without a text encoder"),
+        ("conditioner.embedders.1.model.ln_final.bias", "is a part of a Stable Diffusion XL model, without its U-Net"),
         ("down_blocks.0.resnets.0.norm1.weight", "is a U-Net alone"),
         ("anything", "is not a model of a known family: it has no keys model.diffusion_model.*, but anything"),
     ],
@@ -175,9 +187,6 @@ def make_folder(folder: Path, pipeline: str | None, *parts: str) -> Path:
 @pytest.mark.parametrize(
     ("pipeline", "parts", "family"),
     [
-        ("StableDiffusionXLPipeline", ("unet", "vae", "text_encoder", "text_encoder_2"), "Stable Diffusion XL"),
-        ("StableDiffusionXLImg2ImgPipeline", ("unet", "vae", "text_encoder_2"), "Stable Diffusion XL"),  # the refiner
-        (None, ("unet", "vae", "text_encoder", "text_encoder_2"), "Stable Diffusion XL"),
         ("StableDiffusion3Pipeline", ("transformer", "vae", "text_encoder", "text_encoder_3"), "Stable Diffusion 3"),
         ("FluxPipeline", ("transformer", "vae", "text_encoder", "text_encoder_2"), "FLUX"),
         ("Lumina2Pipeline", ("transformer", "vae", "text_encoder"), "Lumina"),
@@ -229,7 +238,7 @@ def test_a_vae_is_looked_for_in_what_the_flag_names(folder_v1, tmp_path):
 def test_nothing_heavy_is_imported_for_these_checks(file_v1):
     heavy = "('torch', 'numpy', 'diffusers')"
     code = (
-        "import sys; from library.models.weights.path_checks import model_problems, other_family;"
+        "import sys; from library.models.families import model_problems, other_family;"
         "from library.models.options import ModelOptions;"
         f"print(model_problems(ModelOptions(sys.argv[1])), [m for m in {heavy} if m in sys.modules])"
     )

@@ -15,7 +15,7 @@ from library.models.layouts.model_layout import V_PREDICTION, ModelLayout
 from library.models.weights.checkpoint_files import WeightFile, open_shapes
 from library.models.weights.inspection import Inspection, PartContents, count_tensors
 from library.models.weights.modelspec import kept_entries
-from library.models.weights.path_checks import WEIGHT_FILES, find_weights
+from library.models.weights.path_checks import find_weights, looked_for
 
 
 def inspect_parts(source: DiffusersFolder | WeightFile, layout: ModelLayout, prediction_type: str | None) -> Inspection:
@@ -74,7 +74,7 @@ def _parts_of_folder(folder: DiffusersFolder, layout: ModelLayout) -> tuple[tupl
         if path is None and part == "vae":
             continue  # as in a file that lacks one: --vae can give another
         if path is None:
-            raise UserError(f"{folder.path / part} holds no weights", f"looked for {', '.join(WEIGHT_FILES[part])}")
+            raise UserError(f"{folder.path / part} holds no weights", looked_for(part))
         file = open_shapes(path)
         metadata = {**kept_entries(file.metadata), **metadata}
         dimensions = _dimensions(part, folder.read_json(f"{part}/config.json"))

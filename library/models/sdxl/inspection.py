@@ -1,0 +1,17 @@
+"""What a Stable Diffusion XL model consists of, without reading its weights."""
+
+from __future__ import annotations
+
+from library.models.layouts.diffusers_folder import DiffusersFolder
+from library.models.reading.parts_inspection import inspect_parts
+from library.models.sdxl.detection import detect
+from library.models.weights.checkpoint_files import WeightFile
+from library.models.weights.inspection import Inspection
+
+
+def inspect(source: DiffusersFolder | WeightFile) -> Inspection:
+    """Prediction type, dimensions and contents; of a file's tensors, only shapes are used.
+
+    Raises `UserError` for what cannot be read.
+    """
+    return inspect_parts(source, detect(source).layout, detect(source).prediction_type)
