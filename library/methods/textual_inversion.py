@@ -122,7 +122,7 @@ class TextualInversion:
         options = self._options
         return {
             "ss_token_string": self._text,
-            "ss_num_vectors_per_token": str(self._embedding.num_vectors),
+            "ss_num_vectors_per_token": str(next(iter(self._named_embeddings()))[1].num_vectors),
             "ss_init_word": str(options.init_word),
             "ss_use_object_template": str(options.use_object_template),
             "ss_use_style_template": str(options.use_style_template),
