@@ -50,8 +50,7 @@ WHY = {
     "max_token_length": "75 is what is read where the option is not given; it may be given too",
     "network_args": "arguments that a network does not know are errors",
     "network_dim": "4 is the rank where the option is not given",
-    "network_module": "`networks.lora` where the option is not given; the modules dylora, lora_fa and oft are not"
-    " implemented yet",
+    "network_module": "`networks.lora` where the option is not given",
     "num_vectors_per_token": "as many as `--weights` holds, else 1",
     "offload_optimizer_device": "`nvme` offloads to CPU memory",
     "offload_param_device": "`nvme` offloads to CPU memory; the same as `--offload_optimizer_device`",

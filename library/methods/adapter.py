@@ -194,8 +194,11 @@ class AdapterTraining:
         return entries
 
     def usage_hint(self, path: Path) -> str:
-        in_diffusers = f", or in Diffusers: pipe.load_lora_weights({str(path)!r})"
-        return f"load it in your image program as a LoRA{in_diffusers if self.ending == '.safetensors' else ''}"
+        is_lora = any(key.endswith("lora_up.weight") for key in self._network.state_dict())
+        hint = "load it in your image program as a LoRA"
+        if is_lora and self.ending == ".safetensors":
+            hint += f", or in Diffusers: pipe.load_lora_weights({str(path)!r})"
+        return hint
 
 
 def _import_module(name: str) -> ModuleType:

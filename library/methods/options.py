@@ -17,7 +17,6 @@ from library.models.layouts.formats import FORMATS
 from library.models.text.vocabulary import is_one_token
 from library.training.optimization.key_value_args import pairs_in
 
-_LATER_NETWORKS = ("networks.dylora", "networks.lora_fa", "networks.oft", "networks.loha", "networks.lokr")
 _NETWORKS_OF_FAMILIES = {
     "networks.lora_flux": "FLUX",
     "networks.oft_flux": "FLUX",
@@ -153,8 +152,6 @@ class NetworkOptions:
         name, family = self.network_module, _NETWORKS_OF_FAMILIES.get(self.network_module)
         if self._module_exists():
             yield from self._argument_problems()
-        elif name in _LATER_NETWORKS:
-            yield UserError(f"--network_module {name} is not implemented yet", hint="train with networks.lora")
         elif family is not None:
             yield UserError(f"--network_module {name} is for {family}", hint="networks.lora is for this model")
         else:

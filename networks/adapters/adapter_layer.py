@@ -36,13 +36,13 @@ class AdapterLayer(nn.Module):
     ):
         super().__init__()
         self.name = name
+        self._base = (base,)  # in a tuple, so that it is not registered as part of the adapter
         self.rank = rank
         self.multiplier = float(multiplier)
         self.dropout = dropout or Dropout()
         known_alpha = float(alpha or rank)
         self.scale = self.scale_of(known_alpha)  # a Python number, so that a step needs no device synchronisation
         self.register_buffer("alpha", torch.tensor(known_alpha))
-        self._base = (base,)  # in a tuple, so that it is not registered as part of the adapter
         self._base_forward: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.register_load_state_dict_post_hook(_take_loaded_alpha)
 
@@ -108,6 +108,16 @@ class AdapterLayer(nn.Module):
         # by a factor: without a wait for the device, and with gradients
         return x * (torch.rand((), device=x.device) >= self.dropout.module)
 
+    def drop_channels(self, weight: torch.Tensor) -> torch.Tensor:
+        """Rank dropout of kinds without ranks of their own: drops output channels of an update of the weight.
+
+        Those that stay are scaled up, so that the mean is the same.
+        """
+        if not (self.dropout.rank and self.training):
+            return weight
+        ones = weight.new_ones(len(weight), *[1] * (weight.dim() - 1))
+        return weight * functional.dropout(ones, self.dropout.rank)
+
     def weight_update(self) -> torch.Tensor:
         """The update as an addend to the base layer's weight, in its shape; with gradients where they are enabled."""
         raise NotImplementedError
@@ -119,8 +129,10 @@ class AdapterLayer(nn.Module):
 
     @torch.no_grad()
     def scale_update(self, factor: torch.Tensor) -> None:
-        """Multiplies the update by a factor from 0 to 1, all trained parameters alike."""
-        raise NotImplementedError
+        """Multiplies the update by a factor from 0 to 1, all trained parameters alike: it is linear in each of them."""
+        trained = self.trained_parameters()
+        for parameter in trained:
+            parameter.mul_(factor ** (1 / len(trained)))
 
     @torch.no_grad()
     def merge(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
@@ -142,3 +154,8 @@ def _take_loaded_alpha(layer: AdapterLayer, _incompatible_keys) -> None:
 def alpha_in(tensors: Mapping[str, torch.Tensor]) -> float | None:
     """The alpha of one layer in a file; None where it has none."""
     return float(tensors[ALPHA]) if ALPHA in tensors else None
+
+
+def tucker_product(core: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Core (r, r, h, w), (r, outputs) and (r, inputs) -> the weight of a convolution, (outputs, inputs, h, w)."""
+    return torch.einsum("ijhw,io,jc->ochw", core, left, right).contiguous()

@@ -45,7 +45,7 @@ def network_functions(module: str, layer_class: type[AdapterLayer]) -> tuple[New
         unknown `network_args`, whose values may be the strings of `--network_args`.
         """
         options = parse_network_args(module, network_dim, network_alpha, neuron_dropout, network_args)
-        for line in without_effect(network_args):
+        for line in without_effect(module, neuron_dropout, network_args):
             logger.warning(line)
         return _new_network(layer_class, options, multiplier, text_encoder, unet)
 
@@ -65,7 +65,7 @@ def network_functions(module: str, layer_class: type[AdapterLayer]) -> tuple[New
         Ranks and alphas are the file's, layer by layer. Raises UserError if a layer in it is not in the model.
         """
         options = parse_network_args(module, None, None, neuron_dropout, network_args)
-        for line in without_effect(network_args, of_file=True):
+        for line in without_effect(module, neuron_dropout, network_args, of_file=True):
             logger.warning(line)
         assert weights_sd is not None or file is not None, "a file or weights_sd"
         source = str(file) if file is not None else "the adapter weights"

@@ -21,7 +21,7 @@ from networks.adapters.arguments.blocks import (
     mid_lr_weight,
     threshold,
 )
-from networks.adapters.arguments.numbers import alpha, probability, rank, ratio, yes_or_no
+from networks.adapters.arguments.numbers import alpha, kronecker_factor, probability, rank, ratio, yes_or_no
 from networks.adapters.arguments.patterns import patterns, reg_dims, reg_lrs
 
 _DEFAULT_DIM = 4
@@ -136,8 +136,15 @@ def _is_given(name: str, value: Any) -> bool:
     return says_something(value) or (name == "mid_lr_weight" and str(value).strip() in ("0", "0.0"))
 
 
-def without_effect(network_args: Mapping[str, Any], of_file: bool = False) -> Iterator[str]:
-    """A line for each argument that does nothing without another; `of_file`: in a network made from a file."""
+def without_effect(
+    module: str, neuron_dropout: float | None, network_args: Mapping[str, Any], of_file: bool = False
+) -> Iterator[str]:
+    """A line for each argument that does nothing in this module, or without another one.
+
+    `of_file`: in a network made from a file.
+    """
+    if neuron_dropout and module in _WITHOUT_NEURONS:
+        yield f"--network_dropout does nothing: {module} has no neurons at the rank; rank_dropout does something"
     given = [name for name, value in network_args.items() if _is_given(name, value)]
     for name in given:
         needed = _NEEDED.get(name, ())
@@ -178,6 +185,10 @@ _NETWORK_ARGS: dict[str, Callable[[Any], Any]] = {
 # arguments of some kinds of layers: keyword arguments of their classes
 _LAYER_ARGS: dict[str, Callable[[Any], Any]] = {
     "use_dora": yes_or_no,
+    "use_tucker": yes_or_no,
+    "factor": kronecker_factor,
+    "decompose_both": yes_or_no,
+    "unit": rank,
 }
 
 _BY_BLOCK = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
@@ -185,20 +196,33 @@ _LR_WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
 _PATTERNS = ("exclude_patterns", "include_patterns", "network_reg_dims", "network_reg_lrs")
 _LORAPLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 _OF_EVERY_KIND = (
-    "conv_dim", "conv_alpha", *_BY_BLOCK, "rank_dropout", "module_dropout",
-    *_LR_WEIGHTS, "block_lr_zero_threshold", *_PATTERNS,
-)  # fmt: skip
+    "conv_dim",
+    "conv_alpha",
+    *_BY_BLOCK,
+    "module_dropout",
+    *_LR_WEIGHTS,
+    "block_lr_zero_threshold",
+    *_PATTERNS,
+)
 # network module -> the arguments that it takes
 NETWORK_ARGS: dict[str, tuple[str, ...]] = {
-    "networks.lora": (*_OF_EVERY_KIND, *_LORAPLUS, "use_dora"),
+    "networks.lora": (*_OF_EVERY_KIND, "rank_dropout", *_LORAPLUS, "use_dora"),
+    "networks.lora_fa": (*_OF_EVERY_KIND, "rank_dropout"),
+    "networks.dylora": (*_OF_EVERY_KIND, *_LORAPLUS, "unit"),
+    "networks.loha": (*_OF_EVERY_KIND, "rank_dropout", "use_tucker"),
+    "networks.lokr": (*_OF_EVERY_KIND, "rank_dropout", "use_tucker", "factor", "decompose_both"),
+    "networks.oft": (*_OF_EVERY_KIND, "rank_dropout"),
 }
+_WITHOUT_NEURONS = ("networks.loha", "networks.lokr", "networks.oft")
 # argument -> those without which it does nothing
 _NEEDED: dict[str, tuple[str, ...]] = {
     "conv_alpha": ("conv_dim", "conv_block_dims"),
     "conv_block_alphas": ("conv_dim", "conv_block_dims"),
     "block_lr_zero_threshold": _LR_WEIGHTS,
     "include_patterns": ("exclude_patterns",),
+    "use_tucker": ("conv_dim", "conv_block_dims"),
 }
 _OF_NEW_NETWORKS = (
     "conv_dim", "conv_alpha", *_BY_BLOCK, "exclude_patterns", "include_patterns", "network_reg_dims", "use_dora",
+    "use_tucker", "factor", "decompose_both",
 )  # fmt: skip

@@ -25,7 +25,7 @@ class FileKind:
     @property
     def hint(self) -> str:
         """What to do about a file of another kind."""
-        parts = ", ".join(part.removesuffix(".weight") for part in self.required)
+        parts = ", ".join(part.removesuffix(".weight") for part in self.required or self.optional)
         return f"give a {self.name} file with {parts} and alpha for each layer, and the module that made it"
 
 

@@ -40,6 +40,12 @@ def rank_or_none(value: Any) -> int:
     return int(number(value, "a whole number from 0", lambda number: number >= 0 and number == int(number)))
 
 
+def kronecker_factor(value: Any) -> int:
+    """-1: as near to the other side as there is one."""
+    description = "a whole number from 1, or -1"
+    return int(number(value, description, lambda number: number == int(number) and (number >= 1 or number == -1)))
+
+
 def yes_or_no(value: Any) -> bool:
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if str(value).lower() not in words:

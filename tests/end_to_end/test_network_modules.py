@@ -1,4 +1,4 @@
-"""If these fail, commands with `--network_module lycoris.kohya` of the unmodified package do not train here."""
+"""If these fail, networks other than LoRA are not resumed exactly, or the package LyCORIS does not train here."""
 
 import importlib
 
@@ -26,10 +26,14 @@ TENSORS = {
     "algo=dylora": LORA,
 }
 RESUMED = [
-    "algo=loha dora_wd=True",
-    "algo=lokr",
-    "algo=locon dora_wd=True rank_dropout=0.1",
-    "algo=dylora block_size=1",
+    ("lycoris.kohya", "algo=loha dora_wd=True"),
+    ("lycoris.kohya", "algo=lokr"),
+    ("lycoris.kohya", "algo=dylora block_size=1"),
+    ("networks.loha", "conv_dim=2 use_tucker=True rank_dropout=0.1"),
+    ("networks.lokr", "factor=4 module_dropout=0.2"),
+    ("networks.dylora", "unit=2"),
+    ("networks.lora_fa", ""),
+    ("networks.oft", ""),
 ]
 
 
@@ -69,11 +73,12 @@ def test_each_algorithm_trains_each_layer_once_under_its_name_elsewhere(images, 
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
-@pytest.mark.parametrize("network_args", RESUMED)
-def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(images, tmp_path, network_args):
+@pytest.mark.parametrize(("module", "network_args"), RESUMED)
+def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(images, tmp_path, module, network_args):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a fox --w 32 --h 32 --s 1\n")
-    options = {"max_train_steps": 3, "scale_weight_norms": None if "dylora" in network_args else 0.01}
+    limit = None if "algo=dylora" in network_args else 0.01
+    options = {"network_module": module, "max_train_steps": 3, "scale_weight_norms": limit}
     saving = {"save_state": True, "save_every_n_steps": 2, "sample_prompts": prompts, "sample_every_n_steps": 3}
     whole = run(images, tmp_path / "whole", network_args, **options, **saving)
     state = tmp_path / "whole" / "run-step00000002-state"
