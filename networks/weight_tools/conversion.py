@@ -13,7 +13,7 @@ from library.models.weights.modelspec import kept_entries
 from networks.adapters.files import save_adapter
 from networks.adapters.formats.peft import METADATA_KEY, own_form, peft_form
 from networks.adapters.weights import LORA_FILE, parts_by_layer
-from networks.weight_tools.convert_options import ConvertOptions
+from networks.weight_tools.options.conversion import ConvertOptions
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from library.models.family import ModelFamily
 from library.models.options import MetadataOptions
 from library.models.weights.lazy_tensors import UnreadTensor
 from networks.adapters.targets import text_encoder_layers, unet_layers
-from networks.weight_tools.extract_options import ExtractOptions
 from networks.weight_tools.factors import matrix_factors
 from networks.weight_tools.lora_file import LayerWeights, save_lora
 from networks.weight_tools.opened_models import open_model, text_encoders_of, unread_weights
+from networks.weight_tools.options.extraction import ExtractOptions
 
 logger = logging.getLogger(__name__)
 

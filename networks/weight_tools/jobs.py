@@ -5,10 +5,11 @@ from __future__ import annotations
 from library.cli.jobs.job import Job
 from library.cli.jobs.outcome import Outcome
 from library.cli.parser import Options
-from networks.weight_tools.convert_options import ConvertOptions
-from networks.weight_tools.extract_options import ExtractOptions
-from networks.weight_tools.merge_options import MergeOptions, SVDMergeOptions
-from networks.weight_tools.options import CheckOptions, ResizeOptions
+from networks.weight_tools.options.conversion import ConvertOptions
+from networks.weight_tools.options.extraction import ExtractOptions
+from networks.weight_tools.options.files import CheckOptions, ResizeOptions
+from networks.weight_tools.options.interrogation import InterrogateOptions
+from networks.weight_tools.options.merging import MergeOptions, SVDMergeOptions
 
 
 def _check(options: Options, outcome: Outcome) -> None:
@@ -51,6 +52,12 @@ def _extract(options: Options, outcome: Outcome) -> None:
     from networks.weight_tools.extraction import extract
 
     extract(options[ExtractOptions], outcome)
+
+
+def _interrogate(options: Options, outcome: Outcome) -> None:
+    from networks.weight_tools.interrogation import interrogate
+
+    interrogate(options[InterrogateOptions], outcome)
 
 
 CHECK = Job(
@@ -100,5 +107,13 @@ CONVERT = Job(
     (ConvertOptions,),
     _convert,
     done="layers converted",
+    first_process_only=True,
+)
+INTERROGATE = Job(
+    "lora_interrogator.py",
+    "Shows which tokens the text encoder of a LoRA reacts to, such as its trigger word.",
+    (InterrogateOptions,),
+    _interrogate,
+    done="tokens looked at",
     first_process_only=True,
 )

@@ -12,8 +12,8 @@ from library.cli.errors import UserError, plural
 from library.cli.jobs.outcome import Outcome
 from library.models.devices import DTYPES, choose_device
 from networks.weight_tools.lora_file import LayerWeights, LoRAFile, open_lora, save_lora
-from networks.weight_tools.merge_options import MergeOptions
 from networks.weight_tools.merged_metadata import merged_metadata
+from networks.weight_tools.options.merging import MergeOptions
 
 logger = logging.getLogger(__name__)
 

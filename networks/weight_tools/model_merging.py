@@ -21,8 +21,8 @@ from library.models.registry import inspect_model
 from library.models.weights.lazy_tensors import LazyTensors, UnreadTensor, leave_unread
 from networks.adapters.adapter_layer import AdapterLayer
 from networks.lora import create_network_from_weights
-from networks.weight_tools.merge_options import MODEL_FLAG, MergeOptions
 from networks.weight_tools.opened_models import open_model, placeholder_weights, text_encoders_of, unread_weights
+from networks.weight_tools.options.merging import MODEL_FLAG, MergeOptions
 
 logger = logging.getLogger(__name__)
 

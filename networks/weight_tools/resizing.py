@@ -9,7 +9,7 @@ from library.cli.jobs.outcome import Outcome
 from library.models.devices import DTYPES, choose_device
 from networks.weight_tools.factors import Factors, dynamic_rank, product_factors
 from networks.weight_tools.lora_file import LayerWeights, LoRAFile, open_lora, save_lora, shaped
-from networks.weight_tools.options import ResizeOptions
+from networks.weight_tools.options.files import ResizeOptions
 
 logger = logging.getLogger(__name__)
 

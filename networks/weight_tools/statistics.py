@@ -13,7 +13,7 @@ from library.cli.errors import listed, plural
 from library.cli.jobs.outcome import Outcome
 from networks.adapters.weights import ALPHA
 from networks.weight_tools.lora_file import LayerWeights, LoRAFile, open_lora
-from networks.weight_tools.options import CheckOptions
+from networks.weight_tools.options.files import CheckOptions
 
 logger = logging.getLogger(__name__)
 

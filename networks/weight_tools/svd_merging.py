@@ -8,12 +8,12 @@ import torch
 
 from library.cli.jobs.outcome import Outcome
 from library.models.devices import DTYPES, choose_device
-from networks.weight_tools.block_weights import BlockWeights
 from networks.weight_tools.factors import product_factors
 from networks.weight_tools.lora_file import LayerWeights, LoRAFile, open_lora, save_lora, shaped
-from networks.weight_tools.merge_options import SVDMergeOptions
 from networks.weight_tools.merged_metadata import merged_metadata
 from networks.weight_tools.merging import check_shapes, concatenated
+from networks.weight_tools.options.block_weights import BlockWeights
+from networks.weight_tools.options.merging import SVDMergeOptions
 
 
 def svd_merge_files(options: SVDMergeOptions, outcome: Outcome) -> None:

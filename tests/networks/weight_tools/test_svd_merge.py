@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from networks.svd_merge_lora import JOB
-from networks.weight_tools.block_weights import parse_block_weights
+from networks.weight_tools.options.block_weights import parse_block_weights
 from tests.networks.weight_tools.conftest import CONV, LINEAR, TEXT, lora_tensors, updates
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from library.cli.errors import UserError
 from library.cli.options import option
-from networks.weight_tools.options import precision_option, save_to_option, source_problems, target_problems
+from networks.weight_tools.options.files import precision_option, save_to_option, source_problems, target_problems
 
 FORMS = ("webui", "diffusers")
 

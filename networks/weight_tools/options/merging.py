@@ -13,8 +13,8 @@ from library.models.families import model_problems
 from library.models.layouts.formats import FORMATS, format_by_name, target_problem
 from library.models.options import ModelOptions
 from library.models.weights.path_checks import about_flag
-from networks.weight_tools.block_weights import BlockWeights, parse_block_weights
-from networks.weight_tools.options import (
+from networks.weight_tools.options.block_weights import BlockWeights, parse_block_weights
+from networks.weight_tools.options.files import (
     PRECISIONS,
     device_option,
     precision_option,

@@ -12,8 +12,14 @@ from library.cli.options import option
 from library.models.families import model_problems
 from library.models.options import ModelOptions
 from library.models.weights.path_checks import about_flag
-from networks.weight_tools.merge_options import no_metadata_option
-from networks.weight_tools.options import PRECISIONS, device_option, precision_option, save_to_option, target_problems
+from networks.weight_tools.options.files import (
+    PRECISIONS,
+    device_option,
+    precision_option,
+    save_to_option,
+    target_problems,
+)
+from networks.weight_tools.options.merging import no_metadata_option
 
 _MODEL = "a file, a Diffusers folder or a name on the Hub"
 _ONE_LAYER_AT_A_TIME = "no effect: weights are read layer by layer, in the precision that they are stored in"
