@@ -6,6 +6,7 @@ from library.cli.jobs.job import Job
 from library.cli.jobs.outcome import Outcome
 from library.cli.parser import Options
 from networks.weight_tools.options.conversion import ConvertOptions
+from networks.weight_tools.options.dylora import DyLoRAOptions
 from networks.weight_tools.options.extraction import ExtractOptions
 from networks.weight_tools.options.files import CheckOptions, ResizeOptions
 from networks.weight_tools.options.interrogation import InterrogateOptions
@@ -58,6 +59,12 @@ def _interrogate(options: Options, outcome: Outcome) -> None:
     from networks.weight_tools.interrogation import interrogate
 
     interrogate(options[InterrogateOptions], outcome)
+
+
+def _extract_ranks(options: Options, outcome: Outcome) -> None:
+    from networks.weight_tools.dylora_extraction import extract_ranks
+
+    extract_ranks(options[DyLoRAOptions], outcome)
 
 
 CHECK = Job(
@@ -115,5 +122,13 @@ INTERROGATE = Job(
     (InterrogateOptions,),
     _interrogate,
     done="tokens looked at",
+    first_process_only=True,
+)
+DYLORA = Job(
+    "extract_lora_from_dylora.py",
+    "Makes a LoRA of each rank of a DyLoRA.",
+    (DyLoRAOptions,),
+    _extract_ranks,
+    done="LoRAs extracted",
     first_process_only=True,
 )

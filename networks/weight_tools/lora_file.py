@@ -13,6 +13,7 @@ from library.cli.errors import UserError
 from library.models.weights.checkpoint_files import open_weights
 from library.models.weights.modelspec import kept_entries
 from networks.adapters.files import save_adapter
+from networks.adapters.formats.peft import METADATA_KEY as PEFT_ENTRY
 from networks.adapters.formats.peft import own_form
 from networks.adapters.weights import ALPHA, DOWN, UP, RankAndAlpha, ranks_and_alphas
 
@@ -107,13 +108,14 @@ def open_lora(path: str) -> LoRAFile:
 
 
 def save_lora(path: str, layers: Mapping[str, LayerWeights], dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
-    """Writes a LoRA file atomically, with `metadata`, to which ranks, alphas and hashes are added."""
+    """Writes a LoRA file atomically in our form, with `metadata`, to which ranks, alphas and hashes are added."""
     tensors = {}
     for name, layer in layers.items():
         tensors[f"{name}.{ALPHA}"] = torch.tensor(layer.alpha)
         tensors[f"{name}.{DOWN}"] = layer.down
         tensors[f"{name}.{UP}"] = layer.up
-    entries = {**kept_entries(metadata), **_network_entries(layers.values(), metadata)}
+    kept = {key: value for key, value in kept_entries(metadata).items() if key != PEFT_ENTRY}
+    entries = {**kept, **_network_entries(layers.values(), metadata)}
     try:
         save_adapter(path, tensors, dtype, entries)
     except OSError as error:
@@ -127,7 +129,7 @@ def _network_entries(layers: Iterable[LayerWeights], metadata: Mapping[str, str]
     by_kind: dict[bool, list[LayerWeights]] = {False: [], True: []}
     for layer in layers:
         by_kind[layer.is_spatial].append(layer)
-    args = {key: value for key, value in _network_args(metadata).items() if key not in _RANK_ARGS}
+    args = {key: value for key, value in network_args(metadata).items() if key not in _RANK_ARGS}
     if by_kind[True]:
         args |= {
             "conv_dim": _same([str(layer.rank) for layer in by_kind[True]]),
@@ -146,7 +148,8 @@ def _same(values: list[str]) -> str:
     return values[0] if len(set(values)) == 1 else VARYING
 
 
-def _network_args(metadata: Mapping[str, str]) -> dict[str, str]:
+def network_args(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The `--network_args` of the training, where the metadata states them."""
     try:
         args = json.loads(metadata.get("ss_network_args", "{}"))
     except (ValueError, RecursionError):
