@@ -181,10 +181,13 @@ class AdapterTraining:
 
     def metadata(self) -> dict[str, str]:
         options = self._options
+        rank, alpha = str(options.network_dim), str(options.alpha)
+        if options.dim_from_weights and hasattr(self._network, "rank_and_alpha"):
+            rank, alpha = self._network.rank_and_alpha()
         entries = {
             "ss_network_module": options.network_module,
-            "ss_network_dim": str(options.network_dim),
-            "ss_network_alpha": str(options.alpha),
+            "ss_network_dim": rank,
+            "ss_network_alpha": alpha,
             "ss_network_dropout": str(options.network_dropout),
             "ss_unet_lr": str(options.unet_lr),
             "ss_text_encoder_lr": str(options.text_encoder_lr),
@@ -194,11 +197,10 @@ class AdapterTraining:
         return entries
 
     def usage_hint(self, path: Path) -> str:
-        is_lora = any(key.endswith("lora_up.weight") for key in self._network.state_dict())
-        hint = "load it in your image program as a LoRA"
-        if is_lora and self.ending == ".safetensors":
-            hint += f", or in Diffusers: pipe.load_lora_weights({str(path)!r})"
-        return hint
+        parts = {key.partition(".")[2] for key in self._network.state_dict()}
+        in_diffusers = self.ending == ".safetensors" and parts <= {"lora_down.weight", "lora_up.weight", "alpha"}
+        way = f", or in Diffusers: pipe.load_lora_weights({str(path)!r})" if in_diffusers else ""
+        return f"load it in your image program as a LoRA{way}"
 
 
 def _import_module(name: str) -> ModuleType:

@@ -73,7 +73,7 @@ def load_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"adapter weights not found: {path}", hint="check the path given to --network_weights")
+        raise UserError(f"adapter weights not found: {path}", hint="check the path")
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, framework="pt") as file:

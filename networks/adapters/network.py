@@ -15,6 +15,7 @@ from networks.adapters.adapter_layer import AdapterLayer
 from networks.adapters.files import load_adapter, save_adapter
 from networks.adapters.options import AdapterOptions
 from networks.adapters.selection import LayerRate
+from networks.adapters.targets import is_spatial
 from networks.adapters.weights import check_weights, fit_weights, parts_by_layer
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,14 @@ class AdapterNetwork(nn.Module):
     def layers(self) -> Iterator[AdapterLayer]:
         yield from self.text_encoder_loras
         yield from self.unet_loras
+
+    def rank_and_alpha(self) -> tuple[str, str]:
+        """Of the layers that are not 3x3 convolutions, if there are any, for metadata; "Dynamic" where they differ."""
+        layers = list(self.layers())
+        layers = [layer for layer in layers if not is_spatial(layer.base)] or layers
+        ranks, alphas = {str(layer.rank) for layer in layers}, {str(float(layer.alpha)) for layer in layers}
+        rank, alpha = (values.pop() if len(values) == 1 else "Dynamic" for values in (ranks, alphas))
+        return rank, alpha
 
     def apply_to(
         self,

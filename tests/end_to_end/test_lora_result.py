@@ -14,7 +14,7 @@ from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.training.evaluation.prompts import SamplePrompt
 from library.training.evaluation.samples import draw_sample
-from tests.end_to_end.runs import BASE, IMAGES, REGULARISATION, logged, train
+from tests.end_to_end.runs import BASE, IMAGES, REGULARISATION, assert_same, logged, train
 
 DATASET = f"""
 [general]
@@ -233,6 +233,8 @@ def test_the_ranks_of_a_file_are_taken_from_it(data_dir, tmp_path):
     options = {"network_weights": tmp_path / "first" / "run.safetensors", "dim_from_weights": True, "network_dim": 8}
     again = train(data_dir, tmp_path / "again", learning_rate=0, max_train_steps=1, **options)
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
+    with safe_open(tmp_path / "again" / "run.safetensors", "pt") as file:
+        assert (file.metadata()["ss_network_dim"], file.metadata()["ss_network_alpha"]) == ("4", "2.0")
 
 
 def test_base_weights_are_merged_before_training(data_dir, tmp_path):
@@ -250,6 +252,11 @@ def test_base_weights_are_merged_before_training(data_dir, tmp_path):
     assert of_merged == pytest.approx(applied, rel=1e-5) and of_none == base
     assert abs(applied[0] - base[0]) > 1e-4 * base[0]
     assert all(not tensor.any() for name, tensor in merged.items() if "lora_up" in name)  # the file has what is new
+    # a resumed run trains on top of them, too
+    options = {"base_weights": file, "save_state": True, "learning_rate": 1e-3}
+    train(data_dir, tmp_path / "part", max_train_steps=2, **options)
+    resumed = train(data_dir, tmp_path / "part", max_train_steps=4, resume="auto", **options)
+    assert_same(resumed, train(data_dir, tmp_path / "whole", max_train_steps=4, **options))
 
 
 def test_the_norms_of_the_updates_are_limited(data_dir, tmp_path):
