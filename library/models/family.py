@@ -49,6 +49,11 @@ class LoadSettings:
     gradient_checkpointing: bool = False
     zero_terminal_snr: bool = False
 
+    @property
+    def read_dtypes(self) -> dict[str, torch.dtype]:
+        """The data types in which parts are read: those that are kept exact are rounded only afterwards."""
+        return {name: dtype for name, dtype in self.dtypes.items() if name not in self.kept_exact}
+
 
 class DetectedModel(Protocol):
     """What a model's small files say, before it is loaded."""

@@ -19,7 +19,7 @@ from library.models.text.text_encoder import TextEncoder
 from library.models.weights.checkpoint_files import open_weights
 from library.models.weights.lazy_tensors import renamed
 from library.models.weights.model_files import ModelFolder
-from library.models.weights.module_weights import fill_module
+from library.models.weights.module_weights import FLOAT32, fill_module
 from library.models.weights.path_checks import find_weights, looked_for
 
 # names that Diffusers gave the attention of a VAE before version 0.17
@@ -45,16 +45,27 @@ class DiffusersFolder(ModelFolder):
         return path, open_weights(path, is_mapped=self.is_mapped).tensors
 
 
-def load_folder(folder: DiffusersFolder, layout: ModelLayout, vae: AutoencoderKL | None = None) -> ModelParts:
-    """Builds U-Net, VAE and text encoders of a folder, float32, frozen, in eval mode.
+def load_folder(
+    folder: DiffusersFolder,
+    layout: ModelLayout,
+    vae: AutoencoderKL | None = None,
+    dtypes: Mapping[str, torch.dtype] = FLOAT32,
+) -> ModelParts:
+    """Builds U-Net, VAE and text encoders of a folder, frozen, in eval mode.
 
-    `vae` takes the place of the folder's own, which is then not read and may be missing. Raises one `UserError` for all
-    parts: what is missing or does not fit its config.json.
+    `dtypes`: of the parts "unet", "vae" and "text_encoder", float32 where not given. `vae` takes the place of the
+    folder's own, which is then not read and may be missing. Raises one `UserError` for all parts: what is missing or
+    does not fit its config.json.
     """
     loaders: dict[str, Callable[[], Any]] = {
-        "unet": lambda: _load_unet(folder),
-        "vae": lambda: load_vae_part(folder, "vae", layout.scaling_factor) if vae is None else vae,
-        **{text.name: partial(_load_text_encoder, folder, text) for text in layout.text_encoders},
+        "unet": lambda: _load_unet(folder, dtypes.get("unet", torch.float32)),
+        "vae": lambda: (
+            vae or load_vae_part(folder, "vae", layout.scaling_factor, dtype=dtypes.get("vae", torch.float32))
+        ),
+        **{
+            text.name: partial(_load_text_encoder, folder, text, dtypes.get("text_encoder", torch.float32))
+            for text in layout.text_encoders
+        },
     }
     parts: dict[str, Any] = {}
     errors: list[UserError] = []
@@ -67,15 +78,20 @@ def load_folder(folder: DiffusersFolder, layout: ModelLayout, vae: AutoencoderKL
     return ModelParts(parts.pop("unet"), parts.pop("vae"), parts)
 
 
-def _load_unet(folder: DiffusersFolder) -> UNet2DConditionModel:
+def _load_unet(folder: DiffusersFolder, dtype: torch.dtype) -> UNet2DConditionModel:
     unet = empty_unet(folder.read_json("unet/config.json"), str(folder.path / "unet" / "config.json"))
     path, tensors = folder.tensors("unet", "unet")
-    fill_module(unet, tensors, source=str(path), part="U-Net")
+    fill_module(unet, tensors, dtype, source=str(path), part="U-Net")
     return unet
 
 
 def load_vae_part(
-    folder: DiffusersFolder, subfolder: str, scaling_factor: float, weights: Path | None = None
+    folder: DiffusersFolder,
+    subfolder: str,
+    scaling_factor: float,
+    *,
+    weights: Path | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> AutoencoderKL:
     """Builds the VAE in `subfolder`, which may be "".
 
@@ -87,16 +103,16 @@ def load_vae_part(
     vae = empty_vae(config, str(folder.path / config_name))
     path, tensors = folder.tensors("vae", subfolder, weights)
     named = renamed(tensors, vae_names(tensors))
-    fill_module(vae, named, source=str(path), part="VAE")
+    fill_module(vae, named, dtype, source=str(path), part="VAE")
     return vae
 
 
-def _load_text_encoder(folder: DiffusersFolder, text: TextEncoderLayout) -> TextEncoder:
+def _load_text_encoder(folder: DiffusersFolder, text: TextEncoderLayout, dtype: torch.dtype) -> TextEncoder:
     config_name = f"{text.name}/config.json"
     encoder = empty_text_encoder(folder.read_json(config_name), str(folder.path / config_name), text)
     path, tensors = folder.tensors("text_encoder", text.name)
     names = renamed(tensors, _text_encoder_names(tensors, text))
-    fill_module(encoder, names, source=str(path), part=text.title)
+    fill_module(encoder, names, dtype, source=str(path), part=text.title)
     return encoder
 
 

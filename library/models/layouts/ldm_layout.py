@@ -22,7 +22,7 @@ from library.models.text.text_encoder import TextEncoder
 from library.models.weights.checkpoint_files import WeightFile
 from library.models.weights.lazy_tensors import LazyTensors, renamed
 from library.models.weights.model_kinds import usual_keys
-from library.models.weights.module_weights import fill_module, lacking_keys_error, surplus_keys_error
+from library.models.weights.module_weights import FLOAT32, fill_module, lacking_keys_error, surplus_keys_error
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -33,17 +33,22 @@ def unwrapped(file: WeightFile) -> WeightFile:
     return file if list(names) == list(file.tensors) else replace(file, tensors=renamed(file.tensors, names))
 
 
-def load_single_file(file: WeightFile, layout: ModelLayout, vae: AutoencoderKL | None = None) -> ModelParts:
-    """Builds the parts of the model in a file, float32, frozen, in eval mode; sizes come from the shapes of tensors.
+def load_single_file(
+    file: WeightFile, layout: ModelLayout, vae: AutoencoderKL | None = None, dtypes: Mapping[str, torch.dtype] = FLOAT32
+) -> ModelParts:
+    """Builds the parts of the model in a file, frozen, in eval mode; sizes come from the shapes of tensors.
 
-    `vae` takes the place of the file's own, which is then not read and may be missing. Other keys (EMA weights,
-    optimizer states, schedules) are ignored. Raises one `UserError` for all parts that names the file and what is
-    missing or has the wrong shape.
+    `dtypes`: of the parts "unet", "vae" and "text_encoder", float32 where not given. `vae` takes the place of the
+    file's own, which is then not read and may be missing. Other keys (EMA weights, optimizer states, schedules) are
+    ignored. Raises one `UserError` for all parts that names the file and what is missing or has the wrong shape.
     """
     loaders: dict[str, Callable[[], Any]] = {
-        "unet": lambda: _load_unet(file, layout),
-        "vae": lambda: _load_vae(file, layout.scaling_factor) if vae is None else vae,
-        **{text.name: partial(_load_text_encoder, file, text) for text in layout.text_encoders},
+        "unet": lambda: _load_unet(file, layout, dtypes.get("unet", torch.float32)),
+        "vae": lambda: vae or _load_vae(file, layout.scaling_factor, dtypes.get("vae", torch.float32)),
+        **{
+            text.name: partial(_load_text_encoder, file, text, dtypes.get("text_encoder", torch.float32))
+            for text in layout.text_encoders
+        },
     }
     parts: dict[str, Any] = {}
     errors: list[UserError] = []
@@ -57,14 +62,14 @@ def load_single_file(file: WeightFile, layout: ModelLayout, vae: AutoencoderKL |
     return ModelParts(parts["unet"], parts["vae"], encoders, _unused_tensors(file, layout, encoders))
 
 
-def _load_unet(file: WeightFile, layout: ModelLayout) -> nn.Module:
+def _load_unet(file: WeightFile, layout: ModelLayout, dtype: torch.dtype) -> nn.Module:
     section = section_of(file.tensors, ldm_unet.PREFIX, source=str(file.path), part=ldm_unet.PART)
     inferred = ldm_unet.infer_config(section, layout)
     modules = ldm_unet.module_names(inferred)
 
     def build(config: Mapping[str, Any]) -> nn.Module:
         unet = empty_unet(config, section.source)
-        return _fill(unet, section, {name: TensorSlice(rename_key(name, modules)) for name in unet.state_dict()})
+        return _fill(unet, section, {name: TensorSlice(rename_key(name, modules)) for name in unet.state_dict()}, dtype)
 
     return _build_as_stated(build, file.metadata, "unet", inferred, section)
 
@@ -85,14 +90,14 @@ def _build_as_stated(
         return module
 
 
-def _load_vae(file: WeightFile, scaling_factor: float) -> AutoencoderKL:
+def _load_vae(file: WeightFile, scaling_factor: float, dtype: torch.dtype) -> AutoencoderKL:
     section = section_of(
         file.tensors, ldm_vae.PREFIX, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY
     )
-    return load_vae(section, file.metadata, scaling_factor)
+    return load_vae(section, file.metadata, scaling_factor, dtype)
 
 
-def load_vae(section: Section, metadata: Mapping[str, str], scaling_factor: float) -> AutoencoderKL:
+def load_vae(section: Section, metadata: Mapping[str, str], scaling_factor: float, dtype: torch.dtype) -> AutoencoderKL:
     """Builds a VAE from its section of a file with `metadata`; `scaling_factor`: where that does not say it.
 
     Raises `UserError`.
@@ -102,18 +107,18 @@ def load_vae(section: Section, metadata: Mapping[str, str], scaling_factor: floa
 
     def build(config: Mapping[str, Any]) -> AutoencoderKL:
         vae = empty_vae(config, section.source)
-        return _fill(vae, section, {name: TensorSlice(rename_key(name, modules)) for name in vae.state_dict()})
+        return _fill(vae, section, {name: TensorSlice(rename_key(name, modules)) for name in vae.state_dict()}, dtype)
 
     return _build_as_stated(build, metadata, "vae", inferred, section)
 
 
-def load_diffusers_vae(section: Section, scaling_factor: float) -> AutoencoderKL:
+def load_diffusers_vae(section: Section, scaling_factor: float, dtype: torch.dtype) -> AutoencoderKL:
     """Builds a VAE from a file with Diffusers' names and without a config.json. Raises `UserError`."""
     vae = empty_vae(ldm_vae.infer_diffusers_config(section, scaling_factor), section.source)
-    return _fill(vae, section, {name: TensorSlice(name) for name in vae.state_dict()})
+    return _fill(vae, section, {name: TensorSlice(name) for name in vae.state_dict()}, dtype)
 
 
-def _load_text_encoder(file: WeightFile, text: TextEncoderLayout) -> TextEncoder:
+def _load_text_encoder(file: WeightFile, text: TextEncoderLayout, dtype: torch.dtype) -> TextEncoder:
     section = ldm_text.section_in_file(file.tensors, text, str(file.path))
     inferred = ldm_text.infer_config(section, text)
     unused = ldm_text.unused_names(text, inferred["num_hidden_layers"])
@@ -124,7 +129,7 @@ def _load_text_encoder(file: WeightFile, text: TextEncoderLayout) -> TextEncoder
         encoder = empty_text_encoder(config, section.source, text)
         names = {name.removeprefix(ldm_text.LEVEL): name for name in encoder.state_dict()}
         slices = ldm_text.tensor_slices(names, text)
-        return _fill(encoder, used, {names[name]: tensor_slice for name, tensor_slice in slices.items()})
+        return _fill(encoder, used, {names[name]: tensor_slice for name, tensor_slice in slices.items()}, dtype)
 
     return _build_as_stated(build, file.metadata, text.name, inferred, section)
 
@@ -141,7 +146,7 @@ def _unused_tensors(
     return {key: file.tensors[key].clone() for key in file.tensors if key.startswith(unused)}
 
 
-def _fill(module: ModuleT, section: Section, slices: Mapping[str, TensorSlice]) -> ModuleT:
+def _fill(module: ModuleT, section: Section, slices: Mapping[str, TensorSlice], dtype: torch.dtype) -> ModuleT:
     """Fills `module` with the tensors of a section; `slices`: the module's tensor names -> where they are."""
     lacking = [
         section.prefix + tensor_slice.key for tensor_slice in slices.values() if tensor_slice.key not in section.tensors
@@ -154,7 +159,7 @@ def _fill(module: ModuleT, section: Section, slices: Mapping[str, TensorSlice]) 
         raise surplus_keys_error(section.source, section.part, surplus)
     expected = module.state_dict()
     readers = {name: partial(_take, section, tensor_slice, expected[name]) for name, tensor_slice in slices.items()}
-    fill_module(module, LazyTensors(readers), source=section.source, part=section.part)
+    fill_module(module, LazyTensors(readers), dtype, source=section.source, part=section.part)
     return module
 
 

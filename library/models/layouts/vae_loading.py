@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL
 
 from library.cli.errors import UserError
@@ -17,49 +18,58 @@ from library.models.layouts.ldm_keys import section_of
 from library.models.weights.checkpoint_files import WeightFile, open_weights
 from library.models.weights.hub_download import local_path
 from library.models.weights.lazy_tensors import renamed
-from library.models.weights.model_kinds import DIFFUSERS_VAE_MARK, PLAIN_VAE_MARK
+from library.models.weights.model_kinds import DIFFUSERS_VAE_MARK, has_vae
 from library.models.weights.path_checks import VAE_FLAG
 
 
-def load_vae(path: str, scaling_factor: float, *, is_mapped: bool = True, flag: str = VAE_FLAG) -> AutoencoderKL:
-    """The VAE at `path`: of a model (folder or single file), or a VAE alone (folder or file); float32, on the CPU.
+def load_vae(
+    path: str,
+    scaling_factor: float,
+    *,
+    dtype: torch.dtype = torch.float32,
+    is_mapped: bool = True,
+    flag: str = VAE_FLAG,
+) -> AutoencoderKL:
+    """The VAE at `path`: of a model (folder or single file), or a VAE alone (folder or file), in `dtype`.
 
     `scaling_factor`: where its files do not say it. `is_mapped`: how its weights are read, as `open_weights` has it.
     `flag`: what the user gave it with, for messages. Raises `UserError` where there is none.
     """
     source = local_path(path, flag)
     if source.is_dir():
-        return _of_folder(DiffusersFolder(source, is_mapped), scaling_factor, flag)
+        return _of_folder(DiffusersFolder(source, is_mapped), scaling_factor, dtype, flag)
     if not source.is_file():
         raise UserError(f"{flag} {path}: there is no such file or folder", "give the path of a VAE or a model")
-    return _of_file(ldm_layout.unwrapped(open_weights(source, is_mapped=is_mapped)), scaling_factor, is_mapped, flag)
+    file = ldm_layout.unwrapped(open_weights(source, is_mapped=is_mapped))
+    if not has_vae(file.tensors):
+        raise UserError(f"{flag} {file.path} holds no VAE", "give a VAE, or a Stable Diffusion model with one")
+    return _of_file(file, scaling_factor, dtype, is_mapped=is_mapped)
 
 
-def _of_folder(folder: DiffusersFolder, scaling_factor: float, flag: str) -> AutoencoderKL:
+def _of_folder(folder: DiffusersFolder, scaling_factor: float, dtype: torch.dtype, flag: str) -> AutoencoderKL:
     if (folder.path / "vae").is_dir():
-        return load_vae_part(folder, "vae", scaling_factor)
+        return load_vae_part(folder, "vae", scaling_factor, dtype=dtype)
     if (folder.path / "config.json").is_file():
-        return load_vae_part(folder, "", scaling_factor)
+        return load_vae_part(folder, "", scaling_factor, dtype=dtype)
     raise UserError(
         f"{flag} {folder.path}: holds neither vae/ nor config.json", "give the folder of a VAE or of a model"
     )
 
 
-def _of_file(file: WeightFile, scaling_factor: float, is_mapped: bool, flag: str) -> AutoencoderKL:
+def _of_file(file: WeightFile, scaling_factor: float, dtype: torch.dtype, *, is_mapped: bool) -> AutoencoderKL:
     """The VAE of a file; a file with a VAE alone is built as the config.json beside it says, where there is one."""
     section = partial(section_of, source=str(file.path), part=ldm_vae.PART, ignored=ldm_vae.TRAINING_ONLY)
     if any(key.startswith(ldm_vae.PREFIX) for key in file.tensors):
-        return ldm_layout.load_vae(section(file.tensors, ldm_vae.PREFIX), file.metadata, scaling_factor)
+        return ldm_layout.load_vae(section(file.tensors, ldm_vae.PREFIX), file.metadata, scaling_factor, dtype)
     config = _vae_config(file.path.parent / "config.json")
     if any(key.startswith(DIFFUSERS_VAE_MARK) for key in file.tensors):
         if config is not None:
-            return load_vae_part(DiffusersFolder(file.path.parent, is_mapped), "", scaling_factor, file.path)
+            folder = DiffusersFolder(file.path.parent, is_mapped)
+            return load_vae_part(folder, "", scaling_factor, weights=file.path, dtype=dtype)
         named = renamed(file.tensors, vae_names(file.tensors))
-        return ldm_layout.load_diffusers_vae(section(named, ""), scaling_factor)
-    if any(key.startswith(PLAIN_VAE_MARK) for key in file.tensors):
-        metadata = file.metadata if config is None else {ENTRY: json.dumps({"vae": config}), **file.metadata}
-        return ldm_layout.load_vae(section(file.tensors, ""), metadata, scaling_factor)
-    raise UserError(f"{flag} {file.path} holds no VAE", "give a VAE, or a Stable Diffusion model with one")
+        return ldm_layout.load_diffusers_vae(section(named, ""), scaling_factor, dtype)
+    metadata = file.metadata if config is None else {ENTRY: json.dumps({"vae": config}), **file.metadata}
+    return ldm_layout.load_vae(section(file.tensors, ""), metadata, scaling_factor, dtype)
 
 
 def _vae_config(path: Path) -> dict[str, Any] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from library.cli.errors import UserError
 from library.models.layouts.diffusers_folder import DiffusersFolder, load_folder
 from library.models.layouts.ldm_layout import load_single_file
@@ -14,6 +16,7 @@ from library.models.layouts.vae_loading import load_vae
 from library.models.options import ModelOptions
 from library.models.text.tokenizer import PromptTokenizer, load_tokenizer
 from library.models.weights.checkpoint_files import WeightFile
+from library.models.weights.module_weights import FLOAT32
 
 _NUM_SIZES = 6  # embedded beside the pooled text: original size, crop, target size; 2307.01952, section 2.2
 
@@ -26,17 +29,27 @@ class LoadedModel:
     tokenizers: Mapping[str, PromptTokenizer]
 
 
-def load_model(source: DiffusersFolder | WeightFile, layout: ModelLayout, options: ModelOptions) -> LoadedModel:
-    """Reads a model, with the VAE of `--vae` where that is given; float32, frozen, in eval mode.
+def load_model(
+    source: DiffusersFolder | WeightFile,
+    layout: ModelLayout,
+    options: ModelOptions,
+    dtypes: Mapping[str, torch.dtype] = FLOAT32,
+) -> LoadedModel:
+    """Reads a model, with the VAE of `--vae` where that is given; frozen, in eval mode.
 
-    Raises `UserError` for files that are incomplete or do not fit together.
+    `dtypes`: of the parts "unet", "vae" and "text_encoder" (all of them), float32 where not given: each tensor is
+    converted as it is read, so that no part is ever larger than it is kept. Raises `UserError` for files that are
+    incomplete or do not fit together.
     """
     is_mapped = not options.disable_mmap_load_safetensors
-    vae = None if options.vae is None else load_vae(options.vae, layout.scaling_factor, is_mapped=is_mapped)
+    vae = None
+    if options.vae is not None:
+        dtype = dtypes.get("vae", torch.float32)
+        vae = load_vae(options.vae, layout.scaling_factor, dtype=dtype, is_mapped=is_mapped)
     if isinstance(source, WeightFile):
-        parts = load_single_file(source, layout, vae)
+        parts = load_single_file(source, layout, vae, dtypes)
     else:
-        parts = load_folder(source, layout, vae)
+        parts = load_folder(source, layout, vae, dtypes)
     _check_channels(parts, str(source.path))
     _check_widths(parts, layout, str(source.path))
     return LoadedModel(parts, _load_tokenizers(source, layout, parts))

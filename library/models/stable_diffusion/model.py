@@ -138,7 +138,7 @@ def load(
     Raises `UserError` for files that are incomplete or do not fit together.
     """
     with torch.device(settings.device if settings.memory.lowram else "cpu"):
-        loaded = load_model(source, detected.layout, options)
+        loaded = load_model(source, detected.layout, options, settings.read_dtypes)
     prediction_type = detected.predicts(options)
     family = StableDiffusion(loaded, detected, prediction_type, prompt_options, settings)
     logger.info(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from library.models.weights.lazy_tensors import leave_unread
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+FLOAT32: Mapping[str, torch.dtype] = MappingProxyType({})  # data types of parts: those not named are float32
 _NAMED_KEYS = 3
 
 
@@ -23,8 +25,10 @@ def build_empty(build: Callable[[], ModuleT]) -> ModuleT:
         return build()
 
 
-def fill_module(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source: str, part: str) -> None:
-    """Gives an empty module its weights, as float32 copies; afterwards it is in eval mode and frozen.
+def fill_module(
+    module: nn.Module, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, *, source: str, part: str
+) -> None:
+    """Gives an empty module its weights, as copies in `dtype`; afterwards it is in eval mode and frozen.
 
     Where new tensors come to the device "meta", it is checked and stays empty: its state_dict then holds tensors that
     are read when they are used. `source` and `part` ("U-Net") are for messages. Raises `UserError` for missing and
@@ -39,7 +43,7 @@ def fill_module(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, sourc
         raise surplus_keys_error(source, part, surplus)
     state = {}
     for name, empty in expected.items():
-        state[name] = _float32_copy(tensors[name], empty.shape, f"{source}: {part}: {name}")
+        state[name] = _copy(tensors[name], empty.shape, dtype, f"{source}: {part}: {name}")
     module.load_state_dict(state, strict=True, assign=True)
     module.eval().requires_grad_(False)
     if torch.get_default_device().type == "meta":
@@ -90,7 +94,7 @@ def surplus_keys_error(source: str, part: str, surplus: Sequence[str]) -> UserEr
     )
 
 
-def _float32_copy(tensor: torch.Tensor, shape: Iterable[int], name: str) -> torch.Tensor:
+def _copy(tensor: torch.Tensor, shape: Iterable[int], dtype: torch.dtype, name: str) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise UserError(f"{name} is {tensor.dtype}, not floating-point", "use a model that is not quantised")
     if tuple(tensor.shape) != tuple(shape):
@@ -99,4 +103,4 @@ def _float32_copy(tensor: torch.Tensor, shape: Iterable[int], name: str) -> torc
             "the file is damaged, or its configuration is that of another model",
         )
     # always a copy: the tensor may be a memory-mapped view of a file that is replaced later
-    return torch.empty(tuple(shape), dtype=torch.float32).copy_(tensor)
+    return torch.empty(tuple(shape), dtype=dtype).copy_(tensor)

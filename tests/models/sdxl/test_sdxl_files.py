@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from library.cli.errors import UserError
 from library.models.convert import convert
 from library.models.layouts.config_metadata import assumed_config, part_section
+from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.layouts.ldm_writing import single_file_tensors
 from library.models.layouts.parts import ModelParts, empty_text_encoder, empty_unet, empty_vae
 from library.models.options import ModelOptions
+from library.models.reading.loading import load_model
 from library.models.registry import read_model
 from library.models.sdxl.layout import SDXL
+from library.models.weights.checkpoint_files import open_weights
 from tests.tiny_models import TinySDXL, make_sdxl_pipeline, write_sdxl_folder
 
 # the published configurations, those of their entries that tensors show or that files of this family share
@@ -214,6 +217,21 @@ def test_a_model_in_half_precision_with_its_metadata(tiny_sdxl, sdxl_folder, tmp
         assert tensor.dtype == (torch.float16 if tensor.is_floating_point() else torch.int64), key
     halves = {part: {key: x.half().float() for key, x in each.items()} for part, each in networks(tiny_sdxl).items()}
     assert_same(read_networks(path), halves)
+
+
+@pytest.mark.parametrize("source", ["sdxl_folder", "sdxl_file"])
+def test_parts_are_read_in_the_precision_they_are_kept_in(source, request):
+    """A U-Net that is kept in 5 GB is never one of 10 GB on the way."""
+    path = request.getfixturevalue(source)
+    opened = DiffusersFolder(path) if path.is_dir() else open_weights(path)
+    exact = load_model(opened, SDXL, ModelOptions()).parts
+    dtypes = {"unet": torch.float16, "text_encoder": torch.bfloat16}
+    rounded = load_model(opened, SDXL, ModelOptions(), dtypes).parts
+    for name, module in exact.modules.items():
+        dtype = dtypes.get(name.removesuffix("_2"), torch.float32)
+        found = rounded.modules[name].state_dict()
+        for key, tensor in module.state_dict().items():
+            assert found[key].dtype == dtype and torch.equal(found[key], tensor.to(dtype)), f"{name}: {key}"
 
 
 def test_a_file_of_a_v_prediction_model_has_the_marks_that_image_programs_look_for(sdxl_folder, tmp_path):

@@ -284,9 +284,8 @@ def test_a_file_of_another_kind_is_called_what_it_is(tmp_path, key, message):
 
 def test_a_folder_of_another_pipeline_is_called_what_it_is(folder_v1, tmp_path):
     folder = Path(shutil.copytree(folder_v1, tmp_path / "model"))
-    (folder / "text_encoder_2").mkdir()
-    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    with pytest.raises(UserError, match="model is a Stable Diffusion XL model"):
+    (folder / "model_index.json").write_text('{"_class_name": "KolorsPipeline"}')
+    with pytest.raises(UserError, match="model is a Kolors model"):
         load(folder)
 
 
