@@ -43,8 +43,8 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-def fine_tune(model: Path, metadata: Path, options: argparse.Namespace) -> None:
-    """Trains U-Net and text encoder of `model` on the images of `metadata`; the result is OUTPUT/model."""
+def fine_tune(model: Path, metadata: Path, options: argparse.Namespace) -> int:
+    """Trains U-Net and text encoder of `model` on the images of `metadata`, into OUTPUT/model; returns its status."""
     arguments = {
         "pretrained_model_name_or_path": model,
         "train_data_dir": metadata.parent,
@@ -70,20 +70,23 @@ def fine_tune(model: Path, metadata: Path, options: argparse.Namespace) -> None:
     }
     flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, ROOT / "fine_tune.py", *flags, "--cache_latents", "--train_text_encoder", "--ema"]
-    subprocess.run(command, check=True)
+    return subprocess.run(command).returncode
+
+
+def check(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    for name in ("emoji.json", "img/google/64"):
+        if not (chosen.emoji / name).exists():
+            parser.error(f"--emoji {chosen.emoji}: no {name} there; name the folder 'package' of the unpacked package")
+    if chosen.output.exists() and any(chosen.output.iterdir()):
+        parser.error(f"--output {chosen.output} is not empty; name a new folder")
+    if chosen.vae and not (chosen.vae / "config.json").is_file():
+        parser.error(f"--vae {chosen.vae}: no config.json there; name the folder of a VAE, such as vae/ in a model")
 
 
 def main() -> int:
     parser = options()
     chosen = parser.parse_args()
-    if not (chosen.emoji / "emoji.json").is_file():
-        parser.error(f"--emoji {chosen.emoji}: no emoji.json there; it is the folder 'package' of the unpacked package")
-    if chosen.output.exists() and any(chosen.output.iterdir()):
-        parser.error(f"--output {chosen.output} is not empty; name a new folder")
-    if chosen.vae and not (chosen.vae / "config.json").is_file():
-        parser.error(
-            f"--vae {chosen.vae}: no config.json there; it is the folder of a VAE, such as {HERE / 'base' / 'vae'}"
-        )
+    check(chosen, parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logger.info("drawing %d images", chosen.images)
     metadata = draw_images(chosen.output / "images", chosen.emoji, chosen.images, chosen.seed, TOKENIZER / "vocab.json")
@@ -91,8 +94,7 @@ def main() -> int:
         steps = VaeSteps(chosen.vae_steps, chosen.decoder_steps)
         train_vae(read_images(metadata.parent), steps, chosen.seed, chosen.output / "vae")
     model = random_model(chosen.output / "initial", chosen.vae or chosen.output / "vae", TOKENIZER, chosen.seed)
-    fine_tune(model, metadata, chosen)
-    return 0
+    return fine_tune(model, metadata, chosen)
 
 
 if __name__ == "__main__":
