@@ -15,8 +15,8 @@ from library.models.devices import choose_device
 from library.models.text.text_encoder import TextEncoder, restore_position_ids
 from library.models.text.tokenizer import load_tokenizer
 from networks.adapters.network import AdapterNetwork
-from networks.lora import create_network_from_weights
-from networks.weight_tools.opened_models import open_model, placeholder_weights, text_encoders_of
+from networks.weight_tools.adapter_kinds import network_of_file
+from networks.weight_tools.opened_models import open_model, text_encoders_of
 from networks.weight_tools.options.interrogation import InterrogateOptions
 from networks.weight_tools.options.merging import MODEL_FLAG
 
@@ -37,14 +37,12 @@ def interrogate(
     encoders = [encoder for encoder in family.adapter_roots().text_encoders if isinstance(encoder, TextEncoder)]
     for encoder in encoders:
         _read(encoder, device)
-    everything = text_encoders_of(family), family.unet
-    with placeholder_weights(family):
-        network, _ = create_network_from_weights(1.0, options.source, family.vae, *everything, for_inference=True)
+    network = network_of_file(family, options.source, 1.0)
     if not network.text_encoder_loras:
         raise UserError(
             f"--model {options.source} has no layers of a text encoder", "its words act through the U-Net alone"
         )
-    network.apply_to(*everything, apply_text_encoder=True, apply_unet=False)
+    network.apply_to(text_encoders_of(family), family.unet, apply_text_encoder=True, apply_unet=False)
     network.to(device)
     tokenizer = load_tokenizer(None, pads_with_end=True).tokenizer
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id

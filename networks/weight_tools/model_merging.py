@@ -1,4 +1,4 @@
-"""Merges LoRAs into the weights of a model."""
+"""Merges LoRAs, and other adapters, into the weights of a model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from library.models.options import MetadataOptions
 from library.models.registry import inspect_model
 from library.models.weights.lazy_tensors import LazyTensors, UnreadTensor, leave_unread
 from networks.adapters.adapter_layer import AdapterLayer
-from networks.lora import create_network_from_weights
-from networks.weight_tools.opened_models import open_model, placeholder_weights, text_encoders_of, unread_weights
+from networks.weight_tools.adapter_kinds import network_of_file
+from networks.weight_tools.opened_models import open_model, unread_weights
 from networks.weight_tools.options.merging import MODEL_FLAG, MergeOptions
 
 logger = logging.getLogger(__name__)
@@ -34,12 +34,7 @@ def merge_into_model(options: MergeOptions, outcome: Outcome) -> None:
     """
     device = choose_device(options.device)
     family = open_model(options.model_options, MODEL_FLAG)
-    encoders, unet = text_encoders_of(family), family.adapter_roots().unet
-    with placeholder_weights(family):
-        networks = [
-            create_network_from_weights(ratio, path, family.vae, encoders, unet, for_inference=True)[0]
-            for path, ratio in options.files
-        ]
+    networks = [network_of_file(family, path, ratio) for path, ratio in options.files]
     adapted: dict[nn.Module, list[AdapterLayer]] = {}
     for network in networks:
         for layer in network.layers():

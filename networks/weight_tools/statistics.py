@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TextIO
 
 import torch
 
 from library.cli.errors import listed, plural
 from library.cli.jobs.outcome import Outcome
-from networks.adapters.weights import ALPHA
+from library.models.weights.checkpoint_files import open_weights
+from networks.adapters.formats.peft import own_form
+from networks.adapters.weights import ALPHA, LORA_FILE, MAGNITUDE, parts_by_layer
+from networks.weight_tools.adapter_kinds import kind_of
 from networks.weight_tools.lora_file import LayerWeights, LoRAFile, open_lora
 from networks.weight_tools.options.files import CheckOptions
 
@@ -23,8 +27,32 @@ _HEADER = "rank  alpha     |down|       |up|         |update|     layer"
 
 def check_file(options: CheckOptions, outcome: Outcome, out: TextIO | None = None) -> None:
     """Writes a line for each layer, or each key; a layer that is not finite is a failure, others count as done."""
-    file = open_lora(options.source)
     out = out or sys.stdout
+    opened = open_weights(Path(options.source))
+    tensors = own_form(opened.tensors, opened.metadata, opened.path)
+    kind, is_dora = kind_of(tensors), any(key.endswith(f".{MAGNITUDE}") for key in tensors)
+    if kind is LORA_FILE and not is_dora:
+        _check_lora(open_lora(options.source), options, outcome, out)
+    else:
+        _check_other(parts_by_layer(tensors, kind, options.source), outcome, out)
+
+
+def _check_other(layers: Mapping[str, Mapping[str, torch.Tensor]], outcome: Outcome, out: TextIO) -> None:
+    """The lines of the keys of another adapter than a LoRA."""
+    for name, parts in layers.items():
+        for part, tensor in parts.items():
+            out.write(f"{_key_line(f'{name}.{part}', tensor)}\n")
+        _count(name, sum(int((~torch.isfinite(tensor.float())).sum()) for tensor in parts.values()), outcome)
+
+
+def _count(name: str, num_nonfinite: int, outcome: Outcome) -> None:
+    if num_nonfinite:
+        outcome.failed[name] = f"{name}: {plural(num_nonfinite, 'value is', 'values are')} NaN or infinite"
+    else:
+        outcome.done += 1
+
+
+def _check_lora(file: LoRAFile, options: CheckOptions, outcome: Outcome, out: TextIO) -> None:
     for line in _summary(file):
         out.write(f"{line}\n")
     dead = []
@@ -35,12 +63,9 @@ def check_file(options: CheckOptions, outcome: Outcome, out: TextIO | None = Non
                 out.write(f"{_key_line(key, file.tensors[key])}\n")
         else:
             out.write(f"{_layer_line(name, layer)}\n")
-        number = num_nonfinite(layer)
-        if number:
-            outcome.failed[name] = f"{name}: {plural(number, 'value is', 'values are')} NaN or infinite"
-        else:
-            outcome.done += 1
-            dead += [name] if is_dead(layer) else []
+        _count(name, num_nonfinite(layer), outcome)
+        if name not in outcome.failed and is_dead(layer):
+            dead.append(name)
     if dead:
         logger.warning(
             "%s no effect, all its weights are zero: %s",

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from networks.check_lora_weights import JOB
@@ -29,6 +30,18 @@ def test_layers_with_nan_fail_and_dead_ones_are_named(run, lora):
     assert ended.status == 1
     assert f"{LINEAR}: 2 values are NaN or infinite" in ended.lines
     assert f"1 layer has no effect, all its weights are zero: {TEXT}" in ended.lines
+
+
+@pytest.mark.parametrize("part", ["dora_scale", "hada_w1_a"])
+def test_other_adapters_are_shown_key_by_key(run, lora, part):
+    names = ("lora_down.weight", "lora_up.weight", part)
+    names = names if part == "dora_scale" else ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    tensors = {f"{LINEAR}.{name}": torch.ones(2, 2) for name in names}
+    ended = run(JOB, lora("a.safetensors", tensors))
+    assert ended.status == 0 and f"{LINEAR}.{part}: 2x2, mean |x| 1, min |x| 1, max |x| 1" in ended.shown
+    tensors[f"{LINEAR}.{part}"][0, 1] = math.nan
+    ended = run(JOB, lora("b.safetensors", tensors))
+    assert ended.status != 0 and f"{LINEAR}: 1 value is NaN or infinite" in ended.lines
 
 
 def test_what_is_no_lora_is_said_in_one_line(run, lora, tmp_path):

@@ -7,9 +7,17 @@ from safetensors.torch import load_file, save_file
 
 from library.models.options import ModelOptions
 from library.models.registry import load_family
-from networks.lora import create_network, create_network_from_weights
+from networks import loha, lokr, lora, oft
 from networks.merge_lora import JOB
 from tests.tiny_models import make_tiny, to_stability_layout, write_folder
+
+ADAPTERS = {
+    "lora": (lora, {"conv_dim": "2"}),
+    "dora": (lora, {"use_dora": "True"}),
+    "loha": (loha, {}),
+    "lokr": (lokr, {"factor": "4"}),
+    "oft": (oft, {}),
+}
 
 
 def family_of(path):
@@ -24,29 +32,30 @@ def prediction(family) -> torch.Tensor:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["sd1", "sd2"])
 def model(request, tmp_path_factory):
-    """A folder and a single file of one model, and a LoRA and a DoRA for it."""
+    """A folder and a single file of one model, and an adapter of each kind for it."""
     folder = tmp_path_factory.mktemp("model")
     tiny = make_tiny(request.param)
     write_folder(tiny, folder / "model")
     save_file(to_stability_layout(tiny), folder / "model.safetensors", {"modelspec.author": "somebody"})
     torch.manual_seed(3)
     family = family_of(folder / "model")
-    for name, args in (("lora", {"conv_dim": "2"}), ("dora", {"use_dora": "True"})):
-        network = create_network(1.0, 3, 2, None, family.text_encoders[0], family.unet, **args)
+    for name, (module, args) in ADAPTERS.items():
+        network = module.create_network(1.0, 4, 2, None, family.text_encoders[0], family.unet, **args)
         with torch.no_grad():
-            for layer in network.layers():
-                layer.lora_up.weight.normal_(std=0.2)
+            for parameter in network.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
         network.save_weights(folder / f"{name}.safetensors", None, {"ss_base_model_version": "sd_v1"})
     return folder
 
 
 def beside(folder, name: str, ratio: float):
-    """What the model predicts alone, and with an adapter beside it."""
+    """What the model predicts alone, and with the adapter beside it."""
     family = family_of(folder / "model")
     alone = prediction(family)
     encoder, unet = family.text_encoders[0], family.unet
     path = folder / f"{name}.safetensors"
-    network, _ = create_network_from_weights(ratio, path, None, encoder, unet, for_inference=True)
+    create = ADAPTERS[name][0].create_network_from_weights
+    network, _ = create(ratio, path, None, encoder, unet, for_inference=True)
     network.apply_to(encoder, unet)
     return alone, prediction(family)
 
@@ -65,12 +74,13 @@ def test_the_merged_model_is_base_and_lora(run, model, tmp_path, source, name):
     torch.testing.assert_close(prediction(family_of(target)), adapted, atol=1e-5, rtol=0)
 
 
-def test_a_dora_is_merged_too(run, model, tmp_path):
+@pytest.mark.parametrize("name", ["dora", "loha", "lokr", "oft"])
+def test_other_adapters_are_merged_too(run, model, tmp_path, name):
     target = tmp_path / "merged"
-    words = ("--models", model / "dora.safetensors", "--ratios", 0.6, "--save_to", target)
+    words = ("--models", model / f"{name}.safetensors", "--ratios", 0.6, "--save_to", target)
     ended = run(JOB, "--sd_model", model / "model.safetensors", *words)
     assert ended.status == 0, ended.error
-    alone, adapted = beside(model, "dora", 0.6)
+    alone, adapted = beside(model, name, 0.6)
     assert (adapted - alone).abs().max() > 0.02
     torch.testing.assert_close(prediction(family_of(target)), adapted, atol=1e-5, rtol=0)
 
