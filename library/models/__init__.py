@@ -1,1 +1,1 @@
-"""Models: loading, saving, converting and running them; Stable Diffusion 1.x and 2.x."""
+"""Models: loading, saving, converting and running them; Stable Diffusion 1.x, 2.x and XL."""

@@ -14,8 +14,9 @@ import pytest
 
 from library.models.layouts.vae_loading import load_vae
 from library.models.options import ModelOptions
-from library.models.registry import load_family
+from library.models.registry import load_family, read_model
 from tests.hub_server import Hub, running_hub
+from tests.tiny_models import TinySDXL, write_sdxl_folder
 
 
 @dataclass
@@ -77,6 +78,19 @@ def test_of_each_part_one_file_of_weights_is_downloaded(caller: Caller, folder_v
         "unet/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
     ]
+
+
+def test_shards_and_both_text_encoders_are_downloaded(caller: Caller, tiny_sdxl: TinySDXL, tmp_path: Path) -> None:
+    folder = write_sdxl_folder(tiny_sdxl, tmp_path / "model", max_shard_size="1MB")
+    whole = folder / "text_encoder" / "model.fp16.safetensors"  # unwanted: there are shards in full precision
+    whole.write_bytes(b"unwanted")
+    caller.hub.add_folder("someone/xl", folder)
+    path = Path(caller.local_path("someone/xl"))
+    expected = {str(each.relative_to(folder)) for each in folder.rglob("*.safetensors") if each != whole}
+    assert {name for name in caller.hub.downloads() if name.endswith(".safetensors")} == expected
+    assert all((path / "tokenizer_2" / name).is_file() for name in ("vocab.json", "merges.txt"))
+    parts = read_model(ModelOptions(str(path)))[1].parts
+    assert list(parts.text_encoders) == ["text_encoder", "text_encoder_2"]
 
 
 def test_a_vae_of_the_hub_is_downloaded(caller: Caller, folder_v1: Path) -> None:
