@@ -22,7 +22,7 @@ from PIL import Image
 logger = logging.getLogger("make_base")
 LATENT_NOISE = 0.1  # of a latent's standard deviation
 FIRST_LOG_VARIANCE = -6.0
-EMA_DECAY = 0.998
+EMA_DECAY = 0.998  # at most; a short training is averaged over its last tenth
 CONFIG = {
     "block_out_channels": (32, 48, 64, 64),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -71,13 +71,17 @@ def random_batch(images: torch.Tensor, size: int, crop: int, generator: torch.Ge
     return torch.stack(crops).float() / 127.5 - 1
 
 
+def ema_decay(steps: int) -> float:
+    return min(EMA_DECAY, max(0.0, 1 - 10 / steps))
+
+
 def optimize(
     parameters: list[torch.nn.Parameter], losses: Iterator[torch.Tensor], steps: int, peak: float, name: str
 ) -> None:
     """AdamW with warm-up and cosine decay; the parameters end as their moving average."""
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
     average = torch.optim.swa_utils.AveragedModel(
-        torch.nn.ParameterList(parameters), multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
+        torch.nn.ParameterList(parameters), multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay(steps))
     )
     start, smooth = time.monotonic(), None
     for step in range(steps):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from base_images import draw_images
 from base_model import random_model
-from base_vae import VaeSteps, read_images, train_vae
+from base_vae import VaeSteps, ema_decay, read_images, train_vae
 
 logger = logging.getLogger("make_base")
 HERE = Path(__file__).resolve().parent
@@ -59,7 +59,7 @@ def fine_tune(model: Path, metadata: Path, options: argparse.Namespace) -> int:
         "lr_warmup_steps": 100,
         "max_train_steps": options.steps,
         "min_snr_gamma": 5,
-        "ema_decay": 0.998,
+        "ema_decay": ema_decay(options.steps),
         "save_model_as": "diffusers_safetensors",
         "save_precision": "fp16",
         "output_dir": options.output,
