@@ -45,10 +45,17 @@ def parse_toml(text: str, path: str | Path, named_by: str) -> dict[str, Any]:
         raise UserError(f"{named_by} {path} is not valid TOML: {reason}", hint=_hint(text)) from None
 
 
+_WINDOWS_PATHS = "write Windows paths in single quotes, 'C:\\images', or with forward slashes"
+
+
 def _hint(text: str) -> str:
-    if "\\" in text:
-        return "write Windows paths in single quotes, 'C:\\images', or with forward slashes"
-    return "fix the file at that place"
+    return _WINDOWS_PATHS if "\\" in text else "fix the file at that place"
+
+
+def no_such_path(path: str | Path, hint: str) -> tuple[str, str]:
+    """(how to name a path that does not exist, the hint): "C:\\temp" in TOML's double quotes holds a tab."""
+    text = str(path)
+    return (repr(text), _WINDOWS_PATHS) if any(character < " " for character in text) else (text, hint)
 
 
 def toml_text(document: dict[str, Any]) -> str:
@@ -73,7 +80,8 @@ def read_text(path: str | Path, named_by: str, ending: str) -> str:
     try:
         if not (file.is_file() or file.is_fifo()):  # a shell's <(command) is a pipe
             kind = "is a folder" if file.is_dir() else "does not exist"
-            raise UserError(f"{named_by} {path} {kind}", hint=f"give the path of a {ending} file")
+            named, hint = no_such_path(path, f"give the path of a {ending} file")
+            raise UserError(f"{named_by} {named} {kind}", hint=hint)
         return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{named_by} {path} is not UTF-8 text: byte {error.start}", hint="save it as UTF-8") from None

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from library.cli.checks import Findings
+from library.cli.documents import no_such_path
 from library.cli.errors import UserError
 from library.models.options import ModelOptions, PromptOptions
 from library.models.reading.detection import DetectedModel
@@ -130,7 +131,8 @@ def _path_problems(
         return problems if problem is None else [problem]
     if is_hub_id(path):
         return []
-    return [UserError(f"{flag} {path}: there is no such file or folder", "check the path")]
+    shown, hint = no_such_path(path, "check the path")
+    return [UserError(f"{flag} {shown}: there is no such file or folder", hint)]
 
 
 def _kind_problem(flag: str, path: Path) -> UserError | None:

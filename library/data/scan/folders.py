@@ -10,6 +10,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Literal
 
+from library.cli.documents import no_such_path
 from library.cli.errors import UserError, UserErrors, listed, plural, raise_together
 from library.data.config.config import SubsetConfig
 from library.data.images.face_names import split_face_name
@@ -121,7 +122,8 @@ def _list_folder(subset: SubsetConfig, key: _FolderKey = "image_dir") -> set[str
             return {entry.name for entry in entries if not is_folder(entry)}
     except FileNotFoundError:
         where = "" if os.path.isabs(folder) else f" (searched in {os.getcwd()})"
-        raise UserError(f"{named} {folder} does not exist{where}", hint="give the path of a folder") from None
+        shown, hint = no_such_path(folder, "give the path of a folder")
+        raise UserError(f"{named} {shown} does not exist{where}", hint=hint) from None
     except NotADirectoryError:
         raise UserError(f"{named} {folder} is a file", hint="give the folder of images") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
@@ -306,7 +308,8 @@ def find_concept_folders(parent: str, flag: str) -> list[ConceptFolder]:
     folder = Path(parent)
     if not folder.is_dir():
         kind = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"{flag} {parent} {kind}", hint="give a folder with subfolders such as 10_sks dog")
+        shown, hint = no_such_path(parent, "give a folder with subfolders such as 10_sks dog")
+        raise UserError(f"{flag} {shown} {kind}", hint=hint)
     try:
         children = sorted(child.name for child in folder.iterdir() if child.is_dir())
     except OSError as error:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from library.cli.documents import no_such_path
 from library.cli.errors import UserError, listed, plural, raise_together
 from library.data.captions import first_line, has_more_lines, joiner
 from library.data.config.config import SubsetConfig
@@ -107,7 +108,8 @@ def _check_folder(subset: SubsetConfig) -> None:
         return
     option = _option(subset, "image_dir")
     kind = "is a file" if os.path.exists(folder) else "does not exist"
-    raise UserError(f"{option} {folder} {kind}", hint="give the folder of images")
+    shown, hint = no_such_path(folder, "give the folder of images")
+    raise UserError(f"{option} {shown} {kind}", hint=hint)
 
 
 def _read_entries(subset: SubsetConfig, problems: list[UserError]) -> list[Entry]:

@@ -491,3 +491,13 @@ def test_captions_that_vary_are_not_cached_for_validation_either(tmp_path: Path,
     assert load_training_data(options, CachingOptions()).validation is not None
     with pytest.raises(UserError, match=r"^datasets\[0\].subsets\[1\]: enable_wildcard with --cache_text_encoder"):
         load_training_data(options, CachingOptions(cache_text_encoder_outputs=True))
+
+
+def test_a_windows_path_in_double_quotes_is_recognised(tmp_path: Path) -> None:
+    """It can be valid TOML, and then holds a tab and a line break in place of backslashes."""
+    file = tmp_path / "data.toml"
+    file.write_text('[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = "C:\\temp\\new"\n', "utf-8")
+    with pytest.raises(UserError) as caught:
+        load_training_data(DatasetOptions(dataset_config=str(file)))
+    assert r"'C:\temp\new' does not exist" in caught.value.message and "\n" not in caught.value.message
+    assert "single quotes" in caught.value.hint
