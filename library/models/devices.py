@@ -23,6 +23,8 @@ def check_precision(mixed_precision: str, device_type: str) -> None:
         raise UserError("--mixed_precision fp16 needs a GPU, and none was found", hint="use bf16 or no")
     if mixed_precision == "bf16" and is_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("--mixed_precision bf16 is not supported by this GPU", hint="use fp16 or no")
+    if mixed_precision == "bf16" and device_type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise UserError("--mixed_precision bf16 on MPS needs macOS 14", hint="use no")
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -30,7 +32,7 @@ def choose_device(name: str | None) -> torch.device:
 
     Raises `UserError` for one that this machine does not have.
     """
-    kind, _, number = (name or _default_kind()).partition(":")
+    kind, _, number = (name or default_kind()).partition(":")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"--device {name}: PyTorch finds no MPS device", hint="give cpu, or leave it out")
     if kind != "cuda":
@@ -48,7 +50,8 @@ def choose_device(name: str | None) -> torch.device:
     return torch.device(kind, index)
 
 
-def _default_kind() -> str:
+def default_kind() -> str:
+    """The kind of device where none is named: a GPU, or MPS on a Mac, or else the CPU."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -17,7 +17,7 @@ from library.cli.errors import UserError
 from library.cli.launcher import SHARDING_MODES
 from library.cli.parser import Options
 from library.diffusion.options import NoiseOptions
-from library.models.devices import DTYPES, check_precision
+from library.models.devices import DTYPES, check_precision, default_kind
 from library.models.family import LoadSettings
 from library.models.options import MemoryOptions
 from library.training.method import TrainingMethod
@@ -30,7 +30,7 @@ def make_accelerator(mixed_precision: str, *, full: bool = False, timeout_minute
     `full`: trained parameters have that precision too. `timeout_minutes`: how long processes wait for each other.
     Removes the environment variables with which accelerate would shard models; `sharding_config` has read them.
     """
-    check_precision(mixed_precision, "cuda" if torch.cuda.is_available() else "cpu")
+    check_precision(mixed_precision, default_kind())
     for variable, _ in SHARDING_MODES.values():  # accelerate would shard what it prepares: parallel strategies do that
         os.environ.pop(variable, None)
     waiting = [] if timeout_minutes is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))]

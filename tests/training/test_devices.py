@@ -6,9 +6,11 @@ import os
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from library.cli.checks import report
 from library.cli.errors import UserError
+from library.models.devices import choose_device
 from library.models.options import MemoryOptions
 from library.training.devices import (
     HalfGradScaler,
@@ -27,6 +29,22 @@ from networks.adapters.lora_layer import LoRALayer
 def test_fp16_without_a_gpu_is_refused() -> None:
     with pytest.raises(UserError, match="--mixed_precision fp16 needs a GPU"):
         make_accelerator("fp16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_mac_trains_on_mps_and_other_machines_on_the_cpu(monkeypatch) -> None:
+    def chosen(precision: str) -> tuple[str, str]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return choose_device(None).type, make_accelerator(precision).device.type
+
+    assert chosen("bf16") == ("cpu", "cpu")
+    for name in ("is_available", "is_built"):
+        monkeypatch.setattr(torch.backends.mps, name, lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: version <= (13, 0))
+    assert chosen("no") == ("mps", "mps")
+    with pytest.raises(UserError, match="--mixed_precision bf16 on MPS needs macOS 14"):
+        chosen("bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_backend_that_is_not_there_is_refused_with_those_that_are() -> None:
