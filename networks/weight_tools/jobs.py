@@ -34,17 +34,17 @@ def _convert(options: Options, outcome: Outcome) -> None:
 def _merge(options: Options, outcome: Outcome) -> None:
     wanted = options[MergeOptions]
     if wanted.sd_model is None:
-        from networks.weight_tools.merging import merge_files
+        from networks.weight_tools.merging.adapters import merge_files
 
         merge_files(wanted, outcome)
     else:
-        from networks.weight_tools.model_merging import merge_into_model
+        from networks.weight_tools.merging.into_model import merge_into_model
 
         merge_into_model(wanted, outcome)
 
 
 def _svd_merge(options: Options, outcome: Outcome) -> None:
-    from networks.weight_tools.svd_merging import svd_merge_files
+    from networks.weight_tools.merging.svd import svd_merge_files
 
     svd_merge_files(options[SVDMergeOptions], outcome)
 

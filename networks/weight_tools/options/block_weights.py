@@ -42,6 +42,12 @@ class BlockWeights:
     layout: BlockLayout
     by_block: dict[str, float]
 
+    def factors(self, layers: list[str], source: str) -> dict[str, float]:
+        """The factor of each layer of a file. Raises `UserError` where it is of another kind of model."""
+        if layout_of(layers) != self.layout:
+            raise UserError(f"--lbws with {len(self.by_block) + 1} numbers does not fit {source}", f"give {_COUNTS}")
+        return {layer: self.factor(layer) for layer in layers}
+
     def factor(self, layer: str) -> float:
         """The factor of a layer, by its name in LoRA files. Raises `UserError` for a block without a number."""
         index = block_index(layer, self.layout) if layer.startswith("lora_unet_") else None
@@ -52,11 +58,6 @@ class BlockWeights:
                 f"give one for each block: {20 if self.layout.ends else 26} numbers",
             )
         return self.by_block[block] if block else self.base
-
-    def check_layout(self, layers: list[str], source: str) -> None:
-        """Raises `UserError` for numbers of another kind of model."""
-        if layout_of(layers) != self.layout:
-            raise UserError(f"--lbws with {len(self.by_block) + 1} numbers does not fit {source}", f"give {_COUNTS}")
 
 
 def parse_block_weights(text: str) -> BlockWeights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,14 +26,6 @@ from networks.weight_tools.options.files import (
 MODEL_FLAG = "--sd_model"
 
 
-def models_option() -> Any:
-    return option((), help="LoRA files to merge", metavar="FILE", required=True)
-
-
-def ratios_option() -> Any:
-    return option((), help="ratio of each of --models, which its update is multiplied by (default: 1 for each)")
-
-
 def no_metadata_option() -> Any:
     return option(False, help="write no metadata but what programs need to use a LoRA: base model, ranks and alphas")
 
@@ -44,23 +36,49 @@ def merge_precision_option() -> Any:
     )
 
 
-def source_of_merge_problems(models: Sequence[str], ratios: Sequence[float]) -> Iterator[UserError]:
-    """What is wrong with the LoRA files to merge, and with the number of their ratios."""
-    for path in models:
-        yield from source_problems("--models", path)
-    if ratios and models and len(ratios) != len(models):
-        yield UserError(
-            f"--ratios has {len(ratios)} values, --models {len(models)} files", "give one ratio for each file"
-        )
+@dataclass(frozen=True)
+class MergedFiles:
+    """Which LoRA files are merged, and what their updates are multiplied by."""
 
+    models: tuple[str, ...] = option((), help="LoRA files to merge", metavar="FILE", required=True)
+    ratios: tuple[float, ...] = option(
+        (), help="ratio of each of --models, which its update is multiplied by (default: 1 for each)"
+    )
+    lbws: tuple[str, ...] = option(
+        (),
+        help="block weights of each of --models: factors of BASE (text encoder), IN, MID and OUT blocks, 26 or 17"
+        " numbers, of SDXL 20 or 12, with commas between them",
+        metavar="NUMBERS",
+    )
 
-def with_ratios(models: Sequence[str], ratios: Sequence[float]) -> list[tuple[str, float]]:
-    """Each file with its ratio; 1 where none are given."""
-    return list(zip(models, ratios or [1.0] * len(models), strict=True))
+    @property
+    def files(self) -> list[tuple[str, float]]:
+        """Each LoRA file with its ratio; 1 where none are given."""
+        return list(zip(self.models, self.ratios or [1.0] * len(self.models), strict=True))
+
+    @property
+    def block_weights(self) -> list[BlockWeights | None]:
+        """Those of each file; None where they are not given. Raises `UserError`."""
+        return [parse_block_weights(text) for text in self.lbws] or [None] * len(self.models)
+
+    def problems_of_files(self) -> Iterator[UserError]:
+        """What is wrong with the files, and with the number of what is given for each."""
+        for path in self.models:
+            yield from source_problems("--models", path)
+        for flag, values, hint in (
+            ("--ratios", self.ratios, "give one ratio for each file"),
+            ("--lbws", self.lbws, "give the block weights of each file, without blanks or in quotes"),
+        ):
+            if values and self.models and len(values) != len(self.models):
+                yield UserError(f"{flag} has {len(values)} values, --models {len(self.models)} files", hint)
+        try:
+            _ = self.block_weights
+        except UserError as error:
+            yield error
 
 
 @dataclass(frozen=True)
-class MergeOptions:
+class MergeOptions(MergedFiles):
     """Which LoRA files are merged, and into what."""
 
     GROUP: ClassVar[str] = "Merging"
@@ -70,8 +88,6 @@ class MergeOptions:
         " merged into one LoRA",
         metavar="PATH",
     )
-    models: tuple[str, ...] = models_option()
-    ratios: tuple[float, ...] = ratios_option()
     save_to: str | None = option(
         help="what to write: a .safetensors or .ckpt file; for a model a new folder too (Diffusers)",
         required=True,
@@ -93,11 +109,6 @@ class MergeOptions:
         return Path(self.save_to)
 
     @property
-    def files(self) -> list[tuple[str, float]]:
-        """Each LoRA file with its ratio."""
-        return with_ratios(self.models, self.ratios)
-
-    @property
     def saved_precision(self) -> str:
         return self.save_precision or self.precision
 
@@ -106,7 +117,7 @@ class MergeOptions:
         return ModelOptions(self.sd_model, v2=self.v2)
 
     def check(self) -> Iterator[UserError | str]:
-        yield from source_of_merge_problems(self.models, self.ratios)
+        yield from self.problems_of_files()
         if self.sd_model is None:
             yield from target_problems(self.save_to)
         else:
@@ -129,19 +140,11 @@ class MergeOptions:
 
 
 @dataclass(frozen=True)
-class SVDMergeOptions:
+class SVDMergeOptions(MergedFiles):
     """Which LoRA files are merged, and to which rank."""
 
     GROUP: ClassVar[str] = "Merging"
 
-    models: tuple[str, ...] = models_option()
-    ratios: tuple[float, ...] = ratios_option()
-    lbws: tuple[str, ...] = option(
-        (),
-        help="block weights of each of --models: factors of BASE (text encoder), IN, MID and OUT blocks, 26 or 17"
-        " numbers, of SDXL 20 or 12, with commas between them",
-        metavar="NUMBERS",
-    )
     save_to: str | None = save_to_option()
     precision: str = merge_precision_option()
     save_precision: str | None = precision_option("that of --precision")
@@ -156,16 +159,6 @@ class SVDMergeOptions:
         return Path(self.save_to)
 
     @property
-    def files(self) -> list[tuple[str, float]]:
-        """Each LoRA file with its ratio."""
-        return with_ratios(self.models, self.ratios)
-
-    @property
-    def block_weights(self) -> list[BlockWeights]:
-        """Those of each file; none where they are not given. Raises `UserError`."""
-        return [parse_block_weights(text) for text in self.lbws]
-
-    @property
     def saved_precision(self) -> str:
         return self.save_precision or self.precision
 
@@ -174,14 +167,5 @@ class SVDMergeOptions:
         return self.new_conv_rank if is_spatial and self.new_conv_rank is not None else self.new_rank
 
     def check(self) -> Iterator[UserError]:
-        yield from source_of_merge_problems(self.models, self.ratios)
+        yield from self.problems_of_files()
         yield from target_problems(self.save_to)
-        if self.lbws and self.models and len(self.lbws) != len(self.models):
-            yield UserError(
-                f"--lbws has {len(self.lbws)} values, --models {len(self.models)} files",
-                "give the block weights of each file, in quotes or without blanks",
-            )
-        try:
-            _ = self.block_weights
-        except UserError as error:
-            yield error

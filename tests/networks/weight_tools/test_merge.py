@@ -62,6 +62,20 @@ def test_without_concat_the_factors_are_added_up(run, lora, tmp_path):
     assert metadata_of(target)["ss_network_alpha"] == "2.0"
 
 
+def test_block_weights_and_files_of_peft(run, lora, tmp_path):
+    """A layer of the text encoder (BASE) and two of block IN01; of the second file under PEFT's name of one."""
+    one, target = lora_tensors(0), tmp_path / "merged.safetensors"
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    down, up = torch.randn(2, 10), torch.randn(6, 2)
+    peft = lora("peft.safetensors", {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up})
+    blocks = (",".join(["0.5", "2", *["0"] * 15]), ",".join(["3", "1", *["0"] * 15]))
+    words = ("--models", lora("a.safetensors", one), peft, "--lbws", *blocks, "--concat", "--save_to", target)
+    assert run(JOB, *words).status == 0
+    first = updates(one)
+    whole = 2 * first[LINEAR] + up.double() @ down.double()
+    assert_updates(target, {TEXT: 0.5 * first[TEXT], CONV: 2 * first[CONV], LINEAR: whole})
+
+
 def test_no_metadata_keeps_what_programs_need(run, lora, tmp_path):
     target = tmp_path / "merged.safetensors"
     paths = lora("a.safetensors"), lora("b.safetensors")

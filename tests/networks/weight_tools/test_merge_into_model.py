@@ -66,8 +66,9 @@ def beside(folder, name: str, ratio: float):
 )
 def test_the_merged_model_is_base_and_lora(run, model, tmp_path, source, name):
     target, lora = tmp_path / name, model / "lora.safetensors"
-    words = ("--sd_model", model / source, "--models", lora, lora, "--ratios", "1.0", "-0.3", "--save_to", target)
-    ended = run(JOB, *words)
+    ones, halves = ",".join(["1"] * 26), ",".join(["0.5"] * 26)
+    words = ("--models", lora, lora, "--ratios", "1.0", "-0.6", "--lbws", ones, halves, "--save_to", target)
+    ended = run(JOB, "--sd_model", model / source, *words)
     assert ended.status == 0, ended.error
     alone, adapted = beside(model, "lora", 0.7)
     assert (adapted - alone).abs().max() > 0.05

@@ -12,8 +12,8 @@ from library.cli.errors import UserError, plural
 from library.cli.jobs.outcome import Outcome
 from library.models.devices import DTYPES, choose_device
 from networks.weight_tools.lora_file import LayerWeights, LoRAFile, open_lora, save_lora
-from networks.weight_tools.merged_metadata import merged_metadata
-from networks.weight_tools.options.merging import MergeOptions
+from networks.weight_tools.merging.metadata import merged_metadata
+from networks.weight_tools.options.merging import MergedFiles, MergeOptions
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +28,12 @@ def merge_files(options: MergeOptions, outcome: Outcome) -> None:
         check_shapes(name, [file for file, _ in files])
         if not options.concat:
             _check_ranks(name, [file for file, _ in files])
+    factors = layer_factors(files, options)
     device, generator = choose_device(options.device), torch.Generator().manual_seed(0)
     merged = {}
     for name in names:
-        layer = _merge_layer(
-            [(file.layer(name), ratio) for file, ratio in files if name in file.ranks], options, device
-        )
+        found = [(file.layer(name), of[name]) for (file, _), of in zip(files, factors, strict=True) if name in of]
+        layer = _merge_layer(found, options, device)
         merged[name] = shuffled(layer, generator) if options.shuffle else layer
         outcome.done += 1
     num_added = sum(sum(name in file.ranks for file, _ in files) > 1 for name in names)
@@ -45,6 +45,15 @@ def merge_files(options: MergeOptions, outcome: Outcome) -> None:
         )
     metadata = merged_metadata(files, options.target, no_metadata=options.no_metadata)
     save_lora(str(options.target), merged, DTYPES[options.saved_precision], metadata)
+
+
+def layer_factors(files: Sequence[tuple[LoRAFile, float]], options: MergedFiles) -> list[dict[str, float]]:
+    """What each layer of each file is multiplied by: the ratio, times the block's weight. Raises `UserError`."""
+    factors = []
+    for (file, ratio), weights in zip(files, options.block_weights, strict=True):
+        of_blocks = {} if weights is None else weights.factors(list(file.ranks), str(file.path))
+        factors.append({name: ratio * of_blocks.get(name, 1.0) for name in file.ranks})
+    return factors
 
 
 def _merge_layer(found: Weighted, options: MergeOptions, device: torch.device) -> LayerWeights:

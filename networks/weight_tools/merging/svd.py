@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from library.cli.jobs.outcome import Outcome
 from library.models.devices import DTYPES, choose_device
 from networks.weight_tools.factors import product_factors
-from networks.weight_tools.lora_file import LayerWeights, LoRAFile, open_lora, save_lora, shaped
-from networks.weight_tools.merged_metadata import merged_metadata
-from networks.weight_tools.merging import check_shapes, concatenated
-from networks.weight_tools.options.block_weights import BlockWeights
+from networks.weight_tools.lora_file import LayerWeights, open_lora, save_lora, shaped
+from networks.weight_tools.merging.adapters import check_shapes, concatenated, layer_factors
+from networks.weight_tools.merging.metadata import merged_metadata
 from networks.weight_tools.options.merging import SVDMergeOptions
 
 
@@ -22,7 +19,7 @@ def svd_merge_files(options: SVDMergeOptions, outcome: Outcome) -> None:
     Raises `UserError` for layers that do not fit, and for those with NaN.
     """
     files = [(open_lora(path), ratio) for path, ratio in options.files]
-    factors = _factors(files, options)
+    factors = layer_factors(files, options)
     names = list(dict.fromkeys(name for file, _ in files for name in file.ranks))
     for name in names:
         check_shapes(name, [file for file, _ in files])
@@ -37,17 +34,6 @@ def svd_merge_files(options: SVDMergeOptions, outcome: Outcome) -> None:
         outcome.done += 1
     metadata = merged_metadata(files, options.target, no_metadata=options.no_metadata)
     save_lora(str(options.target), merged, DTYPES[options.saved_precision], metadata)
-
-
-def _factors(files: list[tuple[LoRAFile, float]], options: SVDMergeOptions) -> list[dict[str, float]]:
-    """What each layer of each file is multiplied by: the ratio, times the block's weight."""
-    blocks: Sequence[BlockWeights | None] = options.block_weights or [None] * len(files)
-    factors = []
-    for (file, ratio), weights in zip(files, blocks, strict=True):
-        if weights is not None:
-            weights.check_layout(list(file.ranks), str(file.path))
-        factors.append({name: ratio if weights is None else ratio * weights.factor(name) for name in file.ranks})
-    return factors
 
 
 def _best(layer: LayerWeights, options: SVDMergeOptions, device: torch.device) -> LayerWeights:

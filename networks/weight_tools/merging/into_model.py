@@ -36,8 +36,11 @@ def merge_into_model(options: MergeOptions, outcome: Outcome) -> None:
     family = open_model(options.model_options, MODEL_FLAG)
     networks = [network_of_file(family, path, ratio) for path, ratio in options.files]
     adapted: dict[nn.Module, list[AdapterLayer]] = {}
-    for network in networks:
-        for layer in network.layers():
+    for (path, _), network, weights in zip(options.files, networks, options.block_weights, strict=True):
+        layers = list(network.layers())
+        factors = {} if weights is None else weights.factors([layer.name for layer in layers], path)
+        for layer in layers:
+            layer.multiplier *= factors.get(layer.name, 1.0)
             adapted.setdefault(layer.base, []).append(layer)
     for base, weight in unread_weights(family, adapted).items():
         merge = partial(_merged, base, adapted[base], weight, options.precision, device)

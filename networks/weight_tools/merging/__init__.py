@@ -1,0 +1,1 @@
+"""Merges LoRAs into one, and into the weights of a model."""
