@@ -29,21 +29,28 @@ class DyLoRALayer(LoRALayer):
     def update(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().update(x)
-        start = self.unit * int(torch.randint(self.rank // self.unit, ()))  # of the CPU's generator: no wait
+        ranks = torch.arange(self.rank, device=x.device)
+        start = self.unit * torch.randint(self.rank // self.unit, (), device=x.device)  # a tensor: without a wait
         end = start + self.unit
-        down, up = self.lora_down.weight, self.lora_up.weight
-        down = torch.cat([down[:start].detach(), down[start:end]])
-        up = torch.cat([up[:, :start].detach(), up[:, start:end]], dim=1)
+        in_block = (ranks >= start) & (ranks < end)
+        down, up = _trained_in(in_block, self.lora_down.weight, 0), _trained_in(in_block, self.lora_up.weight, 1)
+        factors = (ranks < end) * (self.multiplier * self.scale * self.rank / end)
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(down.dtype)
-        hidden = self.drop_module(functional.dropout(self._project(x, self.lora_down, down), self.dropout.neuron))
-        return self._project(hidden * (self.multiplier * self.scale * self.rank / end), self.lora_up, up)
+        hidden = self.drop_module(self._project(x, self.lora_down, down))
+        hidden = functional.dropout(hidden, self.dropout.neuron)
+        factors = factors if isinstance(self.base, nn.Linear) else factors[:, None, None]
+        return self._project(hidden * factors.to(hidden.dtype), self.lora_up, up)
 
     def _project(self, x: torch.Tensor, layer: nn.Linear | nn.Conv2d, weight: torch.Tensor) -> torch.Tensor:
-        """What `layer` would give with this weight, of some of its ranks."""
-        if isinstance(layer, nn.Linear):
-            return functional.linear(x, weight)
-        return layer._conv_forward(x, weight, None)
+        """What `layer` would give with this weight."""
+        return functional.linear(x, weight) if isinstance(layer, nn.Linear) else layer._conv_forward(x, weight, None)
+
+
+def _trained_in(in_block: torch.Tensor, weight: torch.Tensor, dim: int) -> torch.Tensor:
+    """The weight, with gradients at the ranks of the block; `dim`: that of the ranks."""
+    shape = [-1 if place == dim else 1 for place in range(weight.dim())]
+    return torch.where(in_block.reshape(shape), weight, weight.detach())
 
 
 _HINT = "give a --network_dim, conv_dim and ranks of blocks that are multiples of it"

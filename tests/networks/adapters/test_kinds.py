@@ -6,6 +6,7 @@ import importlib
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from library.cli.errors import UserError
 
@@ -100,6 +101,17 @@ def test_gradients_reach_the_trained_parameters_alone(kind, text_encoder, unet, 
     for name, parameter in network.named_parameters():
         assert (parameter.grad is not None) == (id(parameter) in trained), name
     assert all(parameter.grad is None for parameter in unet.parameters())
+
+
+def test_a_step_waits_for_no_value_of_a_tensor(kind, text_encoder, unet, predict):
+    """It would wait for the device; tensors without values, as a dry run has them, have none to give."""
+    network = make(kind, text_encoder, unet, module_dropout="0.5")
+    network.apply_to(text_encoder, unet, True, True)
+    network.prepare_optimizer_params(None, None, 1e-3)
+    network.train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        predict().square().mean().backward()
+        network.apply_max_norm_regularization(1.0)
 
 
 def test_norms_are_limited_to_what_is_given(kind, text_encoder, unet):
