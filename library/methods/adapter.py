@@ -20,6 +20,7 @@ from library.data.randomness import derive_seed
 from library.methods.foreign_networks import (
     arguments_for,
     as_user_errors,
+    check_checkpointing,
     check_loaded,
     exact_state,
     is_foreign,
@@ -60,6 +61,8 @@ class AdapterTraining:
     def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
         """Creates the network and attaches it to the model. Raises `UserError` for arguments it does not accept."""
         module = _import_module(self._options.network_module)
+        if checkpointing:
+            check_checkpointing(module, self._options)
         roots = family.adapter_roots()
         self._unet = roots.unet
         self._text_encoder = roots.text_encoders[0] if len(roots.text_encoders) == 1 else list(roots.text_encoders)

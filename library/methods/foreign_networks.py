@@ -61,6 +61,15 @@ def arguments_for(network_module: ModuleType, options: NetworkOptions) -> dict[s
     return arguments | given
 
 
+def check_checkpointing(network_module: ModuleType, options: NetworkOptions) -> None:
+    """Raises UserError for a network that draws from Python's generator, which a recomputation does not set back."""
+    if hasattr(network_module, _LYCORIS_NETWORK) and options.keyword_arguments().get("algo") == "dylora":
+        raise UserError(
+            f"--gradient_checkpointing: algo=dylora of {network_module.__name__} draws other ranks when it recomputes",
+            hint="leave --gradient_checkpointing out, or train with --network_module networks.dylora",
+        )
+
+
 def unet_for(network_module: ModuleType, unet: nn.Module) -> Any:
     """What `network_module` is given as the U-Net to look for layers: for others than LyCORIS the U-Net itself."""
     network_class = getattr(network_module, _LYCORIS_NETWORK, None)

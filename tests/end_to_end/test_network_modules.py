@@ -123,3 +123,8 @@ def test_dropout_reaches_the_algorithms_that_have_it(algo, given, caplog):
     options = NetworkOptions(network_dropout=0.5, network_args=(f"algo={algo}",))
     assert arguments_for(kohya, options).get("dropout") == given
     assert ("--network_dropout does nothing" in caplog.text) == (given is None)
+
+
+def test_ranks_drawn_again_are_refused_before_training(images, tmp_path):
+    with pytest.raises(UserError, match="algo=dylora of lycoris.kohya draws other ranks"):
+        run(images, tmp_path, "algo=dylora", gradient_checkpointing=True)
