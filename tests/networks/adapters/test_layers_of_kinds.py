@@ -1,4 +1,4 @@
-"""OFT, DyLoRA and LoRA-FA against NumPy and the properties that their papers state."""
+"""OFT, LoKr, DyLoRA and LoRA-FA against NumPy and the properties that their papers state."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from torch import nn
 
 from library.cli.errors import UserError
 from networks.adapters.dylora_layer import DyLoRALayer
+from networks.adapters.lokr_layer import LoKrLayer
 from networks.adapters.lora_fa_layer import LoRAFALayer
 from networks.adapters.oft_layer import OFTLayer
 
@@ -46,6 +47,12 @@ def test_oft_rotates_blocks_of_output_channels(make_base):
     np.testing.assert_allclose(adapted.transpose(0, 2, 1) @ adapted, weight.transpose(0, 2, 1) @ weight, atol=1e-5)
 
 
+def test_oft_files_have_no_limit_that_programs_could_read_differently():
+    """Some take alpha as the largest norm of Q, some alpha * output channels; 0 is none for all."""
+    for alpha in (None, 1.0, 8.0):
+        assert float(OFTLayer("layer", nn.Linear(4, 6), rank=2, alpha=alpha).state_dict()["alpha"]) == 0
+
+
 def test_the_alpha_of_an_oft_file_limits_its_rotation():
     """To alpha * output channels, as the norm of Q; 0 is no limit."""
     layer = attached(OFTLayer, nn.Linear(4, 6), rank=2, alpha=None)
@@ -59,6 +66,16 @@ def test_the_alpha_of_an_oft_file_limits_its_rotation():
     weight = layer.base.weight.detach().double().numpy().reshape(2, 3, -1)
     expected = (rotations.transpose(0, 2, 1) - one) @ weight
     np.testing.assert_allclose(layer.weight_update().detach().numpy().reshape(2, 3, -1), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 3.0])
+def test_the_alpha_of_a_lokr_without_low_rank_has_no_effect(alpha):
+    """There is no rank that it could be divided by."""
+    tensors = {"lokr_w1": torch.randn(2, 3), "lokr_w2": torch.randn(3, 2), "alpha": torch.tensor(alpha)}
+    layer = LoKrLayer("layer", nn.Linear(6, 6), **LoKrLayer.settings_of(tensors))
+    layer.load_state_dict(tensors)
+    expected = np.kron(tensors["lokr_w1"].numpy(), tensors["lokr_w2"].numpy())
+    np.testing.assert_allclose(layer.weight_update().detach().numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("make_base", BASES)
