@@ -96,7 +96,8 @@ class LoRALayer(AdapterLayer):
         return hidden
 
     def _up(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.lora_up(hidden * (self.multiplier * self.scale))  # scaled at the rank, where the tensor is small
+        factor = self.multiplier * self.scale
+        return self.lora_up(hidden if factor == 1 else hidden * factor)  # scaled at the rank, where the tensor is small
 
     def _drop_ranks(self, hidden: torch.Tensor) -> torch.Tensor:
         """Drops ranks of each sample; those that stay are scaled up, so that the mean is the same.
