@@ -2,10 +2,10 @@
 
     python -m benchmarks.lora_step [--rank 16] [--share 0.25] [--size 32] [--conv] [--dora] [--rounds 5]
 
-A U-Net with the geometry of SD 1.5, of a share of its width and with random weights, is run in turns in one run: frozen,
-with gradients of the activations alone (1.00); with the layers of `networks.lora`; with PEFT's on the same modules, at
-the same rank. The best of the rounds counts, since a busy machine only ever takes time away; what the CPU computed is
-counted beside the time on the clock.
+A U-Net with the geometry of SD 1.5, of a share of its width and with random weights, is run in turns in one run:
+frozen, with gradients of the activations alone (1.00); with the layers of `networks.lora`; with PEFT's on the same
+modules, at the same rank. The best of the rounds counts, since a busy machine only ever takes time away; what the CPU
+computed is counted beside the time on the clock.
 """
 
 from __future__ import annotations
