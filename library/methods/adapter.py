@@ -67,7 +67,7 @@ class AdapterTraining:
         self._unet = roots.unet
         self._text_encoder = roots.text_encoders[0] if len(roots.text_encoders) == 1 else list(roots.text_encoders)
         for file, factor in self._options.merged_files:
-            self._merge(merging_module(module), family, file, factor)
+            self._merge(merging_module(module, file), family, file, factor)
         torch.manual_seed(derive_seed("network init", seed))
         self._network = self._create(module, family)
         self._is_foreign = is_foreign(module)
@@ -88,7 +88,7 @@ class AdapterTraining:
         network, weights = module.create_network_from_weights(
             factor, file, family.vae, encoder, unet, for_inference=True
         )
-        network.merge_to(encoder, unet, weights)
+        network.merge_to(encoder, unet, weights, None, None)  # some networks have no defaults
 
     def _create(self, module: ModuleType, family: ModelFamily) -> Any:
         options = self._options

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,10 +16,15 @@ from torch import nn
 
 from library.cli.errors import UserError, first_line, listed, plural
 from library.methods.options import NetworkOptions
+from library.models.weights.safetensors_header import HeaderError, read_header
 
 logger = logging.getLogger(__name__)
 
 _LYCORIS_NETWORK = "LycorisNetworkKohya"
+_LORA = "networks.lora"
+_KINDS_BY_TENSOR = (
+    ("lora_up", _LORA), ("hada_", "networks.loha"), ("lokr_", "networks.lokr"), ("oft_blocks", "networks.oft"),
+)  # fmt: skip
 _WITHOUT_DROPOUT = ("loha", "lokr")  # a line of the package for each layer says so
 
 
@@ -27,12 +33,24 @@ def is_foreign(network_module: ModuleType) -> bool:
     return not network_module.__name__.startswith("networks.")
 
 
-def merging_module(network_module: ModuleType) -> ModuleType:
-    """The network module that merges the files of `--base_weights`, for a run of `network_module`.
+def merging_module(network_module: ModuleType, file: str) -> ModuleType:
+    """The network module that merges a file of `--base_weights`: of this project that of the file's kind.
 
-    LyCORIS merges at multiplier 1 whatever is given, and LoHa by the square of its scale: `networks.lora` reads LoRAs.
+    For LyCORIS too, which merges at multiplier 1 whatever is given, and LoHa by the square of its scale. Modules of
+    other packages merge their files themselves.
     """
-    return importlib.import_module("networks.lora") if is_foreign(network_module) else network_module
+    if is_foreign(network_module) and not hasattr(network_module, _LYCORIS_NETWORK):
+        return network_module
+    try:
+        tensors = {key.partition(".")[2] for key in read_header(Path(file)).tensors}
+    except (HeaderError, OSError):
+        tensors = set()  # a pickle, or a file that its reader refuses
+    default = _LORA if is_foreign(network_module) else network_module.__name__
+    return importlib.import_module(
+        next(
+            (module for tensor, module in _KINDS_BY_TENSOR if any(name.startswith(tensor) for name in tensors)), default
+        )
+    )
 
 
 @contextmanager

@@ -96,14 +96,14 @@ def test_a_run_starts_from_its_files_and_their_layers(images, tmp_path):
     assert logged(tmp_path / "start") == logged(tmp_path / "layers") != logged(tmp_path / "made")[:1]
 
 
-def test_lora_files_are_merged_into_the_model_by_their_factor(images, tmp_path):
+def test_files_of_another_kind_are_merged_into_the_model_by_their_factor(images, tmp_path):
     """As strong as in a run that starts from such a file: a fresh network adds nothing."""
-    made = run(images, tmp_path / "made", "", learning_rate=1e-2, max_train_steps=2)
+    made = run(images, tmp_path / "made", "algo=lokr", learning_rate=1e-2, max_train_steps=2)
     file = tmp_path / "made" / "run.safetensors"
     halved = tmp_path / "halved.safetensors"
-    save_file({key: value / 2 if "lora_up" in key else value for key, value in made.items()}, halved)
+    save_file({key: value / 2 if key.endswith("lokr_w1") else value for key, value in made.items()}, halved)
     frozen = {"learning_rate": 1e-12}
-    run(images, tmp_path / "start", "", network_weights=halved, **frozen)
+    run(images, tmp_path / "start", "algo=lokr", network_weights=halved, **frozen)
     run(images, tmp_path / "merged", "algo=loha", base_weights=file, base_weights_multiplier=0.5, **frozen)
     run(images, tmp_path / "plain", "algo=loha", **frozen)
     start, merged, plain = (logged(tmp_path / name)[0][1] for name in ("start", "merged", "plain"))

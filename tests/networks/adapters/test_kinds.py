@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from library.cli.errors import UserError
+from library.methods.foreign_networks import merging_module
 
 # network module -> rank and arguments that reach all of its tensors on models this small
 KINDS = {
@@ -89,6 +90,15 @@ def test_a_merged_model_is_the_adapted_one(kind, text_encoder, unet, predict):
     merged = predict(merged_unet, merged_text)
     torch.testing.assert_close(merged, predict(), rtol=1e-5, atol=1e-5)
     assert (merged - before).abs().max() > 1e-2
+
+
+def test_base_weights_are_merged_by_the_module_of_their_kind(kind, text_encoder, unet, tmp_path):
+    """Whatever is trained; LoRA-FA and DyLoRA files are LoRA files."""
+    make(kind, text_encoder, unet).save_weights(tmp_path / "a.safetensors", torch.float32, {})
+    reader = "networks.lora" if kind in ("networks.lora_fa", "networks.dylora") else kind
+    for trained in ("networks.lora", "networks.oft", "lycoris.kohya"):
+        module = merging_module(importlib.import_module(trained), str(tmp_path / "a.safetensors"))
+        assert module.__name__ == reader
 
 
 def test_gradients_reach_the_trained_parameters_alone(kind, text_encoder, unet, predict):
