@@ -43,8 +43,8 @@ class VaeSteps:
     crop_batch: int = 16
     decoder_batch: int = 8
     crop_size: int = 32
-    learning_rate: float = 2e-3
-    decoder_learning_rate: float = 1.5e-3
+    learning_rate: float = 6e-4
+    decoder_learning_rate: float = 6e-4
 
 
 def read_images(folder: Path) -> torch.Tensor:
