@@ -122,6 +122,17 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_modules_that_pages_name_exist(page):
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(
+        r"(?<![\w/.-])((?:tests|examples|docs|library|networks|finetune|benchmarks)/[\w/.-]*\w)(?![\w*])", text
+    )
+    modules = re.findall(r"python -m ((?:library|networks|finetune|benchmarks|train_|fine_)[\w.]*\w)", text)
+    names = [*paths, *(f"{module.replace('.', '/')}.py" for module in modules if "NAME" not in module)]
+    assert [name for name in names if not any((ROOT / f"{name}{end}").exists() for end in ("", ".py"))] == []
+
+
 def test_images_of_pages_are_small():
     """A page that loads megabytes is slow to read, and a clone of them slow to make."""
     images = {page.parent / target for page in PAGES for target in _IMAGE.findall(page.read_text(encoding="utf-8"))}
