@@ -1,4 +1,7 @@
-"""Network modules of other packages (LyCORIS): what they are given, and what they keep outside their `state_dict`."""
+"""Network modules of other packages (LyCORIS), and files of other kinds than what is trained.
+
+What these modules are given, what they keep outside their `state_dict`, and what merges a file.
+"""
 
 from __future__ import annotations
 
