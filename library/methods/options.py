@@ -141,7 +141,9 @@ class NetworkOptions:
             ("--network_weights", self.network_weights),
             *(("--base_weights", file) for file in self.base_weights),
         ):
-            if file is not None and not Path(file).is_file():
+            if file is not None and Path(file).is_dir():
+                yield UserError(f"{flag} {file} is a folder", hint="give the path of the LoRA file in it")
+            elif file is not None and not Path(file).is_file():
                 yield UserError(f"{flag} {file} does not exist", hint="give the path of a LoRA file")
         num_files, num_factors = len(self.base_weights), len(self.base_weights_multiplier)
         if num_factors > num_files:

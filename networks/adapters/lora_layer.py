@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from networks.adapters.adapter_layer import AdapterLayer, alpha_in
 from networks.adapters.options import Dropout
-from networks.adapters.weights import DOWN, LORA_FILE, MAGNITUDE
+from networks.adapters.weights import DOWN, LORA_FILE, MAGNITUDE, is_by_input
 
 Projection = nn.Linear | nn.Conv2d
 
@@ -25,13 +25,14 @@ class LoRALayer(AdapterLayer):
 
     `use_dora`: the adapted weight V = W + alpha / rank * up down is scaled to the trained norm `dora_scale` (m) of each
     output channel: m * V / |V| (Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", 2402.09353). |V| gets
-    no gradients (section 4.3). `multiplier` is then a factor of the whole difference to W. m begins as |W|.
+    no gradients (section 4.3). `multiplier` is then a factor of the whole difference to W. m begins as |W|. Older
+    files of LyCORIS have norms of input channels: `dora_axis` 1; dropout of neurons and ranks does nothing there.
     """
 
     FILE = LORA_FILE
     lora_down: Projection
     lora_up: Projection
-    dora_scale: nn.Parameter | None  # (out, 1), of convolutions (out, 1, 1, 1)
+    dora_scale: nn.Parameter | None  # (out, 1), of convolutions (out, 1, 1, 1); with dora_axis 1 (1, in) ...
 
     def __init__(
         self,
@@ -43,17 +44,20 @@ class LoRALayer(AdapterLayer):
         multiplier: float = 1.0,
         dropout: Dropout | None = None,
         use_dora: bool = False,
+        dora_axis: int = 0,
     ):
         super().__init__(name, base, rank=rank, alpha=alpha, multiplier=multiplier, dropout=dropout)
         self.lora_down, self.lora_up = _make_projections(base, rank)
         nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_up.weight)
-        magnitude = nn.Parameter(_channel_norms(base.weight).to(self.alpha.device)) if use_dora else None
+        self._dora_axis = dora_axis
+        magnitude = nn.Parameter(_channel_norms(base.weight, dora_axis).to(self.alpha.device)) if use_dora else None
         self.register_parameter("dora_scale", magnitude)
 
     @classmethod
     def settings_of(cls, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        return {"rank": len(tensors[DOWN]), "alpha": alpha_in(tensors), "use_dora": MAGNITUDE in tensors}
+        dora = {"use_dora": MAGNITUDE in tensors, "dora_axis": int(is_by_input(tensors))}
+        return {"rank": len(tensors[DOWN]), "alpha": alpha_in(tensors), **dora}
 
     def plus_parameters(self) -> list[nn.Parameter]:
         return list(self.lora_up.parameters())
@@ -67,6 +71,9 @@ class LoRALayer(AdapterLayer):
     def _dora_change(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """multiplier * (m / |V| * V - W) x, from the base layer's output W x + b."""
         assert self.dora_scale is not None
+        if self._dora_axis == 1:
+            update = self.weight_update()
+            return self.apply_weight(x if torch.is_autocast_enabled(x.device.type) else x.to(update.dtype), update)
         factor = (self.dora_scale / self._adapted_norms()).to(output.dtype).flatten()  # (out,)
         bias = self.base.bias
         if isinstance(self.base, nn.Conv2d):
@@ -77,8 +84,8 @@ class LoRALayer(AdapterLayer):
 
     @torch.no_grad()
     def _adapted_norms(self) -> torch.Tensor:
-        """|V| of each output channel, in the shape of `dora_scale`; not 0, where W has zeros."""
-        return _divisors(self.base.weight.float() + self._product() * self.scale)
+        """|V| of each channel, in the shape of `dora_scale`; not 0, where W has zeros."""
+        return _divisors(self.base.weight.float() + self._product() * self.scale, self._dora_axis)
 
     def update(self, x: torch.Tensor) -> torch.Tensor:
         assert self.dora_scale is None, "of a DoRA the update depends on the base layer's output"
@@ -121,7 +128,7 @@ class LoRALayer(AdapterLayer):
         weight = self.base.weight.float()
         adapted = weight + self._product().to(weight.device) * self.scale
         magnitude = self.dora_scale.float().to(weight.device)
-        return self.multiplier * (magnitude / _divisors(adapted) * adapted - weight)
+        return self.multiplier * (magnitude / _divisors(adapted, self._dora_axis) * adapted - weight)
 
     @torch.no_grad()
     def update_norm(self) -> torch.Tensor:
@@ -137,14 +144,14 @@ class LoRALayer(AdapterLayer):
 
 
 @torch.no_grad()
-def _channel_norms(weight: torch.Tensor) -> torch.Tensor:
-    """The norm of a weight's part for each output channel, (out, 1) or (out, 1, 1, 1), float32."""
-    norms = torch.linalg.vector_norm(weight.float().flatten(1), dim=1)
-    return norms.reshape(-1, *[1] * (weight.dim() - 1))
+def _channel_norms(weight: torch.Tensor, axis: int) -> torch.Tensor:
+    """The norm of a weight's part for each channel of an axis, such as (out, 1) or (1, in, 1, 1), float32."""
+    norms = torch.linalg.vector_norm(weight.float().transpose(0, axis).flatten(1), dim=1)
+    return norms.reshape(*[1] * axis, -1, *[1] * (weight.dim() - 1 - axis))
 
 
-def _divisors(weight: torch.Tensor) -> torch.Tensor:
-    return _channel_norms(weight).clamp(min=torch.finfo(torch.float32).eps)
+def _divisors(weight: torch.Tensor, axis: int) -> torch.Tensor:
+    return _channel_norms(weight, axis).clamp(min=torch.finfo(torch.float32).eps)
 
 
 def _make_projections(base: nn.Linear | nn.Conv2d, rank: int) -> tuple[Projection, Projection]:

@@ -52,6 +52,11 @@ def parts_by_layer(
     return layers
 
 
+def is_by_input(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the magnitudes of a layer of a DoRA are those of input channels."""
+    return MAGNITUDE in tensors and len(tensors[MAGNITUDE]) == 1 < len(tensors[UP])
+
+
 @dataclass(frozen=True)
 class RankAndAlpha:
     """Rank and alpha of one layer; `alpha` None where the file has none."""

@@ -94,6 +94,7 @@ MISTAKES = {
     "unknown network module": ({"network_module": "networks.lorra"}, "networks.lorra", "networks.lora"),
     "missing LoRA": ({"network_weights": "no.safetensors"}, "--network_weights no.safetensors", "LoRA"),
     "missing LoRA to merge": ({"base_weights": "no.safetensors"}, "--base_weights no.safetensors", "LoRA"),
+    "folder of a LoRA": ({"network_weights": "."}, "--network_weights . is a folder", "file in it"),
     "ranks of no file": ({"dim_from_weights": True}, "--dim_from_weights without --network_weights", "LoRA file"),
     "missing prompts": ({"sample_prompts": "no.txt", "sample_at_first": True}, "--sample_prompts no.txt", ".txt file"),
     "missing state": ({"resume": "no-state"}, "--resume no-state", "state"),

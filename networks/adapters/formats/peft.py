@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from library.cli.errors import UserError
-from networks.adapters.weights import ALPHA, DOWN, LORA_FILE, MAGNITUDE, UP, parts_by_layer
+from networks.adapters.weights import ALPHA, DOWN, LORA_FILE, MAGNITUDE, UP, is_by_input, parts_by_layer
 
 METADATA_KEY = "lora_adapter_metadata"  # of Diffusers: JSON of PEFT's configurations, each key with its part in front
 _CONFIG_FILE = "adapter_config.json"  # of PEFT, beside the weights
@@ -173,6 +173,9 @@ def peft_form(tensors: Mapping[str, torch.Tensor], source: str) -> dict[str, tor
         scale = float(parts[ALPHA]) / len(down) if ALPHA in parts else 1.0
         written[f"{path}.lora_A.weight"] = down
         written[f"{path}.lora_B.weight"] = (up.float() * scale).to(up.dtype)
+        if is_by_input(parts):
+            message = f"{source}: {name} has magnitudes of input channels, which PEFT and Diffusers do not have"
+            raise UserError(message, hint="train the DoRA with networks.lora, or merge it into a model")
         if MAGNITUDE in parts:
             is_convolution = down.dim() == 4
             magnitude = parts[MAGNITUDE].flatten()

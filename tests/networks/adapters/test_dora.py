@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from library.cli.errors import UserError
+from networks.adapters.formats.peft import peft_form
 from networks.adapters.lora_layer import LoRALayer
 from networks.adapters.options import Dropout
 from networks.adapters.weights import ranks_and_alphas
@@ -113,6 +114,28 @@ def test_lycoris_reads_it_as_we_trained_it(base):
         theirs.restore()
         layer.attach()
         torch.testing.assert_close(base(x), expected, rtol=0, atol=2e-6)
+
+
+def test_older_files_of_lycoris_are_read_as_they_were_trained(base):
+    """Their magnitudes are those of input channels; PEFT has none of these."""
+    locon = pytest.importorskip("lycoris.modules.locon", reason="made DoRA files")
+    theirs = locon.LoConModule("lora_unet_x", base, 1, 2, 3, weight_decompose=True, wd_on_out=False).eval()
+    with torch.no_grad():
+        theirs.lora_up.weight.normal_(std=0.3)
+        theirs.dora_scale.mul_(torch.rand_like(theirs.dora_scale) + 0.5)
+    names = ("lora_up.weight", "lora_down.weight", "alpha", "dora_scale")
+    file = {name: theirs.state_dict()[name] for name in names}
+    x = inputs(base)
+    theirs.apply_to()
+    expected = base(x)
+    theirs.restore()
+    layer = LoRALayer("lora_unet_x", base, **LoRALayer.settings_of(file))
+    layer.load_state_dict(file)
+    torch.testing.assert_close(apply(base, x, base.weight + layer.weight_update()), expected, rtol=0, atol=2e-6)
+    layer.attach()
+    torch.testing.assert_close(base(x), expected, rtol=0, atol=2e-6)
+    with pytest.raises(UserError, match="magnitudes of input channels"):
+        peft_form({f"lora_unet_x.{name}": tensor for name, tensor in file.items()}, "dora.safetensors")
 
 
 def test_a_network_of_dora_is_saved_read_and_merged(tmp_path, text_encoder, unet, predict, randomize):
