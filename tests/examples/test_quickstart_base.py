@@ -107,7 +107,7 @@ def test_the_decoder_alone_leaves_the_latents_as_they_were(vae):
         for name, weight in whole.state_dict().items()
         if not torch.equal(weight, crops.state_dict()[name])
     }
-    assert changed == {"decoder", "post_quant_conv"}
+    assert "decoder" in changed and changed <= {"decoder", "post_quant_conv"}
 
 
 def test_latents_have_unit_variance(vae, images):
