@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,19 +18,14 @@ from library.models.families import model_problems
 from library.models.layouts.formats import (
     FOLDER_FORMAT,
     FORMATS,
-    SavedModel,
     format_by_name,
-    save_model,
     target_problem,
 )
 from library.models.options import MetadataOptions, ModelOptions
-from library.models.weights.modelspec import SpecifiedModel, kept_entries, specification_entries
 from library.models.weights.path_checks import SINGLE_FILE_ENDINGS, about_flag
 
 if TYPE_CHECKING:
-    from library.models.family import ModelFamily
-    from library.models.reading.detection import DetectedModel
-    from library.models.reading.loading import LoadedModel
+    from library.models.reading.opened import OpenedModel
     from library.models.weights.inspection import Inspection
 
 logger = logging.getLogger(__name__)
@@ -131,22 +125,12 @@ def convert(argv: Sequence[str]) -> None:
 def _write(wanted: ConvertOptions, texts: MetadataOptions, contents: Inspection) -> None:
     import torch
 
-    detected, loaded = _read(wanted.model_options)
-    prediction_type = detected.predicts(wanted.model_options)
+    model = _read(wanted.model_options)
     path = Path(str(wanted.destination))
     precision = _PRECISIONS.get(wanted.save_precision or "") or _main_type(contents)
-    layout, size = detected.layout, detected.layout.usual_sizes[prediction_type]
-    made = SpecifiedModel(layout.architectures[prediction_type], prediction_type, (size, size))
-    model = SavedModel(
-        loaded.parts,
-        layout,
-        loaded.tokenizers,
-        {**detected.scheduler, "prediction_type": prediction_type},
-        getattr(torch, precision),
-        _metadata(made, texts, contents.metadata, path.stem),
-    )
+    metadata = model.metadata(texts, contents.metadata, path.stem)
     try:
-        save_model(path, wanted.chosen_format, model)
+        model.save(path, format=wanted.chosen_format, dtype=getattr(torch, precision), metadata=metadata)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error.strerror or error}", "check the path and the space left on the disk"
@@ -154,7 +138,7 @@ def _write(wanted: ConvertOptions, texts: MetadataOptions, contents: Inspection)
     logger.info("saved %s (%s, %s)", path, wanted.chosen_format, precision)
 
 
-def _read(options: ModelOptions) -> tuple[DetectedModel, LoadedModel]:
+def _read(options: ModelOptions) -> OpenedModel:
     from library.models.registry import read_model
 
     try:
@@ -170,22 +154,6 @@ def _main_type(contents: Inspection) -> str:
     sizes = contents.parts[0].num_bytes
     largest = max(sizes, key=lambda name: sizes[name])
     return largest if largest in _PRECISIONS.values() else "float32"
-
-
-def model_metadata(
-    family: ModelFamily, texts: MetadataOptions, earlier: Mapping[str, str], title: str
-) -> dict[str, str]:
-    """The metadata of a model that is made from another one; `earlier`: that one's."""
-    size = (family.usual_size, family.usual_size)
-    made = SpecifiedModel(family.architecture, family.process.prediction_type, size)
-    return _metadata(made, texts, earlier, title)
-
-
-def _metadata(made: SpecifiedModel, texts: MetadataOptions, earlier: Mapping[str, str], title: str) -> dict[str, str]:
-    size = re.fullmatch(r"(\d+)x(\d+)", earlier.get("modelspec.resolution", ""))
-    if size:
-        made = replace(made, resolution=(int(size[1]), int(size[2])))
-    return {**kept_entries(earlier), **specification_entries(made, texts, title=title, earlier=earlier)}
 
 
 if __name__ == "__main__":

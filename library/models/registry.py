@@ -23,13 +23,13 @@ from library.models.families import (
     trained_titles,
 )
 from library.models.family import ImageEncoder, LoadSettings, ModelFamily
-from library.models.options import MemoryOptions, ModelOptions, PromptOptions
+from library.models.options import ModelOptions, PromptOptions
 from library.models.reading.detection import DetectedModel
 from library.models.weights.model_files import ModelFolder, small_files
 from library.models.weights.path_checks import FLAG
 
 if TYPE_CHECKING:
-    from library.models.reading.loading import LoadedModel
+    from library.models.reading.opened import OpenedModel
     from library.models.weights.inspection import Inspection
 
 
@@ -82,18 +82,20 @@ def load_family(
     return module.load(source, found.detected, options, prompts, settings or LoadSettings())
 
 
-def read_model(options: ModelOptions) -> tuple[DetectedModel, LoadedModel]:
-    """What is known of a model and its parts, to be written in another format.
+def read_model(options: ModelOptions) -> OpenedModel:
+    """The model at `options.pretrained_model_name_or_path`, checked, with its weights left in their files.
 
-    Their weights are left in their files, as `open_family` leaves them. Raises `UserError` as `load_family` does.
+    Raises `UserError` as `load_family` does.
     """
     import torch
 
     from library.models.reading.loading import load_model
+    from library.models.reading.opened import OpenedModel
 
     found, source = _identified(options, PromptOptions(), None)
     with torch.device("meta"):
-        return found.detected, load_model(source, found.detected.layout, options)
+        loaded = load_model(source, found.detected.layout, options)
+    return OpenedModel(found.detected, loaded, found.detected.predicts(options))
 
 
 def _identified(options: ModelOptions, prompts: PromptOptions, known: FoundModel | None) -> tuple[FoundModel, Any]:
@@ -112,16 +114,6 @@ def _identified(options: ModelOptions, prompts: PromptOptions, known: FoundModel
     if known is None:
         report(found.check_options(options, prompts))
     return found, source
-
-
-def open_family(options: ModelOptions) -> ModelFamily:
-    """The model at `options.pretrained_model_name_or_path`, checked, with its weights left in their files.
-
-    Its modules are on the device "meta": they cannot compute. The tensors of their state_dict are read one by one when
-    they are used, by `save` too. Raises `UserError` as `load_family` does.
-    """
-    settings = LoadSettings(device="meta", memory=MemoryOptions(lowram=True))  # created on that device at once
-    return load_family(options, settings=settings)
 
 
 def load_encoder(path: str, flag: str, settings: LoadSettings) -> ImageEncoder:

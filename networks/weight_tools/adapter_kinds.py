@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from library.models.family import ModelFamily
+from library.models.reading.opened import OpenedModel
 from networks import loha, lokr, lora, oft
 from networks.adapters.creation import NetworkOfFile
 from networks.adapters.files import load_adapter
@@ -33,13 +33,13 @@ def kind_of(keys: Iterable[str]) -> FileKind:
     return next((kind for kind in _KINDS if names & {*kind.required, *kind.optional}), LoRALayer.FILE)
 
 
-def network_of_file(family: ModelFamily, path: str, multiplier: float) -> AdapterNetwork:
+def network_of_file(model: OpenedModel, path: str, multiplier: float) -> AdapterNetwork:
     """The network of a file on an opened model, not attached. Raises `UserError` where it does not fit, or is none."""
     weights = load_adapter(path)
     create = _KINDS[kind_of(weights)]
-    unet: nn.Module = family.adapter_roots().unet
-    with placeholder_weights(family):
+    unet: nn.Module = model.unet
+    with placeholder_weights(model):
         network, _ = create(
-            multiplier, path, family.vae, text_encoders_of(family), unet, weights_sd=weights, for_inference=True
+            multiplier, path, model.vae, text_encoders_of(model), unet, weights_sd=weights, for_inference=True
         )
     return network

@@ -11,10 +11,9 @@ import torch
 
 from library.cli.errors import UserError
 from library.cli.jobs.outcome import Outcome
-from library.models.convert import model_metadata
 from library.models.devices import DTYPES, choose_device
-from library.models.family import ModelFamily
 from library.models.options import MetadataOptions
+from library.models.reading.opened import OpenedModel
 from library.models.weights.lazy_tensors import UnreadTensor
 from networks.adapters.targets import text_encoder_layers, unet_layers
 from networks.weight_tools.factors import matrix_factors
@@ -55,13 +54,13 @@ def extract(options: ExtractOptions, outcome: Outcome) -> None:
     save_lora(str(options.target), layers, DTYPES[options.save_precision or "float"], _metadata(org, options))
 
 
-def _target_weights(family: ModelFamily, options: ExtractOptions) -> Weights:
+def _target_weights(model: OpenedModel, options: ExtractOptions) -> Weights:
     """The weights of the layers that a LoRA of these options has."""
     targets = [
-        *text_encoder_layers(text_encoders_of(family)),
-        *unet_layers(family.adapter_roots().unet, convolutions=options.conv_dim is not None),
+        *text_encoder_layers(text_encoders_of(model)),
+        *unet_layers(model.unet, convolutions=options.conv_dim is not None),
     ]
-    weights = unread_weights(family, [target.module for target in targets])
+    weights = unread_weights(model, [target.module for target in targets])
     return {target.name: weights[target.module] for target in targets}
 
 
@@ -118,15 +117,15 @@ def quantile(values: torch.Tensor, share: float) -> float:
     return float(values.kthvalue(max(1, math.ceil(share * len(values)))).values)
 
 
-def _metadata(family: ModelFamily, options: ExtractOptions) -> dict[str, str]:
-    base = {"ss_v2": str(family.version.startswith("sd_v2")), "ss_base_model_version": family.version}
+def _metadata(model: OpenedModel, options: ExtractOptions) -> dict[str, str]:
+    base = {"ss_v2": str(model.version.startswith("sd_v2")), "ss_base_model_version": model.version}
     if options.no_metadata:
         return base
     org, tuned = str(options.model_org), str(options.model_tuned)
-    specified = model_metadata(family, MetadataOptions(), {}, options.target.stem)
+    specified = model.metadata(MetadataOptions(), {}, options.target.stem)
     return {
         **base,
         **specified,
-        "modelspec.architecture": f"{family.architecture}/lora",
+        "modelspec.architecture": f"{model.architecture}/lora",
         "ss_training_comment": f"extracted from {Path(tuned).name}, tuned from {Path(org).name}",
     }

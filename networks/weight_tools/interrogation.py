@@ -33,16 +33,16 @@ def interrogate(
     Raises `UserError` for a LoRA without layers of a text encoder.
     """
     device = choose_device(options.device)
-    family = open_model(options.model_options, MODEL_FLAG)
-    encoders = [encoder for encoder in family.adapter_roots().text_encoders if isinstance(encoder, TextEncoder)]
+    model = open_model(options.model_options, MODEL_FLAG)
+    encoders = [encoder for encoder in model.text_encoders if isinstance(encoder, TextEncoder)]
     for encoder in encoders:
         _read(encoder, device)
-    network = network_of_file(family, options.source, 1.0)
+    network = network_of_file(model, options.source, 1.0)
     if not network.text_encoder_loras:
         raise UserError(
             f"--model {options.source} has no layers of a text encoder", "its words act through the U-Net alone"
         )
-    network.apply_to(text_encoders_of(family), family.unet, apply_text_encoder=True, apply_unet=False)
+    network.apply_to(text_encoders_of(model), model.unet, apply_text_encoder=True, apply_unet=False)
     network.to(device)
     tokenizer = load_tokenizer(None, pads_with_end=True).tokenizer
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id

@@ -9,46 +9,45 @@ import torch
 from torch import nn
 
 from library.cli.errors import UserError, UserErrors
-from library.models.family import ModelFamily
 from library.models.options import ModelOptions
-from library.models.registry import open_family
+from library.models.reading.opened import OpenedModel
+from library.models.registry import read_model
 from library.models.weights.lazy_tensors import UnreadTensor
 from library.models.weights.path_checks import about_flag
 
 
-def open_model(options: ModelOptions, flag: str) -> ModelFamily:
+def open_model(options: ModelOptions, flag: str) -> OpenedModel:
     """A model whose weights stay in its files. Raises `UserError` that names the `flag` that it was given with."""
     try:
-        return open_family(options)
+        return read_model(options)
     except UserErrors as errors:
         raise UserErrors(about_flag(flag, error) for error in errors.errors) from errors
     except UserError as error:
         raise about_flag(flag, error) from error
 
 
-def text_encoders_of(family: ModelFamily) -> nn.Module | Sequence[nn.Module]:
+def text_encoders_of(model: OpenedModel) -> nn.Module | Sequence[nn.Module]:
     """The text encoders as adapter networks take them: one alone, several as a list."""
-    encoders = family.adapter_roots().text_encoders
+    encoders = model.text_encoders
     return encoders[0] if len(encoders) == 1 else list(encoders)
 
 
-def unread_weights(family: ModelFamily, layers: Iterable[nn.Module]) -> dict[nn.Module, UnreadTensor]:
+def unread_weights(model: OpenedModel, layers: Iterable[nn.Module]) -> dict[nn.Module, UnreadTensor]:
     """The weights of layers of an opened model."""
-    wanted, roots = set(layers), family.adapter_roots()
+    wanted = set(layers)
     weights = {}
-    for root in (roots.unet, *roots.text_encoders):
+    for root in (model.unet, *model.text_encoders):
         state = root.state_dict()
         weights.update({layer: state[f"{path}.weight"] for path, layer in root.named_modules() if layer in wanted})
     return weights
 
 
 @contextmanager
-def placeholder_weights(family: ModelFamily) -> Iterator[None]:
+def placeholder_weights(model: OpenedModel) -> Iterator[None]:
     """Gives the layers of an opened model zeros that take no memory: some adapter layers begin with what they see."""
-    roots = family.adapter_roots()
     layers = [
         layer
-        for root in (roots.unet, *roots.text_encoders)
+        for root in (model.unet, *model.text_encoders)
         for layer in root.modules()
         if isinstance(layer, (nn.Linear, nn.Conv2d))
     ]

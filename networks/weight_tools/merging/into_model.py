@@ -12,11 +12,10 @@ from torch import nn
 
 from library.cli.errors import UserError
 from library.cli.jobs.outcome import Outcome
-from library.models.convert import model_metadata
 from library.models.devices import DTYPES, choose_device
-from library.models.family import ModelFamily
 from library.models.layouts.formats import format_by_name
 from library.models.options import MetadataOptions
+from library.models.reading.opened import OpenedModel
 from library.models.registry import inspect_model
 from library.models.weights.lazy_tensors import LazyTensors, UnreadTensor, leave_unread
 from networks.adapters.adapter_layer import AdapterLayer
@@ -33,8 +32,8 @@ def merge_into_model(options: MergeOptions, outcome: Outcome) -> None:
     One tensor of the model is in memory at a time, unless a pickle is read or written.
     """
     device = choose_device(options.device)
-    family = open_model(options.model_options, MODEL_FLAG)
-    networks = [network_of_file(family, path, ratio) for path, ratio in options.files]
+    model = open_model(options.model_options, MODEL_FLAG)
+    networks = [network_of_file(model, path, ratio) for path, ratio in options.files]
     adapted: dict[nn.Module, list[AdapterLayer]] = {}
     for (path, _), network, weights in zip(options.files, networks, options.block_weights, strict=True):
         layers = list(network.layers())
@@ -42,10 +41,10 @@ def merge_into_model(options: MergeOptions, outcome: Outcome) -> None:
         for layer in layers:
             layer.multiplier *= factors.get(layer.name, 1.0)
             adapted.setdefault(layer.base, []).append(layer)
-    for base, weight in unread_weights(family, adapted).items():
+    for base, weight in unread_weights(model, adapted).items():
         merge = partial(_merged, base, adapted[base], weight, options.precision, device)
         leave_unread(base, LazyTensors({"weight": merge}))
-    _save(family, options)
+    _save(model, options)
     outcome.done += len(options.files)
 
 
@@ -64,7 +63,7 @@ def _merged(
         base.weight = empty
 
 
-def _save(family: ModelFamily, options: MergeOptions) -> None:
+def _save(model: OpenedModel, options: MergeOptions) -> None:
     target, metadata = options.target, {}
     if not options.no_metadata:
         sources = [
@@ -72,10 +71,10 @@ def _save(family: ModelFamily, options: MergeOptions) -> None:
             *(f"{Path(path).stem} x {ratio:g}" for path, ratio in options.files),
         ]
         texts = MetadataOptions(metadata_merged_from=", ".join(sources))
-        metadata = model_metadata(family, texts, inspect_model(str(options.sd_model)).metadata, target.stem)
+        metadata = model.metadata(texts, inspect_model(str(options.sd_model)).metadata, target.stem)
     dtype = DTYPES[options.saved_precision]
     try:
-        family.save(target, format=format_by_name(target), dtype=dtype, metadata=metadata)
+        model.save(target, format=format_by_name(target), dtype=dtype, metadata=metadata)
     except OSError as error:
         raise UserError(
             f"--save_to {target} cannot be written: {error.strerror or error}",

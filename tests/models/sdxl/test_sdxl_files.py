@@ -102,7 +102,7 @@ def networks(model) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def read(path: Path, **options) -> ModelParts:
-    return read_model(ModelOptions(str(path), **options))[1].parts
+    return read_model(ModelOptions(str(path), **options)).loaded.parts
 
 
 def read_networks(path: Path) -> dict[str, dict[str, torch.Tensor]]:

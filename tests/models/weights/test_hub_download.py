@@ -89,7 +89,7 @@ def test_shards_and_both_text_encoders_are_downloaded(caller: Caller, tiny_sdxl:
     expected = {str(each.relative_to(folder)) for each in folder.rglob("*.safetensors") if each != whole}
     assert {name for name in caller.hub.downloads() if name.endswith(".safetensors")} == expected
     assert all((path / "tokenizer_2" / name).is_file() for name in ("vocab.json", "merges.txt"))
-    parts = read_model(ModelOptions(str(path)))[1].parts
+    parts = read_model(ModelOptions(str(path))).loaded.parts
     assert list(parts.text_encoders) == ["text_encoder", "text_encoder_2"]
 
 
