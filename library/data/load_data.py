@@ -16,12 +16,13 @@ from library.data.buckets import BucketChooser, usable_steps
 from library.data.captions import splits_tags, splits_weights
 from library.data.config.config import DatasetConfig, Source, SubsetConfig
 from library.data.config.dataset_file import read_dataset_config
+from library.data.config.latent_format import fitted, resolution_problems, with_resolution
 from library.data.config.options import CachingOptions, DatasetOptions, flag_values
 from library.data.config.validation_rules import caching_problems, legacy_npz_problems, source_problems
 from library.data.images.face_names import split_face_name
 from library.data.images.image_files import NoImages
 from library.data.real_paths import RealPaths
-from library.data.records import ImageRecord, Size, size_text
+from library.data.records import ImageRecord, LatentFormat, Size, size_text
 from library.data.scan.folders import find_concept_folders, scan_folder, with_masks
 from library.data.scan.legacy_npz import settle_legacy_latents
 from library.data.scan.metadata_file import scan_metadata
@@ -49,22 +50,29 @@ class _ScannedDataset:
 
 
 def load_training_data(
-    options: DatasetOptions, caching: CachingOptions | None = None, *, only: Source | None = None
+    options: DatasetOptions,
+    caching: CachingOptions | None = None,
+    *,
+    only: Source | None = None,
+    latents: LatentFormat = LatentFormat(),  # noqa: B008 - it is frozen
 ) -> TrainingData:
     """Reads the dataset file or flags, scans the images and assigns them to buckets.
 
     Only headers of images are read, and NumPy, slow to import, is imported only when there are no errors. `caching`:
     validated against the data if given. `only`: the source that must describe all images, folders or metadata files.
-    Raises `UserError` with all errors.
+    `latents`: what the model family needs. Raises `UserError` with all errors.
     """
-    raise_together(options.check())
+    options = with_resolution(options, latents)
+    raise_together([*options.check(), *resolution_problems(options)])
     with _collector_paused():
-        return _load(options, caching, only)
+        return _load(options, caching, only, latents)
 
 
-def _load(options: DatasetOptions, caching: CachingOptions | None, only: Source | None) -> TrainingData:
+def _load(
+    options: DatasetOptions, caching: CachingOptions | None, only: Source | None, latents: LatentFormat
+) -> TrainingData:
     problems: list[UserError] = []
-    configs = _read_configs(options, problems, only)
+    configs = [fitted(config, latents, problems) for config in _read_configs(options, problems, only)]
     others = list(source_problems(configs, options, only))
     if others:  # no need to scan their images
         raise_together([*problems, *others])

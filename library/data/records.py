@@ -17,6 +17,19 @@ def size_text(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
+@dataclass(frozen=True)
+class LatentFormat:
+    """What the data has to know of a model family before its model is loaded.
+
+    `ending`: of cache files of latents. `granularity`: pixels that sides of training images are multiples of.
+    `usual_resolution`: where the user gives none; None where one has to be given.
+    """
+
+    ending: str = "_sd.npz"
+    granularity: int = 8
+    usual_resolution: Size | None = None
+
+
 @dataclass(slots=True)  # hardly ever assigned to, but a frozen one takes four times as long to make
 class ImageRecord:
     """One image that a scan found. Sizes are those after EXIF orientation."""
@@ -73,6 +86,7 @@ class LatentKey:
     mask_path: str | None = None  # of a mask image, which weights the loss; never part of a cached latent
     num_bytes: int | None = None  # None: not known
     ctime_ns: int | None = None
+    cache_ending: str = LatentFormat.ending
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ def whole_model_script(
     program: str,
     description: str,
     option_groups: tuple[type[OptionGroup], ...],
-    data_source: Source,
+    data_source: Source | None,
     *,
     tracker_project: str,
+    family: str | None = None,
 ) -> TrainingScript:
     """A full fine-tuning script; its `WholeModelOptions` say how the text encoder is trained."""
     return TrainingScript(
@@ -35,6 +36,7 @@ def whole_model_script(
         ending_of=chosen_ending,
         can_be_sharded=True,
         tracker_project=tracker_project,
+        family=family,
     )
 
 

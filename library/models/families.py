@@ -10,6 +10,7 @@ from pathlib import Path
 from library.cli.checks import Findings
 from library.cli.documents import no_such_path
 from library.cli.errors import UserError
+from library.data.records import LatentFormat
 from library.models.options import ModelOptions, PromptOptions
 from library.models.reading.detection import DetectedModel
 from library.models.sdxl import detection as sdxl
@@ -29,7 +30,8 @@ class FamilyEntry:
 
     `parts`: the folders of a Diffusers model that hold weights. `accepts`: whether a folder or file is of it.
     `detect`: what its small files say. `check_options`: options that contradict that. `package`: has `model.load` and
-    `inspection.inspect`, and is imported last. `is_trained`: else its models are only converted and inspected.
+    `inspection.inspect`, and is imported last. `latents`: what the data has to know. `is_trained`: else its models are
+    only converted and inspected.
     """
 
     title: str
@@ -38,6 +40,7 @@ class FamilyEntry:
     detect: Callable[[ModelSource], DetectedModel]
     check_options: Callable[[DetectedModel, ModelOptions, PromptOptions], Findings]
     package: str
+    latents: LatentFormat = LatentFormat()
     is_trained: bool = True
 
 
@@ -57,9 +60,14 @@ FAMILIES = (
         sdxl.detect,
         sdxl.check_options,
         "library.models.sdxl",
-        is_trained=False,
+        LatentFormat("_sdxl.npz", granularity=32, usual_resolution=(1024, 1024)),
     ),
 )
+
+
+def family_named(package: str) -> FamilyEntry:
+    """The family in a package of `library.models`: "sdxl"."""
+    return next(family for family in FAMILIES if family.package == f"library.models.{package}")
 
 
 def family_of(source: ModelSource) -> FamilyEntry | None:

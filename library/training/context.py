@@ -15,7 +15,9 @@ from library.cli.options import OptionGroup
 from library.cli.parser import Options
 from library.data.config.config import Source
 from library.data.config.options import CachingOptions, DatasetOptions
+from library.data.records import LatentFormat
 from library.dataset_report.options import ReportOptions
+from library.models.families import FamilyEntry, family_named
 from library.models.options import ModelOptions
 from library.models.registry import FoundModel, detect_model
 from library.training.checkpoints.hub_upload import read_hub_state
@@ -59,6 +61,7 @@ class TrainingScript:
     folders. `adapt_data`: gives the data as the method wants it, and raises `UserError` for data that it cannot use.
     `can_be_sharded`: whether what is trained is large enough to be sharded over the processes. `usual_learning_rate`:
     where the default is far too low. `tracker_project`: where the user names none, as other programs name it.
+    `family`: the package of the only model family that it trains; None for all.
     """
 
     program: str
@@ -73,6 +76,7 @@ class TrainingScript:
     can_be_sharded: bool = False
     usual_learning_rate: float | None = None
     tracker_project: str = "training"
+    family: str | None = None
 
 
 class Context:
@@ -104,6 +108,13 @@ class Context:
     def model(self) -> FoundModel | None:
         """The model, detected from its small files; None where it is known only when it is loaded."""
         return detect_model(self[ModelOptions]) if self.trains else None
+
+    @property
+    def family(self) -> FamilyEntry | None:
+        """The family of the model: that of the script, or the detected one; None where neither says it."""
+        if self.script.family is not None:
+            return family_named(self.script.family)
+        return None if self.model is None else self.model.family
 
     @read_once
     def requested_sharding(self) -> ShardingConfig | None:
@@ -148,7 +159,8 @@ class Context:
             described = replace(described, skip_bad_images=True)
         with kept_warnings() as warnings:
             caching = self.options.get(CachingOptions)
-            data = load_training_data(described, caching, only=self.script.data_source)
+            latents = LatentFormat() if self.family is None else self.family.latents
+            data = load_training_data(described, caching, only=self.script.data_source, latents=latents)
             if self.script.adapt_data is not None:
                 data = self.script.adapt_data(self.options, data)
         return data, tuple(warnings)

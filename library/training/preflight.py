@@ -14,7 +14,7 @@ from library.data.config.options import CachingOptions, DatasetOptions
 from library.dataset_report.options import ReportOptions
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.diffusion.validation_rules import objective_findings, prediction_findings
-from library.models.families import model_problems, other_family, trained_titles
+from library.models.families import FamilyEntry, model_problems, other_family, trained_titles
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.weights.path_checks import FLAG as MODEL_FLAG
 from library.training.checkpoints.hub_upload import hub_findings
@@ -54,9 +54,23 @@ def _model_files(context: Context) -> Findings:
     yield from model_problems(context[ModelOptions])
 
 
+def family_findings(context: Context, family: FamilyEntry) -> Findings:
+    """A model of another family than the script trains."""
+    script = context.script
+    if script.family is not None and family is not context.family:
+        model = context[ModelOptions].pretrained_model_name_or_path
+        others = script.program.removeprefix(f"{script.family}_")
+        yield UserError(
+            f"--pretrained_model_name_or_path {model} is {family.title}, which {script.program} does not train",
+            hint="give a Stable Diffusion XL model, or train with"
+            f" {'fine_tune.py or train_db.py' if others == 'train.py' else others}",
+        )
+
+
 def _model_options(context: Context) -> Findings:
     """Options that contradict the model. (A pickle, or a name on the Hub, is checked when it is loaded.)"""
     if context.model is not None:
+        yield from family_findings(context, context.model.family)
         yield from context.model.check_options(context[ModelOptions], context[PromptOptions])
 
 

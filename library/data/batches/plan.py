@@ -92,6 +92,7 @@ class PlannedDataset:
             mask_path=record.mask_path,
             num_bytes=record.num_bytes,
             ctime_ns=record.ctime_ns,
+            cache_ending=self.config.cache_ending,
         )
 
     @property

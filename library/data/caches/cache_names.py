@@ -2,7 +2,7 @@
 
 Latents: `<stem>_<W>x<H>_sd.npz`, as other programs name them. Images that would share a file, such as a.png and a.jpg,
 have their whole name in it instead: `a.png_<W>x<H>_sd.npz`. Text encoder outputs: `<image>_sd_te.npz`. The endings are
-the model family's (`CacheFormat`). Where an image's name leaves no room for an ending, a hash stands in for it.
+the model family's. Where an image's name leaves no room for an ending, a hash stands in for it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from library.data.records import LatentKey
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """How a model family's cache files are named.
+    """How a model family's cached text encoder outputs are named; those of latents: `LatentFormat`.
 
     `text_by_stem`: files of text encoder outputs lack the image's extension, and the arrays of their first caption a
     number: as other programs write them for the family.
     """
 
-    latents_ending: str = "_sd.npz"
     text_ending: str = "_sd_te.npz"
     text_by_stem: bool = False
 
@@ -40,7 +39,7 @@ def cache_names(key: LatentKey) -> tuple[str, str]:
     """The possible names of the cache file of an image: with the image's extension, and without it."""
     name = os.path.basename(key.path)
     width, height = key.image_size
-    size = f"_{width:04d}x{height:04d}{SD_CACHES.latents_ending}"
+    size = f"_{width:04d}x{height:04d}{key.cache_ending}"
     return _named(name, size), _named(os.path.splitext(name)[0], size)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from library.data.buckets import BucketSettings
-from library.data.records import Size
+from library.data.records import LatentFormat, Size
 
 Source = Literal["metadata", "folder"]
 
@@ -92,6 +92,7 @@ class DatasetConfig:
     # images of at most this area are skipped; not part of the digest, since the records show its effect
     skip_image_resolution: Size | None = field(default=None, repr=False)
     subsets: tuple[SubsetConfig, ...] = ()
+    cache_ending: str = field(default=LatentFormat.ending, repr=False)  # of cache files of latents
 
     @property
     def bucket_settings(self) -> BucketSettings:

@@ -267,8 +267,6 @@ class DatasetOptions:
             return
         if self.train_data_dir is None and self.in_json is None:
             yield UserError("no training data is given", hint="give --dataset_config FILE or --train_data_dir FOLDER")
-        elif self.resolution is None:
-            yield UserError("--resolution is missing", hint="give the training size, such as --resolution 512")
         if self.in_json is None and self.conditioning_data_dir is not None and self.alpha_mask:
             yield UserError(
                 "--conditioning_data_dir cannot be used with --alpha_mask: both are masks of the loss",
