@@ -14,8 +14,8 @@ from networks.adapters.files import load_adapter
 from networks.adapters.network import AdapterNetwork
 from networks.adapters.options import AdapterOptions, parse_network_args, without_effect
 from networks.adapters.selection import choose_layers, layer_rates
-from networks.adapters.targets import all_layers, text_encoder_layers, unet_layers
-from networks.adapters.weights import parts_by_layer
+from networks.adapters.targets import all_layers, other_names, text_encoder_layers, unet_layers
+from networks.adapters.weights import parts_by_layer, with_names
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ def network_functions(module: str, layer_class: type[AdapterLayer]) -> tuple[New
             logger.warning(line)
         assert weights_sd is not None or file is not None, "a file or weights_sd"
         source = str(file) if file is not None else "the adapter weights"
-        weights = dict(weights_sd) if weights_sd is not None else load_adapter(source)
+        read = weights_sd if weights_sd is not None else load_adapter(source)
+        weights = with_names(read, other_names(unet))
         network = _network_of(layer_class, options, multiplier, text_encoder, unet, weights, source)
         if for_inference:
             network.requires_grad_(False).eval()
@@ -99,7 +100,8 @@ def _new_network(
         )
         for choice in choose_layers(options, [*text_targets, *unet_targets])
     ]
-    return AdapterNetwork(layer_class, layers, options, layer_rates(options, [*text_targets, *unet_targets]))
+    rates = layer_rates(options, [*text_targets, *unet_targets])
+    return AdapterNetwork(layer_class, layers, options, rates, other_names(unet))
 
 
 def _network_of(
@@ -119,6 +121,6 @@ def _network_of(
         settings = {**options.layer_args, **layer_class.settings_of(found[target.name])}
         layer = layer_class(target.name, target.module, multiplier=multiplier, dropout=options.dropout, **settings)
         layers.append(layer)
-    network = AdapterNetwork(layer_class, layers, options, layer_rates(options, targets))
+    network = AdapterNetwork(layer_class, layers, options, layer_rates(options, targets), other_names(unet))
     network.load_checked(weights, source)
     return network

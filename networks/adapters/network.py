@@ -16,7 +16,7 @@ from networks.adapters.files import load_adapter, save_adapter
 from networks.adapters.options import AdapterOptions
 from networks.adapters.selection import LayerRate
 from networks.adapters.targets import is_spatial
-from networks.adapters.weights import check_weights, fit_weights, parts_by_layer
+from networks.adapters.weights import check_weights, fit_weights, parts_by_layer, with_names
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,15 @@ class LoadInfo:
     num_layers: int
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Layers that one learning rate is for."""
+
+    name: str
+    layers: Sequence[AdapterLayer]
+    rate: float | None
+
+
 class AdapterNetwork(nn.Module):
     """The trainable layers of an adapter. Its state_dict is the adapter file, without the base model's weights."""
 
@@ -38,13 +47,16 @@ class AdapterNetwork(nn.Module):
         layers: Iterable[AdapterLayer],
         options: AdapterOptions,
         rates: Mapping[str, LayerRate],
+        other_names: Mapping[str, str],
     ):
+        """`other_names`: of layers in files -> their names in this network."""
         super().__init__()
         self._file_kind = layer_class.FILE
         layers = list(layers)
         self.text_encoder_loras = [layer for layer in layers if layer.name.startswith("lora_te")]
         self.unet_loras = [layer for layer in layers if layer.name.startswith("lora_unet")]
         self._rates = rates
+        self._other_names = other_names
         self._loraplus_ratios = {
             "textencoder": options.loraplus_text_encoder_lr_ratio,
             "unet": options.loraplus_unet_lr_ratio,
@@ -147,20 +159,37 @@ class AdapterNetwork(nn.Module):
         of its own: "unet plus". A learning rate of None is `default_lr`. A layer with the rate 0, or without any, is
         left out and requires no gradients.
         """
-        rates = {"textencoder": text_encoder_lr, "unet": unet_lr}
+        text_encoder = _Part("textencoder", self.text_encoder_loras, text_encoder_lr)
+        return self._groups_of_parts([text_encoder, _Part("unet", self.unet_loras, unet_lr)], default_lr)
+
+    def prepare_optimizer_params_with_multiple_te_lrs(
+        self, text_encoder_lrs: Sequence[float | None], unet_lr: float | None, default_lr: float | None
+    ) -> tuple[list[dict], list[str]]:
+        """As `prepare_optimizer_params`, with a rate for each text encoder: "textencoder 1", "textencoder 2"."""
+        parts = [
+            _Part(
+                f"textencoder {number}",
+                [layer for layer in self.text_encoder_loras if layer.name.startswith(f"lora_te{number}_")],
+                rate,
+            )
+            for number, rate in enumerate(text_encoder_lrs, start=1)
+        ]
+        return self._groups_of_parts([*parts, _Part("unet", self.unet_loras, unet_lr)], default_lr)
+
+    def _groups_of_parts(self, parts: Iterable[_Part], default_lr: float | None) -> tuple[list[dict], list[str]]:
         groups: list[dict] = []
         names: list[str] = []
         trained: set[str] = set()
-        for part, layers in (("textencoder", self.text_encoder_loras), ("unet", self.unet_loras)):
-            part_rate = default_lr if rates[part] is None else rates[part] or None
-            for rate, members in self._by_rate(layers).items():
+        for part in parts:
+            part_rate = default_lr if part.rate is None else part.rate or None
+            for rate, members in self._by_rate(part.layers).items():
                 lr = rate.of(part_rate)
                 if lr is None:
                     continue
                 trained.update(layer.name for layer in members)
-                for suffix, params, ratio in _groups_of(members, self._loraplus_ratios[part]):
+                for suffix, params, ratio in _groups_of(members, self._loraplus_ratios[part.name.split()[0]]):
                     groups.append({"params": params, "lr": lr * ratio})
-                    names.append(part + rate.group + suffix)
+                    names.append(part.name + rate.group + suffix)
         self._frozen = frozenset(layer.name for layer in self.layers()) - trained
         self._require_gradients()
         return groups, names
@@ -198,7 +227,7 @@ class AdapterNetwork(nn.Module):
 
         Raises UserError if it has no layer of the network, or for other ranks or shapes than the network's.
         """
-        weights, source = load_adapter(file), str(file)
+        weights, source = with_names(load_adapter(file), self._other_names), str(file)
         in_file, own = set(parts_by_layer(weights, self._file_kind, source)), {layer.name for layer in self.layers()}
         if not in_file & own:
             check_weights(weights, self.state_dict(), source)

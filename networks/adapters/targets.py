@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -64,13 +64,28 @@ def _named_text_encoders(text_encoder: nn.Module | Sequence[nn.Module]) -> list[
 
 
 def _layers_in_blocks(prefix: str, root: nn.Module, block_classes: Sequence[str]) -> Iterator[Target]:
-    for path, block in root.named_modules():
-        if type(block).__name__ in block_classes:
-            yield from _layers(prefix, block, f"{path}.")
+    block = ""
+    for path, module in root.named_modules():
+        if type(module).__name__ in block_classes:
+            block = f"{path}."
+        elif block and path.startswith(block) and isinstance(module, (nn.Linear, nn.Conv2d)):
+            yield Target(_key(prefix, path), module, path)
 
 
-def _layers(prefix: str, root: nn.Module, path_of_root: str = "") -> Iterator[Target]:
+def _layers(prefix: str, root: nn.Module) -> Iterator[Target]:
     for path, module in root.named_modules():
         if path and isinstance(module, (nn.Linear, nn.Conv2d)):
-            full = path_of_root + path
-            yield Target(f"{prefix}_{full}".replace(".", "_"), module, full)
+            yield Target(_key(prefix, path), module, path)
+
+
+def other_names(unet: nn.Module) -> dict[str, str]:
+    """Names that layers of the U-Net have in other programs' files -> their names here.
+
+    A U-Net that is handed over under the names of its family's files says its others: `other_names`, path -> path.
+    """
+    paths: Mapping[str, str] = getattr(unet, "other_names", {})
+    return {_key("lora_unet", other): _key("lora_unet", path) for other, path in paths.items()}
+
+
+def _key(prefix: str, path: str) -> str:
+    return f"{prefix}_{path}".replace(".", "_")

@@ -32,6 +32,14 @@ class FileKind:
 LORA_FILE = FileKind("LoRA", (DOWN, UP), optional=(MAGNITUDE,))
 
 
+def with_names(weights: Mapping[str, torch.Tensor], other_names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """The weights of a file under the names of the model's layers. `other_names`: names in files -> these."""
+    if not other_names:
+        return dict(weights)
+    split = {key: key.partition(".") for key in weights}
+    return {f"{other_names.get(name, name)}{dot}{rest}": weights[key] for key, (name, dot, rest) in split.items()}
+
+
 def parts_by_layer(
     weights: Mapping[str, torch.Tensor], kind: FileKind, source: str
 ) -> dict[str, dict[str, torch.Tensor]]:
