@@ -20,7 +20,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["library", "library.*", "networks", "networks.*", "finetune"]),
-    py_modules=["train_network", "train_db", "fine_tune", "train_textual_inversion"],
+    py_modules=[
+        "train_network",
+        "train_db",
+        "fine_tune",
+        "train_textual_inversion",
+        "sdxl_train_network",
+        "sdxl_train",
+        "sdxl_train_textual_inversion",
+    ],
     package_data={
         "library.models.text": ["clip_vocabulary/*"],
         "library.html_pages": ["*.css", "*.jinja"],

@@ -117,8 +117,7 @@ class AdapterTraining:
             )
 
     def _make_groups(self, default_learning_rate: float) -> list[ParamGroup]:
-        options = self._options
-        found = self._network.prepare_optimizer_params(options.text_encoder_lr, options.unet_lr, default_learning_rate)
+        found = self._groups_of_network(default_learning_rate)
         groups, names = found if isinstance(found, tuple) else (found, None)
         named = []
         for index, group in enumerate(groups):
@@ -131,6 +130,23 @@ class AdapterTraining:
                 hint="check --unet_lr, --text_encoder_lr and --network_args",
             )
         return named
+
+    def _groups_of_network(self, default_learning_rate: float) -> Any:
+        """What the network makes of the learning rates: groups, or groups and their names."""
+        rates = self._text_encoder_rates()
+        unet = self._options.unet_lr
+        if len(set(rates)) == 1:
+            return self._network.prepare_optimizer_params(rates[0], unet, default_learning_rate)
+        if not hasattr(self._network, "prepare_optimizer_params_with_multiple_te_lrs"):
+            raise UserError(
+                f"--network_module {self._options.network_module} takes one learning rate for both text encoders",
+                hint="give one --text_encoder_lr, or train with networks.lora",
+            )
+        return self._network.prepare_optimizer_params_with_multiple_te_lrs(rates, unet, default_learning_rate)
+
+    def _text_encoder_rates(self) -> list[float | None]:
+        num_encoders = len(self._text_encoder) if isinstance(self._text_encoder, list) else 1
+        return self._options.text_encoder_rates(num_encoders)
 
     def param_groups(self) -> list[ParamGroup]:
         return self._groups
@@ -183,7 +199,7 @@ class AdapterTraining:
         return {"norm/avg_key_norm": float(self._network.average_update_norm())}
 
     def metadata(self) -> dict[str, str]:
-        options = self._options
+        options, rates = self._options, self._text_encoder_rates()
         rank, alpha = str(options.network_dim), str(options.alpha)
         if options.dim_from_weights and hasattr(self._network, "rank_and_alpha"):
             rank, alpha = self._network.rank_and_alpha()
@@ -193,7 +209,7 @@ class AdapterTraining:
             "ss_network_alpha": alpha,
             "ss_network_dropout": str(options.network_dropout),
             "ss_unet_lr": str(options.unet_lr),
-            "ss_text_encoder_lr": str(options.text_encoder_lr),
+            "ss_text_encoder_lr": str(rates[0] if len(set(rates)) == 1 else rates),
         }
         if options.network_args:
             entries["ss_network_args"] = json.dumps(options.keyword_arguments())

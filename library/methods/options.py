@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from library.cli.errors import UserError, UserErrors
 from library.cli.options import option
@@ -63,11 +64,20 @@ class NetworkOptions:
     unet_lr: float | None = option(
         help="learning rate of the U-Net's LoRA layers (default: --learning_rate)", minimum=0, on_resume="kept"
     )
-    text_encoder_lr: float | None = option(
-        help="learning rate of the text encoder's LoRA layers (default: --learning_rate)",
+    text_encoder_lr: tuple[float, ...] = option(
+        (),
+        help="learning rate of the text encoder's LoRA layers, or one for each of two encoders (default:"
+        " --learning_rate)",
         minimum=0,
-        takes_first=True,
         aliases=("learning_rate_te",),
+        on_resume="kept",
+    )
+    learning_rate_te1: float | None = option(
+        help="learning rate of the first of two text encoders (default: --text_encoder_lr)", minimum=0, on_resume="kept"
+    )
+    learning_rate_te2: float | None = option(
+        help="learning rate of the second of two text encoders (default: --text_encoder_lr)",
+        minimum=0,
         on_resume="kept",
     )
     network_train_unet_only: bool = option(False, help="train the U-Net's LoRA only", on_resume="same")
@@ -106,8 +116,14 @@ class NetworkOptions:
         if not self.network_train_text_encoder_only:
             own["unet_lr"] = self.unet_lr
         if not self.network_train_unet_only:
-            own["text_encoder_lr"] = self.text_encoder_lr
+            own["text_encoder_lr"] = self.text_encoder_rates(1)[0]
         return _rates(own, default)
+
+    def text_encoder_rates(self, num_encoders: int) -> list[float | None]:
+        """The rate of each text encoder; None for `--learning_rate`."""
+        given = [*self.text_encoder_lr[:num_encoders], *self.text_encoder_lr[-1:] * num_encoders, None, None]
+        own = [self.learning_rate_te1, self.learning_rate_te2] if num_encoders > 1 else [None]
+        return [rate if rate is not None else both for rate, both in zip(own, given, strict=False)]
 
     @property
     def alpha(self) -> float:
@@ -199,6 +215,22 @@ class NetworkOptions:
         return [pair for argument in self.network_args for pair in pairs_in(argument)]
 
 
+NUM_BLOCKS_XL = 23  # of a Stable Diffusion XL U-Net, as --block_lr counts them
+
+
+def parse_block_rates(value: Any) -> tuple[float, ...]:
+    """The rates of `--block_lr`, from a text with commas or a list. Raises `ValueError` with what was expected."""
+    items = value if isinstance(value, (list, tuple)) else [value]
+    numbers = [number for item in items for number in str(item).replace(",", " ").split()]
+    try:
+        rates = tuple(float(number) for number in numbers)
+    except ValueError:
+        rates = ()
+    if len(rates) != NUM_BLOCKS_XL or not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+        raise ValueError(f"{NUM_BLOCKS_XL} learning rates, separated by commas")
+    return rates
+
+
 @dataclass(frozen=True)
 class WholeModelOptions:
     """Full fine-tuning: options of both `train_db.py` and `fine_tune.py`; each adds those of the text encoder."""
@@ -213,11 +245,35 @@ class WholeModelOptions:
     learning_rate_te: float | None = option(
         help="learning rate of the text encoder (default: --learning_rate)", minimum=0, on_resume="kept"
     )
+    learning_rate_te1: float | None = option(
+        help="learning rate of the first of two text encoders; 0 freezes it (default: --learning_rate_te)",
+        minimum=0,
+        on_resume="kept",
+    )
+    learning_rate_te2: float | None = option(
+        help="learning rate of the second of two text encoders; 0 freezes it (default: --learning_rate_te)",
+        minimum=0,
+        on_resume="kept",
+    )
+    block_lr: tuple[float, ...] = option(
+        (),
+        help="learning rates of the 23 blocks of a Stable Diffusion XL U-Net: embeddings, 9 down, 3 middle, 9 up,"
+        " output (default: --learning_rate); 0 freezes a block",
+        parse=parse_block_rates,
+        metavar="RATES",
+        on_resume="kept",
+    )
 
     def learning_rates(self, default: float) -> dict[str, float]:
         """The rate of each part that is trained, by the option that sets it."""
         own = {"learning_rate_te": self.learning_rate_te} if self.trains_text_encoder else {}
         return {"learning_rate": default, **_rates(own, default)}
+
+    def text_encoder_rates(self, num_encoders: int, default: float) -> list[float]:
+        """The rate of each text encoder."""
+        both = default if self.learning_rate_te is None else self.learning_rate_te
+        own = [self.learning_rate_te1, self.learning_rate_te2] if num_encoders > 1 else [None]
+        return [both if rate is None else rate for rate in own]
 
     @property
     def trains_text_encoder(self) -> bool:

@@ -46,17 +46,40 @@ class FullFineTuning:
         """Unfreezes the trained parts; `seed` is not used, and the family does the gradient checkpointing."""
         self._family = family
         self._modules = {"unet": family.unet}
+        num_encoders = len(family.text_encoders)
+        rates = self._options.text_encoder_rates(num_encoders, default_learning_rate)
+        trained: list[tuple[nn.Module, float]] = []
         if self.trains_text_encoders:
-            self._modules |= {_encoder_name(index): encoder for index, encoder in enumerate(family.text_encoders)}
+            for index, encoder in enumerate(family.text_encoders):
+                if rates[index] or num_encoders == 1:  # one alone is trained, if at rate 0
+                    self._modules[_encoder_name(index)] = encoder
+                    trained.append((encoder, rates[index]))
         for module in self._modules.values():
             module.requires_grad_(True)
         for layer in family.layers_after_clip_skip():
             layer.requires_grad_(False)
-        self._groups = [_group("unet", [family.unet], default_learning_rate)]
-        if self.trains_text_encoders:
-            rate = self._options.learning_rate_te
-            rate = default_learning_rate if rate is None else rate
-            self._groups.append(_group("textencoder", family.text_encoders, rate))
+        self._groups = self._unet_groups(default_learning_rate)
+        if len({rate for _, rate in trained}) == 1:
+            self._groups.append(_group("textencoder", [encoder for encoder, _ in trained], trained[0][1]))
+        else:
+            groups = (_group(f"textencoder {index + 1}", [each], rate) for index, (each, rate) in enumerate(trained))
+            self._groups += groups
+
+    def _unet_groups(self, default_learning_rate: float) -> list[ParamGroup]:
+        """One group, or with `--block_lr` one for each block; blocks with rate 0 are frozen."""
+        rates = self._options.block_lr
+        if not rates:
+            return [_group("unet", [self._family.unet], default_learning_rate)]
+        blocks = self._family.unet_blocks()
+        if len(blocks) != len(rates):
+            raise UserError("--block_lr is for Stable Diffusion XL, and this is another model", "leave it out")
+        for params, rate in zip(blocks, rates, strict=True):
+            for param in params:
+                param.requires_grad_(rate > 0)
+        named = enumerate(zip(blocks, rates, strict=True))
+        return [
+            ParamGroup(f"unet_block{index}", params, rate) for index, (params, rate) in named if rate > 0 and params
+        ]
 
     def param_groups(self) -> list[ParamGroup]:
         return self._groups
@@ -132,7 +155,7 @@ class FullFineTuning:
     def metadata(self) -> dict[str, str]:
         rates = {f"ss_{group.name}_lr": str(group.learning_rate) for group in self._groups}
         return {
-            "ss_unet_lr": rates["ss_unet_lr"],
+            "ss_unet_lr": rates.get("ss_unet_lr", str(list(self._options.block_lr))),
             "ss_text_encoder_lr": rates.get("ss_textencoder_lr", "None"),
             "ss_train_text_encoder": str(self.trains_text_encoders),
             "ss_stop_text_encoder_training": str(self._options.text_encoder_stops_at),
@@ -141,7 +164,7 @@ class FullFineTuning:
     def usage_hint(self, path: Path) -> str:
         call = "from_single_file" if self.ending else "from_pretrained"
         where = "choose it as the model in your image program, or load it" if self.ending else "load it"
-        return f"{where} in Diffusers: StableDiffusionPipeline.{call}({str(path)!r})"
+        return f"{where} in Diffusers: {self._family.pipeline}.{call}({str(path)!r})"
 
 
 def _group(name: str, modules: Sequence[nn.Module], learning_rate: float) -> ParamGroup:

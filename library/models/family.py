@@ -85,6 +85,7 @@ class ModelFamily(ImageEncoder, Protocol):
     """A kind of diffusion model, loaded as `LoadSettings` say. The loop, samples and methods know models only so."""
 
     version: str  # as written to metadata: "sd_v1", "sd_v2", "sd_v2_v", ...
+    pipeline: str  # the class of Diffusers that runs it
     usual_size: int  # pixels of a side that it was made for
     architecture: str  # of SAI ModelSpec: "stable-diffusion-v1", "stable-diffusion-v2-768-v", ...
     process: NoiseProcess
@@ -113,6 +114,9 @@ class ModelFamily(ImageEncoder, Protocol):
 
     def cross_attention_layers(self) -> tuple[str, ...]:
         """Names of the denoiser's cross-attention layers, in the order in which they are computed."""
+
+    def unet_blocks(self) -> Sequence[list[nn.Parameter]]:
+        """The denoiser's parameters by the blocks of `--block_lr`; none where the family has no such numbers."""
 
     def layers_after_clip_skip(self) -> tuple[nn.Module, ...]:
         """Layers of the text encoders that `--clip_skip` skips: no gradient reaches them."""

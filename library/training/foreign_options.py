@@ -33,7 +33,7 @@ _TRAIN_TEXTUAL_INVERSION = (
 _CONTROL_NETWORKS = ("cond_emb_dim", "controlnet_model_name_or_path")
 
 # options of the scripts for other model families
-_SDXL = ("block_lr", "fused_optimizer_groups", "learning_rate_te1", "learning_rate_te2")
+_SDXL = ("fused_optimizer_groups",)
 _FLUX = (
     "apply_t5_attn_mask", "blocks_to_swap", "blockwise_fused_optimizers", "discrete_flow_shift",
     "double_blocks_to_swap", "guidance_scale", "mem_eff_save", "model_prediction_type", "model_type", "sigmoid_scale",
@@ -83,7 +83,6 @@ _MEANINGS = {
     "bf16": ("mixed_precision",),
     "image_dir": _DATA,
     "initializer_token": ("init_word",),
-    "learning_rate_te1": _TEXT_ENCODER_RATE,
     "log_dir": ("logging_dir",),
     "lora_alpha": ("network_alpha",),
     "lora_dim": ("network_dim",),

@@ -52,6 +52,7 @@ class LatentDiffusionModel:
         self._layout = detected.layout
         self.version = detected.layout.versions[predicts]
         self.architecture = detected.layout.architectures[predicts]
+        self.pipeline = detected.layout.pipeline
         self.usual_size = detected.layout.usual_sizes[predicts]
         self._encoders = dict(parts.text_encoders)
         self._unused_tensors = parts.unused_tensors
@@ -109,6 +110,10 @@ class LatentDiffusionModel:
     def adapter_roots(self) -> AdapterRoots:
         """The U-Net and the text encoders."""
         return AdapterRoots(self.unet, self.text_encoders)
+
+    def unet_blocks(self) -> Sequence[list[nn.Parameter]]:
+        """None: the blocks of `--block_lr` are those of Stable Diffusion XL."""
+        return ()
 
     def offload_vae(self) -> None:
         """Moves the VAE to the CPU; decoding brings it back for as long as it takes."""
