@@ -102,6 +102,9 @@ class ModelFamily(ImageEncoder, Protocol):
     def offload_vae(self) -> None:
         """Moves the VAE to the CPU; decoding brings it back for as long as it takes."""
 
+    def offload_text_encoders(self) -> None:
+        """Moves the text encoders to the CPU; encoding brings them back for as long as it takes."""
+
     def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Conditioning:
         """Tokenizes and encodes; gradients flow unless the caller forbids them.
 

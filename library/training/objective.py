@@ -52,6 +52,8 @@ def make_inputs(
         family.offload_vae()
     texts = TextSource(family, caching, accelerator, method.trains_text_encoders)
     texts.fill_cache(data)
+    if caching.caches_text_encoder_outputs and not options[MemoryOptions].highvram and accelerator.device.type != "cpu":
+        family.offload_text_encoders()
 
     def loader_of(data: TrainingData, seed: int, counter: StepCounter) -> BatchLoader:
         dataset = BatchDataset(

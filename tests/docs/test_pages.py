@@ -31,7 +31,10 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
     if not (path.name.startswith("options") or path.name == "compatibility.md")  # made from the declarations
 )
-TRAINING = ("train_network", "train_db", "fine_tune", "train_textual_inversion")
+TRAINING = (
+    "train_network", "train_db", "fine_tune", "train_textual_inversion",
+    "sdxl_train_network", "sdxl_train", "sdxl_train_textual_inversion",
+)  # fmt: skip
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")

@@ -31,7 +31,7 @@ from library.models.weights.module_weights import Fingerprints
 class LatentDiffusionModel:
     """A U-Net, its text encoders by the names of their folders, and a VAE; the base of families with these parts.
 
-    A family adds `conditioning`, `caches`, `encode_prompts` and `predict`, and what
+    A family adds `conditioning`, `caches`, `_encode_prompts` and `predict`, and what
     textual inversion needs: see `ModelFamily`.
     """
 
@@ -63,6 +63,7 @@ class LatentDiffusionModel:
         self._text_fingerprints = Fingerprints()
         self._unet_dtype = torch.float32
         self._snapshots: dict[str, Any] = {}
+        self._is_text_offloaded = False
         self._make_ready(settings)
 
     def _make_ready(self, settings: LoadSettings) -> None:
@@ -110,6 +111,27 @@ class LatentDiffusionModel:
     def adapter_roots(self) -> AdapterRoots:
         """The U-Net and the text encoders."""
         return AdapterRoots(self.unet, self.text_encoders)
+
+    def offload_text_encoders(self) -> None:
+        """Moves the text encoders to the CPU; encoding brings them back for as long as it takes."""
+        self._is_text_offloaded = True
+        for encoder in self.text_encoders:
+            nn.Module.to(encoder, "cpu")
+
+    def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> Any:
+        """What the denoiser takes of prompts, on its device: see `ModelFamily.encode_prompts`."""
+        if not self._is_text_offloaded:
+            return self._encode_prompts(prompts, weighted)
+        device = self.unet.device
+        try:
+            for encoder in self.text_encoders:
+                nn.Module.to(encoder, device)
+            return self._encode_prompts(prompts, weighted)
+        finally:
+            self.offload_text_encoders()
+
+    def _encode_prompts(self, prompts: Sequence[str], weighted: bool | None) -> Any:
+        raise NotImplementedError
 
     def unet_blocks(self) -> Sequence[list[nn.Parameter]]:
         """None: the blocks of `--block_lr` are those of Stable Diffusion XL."""

@@ -62,7 +62,7 @@ class StableDiffusionXL(LatentDiffusionModel):
         super().__init__(*args, **kwargs)
         self._named_unet: Any = StabilityNamedUNet(self.unet)
 
-    def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> SDXLConditioning:
+    def _encode_prompts(self, prompts: Sequence[str], weighted: bool | None) -> SDXLConditioning:
         """Prompts -> states (B, 2 + 75 n, width) of both encoders, of captions of up to 75 n tokens. Gradients flow.
 
         Taken from the last layer but one, without the final norm. The n chunks are encoded one by one; the pooled

@@ -55,7 +55,7 @@ class StableDiffusion(LatentDiffusionModel):
     def tokenizer(self) -> PromptTokenizer:
         return self.tokenizers["tokenizer"]
 
-    def encode_prompts(self, prompts: Sequence[str], *, weighted: bool | None = None) -> TextStates:
+    def _encode_prompts(self, prompts: Sequence[str], weighted: bool | None) -> TextStates:
         """Prompts -> hidden states (B, 2 + 75 n, D); captions truncated at `max_token_length` = 75 n. Gradients flow.
 
         With an embedding that has vectors for each layer: (layers, B, 2 + 75 n, D). The n chunks are encoded one by
