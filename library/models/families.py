@@ -30,8 +30,7 @@ class FamilyEntry:
 
     `parts`: the folders of a Diffusers model that hold weights. `accepts`: whether a folder or file is of it.
     `detect`: what its small files say. `check_options`: options that contradict that. `package`: has `model.load` and
-    `inspection.inspect`, and is imported last. `latents`: what the data has to know. `is_trained`: else its models are
-    only converted and inspected.
+    `inspection.inspect`, and is imported last. `latents`: what the data has to know.
     """
 
     title: str
@@ -41,7 +40,6 @@ class FamilyEntry:
     check_options: Callable[[DetectedModel, ModelOptions, PromptOptions], Findings]
     package: str
     latents: LatentFormat = LatentFormat()
-    is_trained: bool = True
 
 
 FAMILIES = (
@@ -76,8 +74,8 @@ def family_of(source: ModelSource) -> FamilyEntry | None:
 
 
 def trained_titles() -> str:
-    """The families that are trained: "Stable Diffusion 1.x and 2.x"."""
-    return ", ".join(family.title for family in FAMILIES if family.is_trained)
+    """The families that are trained, for messages."""
+    return ", ".join(family.title for family in FAMILIES)
 
 
 def other_kind(source: ModelSource) -> OtherKind | None:
@@ -96,9 +94,6 @@ def other_family(path: str) -> str | None:
     source = small_files(Path(path))
     if source is None:
         return None
-    family = family_of(source)
-    if family is not None:
-        return None if family.is_trained else family.title
     kind = other_kind(source)
     return None if kind is None else kind.family
 

@@ -15,11 +15,8 @@ if TYPE_CHECKING:
 
     from library.data.caches.cache_names import CacheFormat
     from library.data.records import Framing
-    from library.diffusion.options import NoiseOptions
     from library.diffusion.process import NoiseProcess
-    from library.diffusion.validation_rules import ScheduleShape
     from library.models.conditioning import Conditioning
-    from library.models.options import ModelOptions
     from library.models.text.token_embedding import TokenEmbedding
 
 
@@ -53,19 +50,6 @@ class LoadSettings:
     def read_dtypes(self) -> dict[str, torch.dtype]:
         """The data types in which parts are read: those that are kept exact are rounded only afterwards."""
         return {name: dtype for name, dtype in self.dtypes.items() if name not in self.kept_exact}
-
-
-class DetectedModel(Protocol):
-    """What a model's small files say, before it is loaded."""
-
-    @property
-    def source(self) -> str: ...
-
-    def predicts(self, options: ModelOptions) -> str:
-        """The prediction type for training and saving: "epsilon" or "v_prediction"."""
-
-    def schedule_shape(self, noise: NoiseOptions) -> ScheduleShape:
-        """Length and end of the noise schedule that is trained on."""
 
 
 class ImageEncoder(Protocol):

@@ -20,7 +20,6 @@ from library.models.families import (
     family_of,
     model_problems,
     other_kind,
-    trained_titles,
 )
 from library.models.family import ImageEncoder, LoadSettings, ModelFamily
 from library.models.options import ModelOptions, PromptOptions
@@ -75,9 +74,6 @@ def load_family(
     """
     prompts = prompt_options or PromptOptions()
     found, source = _identified(options, prompts, known)
-    if not found.family.is_trained:
-        message = f"{FLAG} {options.pretrained_model_name_or_path} is a {found.family.title} model"
-        raise UserError(message, f"this program trains {trained_titles()}")
     module = importlib.import_module(f"{found.family.package}.model")
     return module.load(source, found.detected, options, prompts, settings or LoadSettings())
 

@@ -13,7 +13,7 @@ from library.cli.parser import Options
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.dataset_report.options import ReportOptions
 from library.diffusion.options import LossOptions, NoiseOptions
-from library.diffusion.validation_rules import objective_findings, prediction_findings
+from library.diffusion.validation_rules import prediction_findings
 from library.models.families import FamilyEntry, model_problems, other_family, trained_titles
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.models.weights.path_checks import FLAG as MODEL_FLAG
@@ -78,8 +78,7 @@ def _objective(context: Context) -> Findings:
     """Noise and loss against the model's prediction type and noise schedule."""
     options, noise, loss = context[ModelOptions], context[NoiseOptions], context[LossOptions]
     if context.model is not None:
-        detected = context.model.detected
-        yield from objective_findings(noise, loss, detected.predicts(options), detected.schedule_shape(noise))
+        yield from context.model.detected.objective_findings(options, noise, loss)
     elif options.v_parameterization:  # the rest is checked when the model is loaded
         yield from prediction_findings(loss, "v_prediction")
 

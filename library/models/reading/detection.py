@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from library.cli.checks import Findings
 from library.cli.errors import UserError, raise_together
-from library.diffusion.options import NoiseOptions
-from library.diffusion.validation_rules import ScheduleShape
+from library.diffusion.options import LossOptions, NoiseOptions
+from library.diffusion.validation_rules import ScheduleShape, objective_findings
 from library.models.layouts.model_layout import (
     EPSILON,
     NUM_TIMESTEPS,
@@ -48,6 +49,10 @@ class DetectedModel:
         (A noise-prediction model can be trained to predict v.)
         """
         return V_PREDICTION if options.v_parameterization else self.prediction_type or EPSILON
+
+    def objective_findings(self, options: ModelOptions, noise: NoiseOptions, loss: LossOptions) -> Findings:
+        """Noise and loss options that the model does not allow."""
+        return objective_findings(noise, loss, self.predicts(options), self.schedule_shape(noise))
 
     def schedule_shape(self, noise: NoiseOptions) -> ScheduleShape:
         """Length and end of the noise schedule that is trained on."""
