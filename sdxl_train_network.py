@@ -10,6 +10,7 @@ import train_network
 from library.cli.entry import run_entry
 from library.training.script import run_script
 
+OPTION_GROUPS = train_network.OPTION_GROUPS
 SCRIPT = replace(train_network.SCRIPT, program="sdxl_train_network.py", description=__doc__, family="sdxl")
 
 

@@ -11,6 +11,7 @@ from library.cli.entry import run_entry
 from library.training.script import run_script
 
 _PROGRAM = "sdxl_train_textual_inversion.py"
+OPTION_GROUPS = train_textual_inversion.OPTION_GROUPS
 SCRIPT = replace(train_textual_inversion.SCRIPT, program=_PROGRAM, description=__doc__, family="sdxl")
 
 
