@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import nn
-
 from library.models.reading.opened import OpenedModel
 from networks import loha, lokr, lora, oft
 from networks.adapters.creation import NetworkOfFile
@@ -16,7 +14,7 @@ from networks.adapters.lora_layer import LoRALayer
 from networks.adapters.network import AdapterNetwork
 from networks.adapters.oft_layer import OFTLayer
 from networks.adapters.weights import FileKind
-from networks.weight_tools.opened_models import placeholder_weights, text_encoders_of
+from networks.weight_tools.opened_models import placeholder_weights, text_encoders_of, unet_of
 
 # files of LoRA-FA and DyLoRA are LoRA files
 _KINDS: dict[FileKind, NetworkOfFile] = {
@@ -37,7 +35,7 @@ def network_of_file(model: OpenedModel, path: str, multiplier: float) -> Adapter
     """The network of a file on an opened model, not attached. Raises `UserError` where it does not fit, or is none."""
     weights = load_adapter(path)
     create = _KINDS[kind_of(weights)]
-    unet: nn.Module = model.unet
+    unet = unet_of(model)
     with placeholder_weights(model):
         network, _ = create(
             multiplier, path, model.vae, text_encoders_of(model), unet, weights_sd=weights, for_inference=True

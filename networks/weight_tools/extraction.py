@@ -18,7 +18,7 @@ from library.models.weights.lazy_tensors import UnreadTensor
 from networks.adapters.targets import text_encoder_layers, unet_layers
 from networks.weight_tools.factors import matrix_factors
 from networks.weight_tools.lora_file import LayerWeights, save_lora
-from networks.weight_tools.opened_models import open_model, text_encoders_of, unread_weights
+from networks.weight_tools.opened_models import open_model, text_encoders_of, unet_of, unread_weights
 from networks.weight_tools.options.extraction import ExtractOptions
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def _target_weights(model: OpenedModel, options: ExtractOptions) -> Weights:
     """The weights of the layers that a LoRA of these options has."""
     targets = [
         *text_encoder_layers(text_encoders_of(model)),
-        *unet_layers(model.unet, convolutions=options.conv_dim is not None),
+        *unet_layers(unet_of(model), convolutions=options.conv_dim is not None),
     ]
     weights = unread_weights(model, [target.module for target in targets])
     return {target.name: weights[target.module] for target in targets}

@@ -16,7 +16,7 @@ from library.models.text.text_encoder import TextEncoder, restore_position_ids
 from library.models.text.tokenizer import load_tokenizer
 from networks.adapters.network import AdapterNetwork
 from networks.weight_tools.adapter_kinds import network_of_file
-from networks.weight_tools.opened_models import open_model, text_encoders_of
+from networks.weight_tools.opened_models import open_model, text_encoders_of, unet_of
 from networks.weight_tools.options.interrogation import InterrogateOptions
 from networks.weight_tools.options.merging import MODEL_FLAG
 
@@ -42,7 +42,7 @@ def interrogate(
         raise UserError(
             f"--model {options.source} has no layers of a text encoder", "its words act through the U-Net alone"
         )
-    network.apply_to(text_encoders_of(model), model.unet, apply_text_encoder=True, apply_unet=False)
+    network.apply_to(text_encoders_of(model), unet_of(model), apply_text_encoder=True, apply_unet=False)
     network.to(device)
     tokenizer = load_tokenizer(None, pads_with_end=True).tokenizer
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from library.cli.errors import UserError, UserErrors
+from library.models.latent_diffusion.layer_names import unet_for_adapters
 from library.models.options import ModelOptions
 from library.models.reading.opened import OpenedModel
 from library.models.registry import read_model
@@ -30,6 +31,11 @@ def text_encoders_of(model: OpenedModel) -> nn.Module | Sequence[nn.Module]:
     """The text encoders as adapter networks take them: one alone, several as a list."""
     encoders = model.text_encoders
     return encoders[0] if len(encoders) == 1 else list(encoders)
+
+
+def unet_of(model: OpenedModel) -> nn.Module:
+    """The U-Net as adapter networks take it, its layers named as adapter files of the family name them."""
+    return unet_for_adapters(model.unet, model.detected.layout)
 
 
 def unread_weights(model: OpenedModel, layers: Iterable[nn.Module]) -> dict[nn.Module, UnreadTensor]:

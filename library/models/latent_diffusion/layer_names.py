@@ -10,8 +10,14 @@ from torch import nn
 
 from library.models.layouts.ldm_keys import rename_key
 from library.models.layouts.ldm_unet import module_names
+from library.models.layouts.model_layout import ModelLayout
 
 _BLOCK = re.compile(r"(?:input_blocks|output_blocks)\.\d+\.\d+|middle_block\.\d+")
+
+
+def unet_for_adapters(unet: Any, layout: ModelLayout) -> Any:
+    """The U-Net as networks are given it: its layers go by the names that adapter files of the family have."""
+    return StabilityNamedUNet(unet) if layout.names_layers_as_files else unet
 
 
 class StabilityNamedUNet:

@@ -17,6 +17,7 @@ from library.models.compute import set_attention, store_in_float8
 from library.models.device_copies import to_device
 from library.models.family import AdapterRoots, LoadSettings
 from library.models.latent_diffusion.betas import make_alphas_cumprod
+from library.models.latent_diffusion.layer_names import unet_for_adapters
 from library.models.latent_diffusion.vae_codec import VaeCodec
 from library.models.layouts.formats import SavedModel, save_model
 from library.models.layouts.parts import ModelParts
@@ -50,6 +51,7 @@ class LatentDiffusionModel:
         self.tokenizers = dict(loaded.tokenizers)
         self.process = DiscreteDiffusion(make_alphas_cumprod(detected.scheduler, detected.source), predicts)
         self._layout = detected.layout
+        self._unet_for_adapters = unet_for_adapters(parts.unet, detected.layout)
         self.version = detected.layout.versions[predicts]
         self.architecture = detected.layout.architectures[predicts]
         self.pipeline = detected.layout.pipeline
@@ -109,8 +111,8 @@ class LatentDiffusionModel:
         return tuple(self._encoders.values())
 
     def adapter_roots(self) -> AdapterRoots:
-        """The U-Net and the text encoders."""
-        return AdapterRoots(self.unet, self.text_encoders)
+        """The U-Net, its layers named as adapter files of the family name them, and the text encoders."""
+        return AdapterRoots(self._unet_for_adapters, self.text_encoders)
 
     def offload_text_encoders(self) -> None:
         """Moves the text encoders to the CPU; encoding brings them back for as long as it takes."""

@@ -48,7 +48,8 @@ class ModelLayout:
     heads of width 64. `has_linear_projections`: single files hold linear projections around attention, whatever the
     model in memory has. `scaling_factor`: of the VAE, where its files do not say it. By prediction type: `usual_sizes`,
     pixels of a side; `versions`, as `ss_base_model_version`; `architectures` of SAI ModelSpec. `marks`: empty tensors
-    in single files that say an entry of the scheduler's configuration.
+    in single files that say an entry of the scheduler's configuration. `names_layers_as_files`: adapter files name the
+    U-Net's layers as single files do, not as Diffusers does.
     """
 
     title: str
@@ -63,6 +64,7 @@ class ModelLayout:
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     index_entries: Mapping[str, Any] = field(default_factory=dict)
     marks: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    names_layers_as_files: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:

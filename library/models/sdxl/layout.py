@@ -40,5 +40,6 @@ SDXL = ModelLayout(
         "use_karras_sigmas": False,
     },
     index_entries={"force_zeros_for_empty_prompt": True},
+    names_layers_as_files=True,
     marks={"v_pred": ("prediction_type", V_PREDICTION), "ztsnr": ("rescale_betas_zero_snr", True)},
 )

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +18,7 @@ from library.data.caches.cache_names import CacheFormat
 from library.data.records import Framing
 from library.models.conditioning import Conditioning
 from library.models.device_copies import to_device
-from library.models.family import AdapterRoots, LoadSettings
-from library.models.latent_diffusion.layer_names import StabilityNamedUNet
+from library.models.family import LoadSettings
 from library.models.latent_diffusion.model import LatentDiffusionModel, joined_chunks, tokens_of
 from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.layouts.ldm_keys import rename_key
@@ -57,10 +55,6 @@ class StableDiffusionXL(LatentDiffusionModel):
 
     conditioning = SDXLConditioning
     caches = CacheFormat("_te_outputs.npz", text_by_stem=True)
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._named_unet: Any = StabilityNamedUNet(self.unet)
 
     def _encode_prompts(self, prompts: Sequence[str], weighted: bool | None) -> SDXLConditioning:
         """Prompts -> states (B, 2 + 75 n, width) of both encoders, of captions of up to 75 n tokens. Gradients flow.
@@ -123,10 +117,6 @@ class StableDiffusionXL(LatentDiffusionModel):
             "--xti works with Stable Diffusion 1.x and 2.x: Stable Diffusion XL has other cross-attention layers",
             "leave out --xti",
         )
-
-    def adapter_roots(self) -> AdapterRoots:
-        """The U-Net, its layers named as adapter files for this family name them, and the text encoders."""
-        return AdapterRoots(self._named_unet, self.text_encoders)
 
     def unet_blocks(self) -> Sequence[list[nn.Parameter]]:
         """The U-Net's parameters in 23 blocks: embeddings, 9 down, 3 middle, 9 up, output."""
