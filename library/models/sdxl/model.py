@@ -172,7 +172,7 @@ def load(
     Raises `UserError` for files that are incomplete or do not fit together.
     """
     with torch.device(settings.device if settings.memory.lowram else "cpu"):
-        loaded = load_model(source, detected.layout, options)
+        loaded = load_model(source, detected.layout, options, settings.read_dtypes)
     predicts = detected.predicts(options)
     family = StableDiffusionXL(loaded, detected, predicts, prompt_options, settings)
     logger.info("loaded %s: Stable Diffusion XL, predicts %s", Path(detected.source).name, predicts)
