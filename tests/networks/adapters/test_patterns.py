@@ -23,8 +23,8 @@ def test_excluded_layers_are_left_out_unless_included(text_encoder, unet):
 
 
 def test_a_pattern_sets_the_rank_and_0_leaves_out(text_encoder, unet):
-    """The first that matches counts; a comma in a pattern is part of it."""
-    network_reg_dims = r".*\.attn\d\.to_[qk]=2,.*ff\.net.{3,4}proj=0,.*attn\d.*=8"
+    """The first that matches the whole name counts; a comma in a pattern is part of it."""
+    network_reg_dims = r"to_q=1,.*\.attn\d\.to_[qk]=2,.*ff\.net.{3,4}proj=0,.*attn\d.*=8"
 
     def rank(name):
         if name.endswith(("attn1_to_q", "attn1_to_k", "attn2_to_q", "attn2_to_k")):
