@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,7 @@ from library.models.layouts.ldm_keys import rename_key
 from library.models.layouts.ldm_unet import module_names
 from library.models.layouts.model_layout import ModelLayout
 
+_EMBEDDINGS = {"time_embedding": "time_embed", "add_embedding": "label_emb.0"}  # plain sequences in that layout
 _BLOCK = re.compile(r"(?:input_blocks|output_blocks)\.\d+\.\d+|middle_block\.\d+")
 
 
@@ -40,11 +41,38 @@ class StabilityNamedUNet:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._unet, name)
 
-    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        """The U-Net's; blocks are views whose own `named_modules` says these names too, for networks that ask it."""
         for path, module in self._unet.named_modules(*args, **kwargs):
-            yield self._name(path), module
+            yield self._name(path), self._block(path, module)
+
+    def _block(self, path: str, module: nn.Module) -> Any:
+        """A view of a block that the layout names, with the name of its class; other modules as they are."""
+        if path not in self._blocks and path not in _EMBEDDINGS:
+            return module
+        start = f"{self._name(path)}."
+        names = {
+            child: self._name(f"{path}.{child}").removeprefix(start) for child, _ in module.named_modules() if child
+        }
+        kind = "Sequential" if path in _EMBEDDINGS else type(module).__name__
+        return type(kind, (_BlockView,), {})(module, names)
 
     def _name(self, path: str) -> str:
-        if path in self._blocks:
-            return self._blocks[path]
+        if path in self._blocks or path in _EMBEDDINGS:
+            return self._blocks.get(path) or _EMBEDDINGS[path]
         return rename_key(f"{path}.weight", self._table).removesuffix(".weight")
+
+
+class _BlockView:
+    """A block whose layers go by other names; the class of a view has the name of the block's."""
+
+    def __init__(self, block: nn.Module, names: Mapping[str, str]):
+        self._block = block
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._block, name)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        for path, module in self._block.named_modules(*args, **kwargs):
+            yield self._names.get(path, path), module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 
 import pytest
 import torch
@@ -58,6 +59,23 @@ def test_files_with_the_names_of_diffusers_are_read_too(tmp_path):
     written = tmp_path / "ours.safetensors"
     fresh.save_weights(written)
     assert sorted(map(str, _norms(load_file(written)))) == sorted(map(str, _norms(load_file(file))))
+
+
+def test_lycoris_gives_the_same_names():
+    from lycoris.kohya import create_network as create_lycoris
+
+    from library.methods.foreign_networks import unet_for
+
+    tiny = make_tiny_sdxl()
+    encoders, view = [tiny.text_encoder, tiny.text_encoder_2], StabilityNamedUNet(tiny.unet)
+    module = importlib.import_module("lycoris.kohya")
+    theirs = create_lycoris(
+        1.0, 2, 2, None, encoders, unet_for(module, view), algo="locon", conv_dim="2", conv_alpha="2",
+        warn_on_unmatched=False,
+    )  # fmt: skip
+    ours = create_network(1.0, 2, 2, None, encoders, view, conv_dim="2")
+    found = {layer.lora_name for layer in theirs.unet_loras}
+    assert found == {layer.name for layer in ours.layers() if layer.name.startswith("lora_unet")}
 
 
 def _norms(tensors):
