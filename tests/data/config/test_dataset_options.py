@@ -85,7 +85,6 @@ def test_keys_are_read_as_other_programs_write_them(tmp_path: Path, line: str, k
     [
         (DatasetOptions(), "no training data"),
         (DatasetOptions(reg_data_dir="x", resolution=(64, 64)), "no training data"),
-        (DatasetOptions(train_data_dir="x"), "--resolution is missing"),
         (
             DatasetOptions(train_data_dir="x", resolution=(64, 64), conditioning_data_dir="y", alpha_mask=True),
             "--conditioning_data_dir cannot be used with --alpha_mask",
