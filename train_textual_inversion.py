@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from library.cli.checks import Check
 from library.cli.entry import run_entry
 from library.cli.parser import Options
 from library.methods.options import TextualInversionOptions
-from library.methods.token_captions import captions_with_token
+from library.methods.token_captions import captions_with_token, xti_findings
 from library.training.context import TrainingScript
 from library.training.script import option_groups, run_script
 
@@ -34,6 +35,7 @@ SCRIPT = TrainingScript(
     tracker_project="textual_inversion",
     usual_learning_rate=5e-3,
     ending_of=lambda options: f".{options[TextualInversionOptions].save_model_as}",
+    checks=(Check("options", xti_findings),),
     adapt_data=captions_with_token,
 )
 

@@ -31,6 +31,7 @@ class FamilyEntry:
     `parts`: the folders of a Diffusers model that hold weights. `accepts`: whether a folder or file is of it.
     `detect`: what its small files say. `check_options`: options that contradict that. `package`: has `model.load` and
     `inspection.inspect`, and is imported last. `latents`: what the data has to know.
+    `has_xti`: embeddings can have vectors for each of its cross-attention layers.
     """
 
     title: str
@@ -40,6 +41,7 @@ class FamilyEntry:
     check_options: Callable[[DetectedModel, ModelOptions, PromptOptions], Findings]
     package: str
     latents: LatentFormat = LatentFormat()
+    has_xti: bool = False
 
 
 FAMILIES = (
@@ -50,6 +52,7 @@ FAMILIES = (
         stable_diffusion.detect,
         stable_diffusion.check_options,
         "library.models.stable_diffusion",
+        has_xti=True,
     ),
     FamilyEntry(
         "Stable Diffusion XL",
