@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from networks.adapters.options import Dropout
 from networks.adapters.weights import ALPHA, FileKind
 
 
-class AdapterLayer(nn.Module):
+class AdapterLayer(nn.Module, ABC):
     """The trained update of one frozen Linear or Conv2d layer: y = W x + update(x). Its state_dict is its file's.
 
     A kind says its `FILE`, makes its parameters in `__init__` so that the update is zero at first, and defines
@@ -47,9 +48,9 @@ class AdapterLayer(nn.Module):
         self.register_load_state_dict_post_hook(_take_loaded_alpha)
 
     @classmethod
+    @abstractmethod
     def settings_of(cls, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Rank, alpha and other arguments of `__init__` by the tensors of one layer in a file; alpha None: has none."""
-        raise NotImplementedError
 
     def scale_of(self, alpha: float) -> float:
         """The factor of the update: alpha / rank."""
@@ -118,9 +119,9 @@ class AdapterLayer(nn.Module):
         ones = weight.new_ones(len(weight), *[1] * (weight.dim() - 1))
         return weight * functional.dropout(ones, self.dropout.rank)
 
+    @abstractmethod
     def weight_update(self) -> torch.Tensor:
         """The update as an addend to the base layer's weight, in its shape; with gradients where they are enabled."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def update_norm(self) -> torch.Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,17 +21,24 @@ from library.models.family import AdapterRoots, LoadSettings
 from library.models.latent_diffusion.betas import make_alphas_cumprod
 from library.models.latent_diffusion.layer_names import unet_for_adapters
 from library.models.latent_diffusion.vae_codec import VaeCodec
+from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.layouts.formats import SavedModel, save_model
+from library.models.layouts.model_layout import V_PREDICTION
 from library.models.layouts.parts import ModelParts
-from library.models.options import PromptOptions
+from library.models.options import ModelOptions, PromptOptions
 from library.models.reading.detection import DetectedModel
-from library.models.reading.loading import LoadedModel
+from library.models.reading.loading import LoadedModel, load_model
 from library.models.text.text_encoder import TextEncoder
 from library.models.text.tokenizer import PromptTokenizer, PromptTokens
+from library.models.weights.checkpoint_files import WeightFile
 from library.models.weights.module_weights import Fingerprints
 
+logger = logging.getLogger(__name__)
 
-class LatentDiffusionModel:
+FamilyT = TypeVar("FamilyT", bound="LatentDiffusionModel")
+
+
+class LatentDiffusionModel(ABC):
     """A U-Net, its text encoders by the names of their folders, and a VAE; the base of families with these parts.
 
     A family adds `conditioning`, `caches`, `_encode_prompts` and `predict`, and what
@@ -67,6 +76,32 @@ class LatentDiffusionModel:
         self._snapshots: dict[str, Any] = {}
         self._is_text_offloaded = False
         self._make_ready(settings)
+
+    @classmethod
+    def load(
+        cls: type[FamilyT],
+        source: DiffusersFolder | WeightFile,
+        detected: DetectedModel,
+        options: ModelOptions,
+        prompt_options: PromptOptions,
+        settings: LoadSettings,
+    ) -> FamilyT:
+        """Loads a model, frozen and in eval mode, as `settings` say; reads nothing but local files.
+
+        Raises `UserError` for files that are incomplete or do not fit together.
+        """
+        with torch.device(settings.device if settings.memory.lowram else "cpu"):
+            loaded = load_model(source, detected.layout, options, settings.read_dtypes)
+        predicts = detected.predicts(options)
+        family = cls(loaded, detected, predicts, prompt_options, settings)
+        logger.info(
+            "loaded %s: %s, predicts %s%s",
+            Path(detected.source).name,
+            detected.layout.title,
+            "v" if predicts == V_PREDICTION else "noise",
+            ", as the model says" if predicts == V_PREDICTION and not options.v_parameterization else "",
+        )
+        return family
 
     def _make_ready(self, settings: LoadSettings) -> None:
         """The steps between loading and training. Each relies on the one before it."""
@@ -132,8 +167,9 @@ class LatentDiffusionModel:
         finally:
             self.offload_text_encoders()
 
+    @abstractmethod
     def _encode_prompts(self, prompts: Sequence[str], weighted: bool | None) -> Any:
-        raise NotImplementedError
+        """`encode_prompts`, with the text encoders on the denoiser's device."""
 
     def unet_blocks(self) -> Sequence[list[nn.Parameter]]:
         """None: the blocks of `--block_lr` are those of Stable Diffusion XL."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,18 +17,12 @@ from library.data.caches.cache_names import CacheFormat
 from library.data.records import Framing
 from library.models.conditioning import Conditioning
 from library.models.device_copies import to_device
-from library.models.family import LoadSettings
 from library.models.latent_diffusion.model import LatentDiffusionModel, joined_chunks, tokens_of
-from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.layouts.ldm_keys import rename_key
 from library.models.layouts.ldm_unet import module_names
-from library.models.options import ModelOptions, PromptOptions
-from library.models.reading.detection import DetectedModel
-from library.models.reading.loading import load_model
 from library.models.text.text_encoder import TextEncoder
 from library.models.text.token_embedding import TokenEmbedding
 from library.models.text.tokenizer import PromptTokenizer, PromptTokens
-from library.models.weights.checkpoint_files import WeightFile
 
 logger = logging.getLogger(__name__)
 
@@ -160,20 +153,4 @@ def time_ids(framing: Sequence[Framing]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
-def load(
-    source: DiffusersFolder | WeightFile,
-    detected: DetectedModel,
-    options: ModelOptions,
-    prompt_options: PromptOptions,
-    settings: LoadSettings,
-) -> StableDiffusionXL:
-    """Loads a model, frozen and in eval mode, as `settings` say; reads nothing but local files.
-
-    Raises `UserError` for files that are incomplete or do not fit together.
-    """
-    with torch.device(settings.device if settings.memory.lowram else "cpu"):
-        loaded = load_model(source, detected.layout, options, settings.read_dtypes)
-    predicts = detected.predicts(options)
-    family = StableDiffusionXL(loaded, detected, predicts, prompt_options, settings)
-    logger.info("loaded %s: Stable Diffusion XL, predicts %s", Path(detected.source).name, predicts)
-    return family
+load = StableDiffusionXL.load

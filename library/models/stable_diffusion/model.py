@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,16 +15,13 @@ from library.models.conditioning import TextStates
 from library.models.device_copies import to_device
 from library.models.family import LoadSettings
 from library.models.latent_diffusion.model import LatentDiffusionModel, joined_chunks, tokens_of
-from library.models.layouts.diffusers_folder import DiffusersFolder
-from library.models.layouts.model_layout import V_PREDICTION
-from library.models.options import ModelOptions, PromptOptions
+from library.models.options import PromptOptions
 from library.models.reading.detection import DetectedModel
-from library.models.reading.loading import LoadedModel, load_model
+from library.models.reading.loading import LoadedModel
 from library.models.stable_diffusion.layer_conditioning import LayerConditioning, cross_attention_layers
 from library.models.stable_diffusion.layout import SD_2
 from library.models.text.token_embedding import TokenEmbedding
 from library.models.text.tokenizer import PromptTokenizer, PromptTokens
-from library.models.weights.checkpoint_files import WeightFile
 
 logger = logging.getLogger(__name__)
 
@@ -126,26 +122,4 @@ class StableDiffusion(LatentDiffusionModel):
         return self.unet(latents.to(self._unet_dtype), timesteps, encoder_hidden_states=hidden_states).sample
 
 
-def load(
-    source: DiffusersFolder | WeightFile,
-    detected: DetectedModel,
-    options: ModelOptions,
-    prompt_options: PromptOptions,
-    settings: LoadSettings,
-) -> StableDiffusion:
-    """Loads a model, frozen and in eval mode, as `settings` say; reads nothing but local files.
-
-    Raises `UserError` for files that are incomplete or do not fit together.
-    """
-    with torch.device(settings.device if settings.memory.lowram else "cpu"):
-        loaded = load_model(source, detected.layout, options, settings.read_dtypes)
-    prediction_type = detected.predicts(options)
-    family = StableDiffusion(loaded, detected, prediction_type, prompt_options, settings)
-    logger.info(
-        "loaded %s: %s, predicts %s%s",
-        Path(detected.source).name,
-        detected.layout.title,
-        "v" if prediction_type == V_PREDICTION else "noise",
-        ", as the model says" if prediction_type == V_PREDICTION and not options.v_parameterization else "",
-    )
-    return family
+load = StableDiffusion.load

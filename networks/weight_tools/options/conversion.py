@@ -8,13 +8,19 @@ from typing import ClassVar
 
 from library.cli.errors import UserError
 from library.cli.options import option
-from networks.weight_tools.options.files import precision_option, save_to_option, source_problems, target_problems
+from networks.weight_tools.options.files import (
+    FromFileToFile,
+    precision_option,
+    save_to_option,
+    source_problems,
+    target_problems,
+)
 
 FORMS = ("webui", "diffusers")
 
 
 @dataclass(frozen=True)
-class ConvertOptions:
+class ConvertOptions(FromFileToFile):
     """Which LoRA file is converted, and to which form."""
 
     GROUP: ClassVar[str] = "Conversion"
@@ -27,16 +33,6 @@ class ConvertOptions:
         choices=FORMS,
     )
     save_precision: str | None = precision_option("that of the file")
-
-    @property
-    def source(self) -> str:
-        assert self.model is not None  # it is required
-        return self.model
-
-    @property
-    def target(self) -> str:
-        assert self.save_to is not None  # it is required
-        return self.save_to
 
     def check(self) -> Iterator[UserError]:
         if self.model is not None:

@@ -53,8 +53,25 @@ def device_option() -> Any:
     )
 
 
+class FromFileToFile:
+    """The file that is read and the one that is written, of options that are valid."""
+
+    model: str | None
+    save_to: str | None
+
+    @property
+    def source(self) -> str:
+        assert self.model is not None  # it is required
+        return self.model
+
+    @property
+    def target(self) -> str:
+        assert self.save_to is not None  # it is required
+        return self.save_to
+
+
 @dataclass(frozen=True)
-class ResizeOptions:
+class ResizeOptions(FromFileToFile):
     """Which LoRA file is resized, and to which ranks."""
 
     GROUP: ClassVar[str] = "Resizing"
@@ -74,16 +91,6 @@ class ResizeOptions:
     dynamic_param: float | None = option(
         help="parameter of --dynamic_method: 2 or more for sv_ratio, a share between 0 and 1 for the others", above=0
     )
-
-    @property
-    def source(self) -> str:
-        assert self.model is not None  # it is required
-        return self.model
-
-    @property
-    def target(self) -> str:
-        assert self.save_to is not None  # it is required
-        return self.save_to
 
     def rank_of(self, is_spatial: bool) -> int:
         """The rank asked for, of 3x3 convolutions or of other layers."""
