@@ -6,95 +6,26 @@ adapter, and its parts are trained in a loop written here.
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from PIL import Image
 from safetensors.torch import load_file
 
 import sdxl_train_network
 from library.cli.errors import UserError
-from library.data.caches.latent_cache import latent_seed
-from library.data.config.options import DatasetOptions
-from library.data.images.decoding import load_image
-from library.data.load_data import load_training_data
-from library.data.randomness import derive_seed
 from library.data.records import Framing
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import load_family
-from tests.end_to_end.runs import arguments, assert_same, copy_images
+from tests.end_to_end.runs import arguments, assert_same
+from tests.end_to_end.sdxl_runs import SEED, load_images, loss_of, run
 from tests.end_to_end.word_runs import WORD, copy_with_word
-from tests.tiny_models import TinySDXL, make_sdxl_pipeline, make_tiny_sdxl, write_sdxl_folder
+from tests.tiny_models import make_sdxl_pipeline, make_tiny_sdxl
 
-SEED, RANK, ALPHA = 7, 4, 2.0
+RANK, ALPHA = 4, 2.0
 RATES = {"text_encoder.": 5e-4, "text_encoder_2.": 2e-4, "unet.": 1e-3}
-USUAL = {"bucket_reso_steps": 32, "logging_dir": None, "train_batch_size": 2}
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinySDXL:
-    return make_tiny_sdxl()
-
-
-@pytest.fixture(scope="module")
-def base(tiny, tmp_path_factory) -> Path:
-    return write_sdxl_folder(tiny, tmp_path_factory.mktemp("sdxl") / "base")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    folder = copy_images(tmp_path_factory.mktemp("images") / "data", count=4)
-    wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 200, 3), dtype=np.uint8))
-    wide.save(folder / "2_shs fox" / "wide.png")  # 32x128, cut at the top and at the bottom
-    (folder / "2_shs fox" / "wide.txt").write_text("a wide one")
-    return folder
-
-
-def run(script: str, base: Path, data: Path, output: Path, **options) -> Path:
-    """The last save of a run in this process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    given = {"pretrained_model_name_or_path": base, "save_model_as": "safetensors", **USUAL, **options}
-    importlib.import_module(script).train(arguments(data, output, **given))
-    return output / "run.safetensors"
-
-
-def loss_of(pipe, data, micro_batch) -> torch.Tensor:
-    (dataset,) = data.datasets
-    indices = [int(dataset.items[item]) for item in micro_batch.item_indices]
-    records = [dataset.records[index] for index in indices]
-    latents, ids = [], []
-    for index, record in zip(indices, records, strict=True):
-        key = dataset.latent_key(index, False)
-        posterior = pipe.vae.encode(torch.from_numpy(load_image(key).pixels)[None]).latent_dist
-        noise = torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(latent_seed(key)))
-        latents.append((posterior.mean + posterior.std * noise) * pipe.vae.config.scaling_factor)
-        with Image.open(record.path) as image:
-            width, height = image.size
-        height_of_bucket, width_of_bucket = latents[-1].shape[2] * 8, latents[-1].shape[3] * 8
-        scale = max(width_of_bucket / width, height_of_bucket / height)
-        crop = tuple(
-            (int(side * scale + 0.5) - bucket) // 2
-            for side, bucket in ((height, height_of_bucket), (width, width_of_bucket))
-        )
-        ids.append(
-            pipe._get_add_time_ids((height, width), crop, (height_of_bucket, width_of_bucket), torch.float32, 48)
-        )
-    latents = torch.cat(latents).detach()
-    generator = torch.Generator().manual_seed(derive_seed("noise", SEED, micro_batch.epoch, micro_batch.index))
-    timesteps = torch.randint(0, 1000, (len(latents),), generator=generator)
-    noise = torch.randn(latents.shape, generator=generator)
-    states, _, pooled, _ = pipe.encode_prompt([record.caption for record in records], do_classifier_free_guidance=False)
-    prediction = pipe.unet(
-        pipe.scheduler.add_noise(latents, noise, timesteps),
-        timesteps,
-        encoder_hidden_states=states,
-        added_cond_kwargs={"text_embeds": pooled, "time_ids": torch.cat(ids)},
-    ).sample
-    return ((prediction - noise) ** 2).mean()
 
 
 def adapters_of(pipe) -> dict[str, torch.nn.Parameter]:
@@ -115,12 +46,14 @@ def pipeline_with(adapter: Path):
     return pipe
 
 
-def test_a_lora_after_three_steps_is_that_of_a_loop_of_diffusers_parts(base, images, tmp_path):
+def test_a_lora_after_three_steps_is_that_of_a_loop_of_diffusers_parts(sdxl_base, sdxl_images, tmp_path):
     options = {"network_dim": RANK, "network_alpha": ALPHA, "seed": SEED}
-    initial = run("train_network", base, images, tmp_path / "0", **options, learning_rate=0, max_train_steps=1)
+    initial = run(
+        "train_network", sdxl_base, sdxl_images, tmp_path / "0", **options, learning_rate=0, max_train_steps=1
+    )
     unet, te1, te2 = RATES["unet."], RATES["text_encoder."], RATES["text_encoder_2."]
     found = run(
-        "train_network", base, images, tmp_path / "1", **options, max_train_steps=3, unet_lr=unet,
+        "train_network", sdxl_base, sdxl_images, tmp_path / "1", **options, max_train_steps=3, unet_lr=unet,
         learning_rate_te1=te1, learning_rate_te2=te2,
     )  # fmt: skip
     pipe = pipeline_with(initial)
@@ -133,12 +66,7 @@ def test_a_lora_after_three_steps_is_that_of_a_loop_of_diffusers_parts(base, ima
         for part, rate in RATES.items()
     ]
     optimizer = torch.optim.AdamW(groups)
-    data = load_training_data(
-        DatasetOptions(
-            train_data_dir=str(images), resolution=(64, 64), enable_bucket=True, min_bucket_reso=32,
-            max_bucket_reso=128, bucket_reso_steps=32, train_batch_size=2, caption_extension=".txt",
-        )
-    )  # fmt: skip
+    data = load_images(sdxl_images)
     for batch in data.batches_of_epoch(SEED, 0)[:3]:
         optimizer.zero_grad()
         loss_of(pipe, data, batch).backward()
@@ -153,8 +81,8 @@ def test_a_lora_after_three_steps_is_that_of_a_loop_of_diffusers_parts(base, ima
     assert errors.abs().mean() < 1e-7 and (errors.abs() > 1e-5).float().mean() < 1e-3
 
 
-def test_prompts_and_predictions_are_those_of_the_pipeline(tiny, base):
-    pipe, family = make_sdxl_pipeline(tiny), load_family(ModelOptions(str(base)))
+def test_prompts_and_predictions_are_those_of_the_pipeline(tiny_sdxl, sdxl_base):
+    pipe, family = make_sdxl_pipeline(tiny_sdxl), load_family(ModelOptions(str(sdxl_base)))
     prompts = ["a cat on a mat", ""]
     framing = [Framing((120, 80), (5, 7), (64, 32)), Framing((64, 64), (0, 0), (64, 32))]
     with torch.no_grad():
@@ -170,12 +98,12 @@ def test_prompts_and_predictions_are_those_of_the_pipeline(tiny, base):
             for each in framing
         ]  # fmt: skip
         added = {"text_embeds": pooled, "time_ids": torch.cat(ids)}
-        expected = tiny.unet(latents, timesteps, encoder_hidden_states=states, added_cond_kwargs=added).sample
+        expected = tiny_sdxl.unet(latents, timesteps, encoder_hidden_states=states, added_cond_kwargs=added).sample
         assert torch.equal(family.predict(latents, timesteps, found, framing), expected)
 
 
-def test_long_captions_have_more_states_and_the_pooled_output_of_their_first_tokens(base):
-    family = load_family(ModelOptions(str(base)), PromptOptions(max_token_length=150))
+def test_long_captions_have_more_states_and_the_pooled_output_of_their_first_tokens(sdxl_base):
+    family = load_family(ModelOptions(str(sdxl_base)), PromptOptions(max_token_length=150))
     with torch.no_grad():
         found = family.encode_prompts(["cat " * 100, "cat " * 75])
     assert found.hidden_state1.shape == (2, 152, 32) and found.hidden_state2.shape == (2, 152, 64)
@@ -184,17 +112,17 @@ def test_long_captions_have_more_states_and_the_pooled_output_of_their_first_tok
     assert not torch.allclose(found.hidden_state2[0, 76:101], found.hidden_state2[1, 76:101])
 
 
-def test_cached_outputs_and_latents_train_the_same_weights_in_other_processes_too(base, images, tmp_path):
+def test_cached_outputs_and_latents_train_the_same_weights_in_other_processes_too(sdxl_base, sdxl_images, tmp_path):
     options = {"network_train_unet_only": True, "max_train_steps": 3, "flip_aug": True}
-    plain = run("train_network", base, images, tmp_path / "plain", **options)
+    plain = run("train_network", sdxl_base, sdxl_images, tmp_path / "plain", **options)
     cached = {**options, "cache_latents_to_disk": True, "cache_text_encoder_outputs_to_disk": True}
-    first = run("train_network", base, images, tmp_path / "first", **cached, max_data_loader_n_workers=2)
-    again = run("sdxl_train_network", base, images, tmp_path / "again", **cached)
+    first = run("train_network", sdxl_base, sdxl_images, tmp_path / "first", **cached, max_data_loader_n_workers=2)
+    again = run("sdxl_train_network", sdxl_base, sdxl_images, tmp_path / "again", **cached)
     assert_same(load_file(first), load_file(again))
     with_caches = load_file(first)
     errors = torch.cat([(with_caches[name] - tensor).flatten() for name, tensor in load_file(plain).items()]).abs()
     assert errors.mean() < 1e-7 and errors.max() < 1e-4  # captions are encoded one by one, not batch by batch
-    folder = images / "2_shs fox"
+    folder = sdxl_images / "2_shs fox"
     with np.load(folder / "fox_01_te_outputs.npz") as file:
         shapes = {name: file[name].shape for name in ("hidden_state1", "hidden_state2", "pool2")}
     assert shapes == {"hidden_state1": (77, 32), "hidden_state2": (77, 64), "pool2": (48,)}
@@ -209,19 +137,19 @@ def test_cached_outputs_and_latents_train_the_same_weights_in_other_processes_to
         ("sdxl_train_textual_inversion", {"token_string": WORD, "num_vectors_per_token": 2, "learning_rate": 1e-2}),
     ],
 )
-def test_a_resumed_run_is_the_run_that_was_never_stopped(base, tmp_path, script, options):
+def test_a_resumed_run_is_the_run_that_was_never_stopped(sdxl_base, tmp_path, script, options):
     data = copy_with_word(tmp_path / "data", count=3)
     options = {**options, "save_every_n_steps": 2, "save_state": True, "gradient_checkpointing": True}
-    whole = run(script, base, data, tmp_path / "whole", **options, max_train_steps=4)
+    whole = run(script, sdxl_base, data, tmp_path / "whole", **options, max_train_steps=4)
     state = tmp_path / "whole" / "run-step00000002-state"
-    resumed = run(script, base, data, tmp_path / "resumed", **options, max_train_steps=4, resume=state)
+    resumed = run(script, sdxl_base, data, tmp_path / "resumed", **options, max_train_steps=4, resume=state)
     assert_same(load_file(whole), load_file(resumed))
 
 
-def test_a_trained_token_is_read_by_diffusers_for_each_encoder(base, tmp_path):
+def test_a_trained_token_is_read_by_diffusers_for_each_encoder(sdxl_base, tmp_path):
     data = copy_with_word(tmp_path / "data", count=3)
     file = run(
-        "train_textual_inversion", base, data, tmp_path / "out", token_string=WORD, num_vectors_per_token=2,
+        "train_textual_inversion", sdxl_base, data, tmp_path / "out", token_string=WORD, num_vectors_per_token=2,
         max_train_steps=2, learning_rate=1e-2, init_word="dog",
     )  # fmt: skip
     tensors, pipe = load_file(file), make_sdxl_pipeline(make_tiny_sdxl())
@@ -237,16 +165,26 @@ def test_a_trained_token_is_read_by_diffusers_for_each_encoder(base, tmp_path):
         pipe.load_textual_inversion(tensors[key], token=WORD, text_encoder=encoder, tokenizer=tokenizer)
 
 
-def test_a_fine_tuned_model_opens_in_diffusers_with_frozen_blocks_as_they_were(tiny, base, images, tmp_path):
+def test_a_fine_tuned_model_opens_in_diffusers_with_frozen_blocks_as_they_were(
+    tiny_sdxl, sdxl_base, sdxl_images, tmp_path
+):
     from diffusers import StableDiffusionXLPipeline
 
     rates = ",".join("0" if index in (0, 3) else "1e-4" for index in range(23))
     options = {"train_text_encoder": True, "learning_rate_te1": 1e-5, "learning_rate_te2": 0, "block_lr": rates}
-    run("sdxl_train", base, images, tmp_path, **options, save_model_as="diffusers_safetensors", max_train_steps=2)
+    run(
+        "sdxl_train",
+        sdxl_base,
+        sdxl_images,
+        tmp_path,
+        **options,
+        save_model_as="diffusers_safetensors",
+        max_train_steps=2,
+    )
     pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "run", local_files_only=True)
 
     def changed(part: str) -> set[str]:
-        old, new = getattr(tiny, part).state_dict(), getattr(pipe, part).state_dict()
+        old, new = getattr(tiny_sdxl, part).state_dict(), getattr(pipe, part).state_dict()
         return {name for name in old if not torch.equal(old[name], new[name].float())}
 
     unet = changed("unet")
@@ -258,14 +196,14 @@ def test_a_fine_tuned_model_opens_in_diffusers_with_frozen_blocks_as_they_were(t
     assert any("layers.1." in name for name in trained) and not any("layers.2." in name for name in trained)
 
 
-def test_mistakes_are_named_before_anything_is_loaded(base, images, tmp_path):
+def test_mistakes_are_named_before_anything_is_loaded(sdxl_base, sdxl_images, tmp_path):
     with pytest.raises(UserError, match="bucket_reso_steps 40 is not a multiple of 32"):
-        run("train_network", base, images, tmp_path / "1", bucket_reso_steps=40)
+        run("train_network", sdxl_base, sdxl_images, tmp_path / "1", bucket_reso_steps=40)
     with pytest.raises(UserError, match="--xti works with Stable Diffusion 1.x and 2.x"):
-        run("train_textual_inversion", base, images, tmp_path / "2", token_string=WORD, xti=True,
+        run("train_textual_inversion", sdxl_base, sdxl_images, tmp_path / "2", token_string=WORD, xti=True,
             use_object_template=True)  # fmt: skip
     from tests.end_to_end.runs import BASE
 
     with pytest.raises(UserError, match="is Stable Diffusion 1.x and 2.x, which sdxl_train_network.py does not train"):
         AcceleratorState._reset_state(reset_partial_state=True)
-        sdxl_train_network.train(arguments(images, tmp_path / "3", pretrained_model_name_or_path=BASE))
+        sdxl_train_network.train(arguments(sdxl_images, tmp_path / "3", pretrained_model_name_or_path=BASE))

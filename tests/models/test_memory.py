@@ -49,9 +49,10 @@ def test_8_bit_weights_are_rounded_and_gradients_still_flow(folder_v1: Path, fla
         assert torch.isfinite(_predict(family)).all()
 
 
-def test_a_vae_that_overflows_in_fp16_is_done_in_float32_with_one_warning(folder_v1: Path, caplog) -> None:
-    half = LoadSettings(dtypes={"vae": torch.float16})
-    reference, family = (load_family(ModelOptions(str(folder_v1)), settings=each) for each in (None, half))
+@pytest.mark.parametrize("model", ["folder_v1", "sdxl_folder"])
+def test_a_vae_that_overflows_in_fp16_is_done_in_float32_with_one_warning(model: str, request, caplog) -> None:
+    half, path = LoadSettings(dtypes={"vae": torch.float16}), str(request.getfixturevalue(model))
+    reference, family = (load_family(ModelOptions(path), settings=each) for each in (None, half))
     for each in (reference, family):  # 65504 is the largest number of fp16
         each.vae.encoder.conv_in.weight.data.mul_(0).add_(3e4)
         each.vae.decoder.conv_in.weight.data.mul_(0).add_(3e4)
