@@ -38,7 +38,10 @@ def _prepare(options: Options, outcome: Outcome) -> None:
     subset = SubsetConfig("IN_JSON", image_dir=own.folder, metadata_file=own.source, flip_aug=own.flip_aug)
     found = find_entries(own, subset)
 
-    from library.metadata.latents import prepare_latents  # PyTorch only where the files can be read
+    from library.models.light_imports import import_diffusers
+
+    import_diffusers()  # with PyTorch: only where the files can be read
+    from library.metadata.latents import prepare_latents
 
     prepare_latents(found, subset, own, outcome)
 

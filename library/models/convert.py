@@ -111,6 +111,7 @@ def convert(argv: Sequence[str]) -> None:
         checks=(Check("options", _check_source), Check("options", _check_destination)),
     )
     # heavy imports only now: --help and wrong options are answered without them
+    from library.models.light_imports import import_diffusers
     from library.models.registry import inspect_model
     from library.models.weights.inspection import report_lines
 
@@ -119,6 +120,7 @@ def convert(argv: Sequence[str]) -> None:
     if wanted.inspect:
         sys.stdout.write("\n".join(report_lines(contents)) + "\n")
     else:
+        import_diffusers()
         _write(wanted, options[MetadataOptions], contents)
 
 

@@ -62,6 +62,9 @@ def run_script(script: TrainingScript, argv: Sequence[str]) -> None:
     if not context.trains:
         _look_at_data(context)
         return
+    from library.models.light_imports import import_diffusers
+
+    import_diffusers()
     from library.training.devices import determinism_errors
     from library.training.distributed.processes import process_errors
     from library.training.loop.run_command import RunCommand
