@@ -61,8 +61,8 @@ class Options:
         return self._groups[owner]
 
     def get(self, owner: type[T]) -> T | None:
-        """A group, or None where the group itself is invalid."""
-        return None if owner in self._invalid else self._groups[owner]
+        """A group, or None where the group itself is invalid, and where the script has none."""
+        return None if owner in self._invalid else self._groups.get(owner)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._all)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,6 +174,8 @@ class StepCounter:
 class Batch:
     """The data of one micro-batch of B images."""
 
+    SOURCES: ClassVar[str] = "images"
+
     micro_batch: MicroBatch
     captions: list[str]
     latent_keys: list[LatentKey]
@@ -183,3 +185,12 @@ class Batch:
     masks: torch.Tensor | None = None  # (B, 1, H/8, W/8) in [0, 1], where an image has one; not with latents in memory
     lost: tuple[int, ...] = ()  # images whose cached latents are not there any more; their pixels are, in order
     skipped: tuple[str, ...] = ()  # errors of unreadable images that others replace
+
+    @property
+    def num_images(self) -> int:
+        return len(self.captions)
+
+    @property
+    def sources(self) -> list[str]:
+        """The paths of the images."""
+        return [key.path for key in self.latent_keys]

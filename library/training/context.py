@@ -31,6 +31,7 @@ from library.training.evaluation.prompts import SamplePrompt
 
 if TYPE_CHECKING:
     from library.data.batches.plan import TrainingData
+    from library.training.inputs.run_data import RunData
     from library.training.method import TrainingMethod
 
 logger = logging.getLogger(__name__)
@@ -51,14 +52,31 @@ class MethodOptions(Protocol):
         """The rate of each part that is trained, by the option that sets it. `default`: `--learning_rate`."""
 
 
+def read_images(context: Context) -> RunData:
+    """The images and captions that the dataset options describe, in buckets."""
+    from library.data.load_data import load_training_data  # NumPy and Pillow are not for --help
+    from library.training.inputs.images import ImageData
+
+    script, described = context.script, context[DatasetOptions]
+    if not context.trains:  # bad images are what the user wants to see
+        described = replace(described, skip_bad_images=True)
+    caching = context.options.get(CachingOptions)
+    latents = LatentFormat() if context.family is None else context.family.latents
+    images = load_training_data(described, caching, only=script.data_source, latents=latents)
+    if script.adapt_data is not None:
+        images = script.adapt_data(context.options, images)
+    return ImageData(context.options, images)
+
+
 @dataclass(frozen=True)
 class TrainingScript:
     """What is a script's own.
 
     `method_options`: the group of `option_groups` that says what is trained. `make_method` is called when the options
-    are valid, and may import what is heavy only then. `checks`: beside those of `preflight`. `data_source`: what must
-    describe all images, folders or metadata files; None for either. `ending_of`: of the files of a run; empty for
-    folders. `adapt_data`: gives the data as the method wants it, and raises `UserError` for data that it cannot use.
+    are valid, and may import what is heavy only then. `checks`: beside those of `preflight`. `read_data`: reads what is
+    learnt from. `data_source`: what must describe all images, folders or metadata files; None for either. `ending_of`:
+    of the files of a run; empty for folders. `adapt_data`: gives the images as the method wants them, and raises
+    `UserError` for images that it cannot use.
     `can_be_sharded`: whether what is trained is large enough to be sharded over the processes. `usual_learning_rate`:
     where the default is far too low. `tracker_project`: where the user names none, as other programs name it.
     `family`: the package of the only model family that it trains; None for all.
@@ -70,6 +88,7 @@ class TrainingScript:
     method_options: type[MethodOptions]
     make_method: Callable[[Options], TrainingMethod]
     checks: tuple[Check[Context], ...] = ()
+    read_data: Callable[[Context], RunData] = read_images
     data_source: Source | None = None
     ending_of: Callable[[Options], str] = lambda options: ".safetensors"
     adapt_data: Callable[[Options, TrainingData], TrainingData] | None = None
@@ -77,6 +96,11 @@ class TrainingScript:
     usual_learning_rate: float | None = None
     tracker_project: str = "training"
     family: str | None = None
+
+    @property
+    def offers_datasets(self) -> bool:
+        """Whether it learns from images."""
+        return DatasetOptions in self.option_groups
 
 
 class Context:
@@ -102,7 +126,7 @@ class Context:
     @property
     def trains(self) -> bool:
         """Whether a model is going to be trained; otherwise the data is shown (`--debug_dataset`)."""
-        return not self[ReportOptions].replaces_training
+        return not (self.script.offers_datasets and self[ReportOptions].replaces_training)
 
     @read_once
     def model(self) -> FoundModel | None:
@@ -150,24 +174,22 @@ class Context:
         return found
 
     @read_once
-    def data_and_warnings(self) -> tuple[TrainingData, tuple[Message, ...]]:
-        """The images and captions, in buckets, and what was logged while they were read."""
-        from library.data.load_data import load_training_data  # NumPy and Pillow are not for --help
-
-        described = self[DatasetOptions]
-        if not self.trains:  # bad images are what the user wants to see
-            described = replace(described, skip_bad_images=True)
+    def data_and_warnings(self) -> tuple[RunData, tuple[Message, ...]]:
+        """What the run learns from, and what was logged while it was read."""
         with kept_warnings() as warnings:
-            caching = self.options.get(CachingOptions)
-            latents = LatentFormat() if self.family is None else self.family.latents
-            data = load_training_data(described, caching, only=self.script.data_source, latents=latents)
-            if self.script.adapt_data is not None:
-                data = self.script.adapt_data(self.options, data)
+            data = self.script.read_data(self)
         return data, tuple(warnings)
 
     @property
-    def data(self) -> TrainingData:
+    def data(self) -> RunData:
         return self.data_and_warnings[0]
+
+    @property
+    def images(self) -> TrainingData:
+        """Of a script that learns from images."""
+        images = self.data.images
+        assert images is not None
+        return images
 
     @property
     def sample_folder(self) -> Path:

@@ -37,7 +37,9 @@ from library.training.options import TrainingOptions
 def screen(options: Options) -> None:
     """Raises `OtherFamily` where the model is of a family that is not trained: all other errors would mislead."""
     path = options[ModelOptions].pretrained_model_name_or_path
-    family = None if path is None or options[ReportOptions].replaces_training else other_family(path)
+    report = options.get(ReportOptions)
+    trains = report is None or not report.replaces_training
+    family = other_family(path) if path is not None and trains else None
     if family is not None:
         raise OtherFamily(
             f"{MODEL_FLAG} {path} is a {family} model: this program trains {trained_titles()}",
@@ -205,13 +207,13 @@ def _fused_backward(context: Context) -> Findings:
 
 
 def _data(context: Context) -> Findings:
-    """Reads all images and captions; what is wrong with them is raised."""
+    """Reads what is learnt from, such as all images and captions; what is wrong with it is raised."""
     _ = context.data
     return ()
 
 
 def _masks(context: Context) -> Findings:
-    subsets = [subset for dataset in context.data.datasets for subset in dataset.config.subsets]
+    subsets = [subset for dataset in context.images.datasets for subset in dataset.config.subsets]
     if context.trains and context[LossOptions].masked_loss and not any(subset.has_masks for subset in subsets):
         yield (
             "--masked_loss does nothing: no images have masks, which alpha_mask or conditioning_data_dir in the"
@@ -221,13 +223,13 @@ def _masks(context: Context) -> Findings:
 
 def _prior_loss(context: Context) -> Findings:
     weight = context[LossOptions].prior_loss_weight
-    subsets = [subset for dataset in context.data.datasets for subset in dataset.config.subsets]
+    subsets = [subset for dataset in context.images.datasets for subset in dataset.config.subsets]
     if context.trains and weight != LossOptions().prior_loss_weight and not any(subset.is_reg for subset in subsets):
         yield f"--prior_loss_weight {weight:g} does nothing: there are no regularisation images (--reg_data_dir)"
 
 
 def _validation(context: Context) -> Findings:
-    if context.data.validation is not None:
+    if context.images.validation is not None:
         return
     if context[ValidationOptions].is_enabled:
         yield (
@@ -243,10 +245,8 @@ CHECKS: tuple[Check[Context], ...] = (
     Check("options", _model_files),
     Check("options", _model_options),
     Check("options", _objective),
-    Check("options", _text_caching),
     Check("options", _processes),
     Check("options", _folders),
-    Check("options", _report),
     Check("options", _prompts),
     Check("options", _hub),
     Check("options", _state),
@@ -255,6 +255,10 @@ CHECKS: tuple[Check[Context], ...] = (
     Check("options", _learning_rates),
     Check("options", _fused_backward),
     Check("data", _data),
+)
+IMAGE_CHECKS: tuple[Check[Context], ...] = (  # of scripts that learn from images
+    Check("options", _text_caching),
+    Check("options", _report),
     Check("data", _masks),
     Check("data", _prior_loss),
     Check("data", _validation),

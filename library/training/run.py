@@ -13,7 +13,6 @@ from library.training.loop.run_page import RunPage
 from library.training.loop.step import make_step
 from library.training.loop.trainer import Trainer
 from library.training.model_setup import attach_method, load_model, restore_weights
-from library.training.objective import make_inputs
 from library.training.options import TrainingOptions
 from library.training.run_checks import DEVICE_CHECKS, MODEL_CHECKS, LoadedModel
 from library.training.run_setup import set_up_run, start_run
@@ -39,7 +38,7 @@ def run_training(context: Context, page: RunPage) -> None:
         report_dry_run(run, method, family)
         return
     with page.phase("caching"):
-        inputs = make_inputs(context.options, context.data, method, family, run.accelerator)
+        inputs = context.data.make_inputs(method, family, run.accelerator, run.plan)
     step = make_step(run, method, inputs.objective)
     outputs = make_outputs(run, method, family, step, inputs, page)
     if saved is not None and run.state is not None:
@@ -48,7 +47,7 @@ def run_training(context: Context, page: RunPage) -> None:
     trainer = Trainer(
         run.accelerator,
         context.data,
-        loader=inputs.loader_of(context.data, run.plan.seed, run.plan.clock),
+        loader=inputs.loader,
         plan=run.plan,
         family=family,
         method=method,

@@ -9,9 +9,8 @@ from library.cli.errors import UserError, plural
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.models.devices import unused_gpu
 from library.models.family import ModelFamily
-from library.models.options import MemoryOptions, PromptOptions
+from library.models.options import MemoryOptions
 from library.training.devices import memory_findings, precision_findings
-from library.training.inputs.text_outputs import caption_findings
 from library.training.method import TrainingMethod
 from library.training.optimization.ema import average_findings
 from library.training.optimization.fused_backward import fused_processes_findings
@@ -97,11 +96,10 @@ def _objective(loaded: LoadedModel) -> Findings:
     yield from family.process.findings(options[NoiseOptions], options[LossOptions])
 
 
-def _captions(loaded: LoadedModel) -> Findings:
+def _data(loaded: LoadedModel) -> Findings:
     """Checked after `attach`, when it is known how many tokens an embedding has."""
     if loaded.run.accelerator.is_main_process:
-        limit = loaded.run.options[PromptOptions].max_token_length
-        yield from caption_findings(loaded.run.context.data, loaded.family, limit)
+        yield from loaded.run.context.data.findings(loaded.family)
 
 
 def _learning_rates(loaded: LoadedModel) -> Findings:
@@ -120,6 +118,6 @@ DEVICE_CHECKS: tuple[Check[RunSetup], ...] = (
 )
 MODEL_CHECKS: tuple[Check[LoadedModel], ...] = (
     Check("model", _objective),
-    Check("model", _captions),
+    Check("model", _data),
     Check("model", _learning_rates),
 )

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from accelerate import Accelerator
 
-from library.cli.errors import UserError, plural
+from library.cli.errors import UserError
 from library.cli.logging import set_console_level
 from library.cli.parser import Options
-from library.data.batches.plan import TrainingData
 from library.training.checkpoints.options import HubOptions, OutputOptions
 from library.training.checkpoints.resuming import FoundState, differences, option_values
 from library.training.checkpoints.states import RunIdentity
@@ -21,6 +20,7 @@ from library.training.context import Context
 from library.training.devices import make_accelerator, set_numerics
 from library.training.distributed.options import ProcessOptions
 from library.training.distributed.processes import check_same_run
+from library.training.inputs.run_data import RunData
 from library.training.optimization.lr_schedules import schedule_kind
 from library.training.optimization.optimizers import optimizer_class_path
 from library.training.optimization.options import OptimizerOptions
@@ -82,9 +82,8 @@ def start_run(run: RunSetup) -> RunSetup:
         "float32" if precision == "no" else f"mixed precision {precision}",
         run.options[OptimizerOptions].optimizer,
     )
-    for line in data.bucket_table():
+    for line in data.plan_lines(run.plan):
         logger.info("%s", line)
-    logger.info("%s", _arithmetic(data, run.plan))
     if run.context.sharding is not None and run.context.sharding.substitution() is not None:
         logger.info("%s", run.context.sharding.substitution())
     if run.start.global_step:
@@ -117,7 +116,7 @@ def _plan_run(context: Context, accelerator: Accelerator) -> RunSetup:
     return RunSetup(context, accelerator, plan, start, _identity_of(options, data, plan))
 
 
-def _identity_of(options: Options, data: TrainingData, plan: StepPlan) -> RunIdentity:
+def _identity_of(options: Options, data: RunData, plan: StepPlan) -> RunIdentity:
     return RunIdentity(
         seed=plan.seed,
         num_micro_batches=plan.num_micro_batches,
@@ -140,19 +139,6 @@ def _choose_seed(training: TrainingOptions, state: FoundState | None, accelerato
         drawn = accelerator.reduce(drawn if accelerator.is_main_process else torch.zeros_like(drawn), reduction="sum")
     logger.info("seed %d (give --seed to repeat this run)", int(drawn))
     return int(drawn)
-
-
-def _arithmetic(data: TrainingData, plan: StepPlan) -> str:
-    num_images = sum(len(dataset.used_record_indices) for dataset in data.datasets)
-    num_buckets = sum(len(dataset.buckets) for dataset in data.datasets)
-    sizes = " and ".join(str(size) for size in sorted({dataset.config.batch_size for dataset in data.datasets}))
-    return (
-        f"{plural(num_images, 'image')} x repeats = {data.num_items} / batch {sizes}"
-        f" = {plural(plan.num_micro_batches, 'batch', 'batches')} (in {plural(num_buckets, 'bucket')})"
-        f" / (accumulation {plan.accumulation} x processes {plan.num_processes})"
-        f" = {plural(plan.steps_per_epoch, 'step')} per epoch x {plural(plan.num_epochs, 'epoch')};"
-        f" {plural(plan.num_steps, 'step')} in all"
-    )
 
 
 def make_step_plan(

@@ -24,7 +24,7 @@ from library.training.foreign_options import FOREIGN_OPTIONS
 from library.training.monitoring.options import LoggingOptions
 from library.training.optimization.options import AverageOptions, OptimizerOptions
 from library.training.options import TrainingOptions
-from library.training.preflight import CHECKS, PREFLIGHT_STAGES, screen
+from library.training.preflight import CHECKS, IMAGE_CHECKS, PREFLIGHT_STAGES, screen
 
 
 def option_groups(
@@ -101,7 +101,10 @@ def check_command(script: TrainingScript, argv: Sequence[str]) -> Context:
         foreign=FOREIGN_OPTIONS,
     )
     errors += errors_of_console
-    context, checks = Context(script, options), (*CHECKS, *script.checks)
+    context, checks = (
+        Context(script, options),
+        (*CHECKS, *(IMAGE_CHECKS if script.offers_datasets else ()), *script.checks),
+    )
     for stage in PREFLIGHT_STAGES:
         errors += find_errors(checks, stage, context)
     raise_together(errors)
@@ -128,7 +131,7 @@ def _look_at_data(context: Context) -> None:
     from library.training.run_setup import make_step_plan
 
     training, output, report = context[TrainingOptions], context[OutputOptions], context[ReportOptions]
-    data, warnings = context.data_and_warnings
+    data, warnings = context.images, context.data_and_warnings[1]
     seed = training.seed if context.state is None else context.state.header.seed
     plan = make_step_plan(training, output, seed=seed or 0, num_micro_batches=data.num_micro_batches, num_processes=1)
     look_at_data(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from library.cli.errors import plural
 from library.data.records import StepCounter
 
 
@@ -42,6 +43,15 @@ class StepPlan:
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(self.num_micro_batches / self.group_size)
+
+    @property
+    def arithmetic(self) -> str:
+        """How the micro-batches of an epoch become steps, in words."""
+        return (
+            f"(accumulation {self.accumulation} x processes {self.num_processes})"
+            f" = {plural(self.steps_per_epoch, 'step')} per epoch x {plural(self.num_epochs, 'epoch')};"
+            f" {plural(self.num_steps, 'step')} in all"
+        )
 
     @property
     def clock(self) -> StepCounter:

@@ -18,15 +18,13 @@ import torch
 from library.cli.documents import valid_metadata
 from library.cli.file_hashes import file_sha256, model_hash
 from library.cli.parser import Options
-from library.data.batches.plan import TrainingData
-from library.data.config.options import CachingOptions, DatasetOptions
 from library.diffusion.options import LossOptions, NoiseOptions, timestep_range
 from library.models.family import ModelFamily
 from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
 from library.models.weights.modelspec import SpecifiedModel, specification_entries
-from library.training.checkpoints.dataset_metadata import dataset_entries
 from library.training.checkpoints.options import OutputOptions
-from library.training.evaluation.options import ValidationOptions
+from library.training.evaluation.options import validation_options
+from library.training.inputs.run_data import RunData
 from library.training.method import TrainingMethod
 from library.training.optimization.lr_schedules import schedule_name, warmup_steps
 from library.training.optimization.optimizers import optimizer_label
@@ -51,7 +49,7 @@ class Metadata:
     def __init__(
         self,
         options: Options,
-        data: TrainingData,
+        data: RunData,
         family: ModelFamily,
         method: TrainingMethod,
         plan: StepPlan,
@@ -68,9 +66,9 @@ class Metadata:
         entries = {
             **_model_entries(options, self._family),
             **_option_entries(options, self._plan, self._optimizer),
-            **_texts(dataset_entries(self._data, options[DatasetOptions], self._plan.group_size)),
-            **_plan_entries(self._data, self._plan),
-            **_evaluation_entries(options, self._data),
+            **_texts(self._data.metadata(self._plan.group_size)),
+            **_plan_entries(self._plan),
+            **_evaluation_entries(options),
             **self._method.metadata(),
             "ss_training_started_at": str(self._started_at),
         }
@@ -121,8 +119,7 @@ def _name_and_hashes(given: str | None, what: str, has_hashes: bool) -> dict[str
 
 def _option_entries(options: Options, plan: StepPlan, optimizer: torch.optim.Optimizer) -> dict[str, str]:
     training, rates = options[TrainingOptions], options[OptimizerOptions]
-    output, caching = options[OutputOptions], options[CachingOptions]
-    memory, prompts = options[MemoryOptions], options[PromptOptions]
+    output, memory, prompts = options[OutputOptions], options[MemoryOptions], options[PromptOptions]
     return _texts(
         {
             "ss_session_id": secrets.randbelow(2**32),
@@ -143,7 +140,6 @@ def _option_entries(options: Options, plan: StepPlan, optimizer: torch.optim.Opt
             "ss_max_grad_norm": training.max_grad_norm,
             "ss_max_train_steps": plan.num_steps,
             "ss_seed": plan.seed,
-            "ss_cache_latents": caching.caches_latents,
             **_objective_entries(options[NoiseOptions], options[LossOptions]),
         }
     )
@@ -176,24 +172,19 @@ def _timestep_range(noise: NoiseOptions, family: ModelFamily) -> tuple[int, int]
     return None if len(trained) == num_timesteps else (trained[0], trained[-1])
 
 
-def _plan_entries(data: TrainingData, plan: StepPlan) -> dict[str, str]:
+def _plan_entries(plan: StepPlan) -> dict[str, str]:
     return _texts(
         {
-            "ss_num_train_images": data.num_train_images,
-            "ss_num_reg_images": data.num_reg_images,
             "ss_num_batches_per_epoch": plan.num_micro_batches,
             "ss_num_epochs": plan.num_epochs,
         }
     )
 
 
-def _evaluation_entries(options: Options, data: TrainingData) -> dict[str, str]:
-    flags, validation, average = options[DatasetOptions], options[ValidationOptions], options[AverageOptions]
+def _evaluation_entries(options: Options) -> dict[str, str]:
+    validation, average = validation_options(options), options[AverageOptions]
     return _texts(
         {
-            "ss_num_validation_images": 0 if data.validation is None else data.validation.num_items,
-            "ss_validation_split": flags.validation_split,
-            "ss_validation_seed": flags.validation_seed,
             "ss_validate_every_n_steps": validation.validate_every_n_steps,
             "ss_validate_every_n_epochs": validation.validate_every_n_epochs,
             "ss_max_validation_steps": validation.max_validation_steps,
@@ -203,13 +194,13 @@ def _evaluation_entries(options: Options, data: TrainingData) -> dict[str, str]:
 
 
 def _specification_entries(
-    options: Options, data: TrainingData, family: ModelFamily, method: TrainingMethod
+    options: Options, data: RunData, family: ModelFamily, method: TrainingMethod
 ) -> dict[str, str]:
     return specification_entries(
         SpecifiedModel(
             architecture=family.architecture + method.architecture_suffix,
             prediction_type=family.process.prediction_type,
-            resolution=data.datasets[0].config.resolution,
+            resolution=data.resolution or (family.usual_size, family.usual_size),
             clip_skip=options[PromptOptions].clip_skip,
             timestep_range=_timestep_range(options[NoiseOptions], family),
         ),

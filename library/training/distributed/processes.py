@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +15,6 @@ from library.cli.errors import LostProcess, UserError, listed
 from library.cli.launcher import is_launched, local_rank_and_count
 from library.cli.options import option_fields
 from library.cli.parser import Options
-from library.data.batches.plan import TrainingData
 
 T = TypeVar("T")
 
@@ -48,14 +47,22 @@ def lost_process() -> LostProcess:
     )
 
 
-def check_same_run(accelerator: Accelerator, options: Options, data: TrainingData, num_steps_done: int) -> None:
+class ComparedData(Protocol):
+    """Of what a run learns from, what has to be the same in all processes."""
+
+    def digest(self) -> str: ...
+
+    def paths(self) -> list[str]: ...
+
+
+def check_same_run(accelerator: Accelerator, options: Options, data: ComparedData, num_steps_done: int) -> None:
     """Raises `UserError`, in all processes, where step, data or options differ: each machine has its own files.
 
     num_steps_done: of the state to resume from. Call it before any other collective operation.
     """
     if accelerator.num_processes == 1:
         return
-    paths = hashlib.sha256("\n".join(key.path for key in data.latent_keys()).encode("utf-8", "surrogatepass")).digest()
+    paths = hashlib.sha256("\n".join(data.paths()).encode("utf-8", "surrogatepass")).digest()
     everyone = gather_object([(num_steps_done, data.digest(), paths, _values(options))])
     steps, digests, all_paths, values = zip(*everyone, strict=True)
     if len(set(steps)) > 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from library.cli.options import option
+from library.cli.parser import Options
 from library.training.evaluation.samplers import SAMPLER_NAMES, sampler_row
 
 
@@ -32,6 +33,11 @@ class ValidationOptions:
     @property
     def is_enabled(self) -> bool:
         return bool(self.validate_every_n_steps or self.validate_every_n_epochs or self.max_validation_steps)
+
+
+def validation_options(options: Options) -> ValidationOptions:
+    """Those of a run; the defaults where it has no images that could be held out."""
+    return options.get(ValidationOptions) or ValidationOptions()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from library.data.batches.loader import BatchLoader
 from library.data.batches.plan import TrainingData
 from library.data.records import Batch
 from library.training.evaluation.modes import evaluation_mode
-from library.training.objective import Objective
+from library.training.inputs.objective import Objective
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from library.data.config.options import CachingOptions
 from library.models.family import ModelFamily
 from library.training.checkpoints.options import OutputOptions
 from library.training.distributed.strategy import all_params
@@ -129,35 +127,24 @@ def _state_bytes(options: OptimizerOptions) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / param.numel()
 
 
-def _largest_batch(run: RunSetup) -> tuple[int, int, int]:
-    """Number of images, width and height of the batch with the most pixels."""
-    batches = (
-        (min(dataset.config.batch_size, len(bucket.item_indices)), *bucket.resolution)
-        for dataset in run.context.data.datasets
-        for bucket in dataset.buckets
-    )
-    return max(batches, key=math.prod)
-
-
 def _encode_images(run: RunSetup, family: ModelFamily) -> None:
     """The VAE on the largest batch, or on as many images as are encoded at once for the cache."""
-    caching, device = run.options[CachingOptions], run.accelerator.device
-    num_images, width, height = _largest_batch(run)
-    if caching.caches_latents:
-        num_images = caching.vae_batch_size
+    largest, device = run.context.data.largest_batch, run.accelerator.device
+    if not largest.num_encoded:
+        return
     with torch.no_grad():
-        family.encode_images(torch.zeros(num_images, 3, height, width, device=device), [0] * num_images)
+        pixels = torch.zeros(largest.num_encoded, 3, largest.height, largest.width, device=device)
+        family.encode_images(pixels, [0] * largest.num_encoded)
 
 
 def _forward_and_backward(run: RunSetup, method: TrainingMethod, family: ModelFamily) -> None:
     """A micro-batch of the largest size. Its values mean nothing."""
-    device, (num_images, width, height) = run.accelerator.device, _largest_batch(run)
-    shape = (num_images, family.latent_channels, height // family.vae_scale, width // family.vae_scale)
-    is_cached = run.options[CachingOptions].caches_text_encoder_outputs
+    largest, device, scale = run.context.data.largest_batch, run.accelerator.device, family.vae_scale
+    shape = (largest.num_images, family.latent_channels, largest.height // scale, largest.width // scale)
     with run.accelerator.autocast():
-        with nullcontext() if method.trains_text_encoders and not is_cached else torch.no_grad():
-            conditioning = family.encode_prompts(["a"] * num_images)
-        timesteps = torch.zeros(num_images, dtype=torch.int64, device=device)
+        with nullcontext() if method.trains_text_encoders and largest.encodes_text else torch.no_grad():
+            conditioning = family.encode_prompts(["a"] * largest.num_images)
+        timesteps = torch.zeros(largest.num_images, dtype=torch.int64, device=device)
         prediction = family.predict(torch.ones(shape, device=device), timesteps, conditioning)
     prediction.float().square().mean().backward()
 

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 
 from library.cli.errors import UserError, listed, plural
 from library.cli.launcher import command_line
-from library.data.records import Batch
+from library.training.inputs.run_data import LoadedBatch
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class NonfiniteSteps:
         self._most = most
         self._in_a_row = 0
         self._last = ""
+        self._sources = "images"  # what a step is made of
         self.named: list[tuple[int, str]] = []  # all of them, each with its step
 
     @property
@@ -37,7 +38,9 @@ class NonfiniteSteps:
         """Call for a step that was applied."""
         self._in_a_row = 0
 
-    def add(self, step: int, batches: Sequence[Batch], losses: Sequence[torch.Tensor], num_zeroed: int = 0) -> None:
+    def add(
+        self, step: int, batches: Sequence[LoadedBatch], losses: Sequence[torch.Tensor], num_zeroed: int = 0
+    ) -> None:
         """Names a step that is not applied, with its images: those of the batches whose loss is not finite, or all.
 
         All processes call it for the same step; batches and losses are this process's. `num_zeroed`: where the
@@ -45,11 +48,12 @@ class NonfiniteSteps:
         """
         self._in_a_row += 1
         bad = [batch for batch, loss in zip(batches, losses, strict=True) if not torch.isfinite(loss)]
-        named = gather_object([(bool(bad), key.path) for batch in bad or batches for key in batch.latent_keys])
+        named = gather_object([(bool(bad), name) for batch in bad or batches for name in batch.sources])
         has_bad_loss = any(is_bad for is_bad, _ in named)
-        images = dict.fromkeys(path for is_bad, path in named if is_bad == has_bad_loss)
+        names = dict.fromkeys(name for is_bad, name in named if is_bad == has_bad_loss)
+        self._sources = batches[0].SOURCES if batches else self._sources
         what = "the loss is not finite" if has_bad_loss else "the gradients are not finite" + self._scale()
-        self._last = f"step {step}: {what}, with the images {listed(list(images), _MAX_NAMES)}"
+        self._last = f"step {step}: {what}, with the {self._sources} {listed(list(names), _MAX_NAMES)}"
         what = f"is applied with {plural(num_zeroed, 'gradient')} as zeros" if num_zeroed else "is not applied"
         text = f"{self._last}; the step {what} ({self._in_a_row} in a row)"
         self.named.append((step, text))
@@ -69,7 +73,9 @@ class NonfiniteSteps:
                 hint="start again, or from an earlier state, with a lower --learning_rate"
                 " (--max_grad_norm 1 limits what one bad step does)",
             )
-        remedy = "look at these images, lower --learning_rate, give --mixed_precision bf16 or no instead of fp16"
+        remedy = (
+            f"look at these {self._sources}, lower --learning_rate, give --mixed_precision bf16 or no instead of fp16"
+        )
         if state is None:
             return UserError(message, hint=remedy)
         return UserError(

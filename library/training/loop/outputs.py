@@ -29,11 +29,12 @@ from library.training.checkpoints.saves import Saver
 from library.training.checkpoints.states import RunIdentity, write_state
 from library.training.distributed.processes import of_first_process
 from library.training.evaluation.modes import ema_scope
-from library.training.evaluation.options import SampleOptions, ValidationOptions
+from library.training.evaluation.options import SampleOptions, validation_options
 from library.training.evaluation.prompt_files import PromptFile
 from library.training.evaluation.sample_files import earlier_images
 from library.training.evaluation.samples import Sampler, SampleSettings
 from library.training.evaluation.validation import VALIDATION_SEED, Validator
+from library.training.inputs.run_data import Inputs
 from library.training.loop.curves import Curves
 from library.training.loop.due import Due, OutputSchedule
 from library.training.loop.run_page import RunPage, page_path
@@ -41,7 +42,6 @@ from library.training.loop.step import Step
 from library.training.method import TrainingMethod
 from library.training.monitoring.options import LoggingOptions
 from library.training.monitoring.trackers import Tracker, TrackerSettings, make_tracker, run_folder
-from library.training.objective import Inputs
 from library.training.options import TrainingOptions
 from library.training.run_setup import RunSetup
 from library.training.step_plan import Position, StepPlan
@@ -325,15 +325,15 @@ def make_outputs(
     tracker = _make_tracker(run) if accelerator.is_main_process else None
     if context.prompts:
         sampler = _make_sampler(run, family, modules, are_sharded=step.strategy.shards_weights)
-    held_out = context.data.validation
-    if held_out is not None:
+    if inputs.held_out is not None:
+        held_out, images = inputs.held_out.inputs, inputs.held_out.images
         validator = Validator(
-            inputs.objective,
-            inputs.loader_of(held_out, VALIDATION_SEED, StepCounter(1, held_out.num_micro_batches, num_steps=1)),
-            held_out,
+            held_out.objective,
+            held_out.loader_of(images, VALIDATION_SEED, StepCounter(1, images.num_micro_batches, num_steps=1)),
+            images,
             accelerator,
             modules=modules,
-            max_batches=options[ValidationOptions].max_validation_steps,
+            max_batches=validation_options(options).max_validation_steps,
         )
     return Outputs(
         OutputParts(
@@ -342,7 +342,7 @@ def make_outputs(
             step=step,
             plan=run.plan,
             identity=run.identity,
-            schedule=OutputSchedule(output, samples, options[ValidationOptions], run.plan),
+            schedule=OutputSchedule(output, samples, validation_options(options), run.plan),
             saver=Saver(output, method, run.plan.epochs_between_saves, run.uploads),
             metadata=Metadata(options, context.data, family, method, run.plan, step.strategy.optimizer),
             validator=validator,

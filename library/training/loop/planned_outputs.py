@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from library.cli.errors import plural
 from library.training.checkpoints.options import OutputOptions
 from library.training.checkpoints.saved_names import file_stem
-from library.training.evaluation.options import SampleOptions, ValidationOptions
+from library.training.evaluation.options import SampleOptions, validation_options
 from library.training.loop.due import OutputSchedule
 from library.training.run_setup import RunSetup
 
@@ -16,7 +16,7 @@ def planned_lines(run: RunSetup) -> Iterator[str]:
     """What would be written when."""
     options, ending = run.options, run.context.script.ending_of(run.options)
     output, samples = options[OutputOptions], options[SampleOptions]
-    schedule = OutputSchedule(output, samples, options[ValidationOptions], run.plan)
+    schedule = OutputSchedule(output, samples, validation_options(options), run.plan)
     names = [f"{file_stem(output.output_name, suffix)}{ending}" for suffix in schedule.saves(run.start)]
     shown = names if len(names) <= 4 else [*names[:2], "...", *names[-2:]]
     states = (

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from library.cli.errors import plural
-from library.data.batches.plan import PlannedDataset
-from library.data.records import size_text
 from library.models.family import ModelFamily
 from library.models.options import ModelOptions
 from library.run_report.record import Group
@@ -21,33 +19,15 @@ _MOST_GROUPS = 12
 
 
 def data_facts(run: RunSetup) -> Iterator[Group]:
-    """The images and the arithmetic of steps, known before a model is loaded."""
-    data, plan = run.context.data, run.plan
+    """What is learnt from and the arithmetic of steps, known before a model is loaded."""
+    plan = run.plan
     yield Group("Steps", [
         ("steps", f"{plan.num_steps:,}, of {plan.steps_per_epoch:,} per epoch, in {plural(plan.num_epochs, 'epoch')}"),
         ("a step", f"{plural(plan.accumulation, 'micro-batch', 'micro-batches')} of each of"
          f" {plural(plan.num_processes, 'process', 'processes')}"),
         ("seed", str(plan.seed)),
     ])  # fmt: skip
-    for number, dataset in enumerate(data.datasets, start=1):
-        yield Group(f"Dataset {number}" if len(data.datasets) > 1 else "Dataset", list(_dataset_rows(dataset)))
-    if data.validation is not None:
-        yield Group("Validation", [("held out", plural(data.validation.num_items, "image"))])
-
-
-def _dataset_rows(dataset: PlannedDataset) -> Iterator[tuple[str, str]]:
-    config = dataset.config
-    counts = f"{plural(len(dataset.used_record_indices), 'image')}, with repeats {len(dataset.items):,}"
-    yield "images", counts
-    yield "resolution", f"{size_text(config.resolution)}, in {plural(len(dataset.buckets), 'bucket')}"
-    yield "batch size", str(config.batch_size)
-    if dataset.num_skipped:
-        yield "skipped", f"{plural(dataset.num_skipped, 'image')}, by --skip_image_resolution"
-    for summary in dataset.subset_summaries:
-        subset = summary.config
-        name = subset.metadata_file or subset.image_dir or subset.key_path
-        is_reg = ", regularisation" if subset.is_reg else ""
-        yield name, f"{plural(summary.img_count, 'image')} x {subset.num_repeats}{is_reg}"
+    yield from run.context.data.facts()
 
 
 def model_facts(run: RunSetup, method: TrainingMethod, family: ModelFamily) -> Iterator[Group]:

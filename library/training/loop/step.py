@@ -14,16 +14,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from library.data.records import Batch
 from library.training.checkpoints.training_state import StatefulParts
 from library.training.distributed.processes import lost_process
 from library.training.distributed.strategy import ParallelStrategy, all_params, make_strategy
+from library.training.inputs.run_data import LoadedBatch, Objective
 from library.training.loop.nonfinite import NonfiniteSteps
 from library.training.method import TrainingMethod
 from library.training.monitoring.gradient_norms import GradientNorms
 from library.training.monitoring.losses import LossHistory
 from library.training.monitoring.performance import StepTimes
-from library.training.objective import Objective
 from library.training.optimization.ema import WeightEMA
 from library.training.optimization.fused_backward import ZeroedGradients, step_in_backward
 from library.training.optimization.learning_rates import RateHistory
@@ -99,7 +98,7 @@ class Step:
         is_alone = self._accelerator.num_processes == 1
         return self.stop_request.signal_number if is_alone else self._agreed_signal
 
-    def __call__(self, fetch: Callable[[], list[Batch]], num_in_step: int, step: int) -> None:
+    def __call__(self, fetch: Callable[[], list[LoadedBatch]], num_in_step: int, step: int) -> None:
         """Step `step`, counted from 1, on this process's batches of the step's `num_in_step` micro-batches.
 
         `fetch` gives them. Raises in all processes what fails in one, where the weights are not sharded.
@@ -107,7 +106,7 @@ class Step:
         with self.times.step():
             self._make(fetch, num_in_step, step)
 
-    def _make(self, fetch: Callable[[], list[Batch]], num_in_step: int, step: int) -> None:
+    def _make(self, fetch: Callable[[], list[LoadedBatch]], num_in_step: int, step: int) -> None:
         batches, losses, failure = [], [], None
         try:
             self._method.on_step_start(step - 1)
@@ -129,9 +128,9 @@ class Step:
             self.nonfinite.add(step, batches, losses, num_zeroed)
             self._skip(step)
         self.strategy.zero_grad()
-        self.times.count(sum(len(batch.captions) for batch in batches) * self._accelerator.num_processes)
+        self.times.count(sum(batch.num_images for batch in batches) * self._accelerator.num_processes)
 
-    def _backward(self, batches: list[Batch], num_in_step: int) -> list[torch.Tensor]:
+    def _backward(self, batches: list[LoadedBatch], num_in_step: int) -> list[torch.Tensor]:
         """Accumulates the gradients of the micro-batches; gives their shares of the step's loss."""
         shares = []
         num_mine = len(range(self._accelerator.process_index, num_in_step, self._accelerator.num_processes))
@@ -143,6 +142,7 @@ class Step:
             if not is_fused or torch.isfinite(loss):
                 self.whole_step = None if is_fused else self.whole_step
                 self.strategy.backward(loss)
+            self._objective.after_backward()
             shares.append(loss.detach())
         return shares
 

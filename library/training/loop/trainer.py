@@ -9,10 +9,8 @@ from functools import partial
 from accelerate import Accelerator
 
 from library.cli.errors import Stopped
-from library.data.batches.loader import BatchLoader
-from library.data.batches.plan import TrainingData
-from library.data.records import Batch
 from library.models.family import ModelFamily
+from library.training.inputs.run_data import LoadedBatch, Loader, RunData
 from library.training.loop.failures import Whereabouts, saved_whatever_happens
 from library.training.loop.outputs import Outputs
 from library.training.loop.step import Step
@@ -28,9 +26,9 @@ class Trainer:
     def __init__(
         self,
         accelerator: Accelerator,
-        data: TrainingData,
+        data: RunData,
         *,
-        loader: BatchLoader,
+        loader: Loader,
         plan: StepPlan,
         family: ModelFamily,
         method: TrainingMethod,
@@ -82,7 +80,7 @@ class Trainer:
             self._outputs.after_epoch(ended.epoch, ended)
             at.position = ended
 
-    def _steps_of_epoch(self, position: Position) -> Iterator[tuple[Callable[[], list[Batch]], int]]:
+    def _steps_of_epoch(self, position: Position) -> Iterator[tuple[Callable[[], list[LoadedBatch]], int]]:
         """For each step left in the epoch, what fetches this process's batches, and how many all processes have.
 
         Those are of all processes together: where they do not suffice, some processes take the last once more, with
@@ -118,5 +116,5 @@ def _share(group: range, rank: int, num_processes: int) -> list[int]:
     return [*group, *[group[-1]] * padding][rank::num_processes]
 
 
-def _take(batches: Iterator[Batch], number: int) -> list[Batch]:
+def _take(batches: Iterator[LoadedBatch], number: int) -> list[LoadedBatch]:
     return [next(batches) for _ in range(number)]

@@ -47,8 +47,9 @@ def _holds(error: BaseException, messages: Sequence[str]) -> bool:
 
 
 def _remedies(options: Options, is_sharded: bool) -> Iterator[str]:
-    training, memory, caching = options[TrainingOptions], options[MemoryOptions], options[CachingOptions]
-    if not caching.caches_latents:
+    training, memory = options[TrainingOptions], options[MemoryOptions]
+    caching, described = options.get(CachingOptions), options.get(DatasetOptions)
+    if caching is not None and not caching.caches_latents:
         yield "--cache_latents"
     if training.mixed_precision == "no":
         yield "--mixed_precision bf16"
@@ -56,7 +57,7 @@ def _remedies(options: Options, is_sharded: bool) -> Iterator[str]:
         yield "--optimizer_type AdamW8bit"
     if not training.gradient_checkpointing:
         yield "--gradient_checkpointing"
-    if options[DatasetOptions].train_batch_size > 1 or options[DatasetOptions].dataset_config is not None:
+    if described is not None and (described.train_batch_size > 1 or described.dataset_config is not None):
         yield "a smaller batch size with --gradient_accumulation_steps"
     if not memory.mem_eff_attn and not memory.xformers:
         yield "--mem_eff_attn"

@@ -14,8 +14,8 @@ from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.training.evaluation.validation import Validator
 from library.training.inputs.latents import LatentProvider
+from library.training.inputs.objective import Objective
 from library.training.inputs.text_outputs import TextSource
-from library.training.objective import Objective
 from tests.tiny_models import make_tiny, write_folder
 
 

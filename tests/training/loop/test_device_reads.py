@@ -15,7 +15,6 @@ import train_textual_inversion
 from library.training.context import TrainingScript
 from library.training.loop.step import make_step
 from library.training.model_setup import attach_method, load_model
-from library.training.objective import make_inputs
 from library.training.run_setup import set_up_run
 from library.training.script import check_command
 from tests.end_to_end.runs import arguments, copy_images
@@ -40,10 +39,10 @@ def reads_of_steps(script: TrainingScript, argv: list[str], monkeypatch: pytest.
         monkeypatch.setattr(Accelerator, "device", DEVICE)
         for module in (family.unet, family.vae, *family.text_encoders, *method.trainable_modules()):
             nn.Module.to(module, DEVICE)
-        inputs = make_inputs(context.options, context.data, method, family, run.accelerator)
+        inputs = context.data.make_inputs(method, family, run.accelerator, run.plan)
         step = make_step(run, method, inputs.objective)
         micro_batches = list(context.data.batches_of_epoch(run.plan.seed, 0))
-        batches = inputs.loader_of(context.data, run.plan.seed, run.plan.clock).batches(micro_batches)
+        batches = inputs.loader.batches(micro_batches)
         rows = []
         for number in range(1, NUM_STEPS + 1):
             before = len(reads)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from library.data.config.options import DatasetOptions
 from library.data.load_data import load_training_data
-from library.training.checkpoints.dataset_metadata import dataset_entries
+from library.training.inputs.dataset_metadata import dataset_entries
 
 # keys of `ss_datasets` in files that other trainers wrote, with values of types that their readers expect
 DATASET = {

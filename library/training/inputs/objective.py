@@ -30,8 +30,8 @@ LoaderOf = Callable[[TrainingData, int, StepCounter], BatchLoader]  # data, seed
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The way from a batch to its loss, and what makes the loader of some data."""
+class ImageInputs:
+    """The way from a batch of images to its loss, and what makes the loader of some images."""
 
     objective: Objective
     loader_of: LoaderOf
@@ -39,7 +39,7 @@ class Inputs:
 
 def make_inputs(
     options: Options, data: TrainingData, method: TrainingMethod, family: ModelFamily, accelerator: Accelerator
-) -> Inputs:
+) -> ImageInputs:
     """Fills the caches of latents and text encoder outputs, and makes the inputs of training and validation."""
     caching, loss, skips_unreadable = (
         options[CachingOptions],
@@ -69,11 +69,11 @@ def make_inputs(
         return BatchLoader(dataset, caching.max_data_loader_n_workers, caching.persistent_data_loader_workers)
 
     objective = Objective(family, latents, texts, accelerator, options[NoiseOptions], loss)
-    return Inputs(objective, loader_of)
+    return ImageInputs(objective, loader_of)
 
 
 class Objective:
-    """What training makes small, on one model family with its latents and texts."""
+    """What training on images makes small, on one model family with its latents and texts."""
 
     def __init__(
         self,
@@ -113,6 +113,9 @@ class Objective:
         timesteps = self._process.draw_timesteps(len(latents), self.timesteps, generator)
         noise = make_noise(latents, self._noise_options, generator)
         return self._loss(batch, latents, self._conditioning_of(batch), noise, timesteps)
+
+    def after_backward(self) -> None:
+        """Nothing to do."""
 
     @torch.no_grad()
     def losses_at(self, batch: Batch, timesteps: Sequence[int]) -> list[torch.Tensor]:
