@@ -100,6 +100,9 @@ class AdapterTraining:
         ):
             if options.dim_from_weights:
                 return module.create_network_from_weights(1.0, options.network_weights, *model, **arguments)[0]
+            blocks = family.adapter_roots().blocks
+            if blocks is not None and not is_foreign(module):  # other packages look for the blocks that they know
+                arguments["adapter_blocks"] = blocks
             return module.create_network(1.0, options.network_dim, options.alpha, *model, **arguments)
 
     def _load_weights(self, file: str) -> None:

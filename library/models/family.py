@@ -21,11 +21,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class AdapterBlocks:
+    """The blocks whose layers adapter networks wrap, by the names of their classes.
+
+    `linear`: of the denoiser, whose linear layers and 1x1 convolutions are wrapped. `convolutional`: of the denoiser,
+    wrapped where other convolutions are too. `text_encoder`: of text encoders, whose linear layers are wrapped.
+    """
+
+    linear: tuple[str, ...]
+    convolutional: tuple[str, ...] = ()
+    text_encoder: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class AdapterRoots:
-    """The modules whose layers an adapter network may wrap."""
+    """The modules whose layers an adapter network may wrap. `blocks`: None for a U-Net of Diffusers and CLIP."""
 
     unet: nn.Module
     text_encoders: tuple[nn.Module, ...]
+    blocks: AdapterBlocks | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,8 @@ class ModelFamily(ImageEncoder, Protocol):
     @property
     def text_encoders(self) -> tuple[nn.Module, ...]: ...
 
-    def adapter_roots(self) -> AdapterRoots: ...
+    def adapter_roots(self) -> AdapterRoots:
+        """What networks are given: modules whose `named_modules` says the names that layers have in adapter files."""
 
     def offload_vae(self) -> None:
         """Moves the VAE to the CPU; decoding brings it back for as long as it takes."""

@@ -14,7 +14,15 @@ from networks.adapters.files import load_adapter
 from networks.adapters.network import AdapterNetwork
 from networks.adapters.options import AdapterOptions, parse_network_args, without_effect
 from networks.adapters.selection import choose_layers, layer_rates
-from networks.adapters.targets import all_layers, other_names, text_encoder_layers, unet_layers
+from networks.adapters.targets import (
+    USUAL_BLOCKS,
+    Target,
+    TargetBlocks,
+    all_layers,
+    other_names,
+    text_encoder_layers,
+    unet_layers,
+)
 from networks.adapters.weights import parts_by_layer, with_names
 
 logger = logging.getLogger(__name__)
@@ -37,17 +45,21 @@ def network_functions(module: str, layer_class: type[AdapterLayer]) -> tuple[New
         text_encoder: nn.Module | Sequence[nn.Module],
         unet: nn.Module,
         neuron_dropout: float | None = None,
+        adapter_blocks: TargetBlocks = USUAL_BLOCKS,
         **network_args: str,
     ) -> AdapterNetwork:
         """A new adapter without effect yet; what is random is drawn from torch's global generator.
 
-        `network_dim` None is 4; `network_alpha` None or 0 is `network_dim`. Raises UserError for invalid values and for
-        unknown `network_args`, whose values may be the strings of `--network_args`.
+        `network_dim` None is 4; `network_alpha` None or 0 is `network_dim`. `adapter_blocks`: whose layers are adapted.
+        Raises UserError for invalid values and for unknown `network_args`, whose values may be the strings of
+        `--network_args`.
         """
         options = parse_network_args(module, network_dim, network_alpha, neuron_dropout, network_args)
         for line in without_effect(module, neuron_dropout, network_args):
             logger.warning(line)
-        return _new_network(layer_class, options, multiplier, text_encoder, unet)
+        text_targets = text_encoder_layers(text_encoder, adapter_blocks)
+        unet_targets = unet_layers(unet, options.has_convolutions, adapter_blocks)
+        return _new_network(layer_class, options, multiplier, [*text_targets, *unet_targets], other_names(unet))
 
     def create_network_from_weights(
         multiplier: float,
@@ -83,11 +95,9 @@ def _new_network(
     layer_class: type[AdapterLayer],
     options: AdapterOptions,
     multiplier: float,
-    text_encoder: nn.Module | Sequence[nn.Module],
-    unet: nn.Module,
+    targets: Sequence[Target],
+    names_in_files: Mapping[str, str],
 ) -> AdapterNetwork:
-    text_targets = text_encoder_layers(text_encoder)
-    unet_targets = unet_layers(unet, options.has_convolutions)
     layers = [
         layer_class(
             choice.target.name,
@@ -98,10 +108,9 @@ def _new_network(
             dropout=options.dropout,
             **options.layer_args,
         )
-        for choice in choose_layers(options, [*text_targets, *unet_targets])
+        for choice in choose_layers(options, targets)
     ]
-    rates = layer_rates(options, [*text_targets, *unet_targets])
-    return AdapterNetwork(layer_class, layers, options, rates, other_names(unet))
+    return AdapterNetwork(layer_class, layers, options, layer_rates(options, targets), names_in_files)
 
 
 def _network_of(

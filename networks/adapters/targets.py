@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import nn
 
-_UNET_BLOCKS = ("Transformer2DModel",)
-_UNET_CONV_BLOCKS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
-_TEXT_ENCODER_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPFlashAttention2", "CLIPMLP")
+
+class TargetBlocks(Protocol):
+    """The blocks whose layers are targets, by the names of their classes: see `AdapterBlocks` of the model families."""
+
+    @property
+    def linear(self) -> tuple[str, ...]: ...
+
+    @property
+    def convolutional(self) -> tuple[str, ...]: ...
+
+    @property
+    def text_encoder(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class DiffusersBlocks:
+    """Those of U-Nets of Diffusers and of CLIP text encoders, which other programs hand over too."""
+
+    linear: tuple[str, ...] = ("Transformer2DModel",)
+    convolutional: tuple[str, ...] = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+    text_encoder: tuple[str, ...] = ("CLIPAttention", "CLIPSdpaAttention", "CLIPFlashAttention2", "CLIPMLP")
+
+
+USUAL_BLOCKS = DiffusersBlocks()
 
 
 @dataclass(frozen=True)
@@ -21,21 +43,23 @@ class Target:
     path: str
 
 
-def unet_layers(unet: nn.Module, convolutions: bool) -> list[Target]:
+def unet_layers(unet: nn.Module, convolutions: bool, blocks: TargetBlocks = USUAL_BLOCKS) -> list[Target]:
     """Linear and 1x1 convolution layers of the transformer blocks; with `convolutions` also all layers of the
     residual, down- and upsampling blocks."""
     if convolutions:
-        return list(_layers_in_blocks("lora_unet", unet, _UNET_BLOCKS + _UNET_CONV_BLOCKS))
-    targets = _layers_in_blocks("lora_unet", unet, _UNET_BLOCKS)
+        return list(_layers_in_blocks("lora_unet", unet, blocks.linear + blocks.convolutional))
+    targets = _layers_in_blocks("lora_unet", unet, blocks.linear)
     return [target for target in targets if not is_spatial(target.module)]
 
 
-def text_encoder_layers(text_encoder: nn.Module | Sequence[nn.Module]) -> list[Target]:
+def text_encoder_layers(
+    text_encoder: nn.Module | Sequence[nn.Module], blocks: TargetBlocks = USUAL_BLOCKS
+) -> list[Target]:
     """Linear layers of attention and MLP blocks, of one text encoder or several."""
     return [
         target
         for prefix, encoder in _named_text_encoders(text_encoder)
-        for target in _layers_in_blocks(prefix, encoder, _TEXT_ENCODER_BLOCKS)
+        for target in _layers_in_blocks(prefix, encoder, blocks.text_encoder)
         if isinstance(target.module, nn.Linear)
     ]
 

@@ -26,7 +26,7 @@ from library.data.records import LatentFormat
 from library.diffusion.flow_matching import FlowMatching
 from library.models import families
 from library.models.conditioning import Conditioning
-from library.models.family import AdapterRoots
+from library.models.family import AdapterBlocks, AdapterRoots
 from library.models.weights.model_files import ModelFolder
 from tests.end_to_end.runs import arguments, assert_same, copy_images, logged
 from tests.end_to_end.whole_models import write_metadata
@@ -34,7 +34,7 @@ from tests.end_to_end.whole_models import write_metadata
 CHANNELS, WIDTH, SCALE = 3, 8, 4
 
 
-class Transformer2DModel(nn.Module):  # the name of the blocks whose layers networks adapt
+class Mixer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.to_q = nn.Linear(CHANNELS + WIDTH + 1, CHANNELS)
@@ -46,12 +46,30 @@ class Transformer2DModel(nn.Module):  # the name of the blocks whose layers netw
 class Denoiser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.block = Transformer2DModel()
+        self.block = Mixer()
 
     def forward(self, latents: torch.Tensor, times: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         size = latents.shape[2:]
         maps = [latents, words[:, :, None, None].expand(-1, -1, *size), times.view(-1, 1, 1, 1).expand(-1, 1, *size)]
         return self.block(torch.cat(maps, dim=1).movedim(1, -1)).movedim(-1, 1)
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.read(x)
+
+
+class Letters(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.block = nn.Embedding(256, WIDTH), Reader()
+
+    def forward(self, letters: torch.Tensor) -> torch.Tensor:
+        return self.block(self.table(letters))
 
 
 @dataclass
@@ -66,14 +84,14 @@ class ToyFamily:
 
     def __init__(self, tensors, settings) -> None:
         self.process = FlowMatching(shift=2.0)
-        self.unet, self.letters, self.vae = Denoiser(), nn.Embedding(256, WIDTH), nn.Identity()
+        self.unet, self.letters, self.vae = Denoiser(), Letters(), nn.Identity()
         self.text_encoders = (self.letters,)
         self._parts = nn.ModuleDict({"unet": self.unet, "letters": self.letters})
         self._parts.load_state_dict({name.removeprefix("toy."): each.float() for name, each in tensors.items()})
         self._parts.requires_grad_(False).eval().to(settings.device)
 
     def adapter_roots(self) -> AdapterRoots:
-        return AdapterRoots(self.unet, self.text_encoders)
+        return AdapterRoots(self.unet, self.text_encoders, AdapterBlocks(("Mixer",), text_encoder=("Reader",)))
 
     def encode_prompts(self, prompts, *, weighted=None) -> MeanOfLetters:
         means = [self.letters(torch.tensor(list(text.encode()) or [0])).mean(dim=0) for text in prompts]
@@ -142,7 +160,7 @@ def toy(monkeypatch, tmp_path) -> Path:
     )
     monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, entry))
     torch.manual_seed(3)
-    parts = nn.ModuleDict({"unet": Denoiser(), "letters": nn.Embedding(256, WIDTH)})
+    parts = nn.ModuleDict({"unet": Denoiser(), "letters": Letters()})
     save_file({f"toy.{name}": each for name, each in parts.state_dict().items()}, tmp_path / "toy.safetensors")
     return tmp_path / "toy.safetensors"
 
@@ -185,6 +203,9 @@ def test_a_family_that_nobody_knows_is_trained_saved_and_resumed(toy, tmp_path, 
         assert whole.keys() == base.keys() and not any(torch.equal(whole[name], base[name]) for name in whole)
     else:
         assert whole["lora_unet_block_to_q.lora_up.weight"].abs().max() > 0
+        reader = "lora_te_text_model_block_read.lora_up.weight"
+        assert (reader in whole) != ("network_train_unet_only" in options)
+        assert "network_train_unet_only" in options or whole[reader].abs().max() > 0
 
 
 def test_its_loss_is_that_of_flow_matching(toy, tmp_path):
@@ -216,7 +237,7 @@ def test_its_loss_is_that_of_flow_matching(toy, tmp_path):
     noise = torch.randn(latents.shape, generator=generator)
     tensors = load_file(toy)
     letters = torch.tensor(list(dataset.records[index].caption.encode()))
-    words = tensors["toy.letters.weight"][letters].mean(dim=0)
+    words = (tensors["toy.letters.table.weight"][letters] @ tensors["toy.letters.block.read.weight"].T).mean(dim=0)
     noisy = (1 - share) * latents + share * noise
     size = latents.shape[2:]
     inputs = torch.cat([noisy[0], words[:, None, None].expand(-1, *size), share.view(1, 1, 1).expand(1, *size)])
