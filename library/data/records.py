@@ -46,6 +46,27 @@ class ImageRecord:
     mask_path: str | None = None  # its mask image, which weights the loss
     num_bytes: int | None = None  # None: not known
     ctime_ns: int | None = None
+    member: ShardMember | None = None  # where it lies in a shard; `path` is then no file, but <shard>::<member>
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A tar file of images, as it was scanned."""
+
+    path: str  # or its URL
+    num_bytes: int
+    mtime_ns: int  # 0 for a URL
+    identity: str  # changes with its members
+    cache_base: str | None  # its cache files are this and their endings; None where nothing can be written
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMember:
+    """Where the bytes of a file lie in a shard."""
+
+    shard: Shard
+    offset: int
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +108,7 @@ class LatentKey:
     num_bytes: int | None = None  # None: not known
     ctime_ns: int | None = None
     cache_ending: str = LatentFormat.ending
+    member: ShardMember | None = None  # as of `ImageRecord`
 
 
 @dataclass(frozen=True, slots=True)

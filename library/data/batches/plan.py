@@ -93,6 +93,7 @@ class PlannedDataset:
             num_bytes=record.num_bytes,
             ctime_ns=record.ctime_ns,
             cache_ending=self.config.cache_ending,
+            member=record.member,
         )
 
     @property

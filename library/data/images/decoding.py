@@ -11,7 +11,7 @@ from library.data.buckets import PIXELS_PER_LATENT
 from library.data.images.augmentations import apply_colour
 from library.data.images.colour_profiles import to_srgb
 from library.data.images.image_files import exif_transpose, mask_size_problem, opened_image
-from library.data.records import ColourShift, LatentKey, Placement, Size, TrainedImage, size_text
+from library.data.records import ColourShift, LatentKey, Placement, ShardMember, Size, TrainedImage, size_text
 
 _INTERPOLATIONS = {
     "lanczos": cv2.INTER_LANCZOS4,
@@ -31,21 +31,22 @@ _TO_8_BITS = {
 }
 
 
-def decode_image(path: str) -> np.ndarray:
+def decode_image(path: str, member: ShardMember | None = None) -> np.ndarray:
     """The first frame as sRGB, uint8 (H, W, 3), EXIF orientation applied, transparency blended with white.
 
-    Raises `UserError` naming the file if it is not found, truncated or corrupt.
+    `member`: of a shard, as for `opened_image`. Raises `UserError` naming the file if it is not found, truncated or
+    corrupt.
     """
-    return _decode(path, over_white=True)[0]
+    return _decode(path, member, over_white=True)[0]
 
 
-def decode_layers(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+def decode_layers(path: str, member: ShardMember | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """As `decode_image`, but the colours as stored, and the alpha channel, uint8 (H, W), or None without one."""
-    return _decode(path, over_white=False)
+    return _decode(path, member, over_white=False)
 
 
-def _decode(path: str, over_white: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    with opened_image(path) as image:
+def _decode(path: str, member: ShardMember | None, *, over_white: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    with opened_image(path, member) as image:
         transpose = exif_transpose(image)
         profile = image.info.get("icc_profile")
         depth = image.tile[0][3] if image.tile else None
@@ -99,7 +100,8 @@ def load_image(key: LatentKey, colour: ColourShift | None = None) -> TrainedImag
 
     Raises `UserError` naming the file if it cannot be decoded or its size has changed since the scan.
     """
-    image, opacity = decode_layers(key.path) if key.alpha_is_mask else (decode_image(key.path), None)
+    layers = decode_layers(key.path, key.member) if key.alpha_is_mask else (decode_image(key.path, key.member), None)
+    image, opacity = layers
     size = (image.shape[1], image.shape[0])
     if size != key.image_size:
         raise UserError(

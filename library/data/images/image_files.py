@@ -14,7 +14,8 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from library.cli.damaged_files import DAMAGED_FILE_ERRORS
 from library.cli.errors import UserError
 from library.data.images.image_headers import HEAD_LENGTH, size_from_head
-from library.data.records import Size, size_text
+from library.data.records import ShardMember, Size, size_text
+from library.data.storage import open_image_file
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 
@@ -80,14 +81,15 @@ class UnreadableImage(UserError):
 
 
 @contextmanager
-def opened_image(path: str) -> Iterator[ImageFile.ImageFile]:
+def opened_image(path: str, member: ShardMember | None = None) -> Iterator[ImageFile.ImageFile]:
     """The image, opened but not yet decoded. Errors of its reader in the block become `UnreadableImage`.
 
-    Raises `UserError` if the library that reads this format is not installed.
+    `member`: of a shard, whose bytes are read; `path` then only names it. Raises `UserError` if the library that reads
+    this format is not installed.
     """
     _silence_readers()
     try:
-        with open(path, "rb") as file:
+        with open_image_file(path, member) as file:
             kind = _kind_of(path, file.read(16))
             with Image.open(file, formats=(kind.format,)) as image:
                 yield image
@@ -150,11 +152,13 @@ def exif_transpose(image: Image.Image) -> Image.Transpose | None:
     return _TRANSPOSE.get(orientation)
 
 
-def read_size(path: str) -> Size:
+def read_size(path: str, member: ShardMember | None = None) -> Size:
     """(width, height) after EXIF orientation, from the file's header alone.
 
-    Raises `UserError` naming the file if it is not found, empty or not an image.
+    `member`: as for `opened_image`. Raises `UserError` naming the file if it is not found, empty or not an image.
     """
+    if member is not None:
+        return _size_by_opening(path, member)
     try:
         with open(path, "rb", buffering=0) as file:
             size = size_from_head(file.read(HEAD_LENGTH))
@@ -165,8 +169,8 @@ def read_size(path: str) -> Size:
     return _size_by_opening(path)
 
 
-def _size_by_opening(path: str) -> Size:
-    with opened_image(path) as image:
+def _size_by_opening(path: str, member: ShardMember | None = None) -> Size:
+    with opened_image(path, member) as image:
         width, height = image.size
         if width < 1 or height < 1:
             raise ValueError(f"size {width}x{height}")

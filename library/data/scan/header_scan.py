@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from library.cli.errors import UserError
 from library.data.images.image_files import UnreadableImage, opened_image, read_size
 from library.data.images.image_headers import HEAD_LENGTH, Read, seems_truncated, size_from_head
-from library.data.records import Size
+from library.data.records import ShardMember, Size
 from library.data.scan.scan_pool import POOL_FROM, map_in_chunks
 
 _TAIL_LENGTH = 12  # bytes, enough to see whether an image is truncated
@@ -66,15 +66,15 @@ def read_header(path: str) -> Header:
         if status.st_size == 0:
             raise UnreadableImage(f"image {path} is empty (0 bytes)", hint="remove it or copy it again")
         head = os.read(descriptor, HEAD_LENGTH)
-        size = size_from_head(head, _reader(descriptor, head))
-        is_truncated = seems_truncated(head, _tail(descriptor, head, status.st_size), status.st_size)
-        is_truncated = is_truncated and not _has_end(descriptor, head, status.st_size)
+        read = buffered(lambda offset, length: _read_at(descriptor, offset, length), head)
+        size = size_from_head(head, read)
+        is_truncated = lacks_end(head, read, status.st_size)
     except OSError as error:
         raise _unreadable(path, error) from None
     finally:
         os.close(descriptor)
     if is_truncated:
-        _decode(path)  # it is only likely: decoding decides
+        check_decodes(path)  # it is only likely: decoding decides
     return Header(size or read_size(path), status.st_mtime_ns, status.st_size, status.st_ctime_ns)
 
 
@@ -88,31 +88,31 @@ def _read_at(descriptor: int, offset: int, length: int) -> bytes:
     return os.read(descriptor, length)
 
 
-def _reader(descriptor: int, head: bytes) -> Read:
-    """Reads anywhere in the file, keeping the last block, since headers are walked through in order."""
+def buffered(read_at: Read, head: bytes) -> Read:
+    """Reads anywhere in an image, keeping the last block, since headers are walked through in order."""
     start, block = 0, head
 
     def read(offset: int, length: int) -> bytes:
         nonlocal start, block
         if not (start <= offset and offset + length <= start + len(block)):
-            start, block = offset, _read_at(descriptor, offset, max(length, HEAD_LENGTH))
+            start, block = offset, read_at(offset, max(length, HEAD_LENGTH))
         return block[offset - start : offset - start + length]
 
     return read
 
 
-def _tail(descriptor: int, head: bytes, num_bytes: int) -> bytes:
-    if num_bytes <= len(head):
-        return head[-_TAIL_LENGTH:]
-    return _read_at(descriptor, num_bytes - _TAIL_LENGTH, _TAIL_LENGTH)
+def lacks_end(head: bytes, read: Read, num_bytes: int) -> bool:
+    """Whether an image of `num_bytes` with this head seems to be truncated: decoding it decides."""
+    tail = head[-_TAIL_LENGTH:] if num_bytes <= len(head) else read(num_bytes - _TAIL_LENGTH, _TAIL_LENGTH)
+    return seems_truncated(head, tail, num_bytes) and not _has_end(head, read, num_bytes)
 
 
-def _has_end(descriptor: int, head: bytes, num_bytes: int) -> bool:
+def _has_end(head: bytes, read: Read, num_bytes: int) -> bool:
     """Whether a PNG or JPEG image has its end somewhere before the end of the file, followed by other data."""
     if head.startswith(b"\x89PNG"):
-        return _has_png_end(_reader(descriptor, head), num_bytes)
+        return _has_png_end(read, num_bytes)
     if head.startswith(b"\xff\xd8\xff"):
-        return _has_jpeg_end(descriptor)
+        return _has_jpeg_end(read)
     return False
 
 
@@ -128,18 +128,17 @@ def _has_png_end(read: Read, num_bytes: int) -> bool:
     return False
 
 
-def _has_jpeg_end(descriptor: int) -> bool:
+def _has_jpeg_end(read: Read) -> bool:
     """Whether there is an end marker. Compressed data cannot hold one: ISO/IEC 10918-1, B.1.1.5."""
-    os.lseek(descriptor, _AFTER_THUMBNAIL, os.SEEK_SET)
-    last = b""
-    while block := os.read(descriptor, _BLOCK):
+    offset, last = _AFTER_THUMBNAIL, b""
+    while block := read(offset, _BLOCK):
         if _JPEG_END in last + block:
             return True
-        last = block[-1:]
+        offset, last = offset + len(block), block[-1:]
     return False
 
 
-def _decode(path: str) -> None:
+def check_decodes(path: str, member: ShardMember | None = None) -> None:
     """Raises `UnreadableImage` unless the image can be decoded."""
-    with opened_image(path) as image:
+    with opened_image(path, member) as image:
         image.load()
