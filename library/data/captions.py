@@ -42,6 +42,11 @@ def caption_from_bytes(content: bytes, path: str, all_lines: bool = False) -> st
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(f"caption file {path} is not UTF-8 text: byte {error.start}", hint="save it as UTF-8") from None
+    return caption_from_text(text, all_lines)
+
+
+def caption_from_text(text: str, all_lines: bool = False) -> str:
+    """The caption in the text of a caption file."""
     if all_lines:
         return "\n".join(line.strip() for line in _lines(text) if line.strip())
     return first_line(text).strip()

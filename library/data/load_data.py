@@ -26,6 +26,7 @@ from library.data.records import ImageRecord, LatentFormat, Size, size_text
 from library.data.scan.folders import find_concept_folders, scan_folder, with_masks
 from library.data.scan.legacy_npz import settle_legacy_latents
 from library.data.scan.metadata_file import scan_metadata
+from library.data.scan.shards import scan_shards
 
 if TYPE_CHECKING:
     from library.data.batches.plan import TrainingData
@@ -36,7 +37,7 @@ _MAX_NAMES_IN_WARNING = 5
 _MAX_ITEMS = 50_000_000  # more, such as by a typing mistake in num_repeats, would fill the memory
 _MAX_RESIZED_PIXELS = 2**27  # an image of extreme aspect ratio would fill the memory when it is upscaled
 
-_SCANS = {"folder": scan_folder, "metadata": scan_metadata}  # by `SubsetConfig.source`
+_SCANS = {"folder": scan_folder, "metadata": scan_metadata, "shards": scan_shards}  # by `SubsetConfig.source`
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,15 @@ def _read_configs(options: DatasetOptions, problems: list[UserError], only: Sour
     if options.dataset_config is None:
         if options.in_json is not None:
             return _from_metadata(options, problems)
+        if options.shards:
+            return _from_shards(options, problems)
         if only == "metadata":  # whatever is in the folder
             hint = "give the metadata file of the images; train_db.py trains on folders of images"
             problems.append(UserError("--in_json is missing", hint=hint))
             return []
         return _from_folders(options, problems)
-    for name in ("train_data_dir", "reg_data_dir", "conditioning_data_dir", "in_json"):
-        if getattr(options, name) is not None:
+    for name in ("train_data_dir", "reg_data_dir", "conditioning_data_dir", "in_json", "shards"):
+        if getattr(options, name):
             logger.warning("--%s is ignored: --dataset_config gives the images", name)
     try:
         configs, found = read_dataset_config(options)
@@ -161,6 +164,16 @@ def _from_metadata(options: DatasetOptions, problems: list[UserError]) -> list[D
         key_path="--in_json", image_dir=options.train_data_dir, metadata_file=options.in_json, **flags
     )
     config = DatasetConfig(key_path="--in_json", subsets=(subset,), **flag_values(options, "dataset"))
+    problems += config.bucket_settings.problems("--")
+    return [config]
+
+
+def _from_shards(options: DatasetOptions, problems: list[UserError]) -> list[DatasetConfig]:
+    """One dataset of the images in `--shards`, and in the folders in `--reg_data_dir`."""
+    subsets = [SubsetConfig(key_path="--shards", shards=options.shards, **flag_values(options, "subset"))]
+    if options.reg_data_dir is not None:
+        subsets += _folder_subsets(options, options.reg_data_dir, "--reg_data_dir", True, problems)
+    config = DatasetConfig(key_path="--shards", subsets=tuple(subsets), **flag_values(options, "dataset"))
     problems += config.bucket_settings.problems("--")
     return [config]
 
@@ -322,7 +335,7 @@ def _size_problems(config: DatasetConfig, records: list[ImageRecord]) -> Iterato
         most = max(config.subsets, key=lambda subset: subset.num_repeats)
         yield UserError(
             f"{config.key_path} has {num_items} items per epoch (images times repeats): more than {_MAX_ITEMS}",
-            hint=f"lower num_repeats {most.num_repeats} of {most.metadata_file or most.image_dir}",
+            hint=f"lower num_repeats {most.num_repeats} of {most.source_name}",
         )
     if any(config.bucket_settings.problems("")):
         return  # reported already, and there are no buckets to assign images to

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from PIL import Image
 
+from library.cli.errors import UserError
 from library.cli.file_hashes import file_sha256
 from library.data.batches.plan import TrainingData
+from library.data.records import ShardMember
+from library.data.storage import read_member
 from library.dataset_report.sampled_items import ImageId
 
 _THUMBNAIL_SIZE = (17, 16)
@@ -25,28 +29,34 @@ def same_files(data: TrainingData) -> dict[ImageId, list[str]]:
     Only files of equal size are read. A file that several datasets use is not a duplicate of itself.
     """
     by_size: dict[int, dict[str, list[ImageId]]] = {}
+    members: dict[str, ShardMember | None] = {}
     for dataset_index, dataset in enumerate(data.datasets):
         for index, record in enumerate(dataset.records):
             try:
-                status = os.stat(record.path)
+                size = record.member.num_bytes if record.member else os.stat(record.path).st_size
             except OSError:
                 continue  # not found: the page shows the error with the image
-            paths = by_size.setdefault(status.st_size, {})
+            members[record.path] = record.member
+            paths = by_size.setdefault(size, {})
             paths.setdefault(record.path, []).append(ImageId(dataset_index, index))
     found: dict[ImageId, list[str]] = {}
     for paths in by_size.values():
         if len(paths) > 1:
-            found.update(_same_content(paths))
+            found.update(_same_content(paths, members))
     return found
 
 
-def _same_content(paths: Mapping[str, list[ImageId]]) -> dict[ImageId, list[str]]:
+def _same_content(
+    paths: Mapping[str, list[ImageId]], members: Mapping[str, ShardMember | None]
+) -> dict[ImageId, list[str]]:
     by_content: dict[str, list[str]] = {}
     for path in paths:
+        member = members[path]
         try:
-            by_content.setdefault(file_sha256(path), []).append(path)
-        except OSError:
+            digest = file_sha256(path) if member is None else hashlib.sha256(read_member(member)).hexdigest()
+        except (OSError, UserError):
             continue
+        by_content.setdefault(digest, []).append(path)
     return {
         image: [other for other in same if other != path]
         for same in by_content.values()

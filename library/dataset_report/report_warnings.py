@@ -122,7 +122,7 @@ def _of_caption(dataset: PlannedDataset, record: ImageRecord) -> Iterator[tuple[
     subset = dataset.subset_of(record)
     if not record.caption.strip():
         yield "empty", ""
-    elif subset.metadata_file is None and record.caption == subset.class_tokens and not record.is_reg:
+    elif subset.source == "folder" and record.caption == subset.class_tokens and not record.is_reg:
         # only images whose caption could be the class tokens need a look at the folder; regularisation images are
         # meant to have the class tokens alone
         file = os.path.splitext(record.path)[0] + subset.caption_extension

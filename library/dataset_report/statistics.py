@@ -13,7 +13,7 @@ from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.records import Size
 
-_SHOWN_ELSEWHERE = ("key_path", "resolution", "batch_size", "subsets", "image_dir", "metadata_file")
+_SHOWN_ELSEWHERE = ("key_path", "resolution", "batch_size", "subsets", "image_dir", "metadata_file", "shards")
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,18 @@ from typing import Any, Literal
 from library.data.buckets import BucketSettings
 from library.data.records import LatentFormat, Size
 
-Source = Literal["metadata", "folder"]
+Source = Literal["metadata", "folder", "shards"]
 
 
 @dataclass(frozen=True)
 class SubsetConfig:
-    """A subset: one folder of images, or one metadata file, with its settings for captions and augmentations."""
+    """A subset: a folder of images, a metadata file or tar shards, with its settings for captions and augmentations."""
 
     key_path: str  # its key in the dataset file, such as "datasets[0].subsets[1]", or a flag
-    image_dir: str | None = None  # None with a metadata file whose keys are full paths
+    image_dir: str | None = None  # None with shards, and with a metadata file whose keys are full paths
     metadata_file: str | None = None
+    shards: tuple[str, ...] = field(default=(), repr=False)  # tar files: paths, patterns, URLs, folders
+    shard_cache_dir: str | None = field(default=None, repr=False)  # where their caches lie; None: beside each
     num_repeats: int = 1
     class_tokens: str | None = None
     is_reg: bool = False
@@ -51,13 +53,20 @@ class SubsetConfig:
 
     @property
     def source(self) -> Source:
-        """Whether a metadata file or a folder describes its images."""
+        """What holds or describes its images."""
+        if self.shards:
+            return "shards"
         return "folder" if self.metadata_file is None else "metadata"
 
     @property
+    def source_name(self) -> str:
+        """The path of its metadata file or folder, or what its shards were given by."""
+        return self.metadata_file or self.image_dir or ", ".join(self.shards) or self.key_path
+
+    @property
     def folder_name(self) -> str:
-        """The name of the folder, or else of the metadata file, which identifies the subset in model metadata."""
-        path = Path(self.metadata_file or self.image_dir or "")
+        """The name of the folder, metadata file or shards, which identifies the subset in model metadata."""
+        path = Path(self.metadata_file or self.image_dir or (self.shards[0] if self.shards else ""))
         return path.name or path.resolve().name
 
     @property

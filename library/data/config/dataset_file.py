@@ -17,7 +17,7 @@ from library.cli.errors import UserError, nearest_name
 from library.cli.options import FREE_TEXT, OptionField, convert, option, option_fields
 from library.data.buckets import BucketSettings, usable_steps
 from library.data.config.config import DatasetConfig, SubsetConfig
-from library.data.config.options import DatasetOptions, parse_custom_attributes, parse_path
+from library.data.config.options import DatasetOptions, parse_custom_attributes, parse_path, parse_shards
 from library.data.real_paths import RealPaths
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,10 @@ class _SubsetOnlyKeys:
 
     image_dir: str | None = option(help="folder of images", parse=parse_path, toml_level="subset")
     metadata_file: str | None = option(help="JSON file that describes images", parse=parse_path, toml_level="subset")
+    shards: tuple[str, ...] = option(
+        (), help="tar shards of images and captions (WebDataset): a path, pattern, folder or URL, or a list of them",
+        parse=parse_shards, toml_level="subset",
+    )  # fmt: skip
     conditioning_data_dir: str | None = option(
         help="folder of mask images with the same names: white areas are trained, black ones are not",
         parse=parse_path,
@@ -60,11 +64,19 @@ class _SubsetOnlyKeys:
 
 Keys = dict[str, OptionField]
 
-# keys that cannot be used with `metadata_file`, and why
+# keys that cannot be used with another source of images, and why
+_NO_MASKS = {"conditioning_data_dir": "only folders of images can have masks"}
 _FOLDER_KEYS = {
-    "class_tokens": "captions come from the metadata file",
-    "caption_extension": "captions come from the metadata file",
-    "conditioning_data_dir": "only folders of images can have masks",
+    "metadata_file": {
+        "class_tokens": "captions come from the metadata file",
+        "caption_extension": "captions come from the metadata file",
+        **_NO_MASKS,
+    },
+    "shards": {
+        "image_dir": "give the folder in a subset of its own",
+        "metadata_file": "give it in a dataset of its own; captions of shards are in the shards",
+        **_NO_MASKS,
+    },
 }
 
 
@@ -260,7 +272,9 @@ class _Builder:
             return None
         inner = table.get("subsets", [])
         if not inner and not self._is_wrong("datasets", index, "subsets"):
-            self._add(f"{key_path} has no [[datasets.subsets]]", "add at least one, with image_dir or metadata_file")
+            self._add(
+                f"{key_path} has no [[datasets.subsets]]", "add at least one, with image_dir, metadata_file or shards"
+            )
         found = [self._subset(general, table, each, (index, number)) for number, each in enumerate(inner)]
         subsets = _without_duplicates([subset for subset in found if subset is not None])
         self._check_one_kind(key_path, subsets)
@@ -284,9 +298,12 @@ class _Builder:
         path = ("datasets", indices[0], "subsets", indices[1])
         values = {name: self._value(name, field, table, dataset, general) for name, field in _subset_keys().items()}
         key_path = path_text(path)
-        if any(self._is_wrong(*path, *key) for key in ((), ("image_dir",), ("metadata_file",))):
+        if any(self._is_wrong(*path, *key) for key in ((), ("image_dir",), ("metadata_file",), ("shards",))):
             return None  # its images, and what describes them, are unknown
-        if values["metadata_file"] is not None:
+        if values["shards"]:
+            self._check_keys(key_path, table, "shards")
+            values |= {"image_dir": None, "metadata_file": None, "conditioning_data_dir": None}
+        elif values["metadata_file"] is not None:
             self._check_metadata_keys(key_path, table)
             values |= {"is_reg": False, "conditioning_data_dir": None}
         elif values["conditioning_data_dir"] is not None and values["alpha_mask"]:
@@ -294,8 +311,8 @@ class _Builder:
                 f"{key_path}.conditioning_data_dir cannot be used with alpha_mask: both are masks of the loss",
                 "set alpha_mask = false there, or remove conditioning_data_dir",
             )
-        if values["image_dir"] is None and values["metadata_file"] is None:
-            self._add(f"{key_path}.image_dir is missing", "give a folder of images, or a metadata_file")
+        if values["image_dir"] is None and values["metadata_file"] is None and not values["shards"]:
+            self._add(f"{key_path}.image_dir is missing", "give a folder of images, a metadata_file or shards")
             return None
         return SubsetConfig(key_path=key_path, **values)
 
@@ -306,18 +323,18 @@ class _Builder:
                 f"{key_path}.is_reg = true cannot be used with {key_path}.metadata_file",
                 "give regularisation images by image_dir, in a dataset of such subsets",
             )
-        for name, reason in _FOLDER_KEYS.items():
+        self._check_keys(key_path, table, "metadata_file")
+
+    def _check_keys(self, key_path: str, table: dict[str, Any], source: str) -> None:
+        for name, reason in _FOLDER_KEYS[source].items():
             if name in table:
-                self._add(
-                    f"{key_path}.{name} cannot be used with {key_path}.metadata_file",
-                    f"remove {name}: {reason}",
-                )
+                self._add(f"{key_path}.{name} cannot be used with {key_path}.{source}", f"remove {name}: {reason}")
 
     def _check_one_kind(self, key_path: str, subsets: list[SubsetConfig]) -> None:
-        first = {subset.source: subset.key_path for subset in reversed(subsets)}
+        first = {subset.source == "metadata": subset.key_path for subset in reversed(subsets)}
         if len(first) > 1:
             self._add(
-                f"{key_path} mixes two kinds of subsets: {first['metadata']} has metadata_file, {first['folder']} not",
+                f"{key_path} mixes two kinds of subsets: {first[True]} has metadata_file, {first[False]} not",
                 "train_network.py and train_textual_inversion.py take them in two [[datasets]]; train_db.py trains on"
                 " folders of images only, fine_tune.py on metadata files",
             )
@@ -342,12 +359,12 @@ def _without_duplicates(subsets: list[SubsetConfig]) -> list[SubsetConfig]:
     first: dict[tuple[Any, ...], SubsetConfig] = {}
     for subset in subsets:
         paths = (subset.metadata_file, subset.image_dir)
-        identity = (*(None if path is None else real.folder(path) for path in paths), subset.is_reg)
+        identity = (*(None if path is None else real.folder(path) for path in paths), subset.shards, subset.is_reg)
         original = first.setdefault(identity, subset)
         if original is not subset:
-            what = "metadata_file" if subset.metadata_file is not None else "image_dir"
+            what = {"metadata": "metadata_file", "folder": "image_dir", "shards": "shards"}[subset.source]
             logger.warning(
                 "%s is skipped: its %s %s is also that of %s (to use images more often, set num_repeats)",
-                subset.key_path, what, getattr(subset, what), original.key_path,
+                subset.key_path, what, subset.source_name, original.key_path,
             )  # fmt: skip
     return list(first.values())

@@ -25,7 +25,7 @@ def with_resolution(options: DatasetOptions, latents: LatentFormat) -> DatasetOp
 
 def resolution_problems(options: DatasetOptions) -> Iterator[UserError]:
     """A missing resolution, where no dataset file can give it."""
-    has_images = options.train_data_dir is not None or options.in_json is not None
+    has_images = options.train_data_dir is not None or options.in_json is not None or bool(options.shards)
     if options.dataset_config is None and has_images and options.resolution is None:
         yield UserError("--resolution is missing", hint="give the training size, such as --resolution 512")
 

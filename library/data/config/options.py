@@ -88,9 +88,26 @@ def parse_custom_attributes(value: Any) -> dict[str, Any]:
         raise ValueError("a table with fewer nested levels") from None
 
 
+def parse_shards(value: Any) -> tuple[str, ...]:
+    """Paths, patterns or URLs of tar shards: a text, or a list of texts. Raises `ValueError`."""
+    parts = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not parts or not all(isinstance(part, str) and part and "\0" not in part for part in parts):
+        raise ValueError('a path such as "data/{000..099}.tar", or a list of paths')
+    return tuple(parts)
+
+
 _MOST = 10**9  # a typing mistake: larger than any size or count
 
 INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
+
+
+_OWN_SUBSETS = "a --dataset_config takes both, as subsets"
+# what to do instead of using an option with `--shards`
+_BOTH = {
+    "train_data_dir": _OWN_SUBSETS,
+    "in_json": _OWN_SUBSETS,
+    "conditioning_data_dir": "only folders of images can have mask images; --alpha_mask works with shards",
+}
 
 
 @dataclass(frozen=True)
@@ -112,9 +129,23 @@ class DatasetOptions:
         parse=parse_path,
         metavar="FILE",
     )
+    shards: tuple[str, ...] = option(
+        (),
+        help="tar shards of images and captions (WebDataset) instead of --train_data_dir: data/{000..099}.tar, a "
+        "glob, a folder of .tar files, URLs",
+        parse=parse_shards,
+        metavar="PATH",
+    )
+    shard_cache_dir: str | None = option(
+        help="folder for indexes of shards and for what is cached of their images; default: beside each shard",
+        parse=parse_path,
+        toml_level="subset",
+        metavar="FOLDER",
+        on_resume="unimportant",
+    )
     dataset_repeats: int = option(
         1,
-        help="repeats: how many times each image of --in_json is used per epoch",
+        help="repeats: how many times each image of --in_json or --shards is used per epoch",
         minimum=1,
         maximum=_MOST,
         toml_level="subset",
@@ -265,8 +296,11 @@ class DatasetOptions:
     def check(self) -> Iterator[UserError]:
         if self.dataset_config is not None:
             return
-        if self.train_data_dir is None and self.in_json is None:
+        if self.train_data_dir is None and self.in_json is None and not self.shards:
             yield UserError("no training data is given", hint="give --dataset_config FILE or --train_data_dir FOLDER")
+        for name in ("train_data_dir", "in_json", "conditioning_data_dir") if self.shards else ():
+            if getattr(self, name) is not None:
+                yield UserError(f"--shards cannot be used with --{name}", hint=f"remove one of them; {_BOTH[name]}")
         if self.in_json is None and self.conditioning_data_dir is not None and self.alpha_mask:
             yield UserError(
                 "--conditioning_data_dir cannot be used with --alpha_mask: both are masks of the loss",

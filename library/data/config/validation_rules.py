@@ -44,10 +44,21 @@ def caching_problems(
 ) -> Iterator[UserError]:
     """What varies at random, and so cannot be used with what is cached and the same each time."""
     subsets = [subset for config in configs for subset in config.subsets]
+    yield from _shard_problems(subsets, caching)
     if caching.caches_latents:
         yield from _latent_problems(subsets, options, caching)
     if caching.caches_text_encoder_outputs:
         yield from _caption_problems(subsets)
+
+
+def _shard_problems(subsets: Sequence[SubsetConfig], caching: CachingOptions) -> Iterator[UserError]:
+    shards = [subset.key_path for subset in subsets if subset.shards]
+    for name in ("cache_latents_to_disk", "cache_text_encoder_outputs_to_disk") if shards else ():
+        if getattr(caching, name):
+            yield UserError(
+                f"--{name} cannot be used with shards: {listed(shards, _MAX_NAMES)}",
+                hint=f"cache in memory: --{name.removesuffix('_to_disk')}",
+            )
 
 
 def _latent_problems(

@@ -70,7 +70,7 @@ def scan_metadata(subset: SubsetConfig, subset_index: int, *, skip_unreadable: b
     """
     problems: list[UserError] = []
     found = find_images_of_entries(subset, problems)
-    captions = {each.entry.key: _caption(each.entry, subset) for each in found}
+    captions = {each.entry.key: joined_caption(each.entry.caption, each.entry.tags, subset) for each in found}
     _warn_empty_captions(subset, captions)
     _warn_more_lines(subset, found)
     records = _make_records(subset, subset_index, found, captions, problems, skip_unreadable)
@@ -177,12 +177,12 @@ def _without_duplicates(subset: SubsetConfig, found: list[FoundImage]) -> list[F
     return list(first.values())
 
 
-def _caption(entry: Entry, subset: SubsetConfig) -> str | None:
+def joined_caption(caption: str | None, tags: str | None, subset: SubsetConfig) -> str | None:
     """Caption and tags of an entry, joined; None if it has neither."""
-    if entry.caption is None and entry.tags is None:
+    if caption is None and tags is None:
         return None
-    caption = (entry.caption or "").strip()
-    tags = first_line((entry.tags or "").strip()).strip()
+    caption = (caption or "").strip()
+    tags = first_line((tags or "").strip()).strip()
     lines = [first_line(caption).strip()]
     if subset.enable_wildcard:
         lines = [line.strip() for line in caption.replace("\r", "\n").split("\n") if line.strip()] or [""]

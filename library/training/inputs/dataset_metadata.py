@@ -96,7 +96,7 @@ def _tag_frequency(summaries: Iterable[SubsetSummary]) -> dict[str, dict[str, in
 def _dataset_entry(dataset: PlannedDataset) -> dict[str, Any]:
     config, summaries = dataset.config, dataset.subset_summaries
     return {
-        "is_dreambooth": all(subset.source == "folder" for subset in config.subsets),
+        "is_dreambooth": all(subset.source != "metadata" for subset in config.subsets),
         "batch_size_per_device": config.batch_size,
         "num_train_images": dataset.num_train_images,
         "num_reg_images": dataset.num_reg_images,

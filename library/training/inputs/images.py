@@ -126,6 +126,5 @@ def _dataset_rows(dataset: PlannedDataset) -> Iterator[tuple[str, str]]:
         yield "skipped", f"{plural(dataset.num_skipped, 'image')}, by --skip_image_resolution"
     for summary in dataset.subset_summaries:
         subset = summary.config
-        name = subset.metadata_file or subset.image_dir or subset.key_path
         is_reg = ", regularisation" if subset.is_reg else ""
-        yield name, f"{plural(summary.img_count, 'image')} x {subset.num_repeats}{is_reg}"
+        yield subset.source_name, f"{plural(summary.img_count, 'image')} x {subset.num_repeats}{is_reg}"

@@ -69,6 +69,7 @@ SUBSET_KEYS = {
     "alpha_mask": ("true", True, "[2]"),
     "cache_info": ("true", True, "1.5"),
     "validation_split": ("0.2", 0.2, "2"),
+    "shard_cache_dir": ("'cache'", "cache", "1"),
     "validation_seed": ("3", 3, "-1"),
     "custom_attributes": (
         "{artist = 'me', year = 2020-01-02, more = {n = [1, 2]}}",
@@ -80,6 +81,7 @@ SUBSET_ONLY_KEYS = {
     "image_dir": ("'a'", "a", "1"),
     "metadata_file": ("'m.json'", "m.json", "1"),
     "conditioning_data_dir": ("'masks'", "masks", "1"),
+    "shards": ("['a.tar', 'b.tar']", ("a.tar", "b.tar"), "[1]"),
     "is_reg": ("true", True, "2"),
 }
 EVERY_KEY = {**DATASET_KEYS, **SUBSET_KEYS, **SUBSET_ONLY_KEYS}
@@ -100,7 +102,7 @@ def test_every_key_is_read_where_it_stands(tmp_path: Path, key: str) -> None:
     text, value, _ = EVERY_KEY[key]
     dataset_lines = _line(key, text) if key in DATASET_KEYS else ""
     subset_lines = _line(key, text) if key not in DATASET_KEYS else ""
-    image_dir = "" if key == "image_dir" else "image_dir = 'a'\n"
+    image_dir = "" if key in ("image_dir", "shards") else "image_dir = 'a'\n"
     (dataset,), problems = _read(
         tmp_path, f"[[datasets]]\n{dataset_lines}[[datasets.subsets]]\n{image_dir}{subset_lines}", resolution=(512, 512)
     )
@@ -114,7 +116,7 @@ def test_every_key_is_checked(tmp_path: Path, key: str) -> None:
     if key in DATASET_KEYS:
         text, path = f"[[datasets]]\n{_line(key, wrong)}[[datasets.subsets]]\nimage_dir = 'a'", f"datasets[0].{key}"
     else:
-        image_dir = "" if key == "image_dir" else "image_dir = 'a'\n"
+        image_dir = "" if key in ("image_dir", "shards") else "image_dir = 'a'\n"
         text = f"[[datasets]]\n[[datasets.subsets]]\n{image_dir}{_line(key, wrong)}"
         path = f"datasets[0].subsets[0].{key}"
     (problem,) = _problems(tmp_path, text)

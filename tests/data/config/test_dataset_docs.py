@@ -61,7 +61,7 @@ def test_every_key_stands_in_the_table_with_its_level_option_and_default() -> No
     flags = {field.spec.toml_key or field.name: field for field in option_fields(DatasetOptions)}
     for key, field in keys.items():
         _, level, option, default, _, _ = rows[f"`{key}`"]
-        is_alone = key in ("image_dir", "conditioning_data_dir", "metadata_file", "is_reg")
+        is_alone = key in ("image_dir", "conditioning_data_dir", "metadata_file", "shards", "is_reg")
         assert level == ("subset only" if is_alone else field.spec.toml_level), key
         assert option == (f"`{flags[key].flag}`" if key in flags and not is_alone else ""), key
         if isinstance(field.default, bool):
@@ -76,7 +76,7 @@ def test_the_example_of_every_key_is_valid(tmp_path: Path) -> None:
     for key, field in all_keys().items():
         line = f"{key} = {_rows('key')[f'`{key}`'][4].strip('`')}\n"
         home = "[[datasets]]\n" if field.spec.toml_level == "dataset" else "[[datasets.subsets]]\n"
-        text = "[[datasets]]\n[[datasets.subsets]]\n" + ("" if key == "image_dir" else "image_dir = 'a'\n")
+        text = "[[datasets]]\n[[datasets.subsets]]\n" + ("" if key in ("image_dir", "shards") else "image_dir = 'a'\n")
         (tmp_path / "data.toml").write_text(text.replace(home, home + line, 1))
         options = DatasetOptions(dataset_config=str(tmp_path / "data.toml"), resolution=(512, 512))
         assert not read_dataset_config(options)[1], line
