@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from library.data.records import Framing
     from library.diffusion.process import NoiseProcess
     from library.models.conditioning import Conditioning
+    from library.models.inpainting import Inpainting
     from library.models.text.token_embedding import TokenEmbedding
 
 
@@ -49,7 +50,8 @@ class LoadSettings:
     `dtypes`: of the parts "unet", "text_encoder" and "vae"; float32 where not given. `kept_exact`: frozen parts that
     their dtype rounds and `save` writes as they were loaded. `channels_last`: parts whose convolutions are laid out so.
     `zero_terminal_snr`: rescales the noise schedule, for
-    training, sampling and the saved scheduler configuration.
+    training, sampling and the saved scheduler configuration. `widens_for_inpainting`: makes an inpainting model of one
+    that is none.
     """
 
     device: torch.device | str = "cpu"
@@ -59,6 +61,7 @@ class LoadSettings:
     memory: MemoryOptions = MemoryOptions()
     gradient_checkpointing: bool = False
     zero_terminal_snr: bool = False
+    widens_for_inpainting: bool = False
 
     @property
     def read_dtypes(self) -> dict[str, torch.dtype]:
@@ -86,6 +89,7 @@ class ModelFamily(ImageEncoder, Protocol):
     pipeline: str  # the class of Diffusers that runs it
     usual_size: int  # pixels of a side that it was made for
     architecture: str  # of SAI ModelSpec: "stable-diffusion-v1", "stable-diffusion-v2-768-v", ...
+    takes_masks: bool  # an inpainting model: it takes a mask and the masked image
     process: NoiseProcess
     conditioning: type[Conditioning]  # what `encode_prompts` gives and `predict` takes
     caches: CacheFormat
@@ -144,10 +148,12 @@ class ModelFamily(ImageEncoder, Protocol):
         timesteps: torch.Tensor,
         conditioning: Conditioning,
         framing: Sequence[Framing] | None = None,
+        inpainting: Inpainting | None = None,
     ) -> torch.Tensor:
         """The denoiser's output for noisy scaled latents (B, C, h, w) and timesteps (B,).
 
         `framing`: of each image, for models that are conditioned on it; None: they are whole, of their own size.
+        `inpainting`: for models with `takes_masks`; None: all of each image is to be drawn.
         """
 
     def text_fingerprint(self) -> str:

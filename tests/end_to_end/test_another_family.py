@@ -79,7 +79,7 @@ class MeanOfLetters(Conditioning):
 
 class ToyFamily:
     version, architecture, pipeline, usual_size = "toy", "toy", "ToyPipeline", 64
-    latent_channels, vae_scale = CHANNELS, SCALE
+    latent_channels, vae_scale, takes_masks = CHANNELS, SCALE, False
     conditioning, caches = MeanOfLetters, CacheFormat("_toy_te.npz")
 
     def __init__(self, tensors, settings) -> None:
@@ -109,7 +109,7 @@ class ToyFamily:
     def decode_latents(self, latents):
         return functional.interpolate(latents / 2, scale_factor=SCALE)
 
-    def predict(self, latents, timesteps, conditioning, framing=None):
+    def predict(self, latents, timesteps, conditioning, framing=None, inpainting=None):
         return self.unet(latents, timesteps / 1000, conditioning.mean)
 
     def vae_fingerprint(self):

@@ -18,12 +18,13 @@ from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
 from library.models.compute import set_attention, store_in_float8
 from library.models.device_copies import to_device
 from library.models.family import AdapterRoots, LoadSettings
+from library.models.inpainting import Inpainting, widen_first_layer
 from library.models.latent_diffusion.betas import make_alphas_cumprod
 from library.models.latent_diffusion.layer_names import unet_for_adapters
 from library.models.latent_diffusion.vae_codec import VaeCodec
 from library.models.layouts.diffusers_folder import DiffusersFolder
 from library.models.layouts.formats import SavedModel, save_model
-from library.models.layouts.model_layout import V_PREDICTION
+from library.models.layouts.model_layout import V_PREDICTION, takes_masks
 from library.models.layouts.parts import ModelParts
 from library.models.options import ModelOptions, PromptOptions
 from library.models.reading.detection import DetectedModel
@@ -55,7 +56,10 @@ class LatentDiffusionModel(ABC):
     ):
         """`predicts`: the prediction type, "epsilon" or "v_prediction"."""
         parts = loaded.parts
+        if settings.widens_for_inpainting and not takes_masks(parts.unet_channels):
+            widen_first_layer(parts.unet, parts.vae.config.latent_channels)
         self.unet: Any = parts.unet
+        self.takes_masks = takes_masks(parts.unet_channels)
         self.vae = parts.vae
         self.tokenizers = dict(loaded.tokenizers)
         self.process = DiscreteDiffusion(make_alphas_cumprod(detected.scheduler, detected.source), predicts)
@@ -63,7 +67,7 @@ class LatentDiffusionModel(ABC):
         self._unet_for_adapters = unet_for_adapters(parts.unet, detected.layout)
         self.version = detected.layout.versions[predicts]
         self.architecture = detected.layout.architectures[predicts]
-        self.pipeline = detected.layout.pipeline
+        self.pipeline = detected.layout.pipeline_for(parts.unet_channels)
         self.usual_size = detected.layout.usual_sizes[predicts]
         self._encoders = dict(parts.text_encoders)
         self._unused_tensors = parts.unused_tensors
@@ -75,6 +79,7 @@ class LatentDiffusionModel(ABC):
         self._unet_dtype = torch.float32
         self._snapshots: dict[str, Any] = {}
         self._is_text_offloaded = False
+        self._blank_latents: dict[tuple[int, int], torch.Tensor] = {}  # of a grey image, by its size
         self._make_ready(settings)
 
     @classmethod
@@ -95,9 +100,10 @@ class LatentDiffusionModel(ABC):
         predicts = detected.predicts(options)
         family = cls(loaded, detected, predicts, prompt_options, settings)
         logger.info(
-            "loaded %s: %s, predicts %s%s",
+            "loaded %s: %s%s, predicts %s%s",
             Path(detected.source).name,
             detected.layout.title,
+            f" ({_kind_of_inpainting(detected)})" if family.takes_masks else "",
             "v" if predicts == V_PREDICTION else "noise",
             ", as the model says" if predicts == V_PREDICTION and not options.v_parameterization else "",
         )
@@ -191,6 +197,21 @@ class LatentDiffusionModel(ABC):
         """Scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), roughly in [-1, 1], float32."""
         return self._codec.decode_latents(latents)
 
+    def _unet_input(self, latents: torch.Tensor, inpainting: Inpainting | None) -> torch.Tensor:
+        """Noisy latents in the U-Net's precision, joined by what an inpainting model takes beside them."""
+        if self.takes_masks:
+            latents = (inpainting or self._all_masked(latents)).joined(latents)
+        return latents.to(self._unet_dtype)
+
+    def _all_masked(self, latents: torch.Tensor) -> Inpainting:
+        """For images of which everything is to be drawn."""
+        height, width = latents.shape[2:]
+        if (height, width) not in self._blank_latents:
+            grey = torch.zeros(1, 3, height * self.vae_scale, width * self.vae_scale)
+            self._blank_latents[height, width] = self.scale_latents(self.encode_images(grey, [0]))
+        blank = self._blank_latents[height, width]
+        return Inpainting(latents.new_ones(len(latents), 1, height, width), blank.expand(len(latents), -1, -1, -1))
+
     def vae_fingerprint(self) -> str:
         """A digest of the VAE's weights in their present precision, 16 hexadecimal digits."""
         return self._codec.vae_fingerprint()
@@ -228,6 +249,12 @@ class LatentDiffusionModel(ABC):
             global_step=global_step,
         )
         save_model(Path(path), format, model)
+
+
+def _kind_of_inpainting(detected: DetectedModel) -> str:
+    if detected.is_inpainting or detected.unet_channels is None:
+        return "inpainting: its U-Net takes a mask and the masked image"
+    return "widened to an inpainting model, by zero weights"
 
 
 def tokens_of(

@@ -39,7 +39,7 @@ def write_folder(folder: Path, model: SavedModel, metadata: Mapping[str, str] | 
     specification = None
     if metadata is not None:
         specification = {key: value for key, value in metadata.items() if key.startswith("modelspec.")}
-    _write_json(folder / "model_index.json", _model_index(layout, schedule["_class_name"]))
+    _write_json(folder / "model_index.json", _model_index(layout, parts.unet_channels, schedule["_class_name"]))
     _write_json(folder / "scheduler" / "scheduler_config.json", schedule)
     scale = 2 ** (len(parts.vae.config.block_out_channels) - 1)
     for name, module, size, texts in (
@@ -82,9 +82,9 @@ def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(contents, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _model_index(layout: ModelLayout, scheduler_class: str) -> dict[str, Any]:
+def _model_index(layout: ModelLayout, unet: tuple[int, int], scheduler_class: str) -> dict[str, Any]:
     return {
-        "_class_name": layout.pipeline,
+        "_class_name": layout.pipeline_for(unet),
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],

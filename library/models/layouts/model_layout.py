@@ -43,7 +43,8 @@ class TextEncoderLayout:
 class ModelLayout:
     """Whole models of a family: a U-Net, a VAE and text encoders.
 
-    `title`: for messages. `pipeline`: the class in model_index.json, `index_entries`: what else that file says.
+    `title`: for messages. `pipeline`: the class in model_index.json, `inpainting_pipeline`: that of models that take a
+    mask, `index_entries`: what else that file says.
     `scheduler`: the configuration written where the source has none. `num_heads`: of attention in the U-Net, None for
     heads of width 64. `has_linear_projections`: single files hold linear projections around attention, whatever the
     model in memory has. `scaling_factor`: of the VAE, where its files do not say it. By prediction type: `usual_sizes`,
@@ -54,6 +55,7 @@ class ModelLayout:
 
     title: str
     pipeline: str
+    inpainting_pipeline: str
     text_encoders: tuple[TextEncoderLayout, ...]
     scaling_factor: float
     usual_sizes: Mapping[str, int]
@@ -80,15 +82,33 @@ class ModelLayout:
         """The text encoder of that name."""
         return next(text for text in self.text_encoders if text.name == name)
 
+    def pipeline_for(self, unet: tuple[int, int]) -> str:
+        """The class in model_index.json of a model whose U-Net takes and gives these channels."""
+        return self.inpainting_pipeline if takes_masks(unet) else self.pipeline
+
     @property
     def titles(self) -> dict[str, str]:
         """What messages call the parts."""
         return {"unet": "U-Net", "vae": "VAE", **{text.name: text.title for text in self.text_encoders}}
 
 
+def takes_masks(unet: tuple[int, int]) -> bool:
+    """Whether a U-Net that takes and gives these channels is an inpainting model's.
+
+    It takes the noisy latents, a mask of one channel, and the latents of the image without what the mask covers.
+    """
+    taken, given = unet
+    return taken == 2 * given + 1
+
+
+def fits_latents(unet: tuple[int, int], latents: int) -> bool:
+    """Whether a U-Net that takes and gives these channels works on latents of so many."""
+    return unet[1] == latents and (unet[0] == latents or takes_masks(unet))
+
+
 def channels_error(source: str, unet: tuple[int, int], latents: int) -> UserError:
     """The error for a U-Net that does not take and give as many channels as the VAE's latents have."""
     return UserError(
         f"{source}: the U-Net takes {unet[0]} channels and gives {unet[1]}, the VAE's latents have {latents}",
-        "inpainting and depth variants cannot be trained; give a text-to-image model",
+        "depth, upscaling and editing variants cannot be trained; give a text-to-image or an inpainting model",
     )

@@ -29,6 +29,11 @@ class ModelParts:
     unused_tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
+    def unet_channels(self) -> tuple[int, int]:
+        """What the U-Net takes and gives."""
+        return self.unet.config.in_channels, self.unet.config.out_channels
+
+    @property
     def modules(self) -> dict[str, nn.Module]:
         """All parts by name."""
         return {"unet": self.unet, "vae": self.vae, **self.text_encoders}

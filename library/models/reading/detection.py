@@ -17,6 +17,8 @@ from library.models.layouts.model_layout import (
     V_PREDICTION,
     ModelLayout,
     channels_error,
+    fits_latents,
+    takes_masks,
 )
 from library.models.layouts.stored_configs import read_stated_scheduler
 from library.models.options import ModelOptions
@@ -42,6 +44,11 @@ class DetectedModel:
     num_text_layers: int | None = None
     unet_channels: tuple[int, int] | None = None
     latent_channels: int | None = None
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the U-Net takes a mask and the masked image; False where small files do not show its channels."""
+        return self.unet_channels is not None and takes_masks(self.unet_channels)
 
     def predicts(self, options: ModelOptions) -> str:
         """The prediction type for training and saving: v where the flag or the model says so, else epsilon.
@@ -144,5 +151,6 @@ def check_model(detected: DetectedModel, options: ModelOptions) -> Iterator[User
     if detected.scheduler.get("trained_betas") is None and schedule not in SCHEDULES:
         yield UserError(f"{source}: beta_schedule {schedule!r} is not known", f"known are {' and '.join(SCHEDULES)}")
     latents = detected.latent_channels
-    if detected.unet_channels and latents and options.vae is None and {*detected.unet_channels} != {latents}:
-        yield channels_error(source, detected.unet_channels, latents)
+    unet = detected.unet_channels
+    if unet and latents and options.vae is None and not fits_latents(unet, latents):
+        yield channels_error(source, unet, latents)

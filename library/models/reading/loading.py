@@ -10,7 +10,7 @@ import torch
 from library.cli.errors import UserError
 from library.models.layouts.diffusers_folder import DiffusersFolder, load_folder
 from library.models.layouts.ldm_layout import load_single_file
-from library.models.layouts.model_layout import ModelLayout, channels_error
+from library.models.layouts.model_layout import ModelLayout, channels_error, fits_latents
 from library.models.layouts.parts import ModelParts
 from library.models.layouts.vae_loading import load_vae
 from library.models.options import ModelOptions
@@ -56,10 +56,10 @@ def load_model(
 
 
 def _check_channels(parts: ModelParts, source: str) -> None:
-    """Raises `UserError` for variants whose U-Net takes more than an image."""
+    """Raises `UserError` for variants whose U-Net takes more than an image, and a mask with what it leaves of one."""
     latents, unet = parts.vae.config.latent_channels, parts.unet.config
-    if unet.in_channels != latents or unet.out_channels != latents:
-        raise channels_error(source, (unet.in_channels, unet.out_channels), latents)
+    if not fits_latents(parts.unet_channels, latents):
+        raise channels_error(source, parts.unet_channels, latents)
     if unet.class_embed_type is not None or unet.num_class_embeds is not None:
         raise UserError(f"{source}: the U-Net takes class labels or noise levels", "give a text-to-image model")
 

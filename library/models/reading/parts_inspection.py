@@ -11,7 +11,7 @@ from library.cli.errors import UserError, listed, plural
 from library.models.layouts import ldm_unet, ldm_vae
 from library.models.layouts.config_metadata import assumed_config, part_section, stated_config
 from library.models.layouts.diffusers_folder import DiffusersFolder
-from library.models.layouts.model_layout import V_PREDICTION, ModelLayout
+from library.models.layouts.model_layout import V_PREDICTION, ModelLayout, takes_masks
 from library.models.weights.checkpoint_files import WeightFile, open_shapes
 from library.models.weights.inspection import Inspection, PartContents, count_tensors
 from library.models.weights.modelspec import kept_entries
@@ -87,7 +87,10 @@ def _dimensions(part: str, config: Mapping[str, Any]) -> str:
 
 
 def _unet_dimensions(config: Mapping[str, Any]) -> str:
+    channels = config.get("in_channels", 4), config.get("out_channels", 4)
+    kind = f"inpainting: takes {channels[0]} channels, gives {channels[1]}; " if takes_masks(channels) else ""
     return (
+        f"{kind}"
         f"channels {_joined(config.get('block_out_channels'))};"
         f" {plural(config.get('layers_per_block', 2), 'layer')} a level;"
         f" context width {config.get('cross_attention_dim')}; heads {_joined(config.get('attention_head_dim'))}"

@@ -8,6 +8,7 @@ from library.models.weights.model_kinds import SDXL_TEXT_PREFIXES
 SDXL = ModelLayout(
     title="Stable Diffusion XL",
     pipeline="StableDiffusionXLPipeline",
+    inpainting_pipeline="StableDiffusionXLInpaintPipeline",
     text_encoders=(
         TextEncoderLayout(
             "text_encoder", SDXL_TEXT_PREFIXES[0], title="first text encoder (CLIP ViT-L)", stores_position_ids=True

@@ -17,6 +17,7 @@ from library.data.caches.cache_names import CacheFormat
 from library.data.records import Framing
 from library.models.conditioning import Conditioning
 from library.models.device_copies import to_device
+from library.models.inpainting import Inpainting
 from library.models.latent_diffusion.model import LatentDiffusionModel, joined_chunks, tokens_of
 from library.models.layouts.ldm_keys import rename_key
 from library.models.layouts.ldm_unet import module_names
@@ -87,6 +88,7 @@ class StableDiffusionXL(LatentDiffusionModel):
         timesteps: torch.Tensor,
         conditioning: SDXLConditioning,
         framing: Sequence[Framing] | None = None,
+        inpainting: Inpainting | None = None,
     ) -> torch.Tensor:
         """The U-Net's output (B, 4, h, w) for noisy scaled latents (B, 4, h, w) and timesteps (B,).
 
@@ -101,7 +103,7 @@ class StableDiffusionXL(LatentDiffusionModel):
             "text_embeds": conditioning.pool2.to(dtype),
             "time_ids": to_device(time_ids(framing), latents.device, dtype),
         }
-        noisy = latents.to(dtype)
+        noisy = self._unet_input(latents, inpainting)
         return self.unet(noisy, timesteps, encoder_hidden_states=states, added_cond_kwargs=added).sample
 
     def cross_attention_layers(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from library.models.weights.model_kinds import TEXT_PREFIX_V1, TEXT_PREFIX_V2
 SD_1 = ModelLayout(
     title="Stable Diffusion 1.x",
     pipeline="StableDiffusionPipeline",
+    inpainting_pipeline="StableDiffusionInpaintPipeline",
     text_encoders=(TextEncoderLayout("text_encoder", TEXT_PREFIX_V1),),
     num_heads=8,
     scaling_factor=0.18215,

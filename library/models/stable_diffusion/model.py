@@ -14,6 +14,7 @@ from library.data.records import Framing
 from library.models.conditioning import TextStates
 from library.models.device_copies import to_device
 from library.models.family import LoadSettings
+from library.models.inpainting import Inpainting
 from library.models.latent_diffusion.model import LatentDiffusionModel, joined_chunks, tokens_of
 from library.models.options import PromptOptions
 from library.models.reading.detection import DetectedModel
@@ -111,6 +112,7 @@ class StableDiffusion(LatentDiffusionModel):
         timesteps: torch.Tensor,
         conditioning: TextStates,
         framing: Sequence[Framing] | None = None,
+        inpainting: Inpainting | None = None,
     ) -> torch.Tensor:
         """The U-Net's output (B, 4, h, w) for noisy scaled latents (B, 4, h, w) and timesteps (B,); no `framing`.
 
@@ -119,7 +121,8 @@ class StableDiffusion(LatentDiffusionModel):
         hidden_states = conditioning.hidden_states.to(self._unet_dtype)
         if self._layer_conditioning is not None:
             hidden_states = self._layer_conditioning.pack(hidden_states)
-        return self.unet(latents.to(self._unet_dtype), timesteps, encoder_hidden_states=hidden_states).sample
+        noisy = self._unet_input(latents, inpainting)
+        return self.unet(noisy, timesteps, encoder_hidden_states=hidden_states).sample
 
 
 load = StableDiffusion.load

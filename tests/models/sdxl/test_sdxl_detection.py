@@ -73,14 +73,6 @@ def test_what_a_folder_predicts_is_known(sdxl_folder, tmp_path):
         found(folder)
 
 
-def test_an_inpainting_model_is_refused_by_its_header(sdxl_file, tmp_path):
-    tensors = load_file(sdxl_file)
-    tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(32, 9, 3, 3)
-    save_file(tensors, tmp_path / "inpainting.safetensors")
-    (error,) = findings(tmp_path / "inpainting.safetensors")
-    assert "takes 9 channels and gives 4, the VAE's latents have 4" in error.message and "inpainting" in error.hint
-
-
 def test_options_of_other_families_are_said(sdxl_file):
     (error,) = findings(sdxl_file, v2=True)
     assert error.message == f"--v2 was given, but {sdxl_file} is Stable Diffusion XL"

@@ -289,14 +289,6 @@ def test_a_folder_of_another_pipeline_is_called_what_it_is(folder_v1, tmp_path):
         load(folder)
 
 
-def test_an_inpainting_model_is_refused(tiny_v1, stability_layout, tmp_path):
-    tensors = stability_layout(tiny_v1)
-    tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(32, 9, 3, 3)
-    save_file(tensors, tmp_path / "some.safetensors")
-    with pytest.raises(UserError, match="takes 9 channels"):
-        load(tmp_path / "some.safetensors")
-
-
 def change_config(folder: Path, name: str, **changes) -> None:
     config = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps({**config, **changes}))
