@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,6 +109,18 @@ class LatentKey:
     ctime_ns: int | None = None
     cache_ending: str = LatentFormat.ending
     member: ShardMember | None = None  # as of `ImageRecord`
+    masked_by: Literal["given", "drawn"] | None = None  # of a masked image: its own mask, or one drawn for each use
+
+    @property
+    def masked(self) -> LatentKey:
+        """The key of the same image without what is to be drawn (inpainting), cached in a file of its own."""
+        is_given = self.alpha_is_mask or self.mask_path is not None
+        return replace(
+            self,
+            legacy_npz_path=None,
+            cache_ending=f"{self.cache_ending.removesuffix('.npz')}_inpaint.npz",
+            masked_by="given" if is_given else "drawn",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +161,7 @@ class Item:
     latent_key: LatentKey
     colour: ColourShift | None
     is_reg: bool
+    mask_seed: int = 0  # of the mask that is drawn for inpainting
 
 
 @dataclass
@@ -156,12 +169,13 @@ class TrainedImage:
     """An image after resizing, cropping and augmentation."""
 
     pixels: np.ndarray  # float32 (3, H, W) in [-1, 1]
-    mask: np.ndarray | None = None  # float32 (H/8, W/8) in [0, 1]: weight of the loss
+    # float32 (H/8, W/8) in [0, 1]: weight of the loss; of a masked image: 1 where it is to be drawn
+    mask: np.ndarray | None = None
 
 
 @dataclass
 class CachedLatents:
-    """The latents of an image, with the mask of its loss."""
+    """The latents of an image, with the mask of its loss; of a masked image, with its mask."""
 
     latents: np.ndarray  # float32 (C, H/8, W/8), unscaled
     mask: np.ndarray | None = None  # float32 (H/8, W/8) in [0, 1]
@@ -192,20 +206,31 @@ class StepCounter:
         return self.offset + micro_batch.epoch * self.steps_per_epoch + micro_batch.index // self.group_size
 
 
-@dataclass
-class Batch:
-    """The data of one micro-batch of B images."""
+@dataclass(kw_only=True)
+class LatentInputs:
+    """What the latents of B images come from."""
+
+    latent_keys: list[LatentKey]
+    pixels: torch.Tensor | None = None  # (B, 3, H, W) in [-1, 1], of those whose latents are not cached
+    latents: torch.Tensor | None = None  # (B, 4, H/8, W/8) unscaled, where they come from files
+    masks: torch.Tensor | None = None  # (B, 1, H/8, W/8) in [0, 1], where an image has one; not with latents in memory
+    lost: tuple[int, ...] = ()  # images whose cached latents are not there any more; their pixels are, in order
+
+
+@dataclass(kw_only=True)
+class Batch(LatentInputs):
+    """The data of one micro-batch of B images.
+
+    `masked`: the images without what is to be drawn, for inpainting; its `masks`, 1 where that is, are of those images
+    alone whose latents are not in memory.
+    """
 
     SOURCES: ClassVar[str] = "images"
 
     micro_batch: MicroBatch
     captions: list[str]
-    latent_keys: list[LatentKey]
     loss_weights: torch.Tensor  # (B,)
-    pixels: torch.Tensor | None = None  # (B, 3, H, W) in [-1, 1], of those whose latents are not cached
-    latents: torch.Tensor | None = None  # (B, 4, H/8, W/8) unscaled, where they come from files
-    masks: torch.Tensor | None = None  # (B, 1, H/8, W/8) in [0, 1], where an image has one; not with latents in memory
-    lost: tuple[int, ...] = ()  # images whose cached latents are not there any more; their pixels are, in order
+    masked: LatentInputs | None = None
     skipped: tuple[str, ...] = ()  # errors of unreadable images that others replace
 
     @property

@@ -35,6 +35,7 @@ def whole_model_script(
         data_source=data_source,
         ending_of=chosen_ending,
         can_be_sharded=True,
+        can_be_widened=True,
         tracker_project=tracker_project,
         family=family,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,11 +36,11 @@ def latent_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return functional.interpolate(mask, size=size)
 
 
-def widen_first_layer(unet: nn.Module, latent_channels: int) -> None:
+def widen_first_layer(unet: Any, latent_channels: int) -> None:
     """Makes an inpainting U-Net of one for text to image, by zero weights: it predicts the same until it is trained."""
     old = unet.conv_in
     num_inputs = 2 * latent_channels + 1
-    new = nn.Conv2d(
+    new: Any = nn.Conv2d(
         num_inputs, old.out_channels, old.kernel_size, padding=old.padding, device=old.weight.device,
         dtype=old.weight.dtype,
     )  # fmt: skip

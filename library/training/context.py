@@ -14,7 +14,7 @@ from library.cli.logging import Message, kept_warnings
 from library.cli.options import OptionGroup
 from library.cli.parser import Options
 from library.data.config.config import Source
-from library.data.config.options import CachingOptions, DatasetOptions
+from library.data.config.options import CachingOptions, DatasetOptions, InpaintingOptions
 from library.data.records import LatentFormat
 from library.dataset_report.options import ReportOptions
 from library.models.families import FamilyEntry, family_named
@@ -77,8 +77,10 @@ class TrainingScript:
     learnt from. `data_source`: what must describe all images, folders or metadata files; None for either. `ending_of`:
     of the files of a run; empty for folders. `adapt_data`: gives the images as the method wants them, and raises
     `UserError` for images that it cannot use.
-    `can_be_sharded`: whether what is trained is large enough to be sharded over the processes. `usual_learning_rate`:
-    where the default is far too low. `tracker_project`: where the user names none, as other programs name it.
+    `can_be_sharded`: whether what is trained is large enough to be sharded over the processes. `can_be_widened`:
+    whether the U-Net's first layer is trained, so that a model that takes no mask can become one that does.
+    `usual_learning_rate`: where the default is far too low. `tracker_project`: where the user names none, as other
+    programs name it.
     `family`: the package of the only model family that it trains; None for all.
     """
 
@@ -93,6 +95,7 @@ class TrainingScript:
     ending_of: Callable[[Options], str] = lambda options: ".safetensors"
     adapt_data: Callable[[Options, TrainingData], TrainingData] | None = None
     can_be_sharded: bool = False
+    can_be_widened: bool = False
     usual_learning_rate: float | None = None
     tracker_project: str = "training"
     family: str | None = None
@@ -139,6 +142,12 @@ class Context:
         if self.script.family is not None:
             return family_named(self.script.family)
         return None if self.model is None else self.model.family
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether an inpainting model is trained, as far as it is known before the model is loaded."""
+        is_found = self.model is not None and self.model.detected.is_inpainting
+        return is_found or self[InpaintingOptions].train_inpainting
 
     @read_once
     def requested_sharding(self) -> ShardingConfig | None:

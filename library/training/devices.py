@@ -16,6 +16,7 @@ from library.cli.checks import Findings
 from library.cli.errors import UserError
 from library.cli.launcher import SHARDING_MODES
 from library.cli.parser import Options
+from library.data.config.options import InpaintingOptions
 from library.diffusion.options import NoiseOptions
 from library.models.devices import DTYPES, check_precision, default_kind
 from library.models.family import LoadSettings
@@ -107,7 +108,7 @@ def load_settings(options: Options, method: TrainingMethod, device: torch.device
 
     A method that trains parts of the model saves all of it: the frozen parts that get rounded are kept as loaded too.
     """
-    training, memory = options[TrainingOptions], options[MemoryOptions]
+    training, memory, inpainting = options[TrainingOptions], options[MemoryOptions], options.get(InpaintingOptions)
     frozen = DTYPES[training.mixed_precision]
     dtypes = {
         part: trained_dtype(training) if part in method.trained_parts else frozen for part in ("unet", "text_encoder")
@@ -122,6 +123,7 @@ def load_settings(options: Options, method: TrainingMethod, device: torch.device
         memory=memory,
         gradient_checkpointing=training.gradient_checkpointing,
         zero_terminal_snr=options[NoiseOptions].zero_terminal_snr,
+        widens_for_inpainting=inpainting is not None and inpainting.train_inpainting and "unet" in method.trained_parts,
     )
 
 

@@ -10,7 +10,7 @@ from library.cli.checks import Check, Findings, Stage
 from library.cli.errors import UserError, listed
 from library.cli.foreign_options import OtherFamily
 from library.cli.parser import Options
-from library.data.config.options import CachingOptions, DatasetOptions
+from library.data.config.options import CachingOptions, DatasetOptions, InpaintingOptions
 from library.dataset_report.options import ReportOptions
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.diffusion.validation_rules import prediction_findings
@@ -21,7 +21,7 @@ from library.training.checkpoints.hub_upload import hub_findings
 from library.training.checkpoints.options import HubOptions, OutputOptions
 from library.training.checkpoints.resuming import continuing_problems
 from library.training.checkpoints.saved_names import saved_under
-from library.training.context import Context
+from library.training.context import Context, TrainingScript
 from library.training.distributed.options import ProcessOptions
 from library.training.distributed.sharding_config import process_findings, sharding_findings
 from library.training.evaluation.options import SampleOptions, ValidationOptions
@@ -83,6 +83,32 @@ def _objective(context: Context) -> Findings:
         yield from context.model.detected.objective_findings(options, noise, loss)
     elif options.v_parameterization:  # the rest is checked when the model is loaded
         yield from prediction_findings(loss, "v_prediction")
+
+
+def not_widened(script: TrainingScript, model: str | None) -> UserError:
+    """The error for a model that takes no mask and is not trained as a whole."""
+    return UserError(
+        f"--train_inpainting: {model} takes no mask, and what {script.program} trains leaves its first layer as it is",
+        hint="give an inpainting model (a U-Net of 9 channels), or make one of this model with"
+        " train_db.py, fine_tune.py or sdxl_train.py --train_inpainting",
+    )
+
+
+MASKS_OF_LOSS = UserError(
+    "--masked_loss takes masks as weights of the loss, for an inpainting model they are what is to be drawn",
+    hint="leave out --masked_loss",
+)
+
+
+def _inpainting(context: Context) -> Findings:
+    options, model = context[InpaintingOptions], context.model
+    takes_no_mask = model is not None and model.detected.unet_channels is not None and not model.detected.is_inpainting
+    if options.train_inpainting and takes_no_mask and not context.script.can_be_widened:
+        yield not_widened(context.script, context[ModelOptions].pretrained_model_name_or_path)
+    if context.inpaints and context[LossOptions].masked_loss:
+        yield MASKS_OF_LOSS
+    if context.trains and model is not None and options.shapes_masks and not context.inpaints:
+        yield "--inpaint_full_rate and --inpaint_mask_shares do nothing: the model is not for inpainting"
 
 
 def _text_caching(context: Context) -> Findings:
@@ -257,6 +283,7 @@ CHECKS: tuple[Check[Context], ...] = (
     Check("data", _data),
 )
 IMAGE_CHECKS: tuple[Check[Context], ...] = (  # of scripts that learn from images
+    Check("options", _inpainting),
     Check("options", _text_caching),
     Check("options", _report),
     Check("data", _masks),

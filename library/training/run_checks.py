@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from library.cli.checks import Check, Findings
 from library.cli.errors import UserError, plural
+from library.data.config.options import InpaintingOptions
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.models.devices import unused_gpu
 from library.models.family import ModelFamily
-from library.models.options import MemoryOptions
+from library.models.options import MemoryOptions, ModelOptions
 from library.training.devices import memory_findings, precision_findings
 from library.training.method import TrainingMethod
 from library.training.optimization.ema import average_findings
@@ -18,6 +19,7 @@ from library.training.optimization.lr_schedules import lr_schedule_findings
 from library.training.optimization.optimizers import optimizer_findings, rate_findings
 from library.training.optimization.options import AverageOptions, OptimizerOptions
 from library.training.options import TrainingOptions
+from library.training.preflight import MASKS_OF_LOSS, not_widened
 from library.training.run_setup import RunSetup
 
 
@@ -96,6 +98,17 @@ def _objective(loaded: LoadedModel) -> Findings:
     yield from family.process.findings(options[NoiseOptions], options[LossOptions])
 
 
+def _inpainting(loaded: LoadedModel) -> Findings:
+    """The same for a model whose small files did not say what it takes."""
+    context = loaded.run.context
+    if not context.script.offers_datasets:
+        return
+    if loaded.family.takes_masks and not context.inpaints and context[LossOptions].masked_loss:
+        yield MASKS_OF_LOSS
+    if context[InpaintingOptions].train_inpainting and not loaded.family.takes_masks:
+        yield not_widened(context.script, context[ModelOptions].pretrained_model_name_or_path)
+
+
 def _data(loaded: LoadedModel) -> Findings:
     """Checked after `attach`, when it is known how many tokens an embedding has."""
     if loaded.run.accelerator.is_main_process:
@@ -118,6 +131,7 @@ DEVICE_CHECKS: tuple[Check[RunSetup], ...] = (
 )
 MODEL_CHECKS: tuple[Check[LoadedModel], ...] = (
     Check("model", _objective),
+    Check("model", _inpainting),
     Check("model", _data),
     Check("model", _learning_rates),
 )

@@ -12,7 +12,7 @@ from library.cli.launcher import launch_command
 from library.cli.logging import append_lines_to, set_console_level
 from library.cli.options import OptionGroup, secret_flags
 from library.cli.parser import Options, read_options
-from library.data.config.options import CachingOptions, DatasetOptions
+from library.data.config.options import CachingOptions, DatasetOptions, InpaintingOptions
 from library.dataset_report.options import ReportOptions
 from library.diffusion.options import LossOptions, NoiseOptions
 from library.models.options import MemoryOptions, MetadataOptions, ModelOptions, PromptOptions
@@ -37,6 +37,7 @@ def option_groups(
         MemoryOptions,
         DatasetOptions,
         CachingOptions,
+        InpaintingOptions,
         OutputOptions,
         HubOptions,
         MetadataOptions,

@@ -137,6 +137,7 @@ class ToyFamily:
 @dataclass
 class Detected:
     source: str
+    is_inpainting, unet_channels = False, None
 
     def objective_findings(self, options, noise, loss):
         return FlowMatching().findings(noise, loss)

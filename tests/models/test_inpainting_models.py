@@ -97,7 +97,7 @@ def assert_same_unet(found: nn.Module, example: Example) -> None:
 
 
 def test_every_form_is_known_before_it_is_loaded_and_loaded_as_what_it_is(example, forms, caplog):
-    """And predicts what the U-Net alone does of noisy latents, mask and masked latents, in the order of the pipelines."""
+    """Its U-Net is given noisy latents, mask and masked latents, in the order of the pipelines."""
     caplog.set_level("INFO")
     generator = torch.Generator().manual_seed(5)
     latents, mask, masked = (torch.randn(2, count, 8, 8, generator=generator) for count in (4, 1, 4))

@@ -14,7 +14,7 @@ from library.data.captions import final_caption
 from library.data.config.config import SubsetConfig
 from library.data.images.augmentations import draw_colour, face_placement, random_placement
 from library.data.images.face_names import split_face_name
-from library.data.randomness import keyed_random
+from library.data.randomness import derive_seed, keyed_random
 from library.data.records import ImageRecord, Item, MicroBatch, Placement, StepCounter
 
 
@@ -31,6 +31,11 @@ class ItemPosition:
     def rng(self, purpose: str) -> random.Random:
         """The generator of one purpose: enabling one augmentation does not change the others."""
         return keyed_random(purpose, self.seed, self.epoch, self.position)
+
+    @property
+    def mask_seed(self) -> int:
+        """Of the mask that is drawn for inpainting."""
+        return derive_seed("inpainting mask", self.seed, self.epoch, self.position)
 
 
 def item_positions(micro_batch: MicroBatch, seed: int, clock: StepCounter) -> list[ItemPosition]:
@@ -68,7 +73,7 @@ def draw_item(dataset: PlannedDataset, item_index: int, position: ItemPosition) 
     if subset.has_random_placement:
         key = replace(key, placement=_draw_placement(key.placement, record, subset, position.rng("crop")))
     colour = draw_colour(position.rng("colour")) if subset.color_aug else None
-    return Item(record_index, caption, key, colour, record.is_reg)
+    return Item(record_index, caption, key, colour, record.is_reg, position.mask_seed)
 
 
 def _draw_placement(placement: Placement, record: ImageRecord, subset: SubsetConfig, rng: random.Random) -> Placement:

@@ -20,7 +20,17 @@ from library.data.batches.worker_signals import ignore_signals, workers_starting
 from library.data.caches.latent_cache import read_latents
 from library.data.images.decoding import load_image, load_mask
 from library.data.images.image_files import UnreadableImage
-from library.data.records import Batch, CachedLatents, Item, MicroBatch, StepCounter, TrainedImage, size_text
+from library.data.images.inpaint_masks import MaskShares, masked_image
+from library.data.records import (
+    Batch,
+    CachedLatents,
+    Item,
+    LatentInputs,
+    MicroBatch,
+    StepCounter,
+    TrainedImage,
+    size_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +41,15 @@ Loaded = TrainedImage | CachedLatents | None
 
 @dataclass(frozen=True)
 class _Use:
-    """An item with its pixels or latents, and the errors of unreadable images that it replaces."""
+    """An item with its pixels or latents, and the errors of unreadable images that it replaces.
+
+    `masked`: the same of the masked image, for inpainting.
+    """
 
     item: Item
     loaded: Loaded
     skipped: tuple[str, ...]
+    masked: Loaded = None
 
 
 class BatchDataset(Dataset):
@@ -52,8 +66,11 @@ class BatchDataset(Dataset):
         prior_loss_weight: float = 1.0,
         skip_bad_images: bool = False,
         unreadable: frozenset[str] = frozenset(),
+        inpainting: MaskShares | None = None,
     ):
         """`fingerprint`: of the VAE that cached latents must have been made with, for `latent_source` "disk".
+
+        `inpainting`: for batches with masked images; how masks are drawn for images that have none.
 
         With `skip_bad_images`, an image that cannot be read, or whose path is in `unreadable`, is replaced by the next
         readable one of its bucket.
@@ -66,6 +83,7 @@ class BatchDataset(Dataset):
         self._prior_loss_weight = prior_loss_weight
         self._skip_bad_images = skip_bad_images
         self._unreadable = unreadable
+        self._inpainting = inpainting
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch | UserError:
         """The batch, or the error of one of its images: torch would wrap an exception from a dataloader worker."""
@@ -88,8 +106,18 @@ class BatchDataset(Dataset):
             latent_keys=[use.item.latent_key for use in uses],
             loss_weights=torch.tensor(weights, dtype=torch.float32),
             skipped=tuple(dict.fromkeys(message for use in uses for message in use.skipped)),
-            lost=tuple(index for index, use in enumerate(uses) if self._is_lost(use)),
+            lost=tuple(index for index, use in enumerate(uses) if self._is_lost(use.loaded)),
+            masked=None if self._inpainting is None else self._masked_images(uses),
             **_stacked([use.loaded for use in uses]),
+        )
+
+    def _masked_images(self, uses: Sequence[_Use]) -> LatentInputs:
+        keys = [use.item.latent_key.masked for use in uses]
+        is_lost = [self._is_lost(use.masked) and key.masked_by == "given" for use, key in zip(uses, keys, strict=True)]
+        return LatentInputs(
+            latent_keys=keys,
+            lost=tuple(index for index, lost in enumerate(is_lost) if lost),
+            **_stacked([use.masked for use in uses if use.masked is not None]),
         )
 
     def _use_of(self, dataset: PlannedDataset, item_index: int, position: ItemPosition) -> _Use:
@@ -100,7 +128,8 @@ class BatchDataset(Dataset):
             if item.latent_key.path in self._unreadable:
                 continue
             try:
-                return _Use(item, self._load(item), tuple(skipped))
+                loaded = self._load(item)
+                return _Use(item, loaded, tuple(skipped), self._load_masked(item, loaded))
             except UnreadableImage as error:
                 if not self._skip_bad_images:
                     raise
@@ -111,12 +140,22 @@ class BatchDataset(Dataset):
             hint="repair its images, or remove them from the folder",
         )
 
-    def _is_lost(self, use: _Use) -> bool:
-        return self._latent_source == "disk" and isinstance(use.loaded, TrainedImage)
+    def _is_lost(self, loaded: Loaded) -> bool:
+        return self._latent_source == "disk" and isinstance(loaded, TrainedImage)
 
     def _load(self, item: Item) -> Loaded:
         source = "disk" if item.latent_key.legacy_npz_path is not None else self._latent_source
         return _LOADERS[source](item, self._fingerprint)
+
+    def _load_masked(self, item: Item, loaded: Loaded) -> Loaded:
+        """The masked image; what is masked by the image's own mask is cached as the image is."""
+        if self._inpainting is None:
+            return None
+        key = item.latent_key.masked
+        if key.masked_by == "given":
+            return _LOADERS[self._latent_source](replace(item, latent_key=key), self._fingerprint)
+        image = loaded if isinstance(loaded, TrainedImage) else load_image(key, item.colour)
+        return masked_image(image.pixels, self._inpainting.draw(key.placement.bucket, item.mask_seed))
 
 
 def _latents_from_disk(item: Item, fingerprint: str | None) -> Loaded:
@@ -130,7 +169,7 @@ def _latents_from_disk(item: Item, fingerprint: str | None) -> Loaded:
         latents = None
     if latents is None:
         return load_image(key)
-    return latents if key.mask_path is None else replace(latents, mask=load_mask(key))
+    return latents if key.mask_path is None or key.masked_by is not None else replace(latents, mask=load_mask(key))
 
 
 _LOADERS: dict[str, Callable[[Item, str | None], Loaded]] = {

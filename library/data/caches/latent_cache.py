@@ -2,7 +2,8 @@
 
 A file `<stem>_<W>x<H>_sd.npz` (W and H of the image, four digits) holds, for each latent size h x w:
 `latents_<h>x<w>` and `latents_flipped_<h>x<w>` (C, h, w), `original_size_<h>x<w>` (width, height),
-`crop_ltrb_<h>x<w>` and, with `alpha_mask`, `alpha_mask_<h>x<w>` (h, w) of the unflipped image. We add a member
+`crop_ltrb_<h>x<w>` and, with `alpha_mask`, `alpha_mask_<h>x<w>` (h, w) of the unflipped image. Files of masked images,
+`<stem>_<W>x<H>_sd_inpaint.npz`, hold `inpaint_mask_<h>x<w>` and `inpaint_mask_flipped_<h>x<w>` instead. We add a member
 `made_from.json` of what the latents of each size were made from: latents for which it differs, or that lack it, are not
 used unless the user trusts them (`--skip_cache_check`).
 """
@@ -56,7 +57,11 @@ def entry_of(key: LatentKey) -> str:
 def needed_arrays(key: LatentKey) -> set[str]:
     """The names of the arrays that training reads for this key."""
     names = {_latents_name(key)}
-    return names | {_mask_name(key)} if key.alpha_is_mask else names
+    return names | {_mask_name(key)} if _stores_mask(key) else names
+
+
+def _stores_mask(key: LatentKey) -> bool:
+    return key.alpha_is_mask or key.masked_by is not None
 
 
 def _latents_name(key: LatentKey) -> str:
@@ -64,6 +69,8 @@ def _latents_name(key: LatentKey) -> str:
 
 
 def _mask_name(key: LatentKey) -> str:
+    if key.masked_by is not None:  # by nearest, which the flipped mask is not the mirror image of
+        return ("inpaint_mask_flipped_" if key.flipped else "inpaint_mask_") + entry_of(key)
     return "alpha_mask_" + entry_of(key)
 
 
@@ -94,7 +101,7 @@ def _read_entry(path: str, key: LatentKey, fingerprint: str | None) -> CachedLat
                 if facts is None or differing_facts(facts, key, fingerprint):
                     return None
             latents = file[_latents_name(key)]
-            mask = file[_mask_name(key)] if key.alpha_is_mask else None
+            mask = file[_mask_name(key)] if _stores_mask(key) else None
     except FileNotFoundError:
         return None
     except DAMAGED_FILE_ERRORS as error:
@@ -117,8 +124,8 @@ def _unusable(path: str, reason: str) -> UserError:
 
 
 def _flipped(mask: np.ndarray, key: LatentKey) -> np.ndarray:
-    """The mask, flipped if the key is of the flipped image; undoes itself."""
-    return mask[:, ::-1] if key.flipped else mask
+    """The mask as the file has it, or back: a loss mask is kept as that of the unflipped image."""
+    return mask[:, ::-1] if key.flipped and key.masked_by is None else mask
 
 
 def write_latents(
@@ -167,10 +174,10 @@ def _replace_entry(stored: StoredArrays, key: LatentKey, latents: CachedLatents,
     arrays, entry = stored.arrays, entry_of(key)
     if not _has_current(stored, key, fingerprint):
         # flipped and unflipped latents share one `made_from`: outdated ones would count as current
-        for name in ("latents", "latents_flipped", "alpha_mask"):
+        for name in ("latents", "latents_flipped", "alpha_mask", "inpaint_mask", "inpaint_mask_flipped"):
             arrays.pop(f"{name}_{entry}", None)
     arrays[_latents_name(key)] = np.asarray(latents.latents, dtype=np.float32)
-    if key.alpha_is_mask:
+    if _stores_mask(key):
         # an image without transparency has full weight everywhere
         mask = np.ones(latent_size(key)) if latents.mask is None else _flipped(latents.mask, key)
         arrays[_mask_name(key)] = np.asarray(mask, dtype=np.float32)

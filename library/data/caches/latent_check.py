@@ -31,6 +31,7 @@ _CHANGED = "of images that have changed"
 _REASONS = {
     "vae": "made with another VAE or precision",
     **dict.fromkeys(("mtime_ns", "num_bytes", "ctime_ns"), _CHANGED),
+    "mask": "of images whose masks have changed",
 }
 _OTHER_SETTINGS = "made with another size, crop or interpolation"
 
@@ -74,9 +75,9 @@ def check_caches(keys: Iterable[LatentKey], fingerprint: str | None) -> CacheChe
 
 def _by_entry(keys: Iterable[LatentKey]) -> list[list[LatentKey]]:
     """The keys that share an entry of a file: the flipped and unflipped latents of an image at one size."""
-    entries: dict[tuple[str, str], list[LatentKey]] = {}
+    entries: dict[tuple[str, str, str], list[LatentKey]] = {}
     for key in keys:
-        entry = entries.setdefault((key.path, entry_of(key)), [])
+        entry = entries.setdefault((key.path, key.cache_ending, entry_of(key)), [])
         entry.append(key)
         if _what_is_shared(entry[0]) != _what_is_shared(key):
             raise UserError(
@@ -93,7 +94,7 @@ def _by_entry(keys: Iterable[LatentKey]) -> list[list[LatentKey]]:
 
 
 def _what_is_shared(key: LatentKey) -> tuple:
-    return key.placement, key.interpolation, key.alpha_is_mask
+    return key.placement, key.interpolation, key.alpha_is_mask, key.masked_by and key.mask_path
 
 
 @dataclass

@@ -40,7 +40,20 @@ def expected_facts(key: LatentKey, fingerprint: str) -> Facts:
         facts["interpolation"] = key.interpolation
     if key.alpha_is_mask:
         facts["alpha_is_mask"] = True
+    if key.masked_by is not None:
+        facts["mask"] = _mask_facts(key)
     return facts
+
+
+def _mask_facts(key: LatentKey) -> list[str | int]:
+    """What says whether the mask of a masked image has changed; of an alpha channel, the image itself says it."""
+    if key.mask_path is None:
+        return ["alpha"]
+    try:
+        found = os.stat(key.mask_path)
+    except OSError:
+        return ["missing"]  # which is said when it is read
+    return [os.path.basename(key.mask_path), found.st_size, found.st_mtime_ns]
 
 
 def differing_facts(stored: Facts, key: LatentKey, fingerprint: str) -> frozenset[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from library.cli.errors import UserError
+from library.cli.errors import UserError, nearest_name
 from library.cli.options import FREE_TEXT, option, option_fields, whole_number
 
 
@@ -315,6 +316,68 @@ def flag_values(options: DatasetOptions, level: str) -> dict[str, Any]:
         for field in option_fields(DatasetOptions)
         if field.spec.toml_level == level
     }
+
+
+MASK_SHAPES = ("box", "ellipse", "polygon", "stroke", "cloud")  # that are drawn for inpainting, beside the full image
+_FULL = 0.25  # as the published models were trained
+
+
+@dataclass(frozen=True)
+class InpaintingOptions:
+    """Inpainting: what of each image is to be drawn."""
+
+    GROUP: ClassVar[str] = "Inpainting"
+
+    train_inpainting: bool = option(
+        False,
+        help="train an inpainting model, whose U-Net takes a mask and the masked image; a model that is none is widened"
+        " where the whole model is trained (inpainting models are trained so without this flag)",
+    )
+    inpaint_full_rate: float = option(
+        _FULL,
+        help="inpainting: probability that the whole image is to be drawn, where its mask is drawn at random",
+        parse=parse_rate,
+    )
+    inpaint_mask_shares: tuple[str, ...] = option(
+        (),
+        help=f"inpainting: how often the other masks are drawn ({', '.join(MASK_SHAPES)}), as in box=2 stroke=1; those"
+        " that are not named are not drawn (default: all alike)",
+        metavar="SHAPE=SHARE",
+    )
+
+    def check(self) -> Iterator[UserError]:
+        try:
+            _ = self.mask_shares
+        except UserError as error:
+            yield error
+
+    @property
+    def mask_shares(self) -> dict[str, float]:
+        """The share of each kind of mask, which add up to 1. Raises `UserError` for ones that cannot be read."""
+        flag, shares = "--inpaint_mask_shares", {}
+        pairs = [pair for text in self.inpaint_mask_shares for pair in text.replace(",", " ").split()]
+        for name, _, text in (pair.partition("=") for pair in pairs):
+            if name not in MASK_SHAPES:
+                meant = nearest_name(name, MASK_SHAPES)
+                hint = f"did you mean {meant}?" if meant else f"known are {', '.join(MASK_SHAPES)}"
+                raise UserError(f"{flag}: {name} is not a kind of mask", hint)
+            try:
+                shares[name] = float(text)
+            except ValueError:
+                shares[name] = -1.0
+            if not 0 <= shares[name] < math.inf:
+                raise UserError(f"{flag} {name}={text}: {text!r} is not a share", f"write {name}=1")
+        total = sum(shares.values())
+        if pairs and not total:
+            raise UserError(f"{flag}: all shares are 0", "give one of them a share, or --inpaint_full_rate 1")
+        relative = {name: share / total for name, share in shares.items()} or dict.fromkeys(MASK_SHAPES, 1 / 5)
+        rest = 1 - self.inpaint_full_rate
+        return {"full": self.inpaint_full_rate, **{name: share * rest for name, share in relative.items()}}
+
+    @property
+    def shapes_masks(self) -> bool:
+        """Whether options say how masks are drawn."""
+        return bool(self.inpaint_mask_shares) or self.inpaint_full_rate != _FULL
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from library.data.buckets import PIXELS_PER_LATENT
 from library.data.images.augmentations import apply_colour
 from library.data.images.colour_profiles import to_srgb
 from library.data.images.image_files import exif_transpose, mask_size_problem, opened_image
+from library.data.images.inpaint_masks import light_parts, masked_image, transparent_parts
 from library.data.records import ColourShift, LatentKey, Placement, ShardMember, Size, TrainedImage, size_text
 
 _INTERPOLATIONS = {
@@ -98,6 +99,7 @@ def _over_white(colours: Image.Image, opacity: Image.Image) -> Image.Image:
 def load_image(key: LatentKey, colour: ColourShift | None = None) -> TrainedImage:
     """The image of a latent, resized, cropped and augmented, with its loss mask if it has one.
 
+    Of a key that is masked by the image's own mask, the masked image with that mask.
     Raises `UserError` naming the file if it cannot be decoded or its size has changed since the scan.
     """
     layers = decode_layers(key.path, key.member) if key.alpha_is_mask else (decode_image(key.path, key.member), None)
@@ -111,6 +113,8 @@ def load_image(key: LatentKey, colour: ColourShift | None = None) -> TrainedImag
     image = transform_image(image, key.placement, key.flipped, key.interpolation)
     if colour is not None:
         image = apply_colour(image, colour)
+    if key.masked_by == "given":
+        return masked_image(to_pixels(image), _given_mask(key, opacity))
     if key.mask_path is not None:
         return TrainedImage(to_pixels(image), load_mask(key))
     return TrainedImage(to_pixels(image), _mask(opacity, key) if key.alpha_is_mask else None)
@@ -122,12 +126,25 @@ def load_mask(key: LatentKey) -> np.ndarray:
     Its resolution may differ from the image's. Raises `UserError` naming the file if it cannot be decoded, or has
     another aspect ratio than the image.
     """
+    return _mask(_red_channel(key), key)
+
+
+def _red_channel(key: LatentKey) -> np.ndarray:
     assert key.mask_path is not None
     red = decode_image(key.mask_path)[:, :, 0]
     problem = mask_size_problem(key.mask_path, (red.shape[1], red.shape[0]), key.image_size)
     if problem is not None:
         raise problem
-    return _mask(red, key)
+    return red
+
+
+def _given_mask(key: LatentKey, opacity: np.ndarray | None) -> np.ndarray:
+    """What is to be drawn of an image, bool (H, W): where its mask image is light, or where it is transparent."""
+    if key.mask_path is not None:
+        return light_parts(transform_image(_red_channel(key), key.placement, key.flipped, key.interpolation))
+    if opacity is not None:
+        opacity = transform_image(opacity, key.placement, key.flipped, key.interpolation)
+    return transparent_parts(opacity, key.placement.bucket)
 
 
 def _mask(values: np.ndarray | None, key: LatentKey) -> np.ndarray:

@@ -101,6 +101,7 @@ def _model_entries(options: Options, family: ModelFamily) -> dict[str, str]:
             **_name_and_hashes(models.vae, "vae", has_hashes),
             "ss_v2": family.version.startswith("sd_v2"),
             "ss_base_model_version": family.version,
+            **({"ss_inpainting": "true"} if family.takes_masks else {}),
         }
     )
 

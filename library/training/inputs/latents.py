@@ -23,9 +23,10 @@ from library.data.caches.pipeline import Stages, Store, Throughput, cache_chunks
 from library.data.config.options import CachingOptions
 from library.data.images.decoding import load_image
 from library.data.images.image_files import UnreadableImage
-from library.data.records import Batch, CachedLatents, LatentKey
+from library.data.records import Batch, CachedLatents, LatentInputs, LatentKey
 from library.models.device_copies import to_device
 from library.models.family import ModelFamily
+from library.models.inpainting import Inpainting
 from library.models.latent_encoding import encode_latents
 from library.training.distributed.processes import file_shares
 
@@ -64,6 +65,7 @@ class LatentProvider:
     def fill_caches(self, data: TrainingData) -> frozenset[str]:
         """Encodes the latents that are not cached or legacy .npz yet; encodes nothing without `--cache_latents`.
 
+        For inpainting models those of masked images too, where the mask is the image's own.
         Returns the paths of skipped unreadable images, the same in all processes. Raises `UserError` for an unreadable
         image where they are not skipped, for files that cannot be written, and for missing legacy .npz latents.
         """
@@ -72,6 +74,8 @@ class LatentProvider:
         if self.kind == "pixels":
             return frozenset()
         to_cache = [key for key in keys if key.legacy_npz_path is None]
+        if self._family.takes_masks:
+            to_cache += [key for key in (each.masked for each in keys) if key.masked_by == "given"]
         unreadable = self._fill_files(to_cache) if self.kind == "disk" else self._fill_memory(to_cache)
         return self._report_unreadable(unreadable) if self._skip_unreadable else frozenset()
 
@@ -144,33 +148,53 @@ class LatentProvider:
             logger.warning("--skip_bad_images: %s skipped\n  %s", said, lines)
         return frozenset(everywhere)
 
-    def latents_of(self, batch: Batch) -> torch.Tensor:
+    def encodes_in_steps(self, data: TrainingData) -> bool:
+        """Whether images are encoded in each step: where they are not cached, and where masks are drawn."""
+        if self._options.caches_latents and not self._family.takes_masks:
+            return False
+        return not self._options.caches_latents or any(key.masked.masked_by == "drawn" for key in data.latent_keys())
+
+    def inpainting_of(self, batch: Batch) -> Inpainting | None:
+        """What an inpainting model takes of a batch beside its noisy latents, on the device; None for others."""
+        if batch.masked is None:
+            return None
+        loaded = iter(() if batch.masked.masks is None else batch.masked.masks)
+        masks = [self._mask_in_memory(key) for key in batch.masked.latent_keys]
+        together = torch.stack([next(loaded) if mask is None else mask for mask in masks])
+        return Inpainting(to_device(together, self._accelerator.device), self.latents_of(batch.masked))
+
+    def _mask_in_memory(self, key: LatentKey) -> torch.Tensor | None:
+        cached = self._in_memory.get(key)
+        return None if cached is None else torch.from_numpy(cached.mask)[None]
+
+    def latents_of(self, batch: LatentInputs) -> torch.Tensor:
         """Scaled float32 latents (B, C, h, w) of a batch, on the device.
 
         The batch holds the latents that come from files, cached or legacy .npz, and the pixels of the other images
         unless their latents are in memory; both in the batch's order. Latents that are `lost` are encoded again.
         """
-        device = self._accelerator.device
-        from_file = [self._comes_from_file(key) for key in batch.latent_keys]
-        for index in batch.lost:
-            from_file[index] = False
-        keys = [key for key, is_file in zip(batch.latent_keys, from_file, strict=True) if not is_file]
-        if not keys:
-            assert batch.latents is not None  # all come from files
-            latents = to_device(batch.latents, device)
-        elif batch.pixels is not None:
-            latents = self._encode(batch.pixels, keys)
+        device, keys = self._accelerator.device, batch.latent_keys
+        in_memory = [key in self._in_memory for key in keys]
+        from_file = [self._comes_from_file(key) and index not in batch.lost for index, key in enumerate(keys)]
+        is_encoded = [not (held or is_file) for held, is_file in zip(in_memory, from_file, strict=True)]
+        parts: list[tuple[list[bool], torch.Tensor]] = []  # of the batch, and their latents
+        if any(from_file):
+            assert batch.latents is not None
+            parts.append((from_file, to_device(batch.latents, device)))
+        if any(is_encoded):
+            assert batch.pixels is not None
+            encoded = self._encode(batch.pixels, [key for key, chosen in zip(keys, is_encoded, strict=True) if chosen])
             if batch.lost:
-                self._restore(batch, latents)
-            latents = latents.to(device)
-        else:
-            latents = torch.stack([torch.from_numpy(self._in_memory[key].latents) for key in keys])
-            latents = to_device(latents, device)
-        if 0 < len(keys) < len(batch.latent_keys):
-            assert batch.latents is not None  # some come from files
-            files, others = iter(to_device(batch.latents, device)), iter(latents)
+                self._restore(batch, encoded)
+            parts.append((is_encoded, encoded.to(device)))
+        if any(in_memory):
+            held = [self._in_memory[key].latents for key, chosen in zip(keys, in_memory, strict=True) if chosen]
+            parts.append((in_memory, to_device(torch.stack(list(map(torch.from_numpy, held))), device)))
+        latents = parts[0][1]
+        if len(parts) > 1:
+            rows = [(chosen, iter(each)) for chosen, each in parts]
             latents = torch.stack([
-                next(files if is_file else others) for is_file in from_file
+                next(next(each) for chosen, each in rows if chosen[index]) for index in range(len(keys))
             ])  # fmt: skip
         if latents.shape[1] != self._family.latent_channels:
             raise UserError(
@@ -180,7 +204,7 @@ class LatentProvider:
             )
         return self._family.scale_latents(latents)
 
-    def _restore(self, batch: Batch, latents: torch.Tensor) -> None:
+    def _restore(self, batch: LatentInputs, latents: torch.Tensor) -> None:
         """Writes cached latents again that another process or a fault has removed."""
         cached = {}
         for index, each in zip(batch.lost, latents.cpu().numpy(), strict=True):
@@ -194,7 +218,7 @@ class LatentProvider:
             logger.warning("%s", error)
 
     def _comes_from_file(self, key: LatentKey) -> bool:
-        return self.kind == "disk" or key.legacy_npz_path is not None
+        return (self.kind == "disk" and key.masked_by != "drawn") or key.legacy_npz_path is not None
 
     def masks_of(self, batch: Batch) -> torch.Tensor | None:
         """Loss masks: the weight of each latent, (B, 1, h, w) in [0, 1] on the device; None without masks.

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from library.cli.parser import Options
 from library.data.batches.loader import BatchDataset, BatchLoader
 from library.data.batches.plan import TrainingData
-from library.data.config.options import CachingOptions, DatasetOptions
+from library.data.config.options import CachingOptions, DatasetOptions, InpaintingOptions
+from library.data.images.inpaint_masks import MaskShares
 from library.data.randomness import derive_seed
 from library.data.records import Batch, StepCounter, framing_of
 from library.diffusion.loss import weighted_loss
@@ -21,6 +22,7 @@ from library.diffusion.options import LossOptions, NoiseOptions, timestep_range
 from library.models.conditioning import Conditioning
 from library.models.device_copies import to_device
 from library.models.family import ModelFamily
+from library.models.inpainting import Inpainting
 from library.models.options import MemoryOptions
 from library.training.inputs.latents import LatentProvider
 from library.training.inputs.text_outputs import TextSource
@@ -48,7 +50,8 @@ def make_inputs(
     )
     latents = LatentProvider(family, caching, accelerator, skips_unreadable)
     unreadable = latents.fill_caches(data)
-    if caching.caches_latents and not options[MemoryOptions].highvram and accelerator.device.type != "cpu":
+    is_vae_idle = caching.caches_latents and not latents.encodes_in_steps(data)
+    if is_vae_idle and not options[MemoryOptions].highvram and accelerator.device.type != "cpu":
         family.offload_vae()
     texts = TextSource(family, caching, accelerator, method.trains_text_encoders)
     texts.fill_cache(data)
@@ -65,11 +68,20 @@ def make_inputs(
             prior_loss_weight=loss.prior_loss_weight,
             skip_bad_images=skips_unreadable,
             unreadable=unreadable,
+            inpainting=MaskShares(options[InpaintingOptions].mask_shares) if family.takes_masks else None,
         )
         return BatchLoader(dataset, caching.max_data_loader_n_workers, caching.persistent_data_loader_workers)
 
     objective = Objective(family, latents, texts, accelerator, options[NoiseOptions], loss)
     return ImageInputs(objective, loader_of)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the denoiser is given beside noisy latents."""
+
+    conditioning: Conditioning
+    inpainting: Inpainting | None
 
 
 class Objective:
@@ -112,7 +124,7 @@ class Objective:
         # before the noise: they stay the same whatever the noise is made of
         timesteps = self._process.draw_timesteps(len(latents), self.timesteps, generator)
         noise = make_noise(latents, self._noise_options, generator)
-        return self._loss(batch, latents, self._conditioning_of(batch), noise, timesteps)
+        return self._loss(batch, latents, self._given_of(batch), noise, timesteps)
 
     def after_backward(self) -> None:
         """Nothing to do."""
@@ -123,25 +135,26 @@ class Objective:
 
         Its images and captions are encoded once for all of them.
         """
-        latents, conditioning = self._latents.latents_of(batch), self._conditioning_of(batch)
+        latents, given = self._latents.latents_of(batch), self._given_of(batch)
         losses = []
         for timestep in timesteps:
             key = ("validation noise", batch.micro_batch.index, timestep)
             generator = torch.Generator(self._accelerator.device).manual_seed(derive_seed(*key))
             noise = make_noise(latents, self._noise_options, generator)
             everywhere = torch.full((len(latents),), timestep, device=latents.device)
-            losses.append(self._loss(batch, latents, conditioning, noise, everywhere))
+            losses.append(self._loss(batch, latents, given, noise, everywhere))
         return losses
 
-    def _conditioning_of(self, batch: Batch) -> Conditioning:
+    def _given_of(self, batch: Batch) -> _Given:
         with self._accelerator.autocast():
-            return self._texts.conditioning_of(batch)
+            conditioning = self._texts.conditioning_of(batch)
+        return _Given(conditioning, self._latents.inpainting_of(batch))
 
     def _loss(
         self,
         batch: Batch,
         latents: torch.Tensor,
-        conditioning: Conditioning,
+        given: _Given,
         noise: Noise,
         timesteps: torch.Tensor,
     ) -> torch.Tensor:
@@ -150,7 +163,7 @@ class Objective:
         framing = [framing_of(key) for key in batch.latent_keys]
         loss_weights = to_device(batch.loss_weights, latents.device)  # before `predict`, which the copy would wait for
         with self._accelerator.autocast():
-            prediction = self._family.predict(noisy, timesteps, conditioning, framing)
+            prediction = self._family.predict(noisy, timesteps, given.conditioning, framing, given.inpainting)
         return weighted_loss(
             prediction,
             self._process.target(latents, noise.target, timesteps),
@@ -158,5 +171,5 @@ class Objective:
             timesteps=timesteps,
             process=self._process,
             options=self._loss_options,
-            masks=self._latents.masks_of(batch),
+            masks=None if self._family.takes_masks else self._latents.masks_of(batch),  # they mean what is to be drawn
         )

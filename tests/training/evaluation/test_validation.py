@@ -40,7 +40,10 @@ def test_images_and_captions_are_encoded_once_for_all_timesteps(tmp_path, monkey
         monkeypatch.setattr(family, name, counted(name))
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
     key = LatentKey("a.png", "a.png", (64, 64), 0, Placement((64, 64), (64, 64), (0, 0)), False)
-    batch = Batch(MicroBatch(0, 0, 0, (0,), 0), ["a cat"], [key], torch.ones(1), pixels=torch.from_numpy(pixels))
+    batch = Batch(
+        micro_batch=MicroBatch(0, 0, 0, (0,), 0), captions=["a cat"], latent_keys=[key], loss_weights=torch.ones(1),
+        pixels=torch.from_numpy(pixels),
+    )  # fmt: skip
     together = objective.losses_at(batch, [100, 500, 900])
     assert [calls[name] for name in names] == [1, 1, 3]
     assert together == [objective.losses_at(batch, [timestep])[0] for timestep in (100, 500, 900)]

@@ -83,7 +83,10 @@ def source_of(family: ModelFamily, skip_unreadable: bool = False, **options) -> 
 
 
 def batch_of(keys: list[LatentKey], **tensors) -> Batch:
-    return Batch(MicroBatch(0, 0, 0, (0,), 0), ["x"] * len(keys), list(keys), torch.ones(len(keys)), **tensors)
+    return Batch(
+        micro_batch=MicroBatch(0, 0, 0, (0,), 0), captions=["x"] * len(keys), latent_keys=list(keys),
+        loss_weights=torch.ones(len(keys)), **tensors,
+    )  # fmt: skip
 
 
 MIXED = [(64, 64), (48, 80), (64, 64), (80, 48), (48, 80), (64, 64), (48, 80)]
