@@ -2,7 +2,7 @@
 
     python benchmarks/bare_step.py MODEL IMAGE OUTPUT
 
-MODEL is a Diffusers folder. The LoRA is that of the attention's linear layers, of rank 4.
+MODEL is a Diffusers folder. The LoRA is that of the attention blocks, of rank 4.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 
 class LoraLinear(nn.Module):
-    def __init__(self, frozen: nn.Linear, rank: int = 4):
+    def __init__(self, frozen: nn.Linear, rank: int):
         super().__init__()
         self.frozen = frozen
         self.down = nn.Linear(frozen.in_features, rank, bias=False)
@@ -31,12 +31,24 @@ class LoraLinear(nn.Module):
         return self.frozen(x) + self.up(self.down(x))
 
 
-def attach(unet: nn.Module) -> dict[str, nn.Parameter]:
-    """Puts a LoRA on every linear layer of the attention blocks; its parameters by name."""
+class LoraConv(LoraLinear):
+    """The same for a convolution of 1x1, as SD 1.x has them around its attention blocks."""
+
+    def __init__(self, frozen: nn.Conv2d, rank: int):
+        nn.Module.__init__(self)
+        self.frozen = frozen
+        self.down = nn.Conv2d(frozen.in_channels, rank, 1, bias=False)
+        self.up = nn.Conv2d(rank, frozen.out_channels, 1, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+
+def attach(unet: nn.Module, rank: int = 4) -> dict[str, nn.Parameter]:
+    """Puts a LoRA on every linear layer and 1x1 convolution of the attention blocks; its parameters by name."""
     for name, module in list(unet.named_modules()):
-        if isinstance(module, nn.Linear) and ".attentions." in name:
+        if isinstance(module, nn.Linear | nn.Conv2d) and ".attentions." in name:
             parent, _, last = name.rpartition(".")
-            setattr(unet.get_submodule(parent), last, LoraLinear(module))
+            adapted = LoraLinear(module, rank) if isinstance(module, nn.Linear) else LoraConv(module, rank)
+            setattr(unet.get_submodule(parent), last, adapted)
     return {name: weight for name, weight in unet.named_parameters() if name.endswith(("down.weight", "up.weight"))}
 
 

@@ -31,6 +31,9 @@ Groups = list[dict[str, Any]]
 # usual learning rates of an optimizer that multiplies them with a step size of its own
 FACTOR_RANGE = (0.1, 10.0)
 
+FUSED_ON_CPU = {"torch.optim.Adam", "torch.optim.AdamW"}
+CHOOSE_KERNELS = {"fused", "foreach", "capturable", "differentiable"}  # arguments that rule this out
+
 
 def needs_adafactor_schedule(options: OptimizerOptions) -> bool:
     """Whether the optimizer sets its own learning rate, so that a schedule can only report it."""
@@ -156,8 +159,19 @@ def _build(options: OptimizerOptions, groups: Groups) -> torch.optim.Optimizer:
     if "lr" in parameters:  # some keep the constructor's learning rate besides those of the groups
         rates = [group["lr"] for group in groups if group["lr"] is not None]
         arguments["lr"] = max(rates, default=None)
+    # one call for all tensors; on a GPU PyTorch has that already ("foreach")
+    if _row(options).path in FUSED_ON_CPU and not CHOOSE_KERNELS & arguments.keys() and _are_on_cpu(groups):
+        arguments["fused"] = True
     with _optimizer_errors(options):
         return kind(groups, **arguments)
+
+
+def _are_on_cpu(groups: Groups) -> bool:
+    """Whether all parameters are plain tensors on the CPU (parameters of FSDP are `DTensor`s)."""
+    import torch
+
+    every = [parameter for group in groups for parameter in group["params"]]
+    return all(type(each) is torch.nn.Parameter and each.device.type == "cpu" for each in every)
 
 
 @contextlib.contextmanager
