@@ -14,7 +14,12 @@ UNUSED_BY_DIFFUSERS = ("bitsandbytes", "peft", "scipy")
 
 
 def import_diffusers() -> None:
-    """For programs, before anything else imports Diffusers, which is then without its parts for these packages."""
+    """For programs, before anything else imports Diffusers, which is then without its parts for these packages.
+
+    Where something has imported it, it knows of them already and is left as it is.
+    """
+    if "diffusers" in sys.modules:
+        return
     with without_packages(UNUSED_BY_DIFFUSERS):
         from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
 
