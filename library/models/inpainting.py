@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from library.models.device_copies import to_device
 
@@ -29,11 +28,6 @@ class Inpainting:
     def repeated(self, count: int) -> Inpainting:
         """For as many copies of the batch."""
         return Inpainting(self.mask.repeat(count, 1, 1, 1), self.masked_latents.repeat(count, 1, 1, 1))
-
-
-def latent_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """A mask of pixels (B, 1, H, W) -> of latents (B, 1, h, w), by nearest: the first pixel of each latent."""
-    return functional.interpolate(mask, size=size)
 
 
 def widen_first_layer(unet: Any, latent_channels: int) -> None:

@@ -147,7 +147,8 @@ class Context:
     def inpaints(self) -> bool:
         """Whether an inpainting model is trained, as far as it is known before the model is loaded."""
         is_found = self.model is not None and self.model.detected.is_inpainting
-        return is_found or self[InpaintingOptions].train_inpainting
+        options = self.options.get(InpaintingOptions)
+        return is_found or (options is not None and options.train_inpainting)
 
     @read_once
     def requested_sharding(self) -> ShardingConfig | None:

@@ -157,8 +157,11 @@ def _report(context: Context) -> Findings:
 def _prompts(context: Context) -> Findings:
     samples = context[SampleOptions]
     path = samples.sample_prompts
-    if path is None or samples.draws_during_training:
-        _ = context.prompts
+    if path is None:
+        return
+    if samples.draws_during_training:
+        if any(prompt.image for prompt in context.prompts) and context.model is not None and not context.inpaints:
+            yield f"--sample_prompts {path}: images (--i) do nothing, the model is not for inpainting"
     else:  # front ends name a file whether it is there or not
         try:
             read_prompt_file(path)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -20,53 +16,10 @@ from library.models.family import LoadSettings
 from library.models.inpainting import Inpainting
 from library.models.options import ModelOptions, PromptOptions
 from library.models.registry import detect_model, load_family
-from tests.tiny_models import make_tiny, make_tiny_sdxl, to_stability_layout, write_folder, write_sdxl_folder
+from tests.tiny_inpainting_models import MAKERS, Example
+from tests.tiny_models import make_tiny, to_stability_layout, write_folder
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
-
-
-@dataclass(frozen=True)
-class Example:
-    """A tiny model of one family with a U-Net of 9 channels, its folder, and Diffusers' pipeline."""
-
-    model: Any
-    folder: Path
-    pipeline: type[DiffusionPipeline]
-
-    @property
-    def unet(self) -> nn.Module:
-        return self.model.unet
-
-
-def widened(unet: nn.Module) -> nn.Module:
-    torch.manual_seed(3)
-    unet.conv_in = nn.Conv2d(9, 32, 3, padding=1).requires_grad_(False)
-    unet.register_to_config(in_channels=9)
-    return unet
-
-
-def _stable_diffusion(is_v2: bool, folder: Path) -> Example:
-    model = make_tiny(is_v2)
-    model = replace(model, unet=widened(model.unet))
-    write_folder(model, folder)
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionInpaintPipeline"}))
-    return Example(model, folder, StableDiffusionInpaintPipeline)
-
-
-def _sdxl(folder: Path) -> Example:
-    model = make_tiny_sdxl()
-    model = replace(model, unet=widened(model.unet))
-    write_sdxl_folder(model, folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionXLInpaintPipeline"}))
-    return Example(model, folder, StableDiffusionXLInpaintPipeline)
-
-
-MAKERS: dict[str, Callable[[Path], Example]] = {
-    "sd1": lambda folder: _stable_diffusion(False, folder),
-    "sd2": lambda folder: _stable_diffusion(True, folder),
-    "sdxl": _sdxl,
-}
 
 
 @pytest.fixture(scope="module", params=MAKERS)

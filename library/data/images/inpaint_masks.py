@@ -115,10 +115,10 @@ def transparent_parts(opacity: np.ndarray | None, size: Size) -> np.ndarray:
     return np.zeros((size[1], size[0]), dtype=bool) if opacity is None else opacity < _HALF
 
 
-def masked_image(pixels: np.ndarray, mask: np.ndarray) -> TrainedImage:
+def masked_image(pixels: np.ndarray, mask: np.ndarray, scale: int = PIXELS_PER_LATENT) -> TrainedImage:
     """The image (3, H, W) with grey where the mask (H, W) is, and the mask of its latents, (H/8, W/8) of 0 and 1.
 
-    By nearest, as Diffusers' pipelines: a latent has the mask of its first pixel.
+    By nearest, as Diffusers' pipelines: a latent has the mask of its first pixel. `scale`: pixels of a latent.
     """
-    of_latents = mask[::PIXELS_PER_LATENT, ::PIXELS_PER_LATENT]
+    of_latents = mask[::scale, ::scale]
     return TrainedImage(np.where(mask, np.float32(0), pixels), np.ascontiguousarray(of_latents, dtype=np.float32))

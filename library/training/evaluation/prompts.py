@@ -6,9 +6,11 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from library.cli.documents import no_such_path
 from library.cli.errors import UserError, nearest_name
 from library.training.evaluation.samplers import SAMPLER_NAMES, sampler_row
 
@@ -17,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One sample image. `seed` None: derived from the run's seed and the prompt's position in the file."""
+    """One sample image. `seed` None: derived from the run's seed and the prompt's position in the file.
+
+    `image`, `mask`: for inpainting, what a part is drawn of, and which; without a mask one is drawn by the seed.
+    """
 
     prompt: str
     negative_prompt: str = ""
@@ -27,6 +32,8 @@ class SamplePrompt:
     scale: float = 7.5
     seed: int | None = None
     sampler: str | None = None
+    image: str | None = None
+    mask: str | None = None
     index: int = field(default=0, compare=False)  # its position in the file
 
 
@@ -76,10 +83,13 @@ _SEED = _Setting("seed", _seed, "a whole number below 2^64, or -1 for none")
 _STEPS = _Setting("sample_steps", _steps, _WHOLE_NUMBER)
 _SCALE = _Setting("scale", _scale, "a number")
 _SAMPLER = _Setting("sampler", _sampler, f"one of {', '.join(SAMPLER_NAMES)}")
+_IMAGE = _Setting("image", str, "the path of an image")
+_MASK = _Setting("mask", str, "the path of a mask image")
 
 # letters of an option in a line of text
 LINE_OPTIONS = {
     "n": _NEGATIVE, "w": _WIDTH, "h": _HEIGHT, "d": _SEED, "s": _STEPS, "l": _SCALE, "ss": _SAMPLER,
+    "i": _IMAGE, "img": _IMAGE, "im": _MASK,
 }  # fmt: skip
 # keys of a TOML or JSON file
 TABLE_KEYS = {
@@ -91,6 +101,8 @@ TABLE_KEYS = {
     "sample_steps": _STEPS,
     "scale": _SCALE,
     "sample_sampler": _SAMPLER,
+    "image": _IMAGE,
+    "mask": _MASK,
 }
 _OPTION = re.compile(r"\s--")
 
@@ -106,7 +118,7 @@ def parse_prompt_line(line: str, where: str, index: int = 0) -> SamplePrompt:
             logger.warning("%s: --%s is not a prompt option and is ignored", where, letters)
         else:
             values[setting.field] = _parsed(setting, text.strip(), f"{where}: --{letters} {text.strip()}")
-    return SamplePrompt(prompt.strip(), index=index, **values)
+    return _with_image(SamplePrompt(prompt.strip(), index=index, **values), values, where)
 
 
 def parse_prompt_table(table: Mapping[str, Any], where: str, index: int = 0) -> SamplePrompt:
@@ -124,7 +136,39 @@ def parse_prompt_table(table: Mapping[str, Any], where: str, index: int = 0) -> 
             values[setting.field] = _parsed(setting, str(value), f"{where}: {key} = {value}")
     if "prompt" not in values:
         raise UserError(f"{where} has no prompt", hint='give it a text: prompt = "a cat"')
-    return SamplePrompt(index=index, **values)
+    return _with_image(SamplePrompt(index=index, **values), values, where)
+
+
+def _with_image(prompt: SamplePrompt, given: Mapping[str, Any], where: str) -> SamplePrompt:
+    """The prompt, of its image's size where it gives none. Raises `UserError` for files that cannot be read."""
+    if prompt.image is None:
+        if prompt.mask is not None:
+            raise UserError(f"{where}: the mask {prompt.mask} is of no image", hint="give the image too: --i FILE")
+        return prompt
+    size = _size_of(prompt.image, where, "image")
+    if not {"width", "height"} & given.keys():
+        prompt = replace(prompt, width=_size(str(size[0])), height=_size(str(size[1])))
+    wanted = (prompt.width, prompt.height)
+    sizes = {"image": size, "mask": wanted if prompt.mask is None else _size_of(prompt.mask, where, "mask")}
+    for what, found in sizes.items():
+        if found != wanted:
+            logger.warning(
+                "%s: the %s is %dx%d, the sample %dx%d: it is scaled",
+                where, what, *found, *wanted,
+            )  # fmt: skip
+    return prompt
+
+
+def _size_of(path: str, where: str, what: str) -> tuple[int, int]:
+    from library.data.images.image_files import read_size  # Pillow is not for every start
+
+    if not Path(path).is_file():
+        shown, hint = no_such_path(path, "check the path")
+        raise UserError(f"{where}: {what} {shown}: there is no such file", hint)
+    try:
+        return read_size(path)
+    except UserError as error:
+        raise UserError(f"{where}: {error.message}", error.hint) from error
 
 
 def _parsed(setting: _Setting, text: str, what: str) -> object:

@@ -17,7 +17,9 @@ from library.cli.errors import first_line, plural
 from library.data.randomness import derive_seed
 from library.models.conditioning import Conditioning
 from library.models.family import ModelFamily
+from library.models.inpainting import Inpainting
 from library.training.evaluation.contact_sheets import ProgressSheet, round_sheet
+from library.training.evaluation.inpainting import inpainting_of
 from library.training.evaluation.modes import evaluation_mode
 from library.training.evaluation.prompts import SamplePrompt
 from library.training.evaluation.sample_files import SampleFacts, SampleHistory, sample_path
@@ -40,9 +42,11 @@ def draw_sample(family: ModelFamily, prompt: SamplePrompt, *, sampler: str, seed
     scheduler.set_timesteps(min(prompt.sample_steps, family.process.num_timesteps - 1), device=device)
     latents = torch.randn(shape, generator=generator).to(device) * scheduler.init_noise_sigma
     conditioning = family.encode_prompts([prompt.negative_prompt, prompt.prompt], weighted=True)
+    inpainting = inpainting_of(family, prompt, seed)
+    given = conditioning, None if inpainting is None else inpainting.repeated(2)
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latents, timestep)
-        guided = _guided(family, scaled, timestep, conditioning, prompt.scale)
+        guided = _guided(family, scaled, timestep, given, prompt.scale)
         latents = advance(scheduler, guided, timestep, latents, generator)
     pixels = family.decode_latents(latents)[0].clamp(-1, 1)
     array = ((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -50,10 +54,16 @@ def draw_sample(family: ModelFamily, prompt: SamplePrompt, *, sampler: str, seed
 
 
 def _guided(
-    family: ModelFamily, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning, scale: float
+    family: ModelFamily,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    given: tuple[Conditioning, Inpainting | None],
+    scale: float,
 ) -> torch.Tensor:
     timesteps = timestep.expand(2).to(latents.device)
-    without, with_prompt = family.predict(torch.cat([latents, latents]), timesteps, conditioning).float().chunk(2)
+    conditioning, inpainting = given
+    both = family.predict(torch.cat([latents, latents]), timesteps, conditioning, inpainting=inpainting)
+    without, with_prompt = both.float().chunk(2)
     return without + scale * (with_prompt - without)
 
 

@@ -34,7 +34,7 @@ class GreyFamily:
             raise RuntimeError("expected more tokens\nand so on")
         return TextStates(torch.zeros(len(prompts), 1, 1))
 
-    def predict(self, latents, timesteps, conditioning):
+    def predict(self, latents, timesteps, conditioning, inpainting=None):
         self.timesteps.append(int(timesteps[0]))
         return torch.zeros_like(latents)
 
