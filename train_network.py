@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from library.cli.checks import Check
 from library.cli.entry import run_entry
 from library.cli.parser import Options
+from library.methods.base_checks import adapter_file_findings
 from library.methods.options import NetworkOptions
 from library.training.context import TrainingScript
 from library.training.script import option_groups, run_script
@@ -32,6 +34,7 @@ SCRIPT = TrainingScript(
     make_method,
     tracker_project="network_train",
     usual_learning_rate=1e-4,
+    checks=(Check("options", adapter_file_findings),),
     ending_of=lambda options: f".{options[NetworkOptions].save_model_as}",
 )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from library.cli.checks import Check
 from library.cli.entry import run_entry
 from library.cli.parser import Options
+from library.methods.base_checks import embedding_file_findings
 from library.methods.options import TextualInversionOptions
 from library.methods.token_captions import captions_with_token, xti_findings
 from library.training.context import TrainingScript
@@ -35,7 +36,7 @@ SCRIPT = TrainingScript(
     tracker_project="textual_inversion",
     usual_learning_rate=5e-3,
     ending_of=lambda options: f".{options[TextualInversionOptions].save_model_as}",
-    checks=(Check("options", xti_findings),),
+    checks=(Check("options", xti_findings), Check("options", embedding_file_findings)),
     adapt_data=captions_with_token,
 )
 

@@ -17,6 +17,7 @@ from library.models.sdxl import detection as sdxl
 from library.models.sdxl.layout import SDXL
 from library.models.stable_diffusion import detection as stable_diffusion
 from library.models.stable_diffusion.layout import SD_1
+from library.models.weights.base_signs import BaseSigns, base_signs
 from library.models.weights.model_files import ModelFolder, TensorFile, small_files
 from library.models.weights.model_kinds import OtherKind, has_vae, kind_of_folder, kind_of_keys
 from library.models.weights.path_checks import FLAG, VAE_FLAG, file_problems, is_hub_id, part_problems
@@ -31,7 +32,8 @@ class FamilyEntry:
     `parts`: the folders of a Diffusers model that hold weights. `accepts`: whether a folder or file is of it.
     `detect`: what its small files say. `check_options`: options that contradict that. `package`: has `model.load` and
     `inspection.inspect`, and is imported last. `latents`: what the data has to know.
-    `has_xti`: embeddings can have vectors for each of its cross-attention layers.
+    `has_xti`: embeddings can have vectors for each of its cross-attention layers. `made_for`: the titles of its models
+    that a LoRA or an embedding can be for; none where its header shows another family, or nothing.
     """
 
     title: str
@@ -42,6 +44,7 @@ class FamilyEntry:
     package: str
     latents: LatentFormat = LatentFormat()
     has_xti: bool = False
+    made_for: Callable[[BaseSigns], tuple[str, ...]] = lambda signs: ()
 
 
 FAMILIES = (
@@ -53,6 +56,7 @@ FAMILIES = (
         stable_diffusion.check_options,
         "library.models.stable_diffusion",
         has_xti=True,
+        made_for=stable_diffusion.made_for,
     ),
     FamilyEntry(
         "Stable Diffusion XL",
@@ -62,6 +66,7 @@ FAMILIES = (
         sdxl.check_options,
         "library.models.sdxl",
         LatentFormat("_sdxl.npz", granularity=32, usual_resolution=(1024, 1024)),
+        made_for=sdxl.made_for,
     ),
 )
 
@@ -99,6 +104,25 @@ def other_family(path: str) -> str | None:
         return None
     kind = other_kind(source)
     return None if kind is None else kind.family
+
+
+def base_problem(flag: str, path: str, title: str, model: str) -> UserError | None:
+    """The error for a LoRA or an embedding at `path` whose header shows that it is not for the kind of model `title`.
+
+    `model`: the model's path. None for what fits, and for what does not show it: that is found when it is loaded.
+    """
+    source = small_files(Path(path)) if Path(path).is_file() else None
+    if source is None or isinstance(source, ModelFolder):
+        return None
+    signs = base_signs(source)
+    titles = next((found for family in FAMILIES if (found := family.made_for(signs))), ())
+    if not titles or title in titles:
+        return None
+    made_for = " or ".join(titles)
+    return UserError(
+        f"{flag} {path} was made for {made_for}, but {model} is {title}",
+        f"give a file made for {title}, or a model that is {made_for}",
+    )
 
 
 def model_problems(options: ModelOptions) -> list[UserError]:

@@ -136,6 +136,7 @@ class ToyFamily:
 
 @dataclass
 class Detected:
+    title = "Toy"
     source: str
     is_inpainting, unet_channels = False, None
 

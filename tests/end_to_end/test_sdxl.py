@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import sdxl_train_network
 from library.cli.errors import UserError
@@ -202,8 +202,19 @@ def test_mistakes_are_named_before_anything_is_loaded(sdxl_base, sdxl_images, tm
     with pytest.raises(UserError, match="--xti works with Stable Diffusion 1.x and 2.x"):
         run("train_textual_inversion", sdxl_base, sdxl_images, tmp_path / "2", token_string=WORD, xti=True,
             use_object_template=True)  # fmt: skip
+    for name in ("emb_params", "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"):
+        save_file({name: torch.zeros(2, 768)}, tmp_path / f"{name[:3]}.safetensors")
+    made_for = r"was made for Stable Diffusion 1.x( or Stable Diffusion 2.x)?, but \S*base is Stable Diffusion XL"
+    for script, option, file in (
+        ("train_network", "network_weights", "lor"),
+        ("train_network", "base_weights", "lor"),
+        ("train_textual_inversion", "weights", "emb"),
+    ):
+        given = {option: tmp_path / f"{file}.safetensors", "token_string": WORD if option == "weights" else None}
+        with pytest.raises(UserError, match=f"--{option} .*{made_for}"):
+            run(script, sdxl_base, sdxl_images, tmp_path / "3", **given)
     from tests.end_to_end.runs import BASE
 
     with pytest.raises(UserError, match="is Stable Diffusion 1.x and 2.x, which sdxl_train_network.py does not train"):
         AcceleratorState._reset_state(reset_partial_state=True)
-        sdxl_train_network.train(arguments(sdxl_images, tmp_path / "3", pretrained_model_name_or_path=BASE))
+        sdxl_train_network.train(arguments(sdxl_images, tmp_path / "4", pretrained_model_name_or_path=BASE))

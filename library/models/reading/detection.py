@@ -50,6 +50,11 @@ class DetectedModel:
         """Whether the U-Net takes a mask and the masked image; False where small files do not show its channels."""
         return self.unet_channels is not None and takes_masks(self.unet_channels)
 
+    @property
+    def title(self) -> str:
+        """What messages call models of its kind: "Stable Diffusion 2.x"."""
+        return self.layout.title
+
     def predicts(self, options: ModelOptions) -> str:
         """The prediction type for training and saving: v where the flag or the model says so, else epsilon.
 

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator
 
 from library.cli.errors import UserError
+from library.models.layouts.model_layout import EPSILON
 from library.models.options import ModelOptions, PromptOptions
 from library.models.reading.detection import DetectedModel, check_model, detect_in_file, detect_in_folder, read_configs
 from library.models.stable_diffusion.layout import SD_1, SD_2, layout_of
+from library.models.weights.base_signs import BaseSigns
 from library.models.weights.model_files import ModelFolder, TensorFile
 from library.models.weights.model_kinds import (
     TEXT_PREFIX_V1,
@@ -18,7 +20,7 @@ from library.models.weights.model_kinds import (
     is_v2,
 )
 
-_WIDTH_SD2 = 1024
+_WIDTH_SD1, _WIDTH_SD2 = 768, 1024
 _LAYERS_SD2 = 23  # of the text encoder, without its last, which some files have
 _LAYER_V1 = re.compile(re.escape(TEXT_PREFIX_V1) + r"(?:text_model\.)?encoder\.layers\.(\d+)\.")
 _LAYER_V2 = re.compile(re.escape(TEXT_PREFIX_V2) + r"transformer\.resblocks\.(\d+)\.")
@@ -59,6 +61,19 @@ def _num_text_layers(file: TensorFile, is_v2: bool) -> int | None:
         return None
     count = max(indices) + 1
     return count - 1 if is_v2 and count != _LAYERS_SD2 else count
+
+
+def made_for(signs: BaseSigns) -> tuple[str, ...]:
+    """The versions that a LoRA or an embedding can be for; none where it shows another family, or nothing."""
+    widths = {_WIDTH_SD1: (SD_1.title,), _WIDTH_SD2: (SD_2.title,)}
+    if signs.text_width in widths:
+        return widths[signs.text_width]
+    if set(signs.tables) == {"emb_params"}:
+        return widths.get(signs.tables["emb_params"], (SD_1.title, SD_2.title))
+    if signs.has("lora_te_text_model_"):  # of several encoders each has a number
+        return SD_1.title, SD_2.title
+    layouts = [layout for layout in (SD_1, SD_2) if signs.says_version(layout.versions[EPSILON])]
+    return tuple(layout.title for layout in layouts)
 
 
 def check_options(detected: DetectedModel, options: ModelOptions, prompts: PromptOptions) -> Iterator[UserError | str]:

@@ -80,9 +80,22 @@ def read_pickle_names(path: Path) -> tuple[dict[str, NamedTensor], dict[str, str
     except DAMAGED_FILE_ERRORS:
         return None
     state = state_in(loaded)
-    named = state.items() if isinstance(state, Mapping) else ()
-    tensors = {key: value for key, value in named if isinstance(key, str) and isinstance(value, NamedTensor)}
+    tensors = {} if not isinstance(state, Mapping) else _named(state) or _named_below(state)
     return (tensors, metadata_in(loaded)) if tensors else None
+
+
+def _named(state: Mapping[Any, Any], front: str = "") -> dict[str, NamedTensor]:
+    return {
+        f"{front}{key}": value
+        for key, value in state.items()
+        if isinstance(key, str) and isinstance(value, NamedTensor)
+    }
+
+
+def _named_below(state: Mapping[Any, Any]) -> dict[str, NamedTensor]:
+    """Tensors one level down, as embeddings of textual inversion have them: `string_to_param.*`."""
+    groups = [(key, value) for key, value in state.items() if isinstance(value, Mapping)]
+    return {name: tensor for key, group in groups for name, tensor in _named(group, f"{key}.").items()}
 
 
 def state_in(loaded: Any) -> Any:

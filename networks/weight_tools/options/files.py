@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +11,9 @@ from typing import Any, ClassVar
 from library.cli.errors import UserError
 from library.cli.jobs.options import parse_device
 from library.cli.options import option
+from library.models.families import base_problem
+from library.models.options import ModelOptions
+from library.models.registry import detect_model
 from library.models.weights.path_checks import SINGLE_FILE_ENDINGS, weight_file_problem
 
 PRECISIONS = ("float", "fp16", "bf16")
@@ -127,6 +130,17 @@ def target_problems(path: str | None) -> Iterator[UserError]:
         yield UserError(f"--save_to {path}: unknown kind of file", f"end it in {', '.join(SINGLE_FILE_ENDINGS)}")
     elif not os.path.isdir(os.path.dirname(path) or "."):
         yield UserError(f"--save_to {path}: its folder does not exist", "create the folder, or correct the path")
+
+
+def base_problems(flag: str, paths: Sequence[str], model: ModelOptions) -> Iterator[UserError]:
+    """LoRA files that were made for another kind of model, as far as small files show that."""
+    try:
+        found = detect_model(model)
+    except UserError:
+        return  # said of the model
+    if found is not None:
+        problems = (base_problem(flag, path, found.detected.title, found.detected.source) for path in paths)
+        yield from filter(None, problems)
 
 
 def source_problems(flag: str, path: str) -> Iterator[UserError]:

@@ -11,7 +11,7 @@ from library.cli.options import option
 from library.models.families import model_problems
 from library.models.options import ModelOptions
 from library.models.weights.path_checks import about_flag
-from networks.weight_tools.options.files import device_option, source_problems
+from networks.weight_tools.options.files import base_problems, device_option, source_problems
 from networks.weight_tools.options.merging import MODEL_FLAG
 
 
@@ -47,3 +47,4 @@ class InterrogateOptions:
         yield from (about_flag(MODEL_FLAG, error) for error in model_problems(self.model_options))
         if self.model is not None:
             yield from source_problems("--model", self.model)
+            yield from base_problems("--model", [self.model], self.model_options)

@@ -16,6 +16,7 @@ from library.models.weights.path_checks import about_flag
 from networks.weight_tools.options.block_weights import BlockWeights, parse_block_weights
 from networks.weight_tools.options.files import (
     PRECISIONS,
+    base_problems,
     device_option,
     precision_option,
     save_to_option,
@@ -123,6 +124,7 @@ class MergeOptions(MergedFiles):
         else:
             yield from (about_flag(MODEL_FLAG, error) for error in model_problems(self.model_options))
             yield from self._model_target_problems()
+            yield from base_problems("--models", self.models, self.model_options)
 
     def _model_target_problems(self) -> Iterator[UserError | str]:
         for flag in ("concat", "shuffle"):

@@ -8,6 +8,7 @@ from library.models.layouts.ldm_unet import module_names
 from networks.extract_lora_from_models import JOB as EXTRACT
 from networks.lora import create_network
 from networks.sdxl_merge_lora import JOB as MERGE
+from tests.end_to_end.runs import BASE
 from tests.networks.weight_tools.conftest import updates
 from tests.tiny_models import make_tiny_sdxl, write_sdxl_folder
 
@@ -38,3 +39,6 @@ def test_what_is_merged_is_extracted_again(run, tmp_path):
     assert {name.split("_", 2)[1] for name in expected} == {"unet", "te1", "te2"}
     for name, update in expected.items():
         torch.testing.assert_close(extracted[name], 0.5 * update, atol=1e-4, rtol=0)
+    refused = run(MERGE, "--sd_model", BASE, "--models", found, "--save_to", tmp_path / "other.safetensors")
+    said = f"--models {found} was made for Stable Diffusion XL, but {BASE} is Stable Diffusion 1.x"
+    assert refused.status == 2 and said in refused.error and not (tmp_path / "other.safetensors").exists()
