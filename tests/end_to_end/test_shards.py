@@ -40,8 +40,10 @@ def test_shards_train_the_weights_of_the_folder_and_resume_to_the_bit(data_dir, 
     assert logged(tmp_path / "whole") == logged(tmp_path / "folder")
     train(data_dir, tmp_path / "part", **(of_shards(shards) | {"max_train_steps": 2}), save_state=True)
     state = tmp_path / "part" / "run-state"
-    resumed = train(data_dir, tmp_path / "resumed", **of_shards(shards), resume=state, cache_latents=True)
+    resumed = train(data_dir, tmp_path / "resumed", **of_shards(shards), resume=state, cache_latents_to_disk=True)
     assert_same(resumed, from_folder)
+    kept = [f"{number}.tar{ending}" for number in (0, 1) for ending in ("", ".index.json", "_sd_latents.safetensors")]
+    assert sorted(path.name for path in shards.iterdir()) == sorted(kept)
 
 
 def test_the_page_of_a_dataset_shows_the_images_of_shards(data_dir, shards, tmp_path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,14 +18,18 @@ from library.data.batches.items import ItemPosition, draw_item, item_and_replace
 from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.batches.worker_signals import ignore_signals, workers_starting
 from library.data.caches.latent_cache import read_latents
+from library.data.caches.shard_files import ShardFiles
+from library.data.caches.shard_latents import read_shard_latents
 from library.data.images.decoding import load_image, load_mask
 from library.data.images.image_files import UnreadableImage
 from library.data.images.inpaint_masks import MaskShares, masked_image
 from library.data.records import (
     Batch,
     CachedLatents,
+    ColourShift,
     Item,
     LatentInputs,
+    LatentKey,
     MicroBatch,
     StepCounter,
     TrainedImage,
@@ -84,6 +88,7 @@ class BatchDataset(Dataset):
         self._skip_bad_images = skip_bad_images
         self._unreadable = unreadable
         self._inpainting = inpainting
+        self._shard_files = ShardFiles()
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch | UserError:
         """The batch, or the error of one of its images: torch would wrap an exception from a dataloader worker."""
@@ -144,8 +149,13 @@ class BatchDataset(Dataset):
         return self._latent_source == "disk" and isinstance(loaded, TrainedImage)
 
     def _load(self, item: Item) -> Loaded:
-        source = "disk" if item.latent_key.legacy_npz_path is not None else self._latent_source
-        return _LOADERS[source](item, self._fingerprint)
+        source: LatentOrigin = "disk" if item.latent_key.legacy_npz_path is not None else self._latent_source
+        return self._load_from(source, item.latent_key, item.colour)
+
+    def _load_from(self, source: LatentOrigin, key: LatentKey, colour: ColourShift | None) -> Loaded:
+        if source == "disk":
+            return _latents_from_disk(key, self._fingerprint, self._shard_files)
+        return load_image(key, colour) if source == "pixels" else None
 
     def _load_masked(self, item: Item, loaded: Loaded) -> Loaded:
         """The masked image; what is masked by the image's own mask is cached as the image is."""
@@ -153,16 +163,18 @@ class BatchDataset(Dataset):
             return None
         key = item.latent_key.masked
         if key.masked_by == "given":
-            return _LOADERS[self._latent_source](replace(item, latent_key=key), self._fingerprint)
+            return self._load_from(self._latent_source, key, item.colour)
         image = loaded if isinstance(loaded, TrainedImage) else load_image(key, item.colour)
         return masked_image(image.pixels, self._inpainting.draw(key.placement.bucket, item.mask_seed))
 
 
-def _latents_from_disk(item: Item, fingerprint: str | None) -> Loaded:
+def _latents_from_disk(key: LatentKey, fingerprint: str | None, shard_files: ShardFiles) -> Loaded:
     """The cached latents; the image, to be encoded again, where they were removed or broken during training."""
-    key = item.latent_key
     try:
-        latents = read_latents(key, fingerprint)
+        if key.member is None:
+            latents = read_latents(key, fingerprint)
+        else:
+            latents = read_shard_latents(shard_files, key, fingerprint)
     except UserError:
         if key.legacy_npz_path is not None:
             raise
@@ -170,13 +182,6 @@ def _latents_from_disk(item: Item, fingerprint: str | None) -> Loaded:
     if latents is None:
         return load_image(key)
     return latents if key.mask_path is None or key.masked_by is not None else replace(latents, mask=load_mask(key))
-
-
-_LOADERS: dict[str, Callable[[Item, str | None], Loaded]] = {
-    "pixels": lambda item, fingerprint: load_image(item.latent_key, item.colour),
-    "disk": _latents_from_disk,
-    "memory": lambda item, fingerprint: None,
-}
 
 
 def _stacked(loaded: Sequence[Loaded]) -> dict[str, torch.Tensor]:

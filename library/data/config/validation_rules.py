@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from library.cli.errors import UserError, listed
 from library.data.config.config import DatasetConfig, Source, SubsetConfig
 from library.data.config.options import CachingOptions, DatasetOptions
+from library.data.storage import is_url
 
 _RANDOM_PIXELS = ("color_aug", "random_crop", "face_crop_aug_range")
 _NEED_PIXELS = (*_RANDOM_PIXELS, "alpha_mask")
@@ -52,13 +53,14 @@ def caching_problems(
 
 
 def _shard_problems(subsets: Sequence[SubsetConfig], caching: CachingOptions) -> Iterator[UserError]:
-    shards = [subset.key_path for subset in subsets if subset.shards]
-    for name in ("cache_latents_to_disk", "cache_text_encoder_outputs_to_disk") if shards else ():
-        if getattr(caching, name):
-            yield UserError(
-                f"--{name} cannot be used with shards: {listed(shards, _MAX_NAMES)}",
-                hint=f"cache in memory: --{name.removesuffix('_to_disk')}",
-            )
+    """Shards behind a URL without a folder for what is cached of them."""
+    names = [name for name in ("cache_latents_to_disk", "cache_text_encoder_outputs_to_disk") if getattr(caching, name)]
+    remote = [each.key_path for each in subsets if each.shard_cache_dir is None and any(map(is_url, each.shards))]
+    if names and remote:
+        yield UserError(
+            f"--{names[0]}: there is no folder for what is cached of the shards of {listed(remote, _MAX_NAMES)}",
+            hint=f"give --shard_cache_dir, or cache in memory: --{names[0].removesuffix('_to_disk')}",
+        )
 
 
 def _latent_problems(

@@ -20,6 +20,7 @@ from library.data.caches.latent_check import check_caches
 from library.data.caches.legacy_npz_latents import check_legacy_npz
 from library.data.caches.npz_files import remove_leftovers
 from library.data.caches.pipeline import Stages, Store, Throughput, cache_chunks, chunks_of
+from library.data.caches.shard_latents import ShardLatentWriter, missing_shard_latents
 from library.data.config.options import CachingOptions
 from library.data.images.decoding import load_image
 from library.data.images.image_files import UnreadableImage
@@ -82,7 +83,23 @@ class LatentProvider:
     def _fill_files(self, keys: Sequence[LatentKey]) -> dict[str, UnreadableImage]:
         unreadable: dict[str, UnreadableImage] = {}
         for rank, num_processes in file_shares(self._accelerator):
-            unreadable |= self._fill_share([key for key in keys if key.path not in unreadable], rank, num_processes)
+            left = [key for key in keys if key.path not in unreadable]
+            in_shards = [key for key in left if key.member is not None]
+            unreadable |= self._fill_share([key for key in left if key.member is None], rank, num_processes)
+            unreadable |= self._fill_share_of_shards(in_shards, rank, num_processes)
+        return unreadable
+
+    def _fill_share_of_shards(
+        self, keys: Sequence[LatentKey], rank: int, num_processes: int
+    ) -> dict[str, UnreadableImage]:
+        """One process encodes all that is missing of a shard, which is one file."""
+        missing = missing_shard_latents(keys, self.fingerprint)
+        self._accelerator.wait_for_everyone()  # all processes have looked before one changes a file
+        mine = list(missing.values())[rank::num_processes]
+        chunks = [chunk for of_shard in mine for chunk in chunks_of(of_shard, self._options.vae_batch_size)]
+        with ShardLatentWriter(self._family.vae_fingerprint()) as writer:
+            unreadable = self._cache(chunks, writer.store)
+        self._accelerator.wait_for_everyone()
         return unreadable
 
     def _fill_share(self, keys: Sequence[LatentKey], rank: int, num_processes: int) -> dict[str, UnreadableImage]:
@@ -212,8 +229,9 @@ class LatentProvider:
             cached[batch.latent_keys[index]] = CachedLatents(each, mask)
         names = listed([key.path for key in cached], _MAX_NAMES_IN_WARNING)
         logger.warning("the cached latents of %s were removed or broken during training: encoded again", names)
+        in_files = {key: each for key, each in cached.items() if key.member is None}  # a shard's file is written whole
         try:
-            write_latents(cached, self._family.vae_fingerprint())
+            write_latents(in_files, self._family.vae_fingerprint())
         except UserError as error:
             logger.warning("%s", error)
 

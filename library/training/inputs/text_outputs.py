@@ -17,12 +17,14 @@ from library.cli.logging import progress_bar
 from library.data.batches.plan import TrainingData
 from library.data.caches.cache_names import text_cache_path
 from library.data.caches.npz_files import remove_leftovers
+from library.data.caches.shard_files import ShardFiles
+from library.data.caches.shard_text import missing_captions, read_caption, shard_text_path, write_captions
 from library.data.caches.text_cache import TextOutputs, read_text_outputs, write_text_outputs
 from library.data.captions import final_caption, with_whole_captions
 from library.data.config.config import SubsetConfig
 from library.data.config.options import CachingOptions
 from library.data.randomness import keyed_random
-from library.data.records import Batch
+from library.data.records import Batch, ImageRecord, LatentKey
 from library.models.conditioning import Conditioning
 from library.models.family import ModelFamily
 from library.training.distributed.processes import file_shares
@@ -44,6 +46,7 @@ class TextSource:
         self._accelerator = accelerator
         self._trains = trains
         self._in_memory: dict[str, TextOutputs] = {}  # by caption
+        self._shard_files = ShardFiles()
 
     def fill_cache(self, data: TrainingData) -> None:
         """Encodes the captions that are not cached yet; does nothing unless outputs are cached."""
@@ -58,12 +61,39 @@ class TextSource:
 
     def _fill_files(self, data: TrainingData) -> None:
         """Writes the files, one process for each; they are read again in training."""
-        captions: dict[Path, tuple[str, ...]] = {}
-        for image, each in fixed_captions(data).items():
-            path = text_cache_path(image, self._family.caches)
-            captions[path] = tuple(dict.fromkeys((*captions.get(path, ()), *each)))
+        of_files, of_shards = (self._captions_by_file(data, in_shards=each) for each in (False, True))
         for rank, num_processes in file_shares(self._accelerator):
-            self._fill_share(captions, rank, num_processes)
+            self._fill_share(of_files, rank, num_processes)
+            self._fill_share_of_shards(of_shards, rank, num_processes)
+
+    def _captions_by_file(self, data: TrainingData, *, in_shards: bool) -> dict[Path, tuple[str, ...]]:
+        captions: dict[Path, dict[str, None]] = {}
+        for record, caption in _records_with_captions(data):
+            if (record.member is not None) == in_shards:
+                captions.setdefault(self._path_of(record), {})[caption] = None
+        return {path: tuple(each) for path, each in captions.items()}
+
+    def _path_of(self, image: ImageRecord | LatentKey) -> Path:
+        if image.member is None:
+            return text_cache_path(image.path, self._family.caches)
+        return shard_text_path(image.member.shard, self._family.caches)
+
+    def _fill_share_of_shards(self, captions: Mapping[Path, Sequence[str]], rank: int, num_processes: int) -> None:
+        encoder = self._family.text_fingerprint()
+        mine = {path: captions[path] for path in sorted(captions)[rank::num_processes]}
+        missing = {path: missing_captions(path, each, encoder, self._names) for path, each in mine.items()}
+        self._accelerator.wait_for_everyone()
+        with self._progress(sum(map(len, missing.values()))) as progress:
+            for path, lacking in missing.items():
+                if lacking:
+                    kept = set(captions[path]) - set(lacking)
+                    write_captions(path, self._encoded(lacking, progress), kept, encoder)
+        self._accelerator.wait_for_everyone()
+
+    def _encoded(self, captions: Sequence[str], progress: Any) -> Iterator[tuple[str, TextOutputs]]:
+        for caption in captions:
+            yield caption, self._encode_one(caption)
+            progress.update(1)
 
     def _fill_share(self, captions: Mapping[Path, Sequence[str]], rank: int, num_processes: int) -> None:
         encoder = self._family.text_fingerprint()
@@ -81,8 +111,11 @@ class TextSource:
         self._accelerator.wait_for_everyone()
 
     def _read(self, path: Path, captions: Sequence[str], encoder: str) -> dict[str, TextOutputs]:
-        names = [field.name for field in fields(self._family.conditioning)]
-        return read_text_outputs(path, captions, encoder, names)
+        return read_text_outputs(path, captions, encoder, self._names)
+
+    @property
+    def _names(self) -> list[str]:
+        return [field.name for field in fields(self._family.conditioning)]
 
     def _progress(self, total: int) -> Any:
         return progress_bar(total, "caching captions", is_quiet=not total or not self._accelerator.is_main_process)
@@ -92,21 +125,23 @@ class TextSource:
         if not self._options.caches_text_encoder_outputs:
             with torch.set_grad_enabled(self._trains and torch.is_grad_enabled()):
                 return self._family.encode_prompts(batch.captions)
-        images = [key.path for key in batch.latent_keys]
-        outputs = [self._cached(caption, path) for caption, path in zip(batch.captions, images, strict=True)]
+        outputs = [self._cached(*each) for each in zip(batch.captions, batch.latent_keys, strict=True)]
         return self._family.conditioning.from_arrays(outputs, self._accelerator.device)
 
-    def _cached(self, caption: str, image: str) -> TextOutputs:
+    def _cached(self, caption: str, image: LatentKey) -> TextOutputs:
         if caption in self._in_memory:
             return self._in_memory[caption]
         if not caption:  # dropped by caption dropout; the same for all images
             self._in_memory[""] = self._encode_one("")
             return self._in_memory[""]
-        path = text_cache_path(image, self._family.caches)
-        found = self._read(path, [caption], self._family.text_fingerprint())
-        if caption in found:
-            return found[caption]
-        logger.warning("the cached caption of %s was removed or changed during training: encoded again", image)
+        path, encoder = self._path_of(image), self._family.text_fingerprint()
+        if image.member is None:
+            found = self._read(path, [caption], encoder).get(caption)
+        else:
+            found = read_caption(self._shard_files, path, caption, encoder, self._names)
+        if found is not None:
+            return found
+        logger.warning("the cached caption of %s was removed or changed during training: encoded again", image.path)
         self._in_memory[caption] = self._encode_one(caption)
         return self._in_memory[caption]
 
@@ -118,11 +153,15 @@ class TextSource:
 def fixed_captions(data: TrainingData) -> dict[str, tuple[str, ...]]:
     """The captions of each image, by path: one for each subset that the image is in."""
     captions: dict[str, dict[str, None]] = {}
+    for record, caption in _records_with_captions(data):
+        captions.setdefault(record.path, {})[caption] = None
+    return {path: tuple(each) for path, each in captions.items()}
+
+
+def _records_with_captions(data: TrainingData) -> Iterator[tuple[ImageRecord, str]]:
     for dataset in data.all_datasets:
         for record in dataset.records:
-            caption = _fixed_caption(record.caption, dataset.subset_of(record))
-            captions.setdefault(record.path, {})[caption] = None
-    return {path: tuple(each) for path, each in captions.items()}
+            yield record, _fixed_caption(record.caption, dataset.subset_of(record))
 
 
 def _fixed_caption(caption: str, subset: SubsetConfig) -> str:
