@@ -25,9 +25,11 @@ setup(
         "train_db",
         "fine_tune",
         "train_textual_inversion",
+        "train_leco",
         "sdxl_train_network",
         "sdxl_train",
         "sdxl_train_textual_inversion",
+        "sdxl_train_leco",
     ],
     package_data={
         "library.models.text": ["clip_vocabulary/*"],

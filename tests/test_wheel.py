@@ -14,7 +14,7 @@ from tests.end_to_end.runs import arguments, copy_images
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("library", "networks", "finetune")
-SCRIPTS = ("train_network", "train_db", "fine_tune", "train_textual_inversion")
+SCRIPTS = ("train_network", "train_db", "fine_tune", "train_textual_inversion", "train_leco")
 _NOT_COMPILED = shutil.ignore_patterns("__pycache__")
 
 

@@ -50,7 +50,7 @@ class AdapterTraining:
         self._options = options
         self.ending = f".{options.save_model_as}"
         self._trains_unet = not options.network_train_text_encoder_only
-        self.trains_text_encoders = not options.network_train_unet_only
+        self.trains_text_encoders = options.trains_text_encoder
         self._network: Any = None
         self._groups: list[ParamGroup] = []
         self._text_encoder: Any = None

@@ -26,12 +26,19 @@ from library.training.optimization.options import AverageOptions, OptimizerOptio
 from library.training.options import TrainingOptions
 from library.training.preflight import CHECKS, IMAGE_CHECKS, PREFLIGHT_STAGES, screen
 
+_OF_IMAGES: tuple[type[OptionGroup], ...] = (
+    DatasetOptions, CachingOptions, InpaintingOptions, ValidationOptions, ReportOptions,
+)  # fmt: skip
+
 
 def option_groups(
-    method_options: type[OptionGroup], *, prompt_options: type[OptionGroup] = PromptOptions
+    method_options: type[OptionGroup],
+    *,
+    prompt_options: type[OptionGroup] = PromptOptions,
+    learns_from_images: bool = True,
 ) -> tuple[type[OptionGroup], ...]:
     """The groups of a training script, in the order of `--help`; `method_options` say what is trained."""
-    return (
+    groups: tuple[type[OptionGroup], ...] = (
         ModelOptions,
         prompt_options,
         MemoryOptions,
@@ -53,6 +60,7 @@ def option_groups(
         LoggingOptions,
         ReportOptions,
     )
+    return groups if learns_from_images else tuple(group for group in groups if group not in _OF_IMAGES)
 
 
 def run_script(script: TrainingScript, argv: Sequence[str]) -> None:

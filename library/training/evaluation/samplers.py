@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class SamplerRow:
 _DIFFUSERS = "diffusers.schedulers.scheduling_"
 _LAST_STEP = {"set_alpha_to_one": False}  # ends at the noise of timestep 0
 
-SAMPLERS: dict[str, Callable[[DiscreteDiffusion], Scheduler]] = {
+SAMPLERS: dict[str, SamplerRow] = {
     "ddim": SamplerRow(
         f"{_DIFFUSERS}ddim", "DDIMScheduler", _STABLE, {"clip_sample": False, **_LAST_STEP}, divides=False
     ),
@@ -124,12 +124,18 @@ def sampler_row(name: str) -> str:
     return name.removeprefix("k_")
 
 
-def make_scheduler(name: str, process: NoiseProcess) -> Scheduler:
-    """The scheduler of a row of `SAMPLERS` for a process; a flow has Euler's method, whatever the row."""
+def make_scheduler(name: str, process: NoiseProcess, *, spacing: str | None = None) -> Scheduler:
+    """The scheduler of a row of `SAMPLERS` for a process; a flow has Euler's method, whatever the row.
+
+    `spacing`: of the timesteps, as Diffusers names it, in place of the row's.
+    """
     from library.diffusion.discrete_diffusion import DiscreteDiffusion
     from library.training.evaluation.flow_euler import FlowEulerScheduler
 
-    return SAMPLERS[name](process) if isinstance(process, DiscreteDiffusion) else FlowEulerScheduler(process)
+    if not isinstance(process, DiscreteDiffusion):
+        return FlowEulerScheduler(process)
+    row = SAMPLERS[name]
+    return (row if spacing is None else replace(row, spacing=spacing))(process)
 
 
 def advance(

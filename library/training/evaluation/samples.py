@@ -46,21 +46,22 @@ def draw_sample(family: ModelFamily, prompt: SamplePrompt, *, sampler: str, seed
     given = conditioning, None if inpainting is None else inpainting.repeated(2)
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latents, timestep)
-        guided = _guided(family, scaled, timestep, given, prompt.scale)
+        guided = guided_prediction(family, scaled, timestep, given, prompt.scale)
         latents = advance(scheduler, guided, timestep, latents, generator)
     pixels = family.decode_latents(latents)[0].clamp(-1, 1)
     array = ((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)
 
 
-def _guided(
+def guided_prediction(
     family: ModelFamily,
     latents: torch.Tensor,
     timestep: torch.Tensor,
     given: tuple[Conditioning, Inpainting | None],
     scale: float,
 ) -> torch.Tensor:
-    timesteps = timestep.expand(2).to(latents.device)
+    """The prediction for latents (B, C, h, w) with guidance; `given`: of B images without the prompt, then with it."""
+    timesteps = timestep.expand(2 * len(latents)).to(latents.device)
     conditioning, inpainting = given
     both = family.predict(torch.cat([latents, latents]), timesteps, conditioning, inpainting=inpainting)
     without, with_prompt = both.float().chunk(2)

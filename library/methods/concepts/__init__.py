@@ -1,0 +1,1 @@
+"""Concept LoRAs, learnt from prompts alone: erasing and enhancing concepts, sliders."""
