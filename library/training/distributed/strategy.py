@@ -6,7 +6,7 @@ The training loop uses them only through `ParallelStrategy`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from library.training.distributed.all_reduce import GradientAllReduce
 from library.training.distributed.sharding_config import ShardingConfig
 from library.training.method import ParamGroup, TrainingMethod
 from library.training.optimization.optimizer_state import load_exactly
@@ -32,8 +33,8 @@ class ParallelStrategy(Protocol):
     def run(self, compute: Callable[[], T]) -> T:
         """Runs a computation with the weights: a loss, or sample images."""
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Accumulates the gradients of a loss, to be summed over processes."""
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Accumulates the gradients of a loss, to be summed over processes; `is_last`: of a step's."""
 
     def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
         """All-reduces gradients and clips their norm. Returns the norm; where it is NaN or inf, skip the step."""
@@ -78,15 +79,19 @@ class Replicated:
         self.groups = groups
         self.optimizer = make_optimizer(groups)
         self._scaler: torch.amp.GradScaler | None = accelerator.scaler  # of fp16
+        self._all_reduce = GradientAllReduce(self._params) if accelerator.num_processes > 1 else None
 
     def run(self, compute: Callable[[], T]) -> T:
         return compute()
 
-    def backward(self, loss: torch.Tensor) -> None:
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        if is_last and self._all_reduce is not None:
+            self._all_reduce.expect_last_backward()
         self._accelerator.backward(loss)
 
     def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
-        reduce_gradients(self._accelerator, self._params)
+        if self._all_reduce is not None:
+            self._all_reduce.finish()
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
         return torch.nn.utils.clip_grad_norm_(self._params, max_norm)
@@ -155,43 +160,3 @@ def make_strategy(
 
         return FSDP(sharding, accelerator, modules, groups, make_optimizer)
     return Replicated(accelerator, groups, make_optimizer)
-
-
-_BUCKET_ELEMENTS = 2**25  # 128 MiB in float32
-
-
-def reduce_gradients(accelerator: Accelerator, params: list[torch.nn.Parameter]) -> None:
-    """Gradient all-reduce: sums over the processes, in buckets; a missing gradient counts as zeros.
-
-    A parameter without a gradient in every process stays without: the optimizer skips it, as with one process.
-    """
-    if accelerator.num_processes == 1:
-        return
-    have = [param.grad is not None for param in params]
-    counts = accelerator.reduce(torch.tensor(have, dtype=torch.float32, device=accelerator.device), reduction="sum")
-    if not all(have):  # only then wait for the device
-        params = [param for param, count in zip(params, counts.tolist(), strict=True) if count]
-    for param in params:
-        if param.grad is None:
-            param.grad = torch.zeros_like(param)
-    for bucket in _buckets(params):
-        grads = [param.grad for param in bucket if param.grad is not None]  # all have one now
-        total = accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), reduction="sum")
-        start = 0
-        for grad in grads:
-            grad.copy_(total[start : start + grad.numel()].view_as(grad))
-            start += grad.numel()
-
-
-def _buckets(params: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    """All parameters in buckets of limited size: a second copy of all gradients of a model would be large."""
-    bucket: list[torch.nn.Parameter] = []
-    size = 0
-    for param in params:
-        bucket.append(param)
-        size += param.numel()
-        if size >= _BUCKET_ELEMENTS:
-            yield bucket
-            bucket, size = [], 0
-    if bucket:
-        yield bucket

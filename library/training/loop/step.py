@@ -141,7 +141,7 @@ class Step:
             is_fused = self._options.fused_backward_pass
             if not is_fused or torch.isfinite(loss):
                 self.whole_step = None if is_fused else self.whole_step
-                self.strategy.backward(loss)
+                self.strategy.backward(loss, is_last=index == len(batches) - 1)
             self._objective.after_backward()
             shares.append(loss.detach())
         return shares
