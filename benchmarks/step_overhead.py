@@ -2,10 +2,11 @@
 
     python -m benchmarks.step_overhead [--only lora] [--model tiny] [--steps 40]
 
-Both take turns, step by step, in one process of one thread, so that other work on the machine slows both. Medians of
-the CPU's milliseconds are shown. Latents are ready, and so are the text encoder's outputs where it is frozen. A step of
-the trainer is all of it: batch, checks, progress bar, curves. The models: the quickstart's ("tiny"), and one of
-SD 1.5's geometry with a third of its width, about 100 million parameters in the U-Net, and random weights ("100m").
+Both take turns, step by step, in one process of one thread, so that other work on the machine slows both; milliseconds
+are the CPU's, and a ratio is that of a step and the bare one after it. Latents are ready, and so are outputs of a frozen
+text encoder. A step of the trainer is all of it: batch, checks, progress bar, curves. The models: the
+quickstart's ("tiny"), and one of SD 1.5's geometry with a third of its width, about 100 million parameters in the U-Net,
+and random weights ("100m").
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import importlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,9 +22,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.commands import BASE
+from benchmarks.figures import Figure, ratio, table
 from benchmarks.training_runs import ROOT, command_line, make_data
 
-TINY = ROOT / "examples" / "quickstart" / "base"
+TARGETS = {"tiny": 1.10, "100m": 1.03}  # of the ratio, by model
 SIZE, BATCH, WARM_UP = 64, 2, 5
 LATENTS_READY = ["--cache_latents", "--train_batch_size", str(BATCH), "--optimizer_type", "AdamW"]
 SCRIPTS = {
@@ -41,7 +43,7 @@ SCRIPTS = {
 
 
 def _measure(method: str, model: str, num_steps: int, folder: str) -> None:
-    """Trains in this process, with a bare step after each step. Prints medians of both in seconds, as JSON."""
+    """Trains in this process, with a bare step after each step. Prints the seconds of both as JSON."""
     from benchmarks.bare_loop import make_bare_step
     from library.training.loop.outputs import Outputs
     from library.training.step_plan import Position
@@ -62,31 +64,37 @@ def _measure(method: str, model: str, num_steps: int, folder: str) -> None:
         seconds["bare"].append(mark - start)
 
     Outputs.after_step = in_turn
-    data = Path(folder)
-    words = command_line(script, [*LATENTS_READY, *flags], model=Path(model), data=data, output=data / "out", size=SIZE)
-    words[words.index("--max_train_steps") + 1] = str(num_steps + WARM_UP)
+    data, flags = Path(folder), [*LATENTS_READY, *flags]
+    places = {"model": Path(model), "data": data, "output": data / "out"}
+    words = command_line(script, flags, **places, size=SIZE, num_steps=num_steps + WARM_UP)
     importlib.import_module(script).train(words[1:])
-    print(json.dumps({name: statistics.median(each[WARM_UP:]) for name, each in seconds.items()}))
+    print(json.dumps({name: each[WARM_UP:] for name, each in seconds.items()}))
 
 
-def measured(method: str, model: Path, num_steps: int) -> dict[str, float]:
+def measured(method: str, model: Path, num_steps: int) -> dict[str, list[float]]:
+    """Seconds of the CPU, of each step of the trainer and of the bare loop."""
     with tempfile.TemporaryDirectory() as folder:
         make_data(Path(folder), SIZE, count=8)
-        words = [
-            sys.executable,
-            "-m",
-            "benchmarks.step_overhead",
-            "--measure",
-            method,
-            str(model),
-            str(num_steps),
-            folder,
-        ]
+        arguments = ["--measure", method, str(model), str(num_steps), folder]
+        words = [sys.executable, "-m", "benchmarks.step_overhead", *arguments]
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **threads})
     if done.returncode:
         sys.exit(done.stderr[-3000:])
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def figures(num_steps: int, only: str | None = None, model: str | None = None) -> list[Figure]:
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in [model] if model else TARGETS:
+            path = BASE if name == "tiny" else _make_large(Path(folder))
+            for method in [only] if only else SCRIPTS:
+                seconds = measured(method, path, num_steps)
+                title = f"{method}, {name}"
+                found.append(Figure(f"{title}: a step", tuple(1000 * each for each in seconds["trainer"]), "ms"))
+                found.append(ratio(f"{title}: / bare", seconds["trainer"], seconds["bare"], TARGETS[name]))
+    return found
 
 
 def main() -> None:
@@ -96,17 +104,10 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=tuple(SCRIPTS), help="one method")
-    parser.add_argument("--model", choices=("tiny", "100m"), help="one model")
+    parser.add_argument("--model", choices=tuple(TARGETS), help="one model")
     parser.add_argument("--steps", type=int, default=40, help="of each, for each model and method")
     options = parser.parse_args()
-    print(f"{'':20}{'model':>8}{'trainer, ms':>14}{'bare, ms':>12}{'ratio':>8}")
-    with tempfile.TemporaryDirectory() as folder:
-        for name in [options.model] if options.model else ["tiny", "100m"]:
-            model = TINY if name == "tiny" else _make_large(Path(folder))
-            for method in [options.only] if options.only else SCRIPTS:
-                found = measured(method, model, options.steps)
-                trainer, bare = 1000 * found["trainer"], 1000 * found["bare"]
-                print(f"{method:20}{name:>8}{trainer:14.1f}{bare:12.1f}{trainer / bare:8.3f}", flush=True)
+    print(table(figures(options.steps, options.only, options.model)))
 
 
 def _make_large(folder: Path) -> Path:

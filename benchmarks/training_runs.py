@@ -31,8 +31,10 @@ def make_data(folder: Path, size: int, count: int = 1) -> None:
     (folder / "meta.json").write_text(json.dumps(entries))
 
 
-def command_line(script: str, flags: list[str], *, model: Path, data: Path, output: Path, size: int) -> list[str]:
-    """The words of a run of two steps: the script's file, and its options."""
+def command_line(
+    script: str, flags: list[str], *, model: Path, data: Path, output: Path, size: int, num_steps: int = 2
+) -> list[str]:
+    """The words of a run: the script's file, and its options."""
     described = (
         ["--train_data_dir", str(data / "train" / "1_x"), "--in_json", str(data / "meta.json")]
         if script == "fine_tune"
@@ -41,7 +43,7 @@ def command_line(script: str, flags: list[str], *, model: Path, data: Path, outp
     return [
         f"{script}.py",
         "--pretrained_model_name_or_path", str(model), *described, "--resolution", str(size), "--seed", "1",
-        "--output_dir", str(output), "--max_data_loader_n_workers", "0", "--max_train_steps", "2",
+        "--output_dir", str(output), "--max_data_loader_n_workers", "0", "--max_train_steps", str(num_steps),
         "--no_metadata", *flags,
     ]  # fmt: skip
 
@@ -54,6 +56,7 @@ def run(
     data: Path,
     output: Path,
     size: int,
+    num_steps: int = 2,
     num_processes: int = 1,
     variables: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
@@ -63,8 +66,8 @@ def run(
     anything but libraries; of several processes, the first's.
     `variables`: of the environment. Raises `CalledProcessError`.
     """
-    argv = command_line(script, flags, model=model, data=data, output=output, size=size)[1:]
-    command = [sys.executable, "-m", "benchmarks.training_runs", script, *argv]
+    words = command_line(script, flags, model=model, data=data, output=output, size=size, num_steps=num_steps)
+    command = [sys.executable, "-m", "benchmarks.training_runs", script, *words[1:]]
     if num_processes > 1:
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes), "-m"]
         command = [sys.executable, "-m", *launcher, *command[2:]]

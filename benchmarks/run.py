@@ -1,0 +1,80 @@
+"""Runs the benchmarks that compare training with the bare computation, and writes what they find.
+
+    python -m benchmarks.run [--rounds 5] [--only start]
+
+Writes benchmarks/results/DATE-MACHINE.json: every figure with all its values, the commit, and versions of packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import processes, start, step_memory, step_overhead
+from benchmarks.figures import Figure, table
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS_PER_ROUND = 8
+BENCHMARKS: dict[str, Callable[[int], list[Figure]]] = {
+    "start": start.figures,
+    "step_overhead": lambda rounds: step_overhead.figures(rounds * STEPS_PER_ROUND),
+    "step_memory": step_memory.figures,
+    "processes": processes.figures,
+}
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "safetensors")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured with."""
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    return {
+        "commit": commit.strip() + (" and changes" if changed.strip() else ""),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="of each figure, at least 5 for one that is shown to others"
+    )
+    parser.add_argument("--only", choices=tuple(BENCHMARKS), help="one of them")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the file")
+    options = parser.parse_args()
+    found, described = {}, machine()
+    for name in [options.only] if options.only else BENCHMARKS:
+        figures = BENCHMARKS[name](options.rounds)
+        print(f"{name}\n{table(figures)}\n", flush=True)
+        found[name] = [figure.as_json() for figure in figures]
+    now = datetime.now(UTC)
+    name = f"{now:%Y-%m-%d}-{described['system'].replace(' ', '-').lower()}-{described['cores']}-cores.json"
+    options.results.mkdir(parents=True, exist_ok=True)
+    result = {"date": now.isoformat(timespec="seconds"), "machine": described, "figures": found}
+    (options.results / name).write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {options.results / name}")
+
+
+if __name__ == "__main__":
+    main()
