@@ -2,11 +2,10 @@
 
     python -m benchmarks.step_overhead [--only lora] [--model tiny] [--steps 40]
 
-Both take turns, step by step, in one process of one thread, so that other work on the machine slows both; milliseconds
-are the CPU's, and a ratio is that of a step and the bare one after it. Latents are ready, and so are outputs of a frozen
-text encoder. A step of the trainer is all of it: batch, checks, progress bar, curves. The models: the
-quickstart's ("tiny"), and one of SD 1.5's geometry with a third of its width, about 100 million parameters in the U-Net,
-and random weights ("100m").
+Both take turns, step by step, in one process of one thread, so that other work on the machine slows both. Times are of
+the CPU; a ratio is of a step and the bare one after it. Latents are ready, as are outputs of a frozen text encoder.
+A step of the trainer is all of it: batch, checks, progress bar, curves. The models: the quickstart's ("tiny"), and one
+of SD 1.5's geometry with a third of its width, about 100 million parameters in the U-Net, random weights ("100m").
 """
 
 from __future__ import annotations
