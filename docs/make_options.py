@@ -11,6 +11,7 @@ sys.path.insert(0, str(DOCS.parent))
 
 import fine_tune  # noqa: E402
 import train_db  # noqa: E402
+import train_leco  # noqa: E402
 import train_network  # noqa: E402
 import train_textual_inversion  # noqa: E402
 from library.cli.options import OptionGroup  # noqa: E402
@@ -21,6 +22,7 @@ SCRIPTS = {
     "options.md": ("train_network.py", train_network.OPTION_GROUPS),
     "options_train_db.md": ("train_db.py", train_db.OPTION_GROUPS),
     "options_fine_tune.md": ("fine_tune.py", fine_tune.OPTION_GROUPS),
+    "options_train_leco.md": ("train_leco.py", train_leco.OPTION_GROUPS),
     "options_train_textual_inversion.md": ("train_textual_inversion.py", train_textual_inversion.OPTION_GROUPS),
 }
 # folder -> title and file of the page on its stand-alone scripts

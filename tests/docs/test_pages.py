@@ -32,7 +32,7 @@ PAGES = sorted(
     if not (path.name.startswith("options") or path.name == "compatibility.md")  # made from the declarations
 )
 TRAINING = (
-    "train_network", "train_db", "fine_tune", "train_textual_inversion",
+    "train_network", "train_db", "fine_tune", "train_textual_inversion", "train_leco", "sdxl_train_leco",
     "sdxl_train_network", "sdxl_train", "sdxl_train_textual_inversion",
 )  # fmt: skip
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
