@@ -46,8 +46,10 @@ def render_images(
     captions = {
         image: list(dict.fromkeys(item.caption for item in uses.get(image) or [items[image]])) for image in images
     }
-    thumbnails = [Thumbnail(items[image], _flips(data, image)) for image in images]
-    rendered = render_all(thumbnails, longest_side(sum(1 + thumbnail.flips for thumbnail in thumbnails)))
+    thumbnails = [Thumbnail(items[image], _flips(data, image), draw.masks) for image in images]
+    rendered = render_all(
+        thumbnails, longest_side(sum(1 + each.flips + (each.masks is not None) for each in thumbnails))
+    )
     greys, unreadable = [], {}
     for image, seen in zip(images, rendered, strict=True):
         spool.write(thumbnail_line(seen))

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from library.cli.errors import UserError
-from library.data.images.decoding import load_image
+from library.data.images.decoding import load_image, load_masked_image
+from library.data.images.inpaint_masks import MaskShares
 from library.data.records import Item, TrainedImage
 from library.dataset_report.duplicates import grey_thumbnail
 
@@ -28,10 +29,14 @@ _MOST_THREADS = 4
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """One image to show: a use of it, and whether it is flipped at random too."""
+    """One image to show: a use of it, and whether it is flipped at random too.
+
+    `masks`: how masks are drawn for inpainting, where a part of images is to be drawn.
+    """
 
     item: Item
     flips: bool
+    masks: MaskShares | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,11 @@ def _render(thumbnail: Thumbnail, side: int) -> Rendered:
         plain = load_image(replace(key, flipped=False), thumbnail.item.colour)
         figures = [_figure(plain, "as trained", side)]
         grey = grey_thumbnail(_to_image(plain))
-        if plain.mask is not None and plain.mask.min() < 1:
+        if thumbnail.masks is not None:
+            masked = load_masked_image(thumbnail.item, thumbnail.masks)
+            caption = "to be drawn: the grey part" + (", flipped" if key.flipped else "")
+            figures.append(_figure(masked, caption, side))
+        elif plain.mask is not None and plain.mask.min() < 1:
             figures.append(_mask_figure(plain.mask, key.placement.bucket))
         if thumbnail.flips:
             flipped = load_image(replace(key, flipped=True), thumbnail.item.colour)

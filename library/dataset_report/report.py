@@ -46,7 +46,7 @@ def look_at_data(
         from library.dataset_report.window import open_window, show_in_window, step_through
 
         open_window()
-        step_through(data, draw, num_epochs, show_in_window)
+        step_through(data, draw, num_epochs, partial(show_in_window, masks=draw.masks))
 
 
 def _write_page(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from library.data.batches.items import draw_items
 from library.data.batches.plan import PlannedDataset, TrainingData
+from library.data.images.inpaint_masks import MaskShares
 from library.data.records import Item, StepCounter
 
 _MOST_USES = 6  # of an image: enough to show shuffling and dropout
@@ -29,11 +30,15 @@ class ImageId:
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """What random draws depend on: the seed, and the optimizer step of each batch."""
+    """What random draws depend on: the seed, and the optimizer step of each batch.
+
+    `masks`: how masks are drawn, for inpainting.
+    """
 
     seed: int
     is_given: bool  # whether the user gave --seed; otherwise training draws another
     clock: StepCounter
+    masks: MaskShares | None = None
 
 
 def choose_images(data: TrainingData, most: int) -> list[ImageId]:

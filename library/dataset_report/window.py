@@ -13,7 +13,8 @@ import numpy as np
 from library.cli.errors import UserError
 from library.data.batches.items import draw_items
 from library.data.batches.plan import TrainingData
-from library.data.images.decoding import load_image
+from library.data.images.decoding import load_image, load_masked_image
+from library.data.images.inpaint_masks import MaskShares
 from library.data.records import Item, MicroBatch
 from library.dataset_report.sampled_items import DrawSettings
 
@@ -65,13 +66,15 @@ def _step_through_batch(
     return key
 
 
-def show_in_window(item: Item, micro_batch: MicroBatch) -> int:
+def show_in_window(item: Item, micro_batch: MicroBatch, masks: MaskShares | None = None) -> int:
     """Shows one image, logs its caption, and waits for a key. An unreadable image is only a warning."""
     logger.info(
         "epoch %d, batch %d: %s: %r", micro_batch.epoch + 1, micro_batch.index + 1, item.latent_key.path, item.caption
     )
     try:
         pixels = load_image(item.latent_key, item.colour).pixels
+        if masks is not None:  # beside the image, what is left of it
+            pixels = np.concatenate([pixels, load_masked_image(item, masks).pixels], axis=2)
     except UserError as error:
         logger.warning("%s", error.message)
         return 0

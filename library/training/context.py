@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from library.cli.checks import Check, read_once
+from library.cli.errors import UserError
 from library.cli.logging import Message, kept_warnings
 from library.cli.options import OptionGroup
 from library.cli.parser import Options
@@ -145,8 +147,15 @@ class Context:
 
     @property
     def inpaints(self) -> bool:
-        """Whether an inpainting model is trained, as far as it is known before the model is loaded."""
-        is_found = self.model is not None and self.model.detected.is_inpainting
+        """Whether an inpainting model is trained, as far as it is known before the model is loaded.
+
+        Also where the data is shown alone; what is wrong with the model does not matter then.
+        """
+        model = self.model
+        if not self.trains:
+            with contextlib.suppress(UserError):
+                model = detect_model(self[ModelOptions])
+        is_found = model is not None and model.detected.is_inpainting
         options = self.options.get(InpaintingOptions)
         return is_found or (options is not None and options.train_inpainting)
 

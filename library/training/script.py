@@ -135,11 +135,13 @@ def _set_up_console(options: Options) -> list[UserError]:
 
 def _look_at_data(context: Context) -> None:
     """Shows the data as a run of these options would draw it."""
+    from library.data.images.inpaint_masks import MaskShares
     from library.dataset_report.report import look_at_data
     from library.dataset_report.sampled_items import DrawSettings
     from library.training.run_setup import make_step_plan
 
     training, output, report = context[TrainingOptions], context[OutputOptions], context[ReportOptions]
+    masks = MaskShares(context[InpaintingOptions].mask_shares) if context.inpaints else None
     data, warnings = context.images, context.data_and_warnings[1]
     seed = training.seed if context.state is None else context.state.header.seed
     plan = make_step_plan(training, output, seed=seed or 0, num_micro_batches=data.num_micro_batches, num_processes=1)
@@ -147,7 +149,7 @@ def _look_at_data(context: Context) -> None:
         context.options,
         data,
         warnings,
-        DrawSettings(plan.seed, seed is not None, plan.clock),
+        DrawSettings(plan.seed, seed is not None, plan.clock, masks),
         num_epochs=plan.num_epochs,
         folder=Path(report.debug_dataset_dir or Path(output.output_dir or ".") / "dataset"),
     )

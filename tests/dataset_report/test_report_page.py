@@ -14,6 +14,7 @@ from PIL import Image
 
 from library.cli.errors import UserError
 from library.data.batches.loader import BatchDataset
+from library.data.images.inpaint_masks import MaskShares
 from library.data.records import StepCounter
 from library.dataset_report.caption_length import TokenLimit
 from library.dataset_report.page import Report, write_page
@@ -119,6 +120,19 @@ def test_each_image_is_shown_as_it_is_trained(page):
     expected = np.rot90(noise(3, (128, 256)), -1).reshape(64, 2, 128, 2, 3).mean(axis=(1, 3))
     assert np.abs(pixels(shown["turned.png"].all("img")[0]) - expected).mean() < 2
     assert "256x128 → resized 128x64" in shown["turned.png"].text
+
+
+def test_what_an_inpainting_model_has_to_draw_is_grey(nasty, tmp_path):
+    """A mask that is drawn, here of all, and the alpha channel's own in place of its weights of the loss."""
+    report = replace(nasty, draw=replace(nasty.draw, masks=MaskShares({"full": 1.0})))
+    write_page(report, tmp_path / "index.html", advance=lambda count: None)
+    shown = cards(read_page(tmp_path / "index.html"))
+    _, masked, _ = shown["half.png"].all("img")
+    assert np.abs(pixels(masked).astype(int) - 128).max() <= 1
+    image, masked = shown["mask.png"].all("img")
+    assert np.abs(pixels(masked)[:, 64:].astype(int) - 128).mean() < 8  # JPEG: grey beside noise
+    assert np.abs(pixels(masked)[:, :56] - pixels(image)[:, :56].astype(int)).mean() < 2
+    assert "to be drawn: the grey part" in shown["mask.png"].text and "loss mask" not in shown["mask.png"].text
 
 
 def test_the_mask_of_the_loss_is_shown(page):

@@ -20,9 +20,9 @@ from library.data.batches.worker_signals import ignore_signals, workers_starting
 from library.data.caches.latent_cache import read_latents
 from library.data.caches.shard_files import ShardFiles
 from library.data.caches.shard_latents import read_shard_latents
-from library.data.images.decoding import load_image, load_mask
+from library.data.images.decoding import load_image, load_mask, load_masked_image
 from library.data.images.image_files import UnreadableImage
-from library.data.images.inpaint_masks import MaskShares, masked_image
+from library.data.images.inpaint_masks import MaskShares
 from library.data.records import (
     Batch,
     CachedLatents,
@@ -164,8 +164,7 @@ class BatchDataset(Dataset):
         key = item.latent_key.masked
         if key.masked_by == "given":
             return self._load_from(self._latent_source, key, item.colour)
-        image = loaded if isinstance(loaded, TrainedImage) else load_image(key, item.colour)
-        return masked_image(image.pixels, self._inpainting.draw(key.placement.bucket, item.mask_seed))
+        return load_masked_image(item, self._inpainting, loaded if isinstance(loaded, TrainedImage) else None)
 
 
 def _latents_from_disk(key: LatentKey, fingerprint: str | None, shard_files: ShardFiles) -> Loaded:

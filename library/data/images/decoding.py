@@ -11,8 +11,8 @@ from library.data.buckets import PIXELS_PER_LATENT
 from library.data.images.augmentations import apply_colour
 from library.data.images.colour_profiles import to_srgb
 from library.data.images.image_files import exif_transpose, mask_size_problem, opened_image
-from library.data.images.inpaint_masks import light_parts, masked_image, transparent_parts
-from library.data.records import ColourShift, LatentKey, Placement, ShardMember, Size, TrainedImage, size_text
+from library.data.images.inpaint_masks import MaskShares, light_parts, masked_image, transparent_parts
+from library.data.records import ColourShift, Item, LatentKey, Placement, ShardMember, Size, TrainedImage, size_text
 
 _INTERPOLATIONS = {
     "lanczos": cv2.INTER_LANCZOS4,
@@ -118,6 +118,18 @@ def load_image(key: LatentKey, colour: ColourShift | None = None) -> TrainedImag
     if key.mask_path is not None:
         return TrainedImage(to_pixels(image), load_mask(key))
     return TrainedImage(to_pixels(image), _mask(opacity, key) if key.alpha_is_mask else None)
+
+
+def load_masked_image(item: Item, shares: MaskShares, image: TrainedImage | None = None) -> TrainedImage:
+    """The masked image of an item, for inpainting, with its mask: the image's own, or one drawn by the item's seed.
+
+    `image`: the image itself, where it is loaded already. Raises `UserError` as `load_image`.
+    """
+    key = item.latent_key.masked
+    if key.masked_by == "given":
+        return load_image(key, item.colour)
+    pixels = (image or load_image(key, item.colour)).pixels
+    return masked_image(pixels, shares.draw(key.placement.bucket, item.mask_seed))
 
 
 def load_mask(key: LatentKey) -> np.ndarray:
