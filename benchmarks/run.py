@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import processes, start, step_memory, step_overhead
+from benchmarks import photographs, processes, start, step_memory, step_overhead
 from benchmarks.figures import Figure, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Figure]]] = {
     "step_overhead": lambda rounds: step_overhead.figures(rounds * STEPS_PER_ROUND),
     "step_memory": step_memory.figures,
     "processes": processes.figures,
+    "photographs": photographs.figures,
 }
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "safetensors")
 

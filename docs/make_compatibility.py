@@ -56,7 +56,7 @@ WHY = {
     "offload_param_device": "`nvme` offloads to CPU memory; the same as `--offload_optimizer_device`",
     "output_dir": "required",
     "output_name": "a run whose name has left files in the folder is refused; `--overwrite` or `--resume` go on",
-    "resize_interpolation": "`box` too",
+    "resize_interpolation": "`box` and `jpeg_scaled` too",
     "resume": "`auto` takes the newest state in `--output_dir`; goes on within an epoch, to the bit",
     "save_precision": "`float` where the option is not given",
     "train_data_dir": "an empty folder in it is left out with a warning; no images at all are an error",

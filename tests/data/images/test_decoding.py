@@ -234,3 +234,34 @@ def test_a_image_of_absurd_size_is_named(tmp_path: Path) -> None:
     path.write_bytes(bytes(content))
     with pytest.raises(UserError, match="bomb.png cannot be read: it has more than"):
         read_size(str(path))
+
+
+def _blocks_of_one_colour(path: Path, **options) -> np.ndarray:
+    """A JPEG of 64x32 in blocks of 8x8, each of one grey; gives these, (4, 8)."""
+    greys = np.random.default_rng(0).integers(20, 230, (4, 8), dtype=np.uint8)
+    Image.fromarray(greys.repeat(8, 0).repeat(8, 1)).save(path, quality=100, **options)
+    return greys
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_is_decoded_at_the_scale_that_is_still_large_enough(tmp_path: Path, orientation: int) -> None:
+    """At 1/8 of its size each block of the DCT gives one pixel, its mean."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation  # 6: turned right to be shown
+    greys = _blocks_of_one_colour(tmp_path / "a.jpg", exif=exif)
+    upright = np.rot90(greys, -1) if orientation == 6 else greys
+    for times, decoded_times in ((1, 1), (2, 2), (3, 4), (5, 8)):  # of the size of 1/8
+        at_least = (upright.shape[1] * times, upright.shape[0] * times)
+        decoded = decode_image(str(tmp_path / "a.jpg"), at_least=at_least)[..., 0]
+        expected = upright.repeat(decoded_times, 0).repeat(decoded_times, 1)
+        assert decoded.shape == expected.shape
+        assert np.abs(decoded.astype(int) - expected).max() <= 2
+
+
+def test_a_scaled_jpeg_is_resized_to_its_place_and_a_changed_one_is_noticed(tmp_path: Path) -> None:
+    greys = _blocks_of_one_colour(tmp_path / "a.jpg")
+    placement = Placement((8, 4), (8, 4), (0, 0))
+    key = _key(tmp_path / "a.jpg", (64, 32), placement, interpolation="jpeg_scaled")
+    assert np.abs(load_image(key).pixels[0] - (greys / 127.5 - 1)).max() <= 2 / 127.5
+    with pytest.raises(UserError, match=r"has changed: it was 80x40"):
+        load_image(_key(tmp_path / "a.jpg", (80, 40), placement, interpolation="jpeg_scaled"))
