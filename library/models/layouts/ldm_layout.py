@@ -128,7 +128,7 @@ def _load_text_encoder(file: WeightFile, text: TextEncoderLayout, dtype: torch.d
     def build(config: Mapping[str, Any]) -> TextEncoder:
         encoder = empty_text_encoder(config, section.source, text)
         names = {name.removeprefix(ldm_text.LEVEL): name for name in encoder.state_dict()}
-        slices = ldm_text.tensor_slices(names, text)
+        slices = ldm_text.tensor_slices(names, text, ldm_text.projection_name(section))
         return _fill(encoder, used, {names[name]: tensor_slice for name, tensor_slice in slices.items()}, dtype)
 
     return _build_as_stated(build, file.metadata, text.name, inferred, section)

@@ -18,7 +18,7 @@ BLOCKS = "transformer.resblocks."
 PROJECTION, POSITION_IDS, LOGIT_SCALE = "text_projection", "embeddings.position_ids", "logit_scale"
 
 _NOT_USED = (POSITION_IDS, PROJECTION, LOGIT_SCALE, "attn_mask")  # some are of CLIP's contrastive training
-_OUR_PROJECTION = "text_projection.weight"
+_OUR_PROJECTION = "text_projection.weight"  # (projection, width), the transpose of OpenCLIP's; some files have it so
 
 _HEAD_WIDTH = 64
 _WIDTH_SD2, _LAYERS_SD2 = 1024, 23  # of OpenCLIP's ViT-H, without its last layer
@@ -81,7 +81,9 @@ def _infer_open_clip_config(section: Section, text: TextEncoderLayout) -> dict[s
     num_layers = section.count(BLOCKS)
     if text.skips_last_layer and (token_embedding[1], num_layers) != (_WIDTH_SD2, _LAYERS_SD2):
         num_layers -= 1
-    projection = {"projection_dim": section.shape(PROJECTION, num_dims=2)[1]} if text.has_projection else {}
+    name = projection_name(section)
+    dimension = 1 if name == PROJECTION else 0
+    projection = {"projection_dim": section.shape(name, num_dims=2)[dimension]} if text.has_projection else {}
     return projection | _config(
         token_embedding=token_embedding,
         num_positions=section.shape("positional_embedding", num_dims=2)[0],
@@ -91,14 +93,25 @@ def _infer_open_clip_config(section: Section, text: TextEncoderLayout) -> dict[s
     )
 
 
-def tensor_slices(names: Iterable[str], text: TextEncoderLayout) -> dict[str, TensorSlice]:
-    """Where each of our tensors is in a single file; OpenCLIP has queries, keys and values as one tensor."""
-    return {name: _open_clip_slice(name) if text.is_open_clip else TensorSlice(name) for name in names}
+def projection_name(section: Section) -> str:
+    """The name of the projection: OpenCLIP's, or that of a linear layer, whose weight is the transpose."""
+    is_linear = PROJECTION not in section.tensors and _OUR_PROJECTION in section.tensors
+    return _OUR_PROJECTION if is_linear else PROJECTION
 
 
-def _open_clip_slice(name: str) -> TensorSlice:
+def tensor_slices(
+    names: Iterable[str], text: TextEncoderLayout, projection: str = PROJECTION
+) -> dict[str, TensorSlice]:
+    """Where each of our tensors is in a single file; OpenCLIP has queries, keys and values as one tensor.
+
+    `projection`: the name that the file has for it.
+    """
+    return {name: _open_clip_slice(name, projection) if text.is_open_clip else TensorSlice(name) for name in names}
+
+
+def _open_clip_slice(name: str, projection: str) -> TensorSlice:
     if name == _OUR_PROJECTION:
-        return TensorSlice(PROJECTION, is_transposed=True)  # (width, projection) there
+        return TensorSlice(projection, is_transposed=projection == PROJECTION)  # (width, projection) there
     if name in _OPEN_CLIP_ENDS:
         return TensorSlice(_OPEN_CLIP_ENDS[name])
     _encoder, _layers, index, rest = name.split(".", 3)

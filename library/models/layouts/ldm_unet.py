@@ -92,11 +92,18 @@ def _resnet(diffusers_name: str, ldm_name: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Level:
-    """One resolution of the down path."""
+    """One resolution of the down path. `depths`: transformer blocks of each of its layers, 0 without attention."""
 
     channels: int
-    num_layers: int
-    depth: int  # transformer blocks in each of its attention layers, 0 where it has none
+    depths: tuple[int, ...]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.depths)
+
+    @property
+    def attends(self) -> bool:
+        return any(self.depths)
 
 
 def infer_config(section: Section, layout: ModelLayout) -> dict[str, Any]:
@@ -106,7 +113,7 @@ def infer_config(section: Section, layout: ModelLayout) -> dict[str, Any]:
     """
     levels = _levels(section)
     channels = [level.channels for level in levels]
-    attends = [level.depth > 0 for level in levels]
+    attends = [level.attends for level in levels]
     if len({level.num_layers for level in levels}) != 1 or not any(attends):
         raise _unknown(section, f"levels of {[level.num_layers for level in levels]} layers, attention at {attends}")
     attention = f"input_blocks.{_first_attention(levels)}.1"
@@ -122,19 +129,48 @@ def infer_config(section: Section, layout: ModelLayout) -> dict[str, Any]:
         # the number of heads: Diffusers misnames it
         "attention_head_dim": layout.num_heads or [max(1, width // _HEAD_WIDTH) for width in channels],
         "norm_num_groups": norm_groups(channels),
-        **_depth_entries(section, [level.depth for level in levels]),
+        **_depth_entries(section, [level.depths for level in levels]),
         **(_size_entries(section) if layout.takes_pooled_text else {}),
     }
 
 
-def _depth_entries(section: Section, depths: list[int]) -> dict[str, Any]:
-    """The transformer blocks of attention layers, for U-Nets with more than one in any."""
-    middle = section.count("middle_block.1.transformer_blocks.")
-    if max(depths) <= 1 and middle <= 1:
+def _depth_entries(section: Section, down: list[tuple[int, ...]]) -> dict[str, Any]:
+    """The transformer blocks of attention layers, for U-Nets with another number than one in any.
+
+    Distilled ones have other numbers in each layer, and nothing but one layer in the middle.
+    """
+    up, middle = _up_depths(section, down), section.count("middle_block.1.transformer_blocks.")
+    has_middle = middle > 0 or section.count("middle_block.") > 1
+    if {*sum(down + up, ()), middle} <= {0, 1} and has_middle:
         return {}
-    if middle != depths[-1]:
-        raise _unknown(section, f"levels of {depths} transformer blocks, {middle} in the middle block")
-    return {"transformer_layers_per_block": [max(1, depth) for depth in depths]}
+    if any(0 in depths and any(depths) for depths in down + up) or (has_middle and middle != down[-1][0]):
+        raise _unknown(
+            section, f"levels of {down} transformer blocks, {middle} in the middle block, {up} on the way up"
+        )
+    entries: dict[str, Any] = {"transformer_layers_per_block": [_stated(depths) for depths in down]}
+    if any({*depths} != {*others} or len({*depths}) > 1 for depths, others in zip(down, up[::-1], strict=True)):
+        entries = {
+            "transformer_layers_per_block": [_each(depths) for depths in down],
+            "reverse_transformer_layers_per_block": [_each(depths) for depths in up],
+        }
+    return entries if has_middle else {**entries, "mid_block_type": "UNetMidBlock2D"}
+
+
+def _up_depths(section: Section, down: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The transformer blocks of each layer of the way up, which has one layer more in each level."""
+    num_layers = len(down[0]) + 1
+    counts = [
+        section.count(f"output_blocks.{number}.1.transformer_blocks.") for number in range(num_layers * len(down))
+    ]
+    return [tuple(counts[start : start + num_layers]) for start in range(0, len(counts), num_layers)]
+
+
+def _stated(depths: tuple[int, ...]) -> int:
+    return max(1, depths[0])  # 1 is what configurations say of a level without attention
+
+
+def _each(depths: tuple[int, ...]) -> int | list[int]:
+    return list(depths) if any(depths) else 1
 
 
 def _size_entries(section: Section) -> dict[str, Any]:
@@ -148,23 +184,23 @@ def _size_entries(section: Section) -> dict[str, Any]:
 
 def _levels(section: Section) -> list[_Level]:
     levels: list[_Level] = []
-    channels, num_layers, depth = 0, 0, 0
+    channels = 0
+    depths: list[int] = []
     for number in range(1, section.count("input_blocks.")):
         block = f"input_blocks.{number}"
         if f"{block}.0.op.weight" in section.tensors:  # a downsampler ends the level
-            levels.append(_Level(channels, num_layers, depth))
-            num_layers = 0
+            levels.append(_Level(channels, tuple(depths)))
+            depths = []
             continue
         channels = section.shape(f"{block}.0.out_layers.3.weight", num_dims=4)[0]
-        num_layers += 1
-        depth = section.count(f"{block}.1.transformer_blocks.")
-    return [*levels, _Level(channels, num_layers, depth)]
+        depths.append(section.count(f"{block}.1.transformer_blocks."))
+    return [*levels, _Level(channels, tuple(depths))]
 
 
 def _first_attention(levels: list[_Level]) -> int:
     number = 1
     for level in levels:
-        if level.depth:
+        if level.attends:
             break
         number += level.num_layers + 1
     return number
