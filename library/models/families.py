@@ -106,6 +106,12 @@ def other_family(path: str) -> str | None:
     return None if kind is None else kind.family
 
 
+def made_for(file: TensorFile) -> tuple[str, ...]:
+    """The titles of the models that a LoRA or an embedding can be for; none where its header shows no known family."""
+    signs = base_signs(file)
+    return next((found for family in FAMILIES if (found := family.made_for(signs))), ())
+
+
 def base_problem(flag: str, path: str, title: str, model: str) -> UserError | None:
     """The error for a LoRA or an embedding at `path` whose header shows that it is not for the kind of model `title`.
 
@@ -114,14 +120,13 @@ def base_problem(flag: str, path: str, title: str, model: str) -> UserError | No
     source = small_files(Path(path)) if Path(path).is_file() else None
     if source is None or isinstance(source, ModelFolder):
         return None
-    signs = base_signs(source)
-    titles = next((found for family in FAMILIES if (found := family.made_for(signs))), ())
+    titles = made_for(source)
     if not titles or title in titles:
         return None
-    made_for = " or ".join(titles)
+    others = " or ".join(titles)
     return UserError(
-        f"{flag} {path} was made for {made_for}, but {model} is {title}",
-        f"give a file made for {title}, or a model that is {made_for}",
+        f"{flag} {path} was made for {others}, but {model} is {title}",
+        f"give a file made for {title}, or a model that is {others}",
     )
 
 

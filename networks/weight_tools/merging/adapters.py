@@ -11,6 +11,7 @@ import torch
 from library.cli.errors import UserError, plural
 from library.cli.jobs.outcome import Outcome
 from library.models.devices import DTYPES, choose_device
+from networks.weight_tools.layer_names import with_family_names
 from networks.weight_tools.lora_file import LayerWeights, LoRAFile, open_lora, save_lora
 from networks.weight_tools.merging.metadata import merged_metadata
 from networks.weight_tools.options.merging import MergedFiles, MergeOptions
@@ -22,7 +23,7 @@ Weighted = Sequence[tuple[LayerWeights, float]]  # the updates of one layer, eac
 
 def merge_files(options: MergeOptions, outcome: Outcome) -> None:
     """Writes the LoRA that is the merge of `options.files`. Raises `UserError` for layers that do not fit."""
-    files = [(open_lora(path), ratio) for path, ratio in options.files]
+    files = [(with_family_names(open_lora(path)), ratio) for path, ratio in options.files]
     names = list(dict.fromkeys(name for file, _ in files for name in file.ranks))
     for name in names:
         check_shapes(name, [file for file, _ in files])

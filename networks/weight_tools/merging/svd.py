@@ -7,6 +7,7 @@ import torch
 from library.cli.jobs.outcome import Outcome
 from library.models.devices import DTYPES, choose_device
 from networks.weight_tools.factors import product_factors
+from networks.weight_tools.layer_names import with_family_names
 from networks.weight_tools.lora_file import LayerWeights, open_lora, save_lora, shaped
 from networks.weight_tools.merging.adapters import check_shapes, concatenated, layer_factors
 from networks.weight_tools.merging.metadata import merged_metadata
@@ -18,7 +19,7 @@ def svd_merge_files(options: SVDMergeOptions, outcome: Outcome) -> None:
 
     Raises `UserError` for layers that do not fit, and for those with NaN.
     """
-    files = [(open_lora(path), ratio) for path, ratio in options.files]
+    files = [(with_family_names(open_lora(path)), ratio) for path, ratio in options.files]
     factors = layer_factors(files, options)
     names = list(dict.fromkeys(name for file, _ in files for name in file.ranks))
     for name in names:
