@@ -15,15 +15,22 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from benchmarks.bare_step import attach
 
 
-def make_bare_step(method: str, model: Path, batch: int, size: int) -> Callable[[], None]:
-    """A function that makes one step on random latents of images of `size`, `batch` of them."""
+def make_bare_step(
+    method: str, model: Path, batch: int, size: int, device: str = "cpu", autocast: torch.dtype | None = None
+) -> Callable[[], None]:
+    """A function that makes one step on random latents of images of `size`, `batch` of them.
+
+    `autocast`: of mixed precision; None: float32.
+    """
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", torch_dtype=torch.float32)
-    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", torch_dtype=torch.float32).to(device)
+    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=torch.float32).to(device)
     scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
     tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
     text_encoder.requires_grad_(False)
-    tokens = tokenizer(["an image"] * batch, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    tokens = tokenizer(["an image"] * batch, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
+        device
+    )
     encode: Callable[[], torch.Tensor]
     if method == "textual_inversion":
         unet.requires_grad_(False)
@@ -34,18 +41,19 @@ def make_bare_step(method: str, model: Path, batch: int, size: int) -> Callable[
         encode = lambda: states  # noqa: E731
         if method == "lora":
             unet.requires_grad_(False)
-            trained = list(attach(unet, rank=4).values())
+            trained = list(attach(unet, rank=4, device=device).values())
         else:
             unet.requires_grad_(True)
             trained = list(unet.parameters())
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    latents = torch.randn(batch, 4, size // 8, size // 8)
+    latents = torch.randn(batch, 4, size // 8, size // 8, device=device)
 
     def step() -> None:
-        noise, timesteps = torch.randn_like(latents), torch.randint(1000, (batch,))
-        predicted = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, encode()).sample
-        loss = F.mse_loss(predicted, noise)
+        noise, timesteps = torch.randn_like(latents), torch.randint(1000, (batch,), device=device)
+        with torch.autocast(device, autocast, enabled=autocast is not None):
+            predicted = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, encode()).sample
+        loss = F.mse_loss(predicted.float(), noise)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

@@ -42,13 +42,13 @@ class LoraConv(LoraLinear):
         nn.init.zeros_(self.up.weight)
 
 
-def attach(unet: nn.Module, rank: int = 4) -> dict[str, nn.Parameter]:
+def attach(unet: nn.Module, rank: int = 4, device: str = "cpu") -> dict[str, nn.Parameter]:
     """Puts a LoRA on every linear layer and 1x1 convolution of the attention blocks; its parameters by name."""
     for name, module in list(unet.named_modules()):
         if isinstance(module, nn.Linear | nn.Conv2d) and ".attentions." in name:
             parent, _, last = name.rpartition(".")
             adapted = LoraLinear(module, rank) if isinstance(module, nn.Linear) else LoraConv(module, rank)
-            setattr(unet.get_submodule(parent), last, adapted)
+            setattr(unet.get_submodule(parent), last, adapted.to(device))
     return {name: weight for name, weight in unet.named_parameters() if name.endswith(("down.weight", "up.weight"))}
 
 
