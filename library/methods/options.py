@@ -215,9 +215,6 @@ class NetworkOptions:
         return [pair for argument in self.network_args for pair in pairs_in(argument)]
 
 
-NUM_BLOCKS_XL = 23  # of a Stable Diffusion XL U-Net, as --block_lr counts them
-
-
 def parse_block_rates(value: Any) -> tuple[float, ...]:
     """The rates of `--block_lr`, from a text with commas or a list. Raises `ValueError` with what was expected."""
     items = value if isinstance(value, (list, tuple)) else [value]
@@ -226,8 +223,8 @@ def parse_block_rates(value: Any) -> tuple[float, ...]:
         rates = tuple(float(number) for number in numbers)
     except ValueError:
         rates = ()
-    if len(rates) != NUM_BLOCKS_XL or not all(math.isfinite(rate) and rate >= 0 for rate in rates):
-        raise ValueError(f"{NUM_BLOCKS_XL} learning rates, separated by commas")
+    if not rates or not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+        raise ValueError("learning rates, separated by commas")
     return rates
 
 

@@ -72,7 +72,9 @@ class FullFineTuning:
             return [_group("unet", [self._family.unet], default_learning_rate)]
         blocks = self._family.unet_blocks()
         if len(blocks) != len(rates):
-            raise UserError("--block_lr is for Stable Diffusion XL, and this is another model", "leave it out")
+            raise UserError(
+                f"--block_lr has {len(rates)} learning rates, this model has {len(blocks)} blocks", "leave it out"
+            )
         for params, rate in zip(blocks, rates, strict=True):
             for param in params:
                 param.requires_grad_(rate > 0)

@@ -10,6 +10,7 @@ from library.cli.errors import UserError
 from library.cli.parser import Options
 from library.data.config.options import CachingOptions, DatasetOptions
 from library.methods.options import WholeModelOptions
+from library.models.families import block_rates_problem
 from library.models.layouts.formats import FORMATS, choose_format, target_problem
 from library.models.options import MemoryOptions, ModelOptions, PromptOptions
 from library.training.checkpoints.options import OutputOptions
@@ -56,6 +57,14 @@ def _sharding(context: Context) -> Findings:
         )
 
 
+def _block_rates(context: Context) -> Findings:
+    """`--block_lr` with another model than it is for. (Of a name on the Hub that is seen when it is loaded.)"""
+    rates, family = context[WholeModelOptions].block_lr, context.family if context.trains else None
+    problem = block_rates_problem(family, len(rates)) if rates and family is not None else None
+    if problem is not None:
+        yield problem
+
+
 def _target(context: Context) -> Findings:
     """Where the model cannot be saved: checked at the start, not after hours of training."""
     options = context.options
@@ -99,5 +108,6 @@ CHECKS: tuple[Check[Context], ...] = (
     Check("options", _padding),
     Check("options", _float8),
     Check("options", _sharding),
+    Check("options", _block_rates),
     Check("options", _target),
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from library.cli.checks import Findings
 from library.cli.documents import no_such_path
-from library.cli.errors import UserError
+from library.cli.errors import UserError, plural
 from library.data.records import LatentFormat
 from library.models.options import ModelOptions, PromptOptions
 from library.models.reading.detection import DetectedModel
@@ -33,7 +33,8 @@ class FamilyEntry:
     `detect`: what its small files say. `check_options`: options that contradict that. `package`: has `model.load` and
     `inspection.inspect`, and is imported last. `latents`: what the data has to know.
     `has_xti`: embeddings can have vectors for each of its cross-attention layers. `made_for`: the titles of its models
-    that a LoRA or an embedding can be for; none where its header shows another family, or nothing.
+    that a LoRA or an embedding can be for; none where its header shows another family, or nothing. `num_rate_blocks`:
+    how many blocks `--block_lr` has learning rates for; 0 where it is not for the family.
     """
 
     title: str
@@ -44,6 +45,7 @@ class FamilyEntry:
     package: str
     latents: LatentFormat = LatentFormat()
     has_xti: bool = False
+    num_rate_blocks: int = 0
     made_for: Callable[[BaseSigns], tuple[str, ...]] = lambda signs: ()
 
 
@@ -66,6 +68,7 @@ FAMILIES = (
         sdxl.check_options,
         "library.models.sdxl",
         LatentFormat("_sdxl.npz", granularity=32, usual_resolution=(1024, 1024)),
+        num_rate_blocks=23,
         made_for=sdxl.made_for,
     ),
 )
@@ -84,6 +87,17 @@ def family_of(source: ModelSource) -> FamilyEntry | None:
 def trained_titles() -> str:
     """The families that are trained, for messages."""
     return ", ".join(family.title for family in FAMILIES)
+
+
+def block_rates_problem(family: FamilyEntry, num_rates: int) -> UserError | None:
+    """The error for `--block_lr` with so many learning rates; None where they are those of the family's blocks."""
+    if num_rates == family.num_rate_blocks:
+        return None
+    if family.num_rate_blocks:
+        counted = f"{family.title} has {family.num_rate_blocks} blocks"
+        return UserError(f"--block_lr has {plural(num_rates, 'learning rate')}, {counted}", "give one for each block")
+    titles = ", ".join(each.title for each in FAMILIES if each.num_rate_blocks)
+    return UserError(f"--block_lr is for {titles}; this model is {family.title}", "leave it out")
 
 
 def other_kind(source: ModelSource) -> OtherKind | None:

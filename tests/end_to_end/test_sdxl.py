@@ -213,8 +213,12 @@ def test_mistakes_are_named_before_anything_is_loaded(sdxl_base, sdxl_images, tm
         given = {option: tmp_path / f"{file}.safetensors", "token_string": WORD if option == "weights" else None}
         with pytest.raises(UserError, match=f"--{option} .*{made_for}"):
             run(script, sdxl_base, sdxl_images, tmp_path / "3", **given)
+    with pytest.raises(UserError, match="--block_lr has 2 learning rates, Stable Diffusion XL has 23 blocks"):
+        run("sdxl_train", sdxl_base, sdxl_images, tmp_path / "3", block_lr="1e-4,0")
     from tests.end_to_end.runs import BASE
 
+    with pytest.raises(UserError, match="--block_lr is for Stable Diffusion XL; this model is Stable Diffusion 1.x"):
+        run("train_db", BASE, sdxl_images, tmp_path / "3", block_lr=",".join(["1e-4"] * 23))
     with pytest.raises(UserError, match="is Stable Diffusion 1.x and 2.x, which sdxl_train_network.py does not train"):
         AcceleratorState._reset_state(reset_partial_state=True)
         sdxl_train_network.train(arguments(sdxl_images, tmp_path / "4", pretrained_model_name_or_path=BASE))
