@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -28,38 +27,18 @@ from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.models.text.tokenizer import SHIPPED_VOCABULARY
 from library.training.script import check_command
+from tests.end_to_end.concept_runs import DENOISING, GUIDANCE, RATE, SEED, STEPS, argv_of, run
 from tests.end_to_end.launches import TWO_PROCESSES, launch
-from tests.end_to_end.runs import BASE, arguments, assert_same, logged
+from tests.end_to_end.runs import BASE, assert_same, logged
 from tests.tiny_models import make_sdxl_pipeline, make_tiny, make_tiny_sdxl, write_folder
 
-SEED, STEPS, GAMMA, RATE, DENOISING, GUIDANCE = 69, 3, 5.0, 1e-3, 8, 2.5
-ERASE = {"target": "a frog", "positive": "frog", "neutral": "a cat", "unconditional": "blurry", "guidance_scale": 1.5}
-SLIDER = {"target_class": "a ring", "positive": "big", "negative": "small", "multiplier": 1.5, "weight": 0.5}
-ENTRIES = [{**ERASE, "batch_size": 2, "resolution": 64}, {"targets": [SLIDER], "resolution": 64}]
+GAMMA = 5.0
 # what they stand for: target, positive, neutral, unconditional, factor, multiplier, weight, batch size
 BY_HAND = [
     ("a frog", "frog", "a cat", "blurry", -1.5, 1.0, 1.0, 2),
     ("a ring", "big", "a ring", "small", 1.0, 1.5, 0.5, 1),
     ("a ring", "big", "a ring", "small", -1.0, -1.5, 0.5, 1),
 ]
-
-
-def argv_of(folder: Path, base: Path, **options) -> list[str]:
-    prompts = folder.parent / "prompts.yaml"
-    prompts.write_text(json.dumps(ENTRIES))  # JSON is YAML
-    usual = {name: None for name in (
-        "train_data_dir", "caption_extension", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso",
-        "bucket_reso_steps", "train_batch_size", "max_data_loader_n_workers",
-    )}  # fmt: skip
-    own = {"pretrained_model_name_or_path": base, "prompts_file": prompts, "max_denoising_steps": DENOISING}
-    more = {"leco_denoise_guidance_scale": GUIDANCE, "max_train_steps": STEPS, "learning_rate": RATE, "seed": SEED}
-    return arguments(None, folder, **{**usual, **own, **more, **options})
-
-
-def run(folder: Path, base: Path, script=train_leco, **options) -> dict[str, torch.Tensor]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    script.train(argv_of(folder, base, **options))
-    return load_file(folder / "run.safetensors")
 
 
 def drawn(index: int) -> tuple[tuple, int]:

@@ -73,7 +73,10 @@ class ConceptObjective:
         self._scheduler = make_scheduler("ddim", family.process, spacing="trailing")
         self._scheduler.set_timesteps(family.process.num_timesteps)
         self._descending = self._scheduler.timesteps.to(accelerator.device)  # all timesteps, the noisiest first
-        self._scheduler.set_timesteps(self._num_steps, device=accelerator.device)
+        self._scheduler.set_timesteps(
+            self._num_steps
+        )  # on the CPU, so that its arithmetic does not wait for the device
+        self._on_device = self._scheduler.timesteps.to(accelerator.device)
 
     def training_loss(self, batch: ConceptBatch, seed: int) -> torch.Tensor:
         """The loss of one micro-batch, a scalar. Its randomness is a function of (seed, epoch, index in the plan).
@@ -116,10 +119,11 @@ class ConceptObjective:
         self._method.set_multiplier(entry.multiplier)
         given = self._conditioning(entry, entry.unconditional, entry.target), None  # no inpainting
         latents = noise * self._scheduler.init_noise_sigma
-        for timestep in self._scheduler.timesteps[: batch.num_denoised]:
+        for index in range(batch.num_denoised):
+            timestep = self._scheduler.timesteps[index]
             scaled = self._scheduler.scale_model_input(latents, timestep)
             with self._accelerator.autocast():
-                guided = guided_prediction(self._family, scaled, timestep, given, self._guidance_scale)
+                guided = guided_prediction(self._family, scaled, self._on_device[index], given, self._guidance_scale)
             latents = advance(self._scheduler, guided, timestep, latents, generator)
         return latents
 

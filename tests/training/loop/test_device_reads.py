@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 import train_db
+import train_leco
 import train_network
 import train_textual_inversion
 from library.training.context import TrainingScript
@@ -17,7 +18,8 @@ from library.training.loop.step import make_step
 from library.training.model_setup import attach_method, load_model
 from library.training.run_setup import set_up_run
 from library.training.script import check_command
-from tests.end_to_end.runs import arguments, copy_images
+from tests.end_to_end.concept_runs import argv_of
+from tests.end_to_end.runs import BASE, arguments, copy_images
 from tests.fake_device import DEVICE, device_reads
 
 NUM_STEPS = 2
@@ -88,3 +90,9 @@ def test_a_fused_backward_pass_waits_before_it_and_after_it_however_many_paramet
     argv = arguments(data_dir, tmp_path, train_batch_size=1, fused_backward_pass=True, cache_latents=True)
     rows = reads_of_steps(train_db.SCRIPT, argv, monkeypatch)
     assert [len(row) for row in rows] == [2] * NUM_STEPS, rows
+
+
+def test_a_step_that_denoises_waits_once_too(tmp_path, monkeypatch):
+    """However many timesteps it denoises: as many waits would leave a GPU idle most of the time."""
+    rows = reads_of_steps(train_leco.SCRIPT, argv_of(tmp_path / "out", BASE, network_dropout=0.1), monkeypatch)
+    assert [len(row) for row in rows] == [1] * NUM_STEPS, rows
