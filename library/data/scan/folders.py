@@ -97,6 +97,13 @@ def with_masks(subset: SubsetConfig, records: list[ImageRecord], *, skip_unreada
         kept = [not isinstance(each, UnreadableImage) for each in problems]
         masked, problems = list(compress(masked, kept)), list(compress(problems, kept))
     raise_together(each for each in problems if each is not None)
+    sizes = [header.size for header in headers if not isinstance(header, UserError)]  # of all that are left
+    scaled = [record.key for record, size in zip(masked, sizes, strict=True) if size != record.size]
+    if scaled:
+        logger.info(
+            "%s %s: %s of another size than the image, and scaled: %s", _named(subset, "conditioning_data_dir"), folder,
+            plural(len(scaled), "mask is", "masks are"), listed(scaled, _MAX_NAMES_IN_WARNING),
+        )  # fmt: skip
     return masked
 
 

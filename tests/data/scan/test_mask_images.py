@@ -69,13 +69,15 @@ def test_a_mask_is_cropped_and_mirrored_with_its_image(tmp_path):
     np.testing.assert_array_equal(mask_of(tmp_path, flipped=True), expected[:, ::-1])
 
 
-def test_a_mask_may_be_smaller_than_its_image(tmp_path):
+def test_a_mask_may_be_smaller_than_its_image(tmp_path, caplog):
+    caplog.set_level("INFO")
     write(tmp_path / "images" / "a.png", np.zeros((128, 256, 3)))
     mask = np.zeros((16, 32))
     mask[:, 16:] = 255
     write(tmp_path / "masks" / "a.png", mask)
     found = mask_of(tmp_path, subset='resize_interpolation = "nearest"')
     np.testing.assert_array_equal(found, np.repeat([[0, 1]], 4, axis=0).repeat(4, axis=1))
+    assert "1 mask is of another size than the image, and scaled: a.png" in caplog.text
 
 
 def test_batches_carry_masks_of_some_subsets(tmp_path):
