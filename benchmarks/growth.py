@@ -16,8 +16,10 @@ import argparse
 import io
 import math
 import os
+import resource
 import tarfile
 import tempfile
+import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -208,7 +210,8 @@ def seconds_of(works: dict[str, Work], rounds: int) -> dict[str, float]:
 
 def _cpu_seconds() -> float:
     """Of this process and of those that it has started and that have ended."""
-    return sum(os.times()[:4])
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:

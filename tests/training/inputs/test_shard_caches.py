@@ -107,9 +107,9 @@ def test_latents_are_in_one_file_for_each_shard_and_are_those_of_the_encoder(fam
     np.testing.assert_array_equal(arrays["0.png|64x64|64x64|0x0|||alpha"], encoded(family, data.latent_keys()[2]))
     source.fill_caches(load(shards, flip_aug=True, alpha_mask=True))
     assert files_of(shards) == before  # nothing is encoded twice
-    source.fill_caches(load(shards, resize_interpolation="box"))
+    source.fill_caches(load(shards, alpha_mask=True, resize_interpolation="box"))
     source.fill_caches(data)
-    assert len(load_file(shards / "0.tar_sd_latents.safetensors")) == 2 * 2 * 2 + 2  # other settings are added
+    assert len(load_file(shards / "0.tar_sd_latents.safetensors")) == 2 * 2 * 2 + 2 * 2  # other settings are added
 
 
 def test_a_shard_that_has_changed_and_another_vae_make_latents_stale(family, shards: Path, caplog) -> None:
