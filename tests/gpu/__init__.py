@@ -1,0 +1,1 @@
+"""What only a GPU can show, and on the CPU what the tests themselves compute."""
