@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ from library.cli.errors import UserError, listed, plural, raise_together
 from library.data.batches.holdout import split_off
 from library.data.buckets import BucketChooser, usable_steps
 from library.data.captions import splits_tags, splits_weights
+from library.data.collector import collector_paused
 from library.data.config.config import DatasetConfig, Source, SubsetConfig
 from library.data.config.dataset_file import read_dataset_config
 from library.data.config.latent_format import fitted, resolution_problems, with_resolution
@@ -65,7 +64,7 @@ def load_training_data(
     """
     options = with_resolution(options, latents)
     raise_together([*options.check(), *resolution_problems(options)])
-    with _collector_paused():
+    with collector_paused():
         return _load(options, caching, only, latents)
 
 
@@ -96,18 +95,6 @@ def _load(
     planned = tuple(PlannedDataset(config, records, num_skipped[config.key_path]) for config, records in to_train)
     validation = tuple(PlannedDataset(*each) for each in held_out)
     return TrainingData(planned, TrainingData(validation) if validation else None)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without garbage collection: all that a scan makes stays, and would be searched for cycles again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _read_configs(options: DatasetOptions, problems: list[UserError], only: Source | None) -> list[DatasetConfig]:

@@ -14,6 +14,7 @@ import numpy as np
 from library.cli.errors import plural
 from library.data.buckets import BucketChooser, aspect_error, fit_to_bucket
 from library.data.captions import tag_frequency
+from library.data.collector import collector_paused
 from library.data.config.config import DatasetConfig, SubsetConfig
 from library.data.randomness import derive_seed
 from library.data.records import ImageRecord, LatentKey, MicroBatch, Size, size_text
@@ -270,6 +271,10 @@ class TrainingData:
 
         An image has one for each of its placements, and one flipped if a subset that uses it has `flip_aug`.
         """
+        with collector_paused():
+            return self._latent_keys()
+
+    def _latent_keys(self) -> list[LatentKey]:
         by_bucket: dict[Size, dict[tuple, LatentKey]] = {}
         for dataset in self.all_datasets:
             for index in dataset.used_record_indices:
