@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from torch import nn
 
 logger = logging.getLogger("make_base")
 LATENT_NOISE = 0.1  # of a latent's standard deviation
@@ -76,12 +77,12 @@ def ema_decay(steps: int) -> float:
 
 
 def optimize(
-    parameters: list[torch.nn.Parameter], losses: Iterator[torch.Tensor], steps: int, peak: float, name: str
+    parameters: list[nn.Parameter], losses: Iterator[torch.Tensor], steps: int, peak: float, name: str
 ) -> None:
     """AdamW with warm-up and cosine decay; the parameters end as their moving average."""
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
     average = torch.optim.swa_utils.AveragedModel(
-        torch.nn.ParameterList(parameters), multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay(steps))
+        nn.ParameterList(parameters), multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay(steps))
     )
     start, smooth = time.monotonic(), None
     for step in range(steps):
@@ -91,9 +92,9 @@ def optimize(
         loss = next(losses)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        average.update_parameters(torch.nn.ParameterList(parameters))
+        average.update_parameters(nn.ParameterList(parameters))
         smooth = loss.item() if smooth is None else 0.99 * smooth + 0.01 * loss.item()
         if step % 100 == 99 or step == steps - 1:
             logger.info("%s: step %d of %d, loss %.4f, %.0f s", name, step + 1, steps, smooth, time.monotonic() - start)
@@ -102,15 +103,21 @@ def optimize(
             parameter.copy_(mean)
 
 
+def in_bfloat16(first: nn.Module, second: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    """second(first(values)), computed in bfloat16: a third of the time less on CPUs that have it."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return second(first(values.contiguous(memory_format=torch.channels_last))).float()
+
+
 def crop_losses(
     vae: AutoencoderKL, batch: Callable[[], torch.Tensor], generator: torch.Generator
 ) -> Iterator[torch.Tensor]:
     while True:
         images = batch()
-        latents = vae.encode(images).latent_dist
-        noise = torch.randn(latents.mean.shape, generator=generator)
-        kl = 0.5 * (latents.mean.square() + latents.var - 1 - latents.logvar).mean()
-        yield image_loss(vae.decode(latents.mean + latents.std * noise).sample, images) + 1e-4 * kl
+        mean, log_variance = in_bfloat16(vae.encoder, vae.quant_conv, images).chunk(2, dim=1)
+        latents = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        yield image_loss(in_bfloat16(vae.post_quant_conv, vae.decoder, latents), images) + 1e-4 * kl
 
 
 def decoder_losses(
@@ -119,9 +126,9 @@ def decoder_losses(
     while True:
         images = batch()
         with torch.no_grad():
-            latents = vae.encode(images).latent_dist.mean
+            latents = in_bfloat16(vae.encoder, vae.quant_conv, images).chunk(2, dim=1)[0]
         noise = LATENT_NOISE / vae.config.scaling_factor * torch.randn(latents.shape, generator=generator)
-        yield image_loss(vae.decode(latents + noise).sample, images)
+        yield image_loss(in_bfloat16(vae.post_quant_conv, vae.decoder, latents + noise), images)
 
 
 @torch.no_grad()
@@ -131,7 +138,7 @@ def latent_std(vae: AutoencoderKL, images: torch.Tensor) -> float:
 
 
 def random_vae() -> AutoencoderKL:
-    vae = AutoencoderKL(**CONFIG)
+    vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
     with torch.no_grad():  # little noise at first: latents that drown in it teach the decoder nothing
         vae.quant_conv.bias[CONFIG["latent_channels"] :] = FIRST_LOG_VARIANCE
     return vae
