@@ -33,9 +33,9 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for what is made")
     parser.add_argument("--vae", type=Path, metavar="FOLDER", help="VAE made before: train none")
     parser.add_argument("--images", type=int, default=20000, help="number of training images (default: %(default)s)")
-    parser.add_argument("--vae_steps", type=int, default=10000, help="of the VAE, on crops (default: %(default)s)")
-    parser.add_argument("--decoder_steps", type=int, default=3500, help="of the decoder alone (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=12000, help="of U-Net and text encoder (default: %(default)s)")
+    parser.add_argument("--vae_steps", type=int, default=8000, help="of the VAE, on crops (default: %(default)s)")
+    parser.add_argument("--decoder_steps", type=int, default=3000, help="of the decoder alone (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=9500, help="of U-Net and text encoder (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="of these steps (default: %(default)s)")
     parser.add_argument("--learning_rate", default="1.2e-3", help="of these steps (default: %(default)s)")
     parser.add_argument("--save_every", type=int, metavar="STEPS", help="save the model every so many of these steps")
@@ -69,7 +69,8 @@ def fine_tune(model: Path, metadata: Path, options: argparse.Namespace) -> int:
         **({"save_every_n_steps": options.save_every} if options.save_every else {}),
     }
     flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, ROOT / "fine_tune.py", *flags, "--cache_latents", "--train_text_encoder", "--ema"]
+    switches = ["--cache_latents", "--train_text_encoder", "--ema", "--no_metadata"]  # captions would be 0.8 MB of it
+    command = [sys.executable, ROOT / "fine_tune.py", *flags, *switches]
     return subprocess.run(command).returncode
 
 
