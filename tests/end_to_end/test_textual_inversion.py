@@ -64,14 +64,14 @@ def random_vectors(seed, layers=1):
 
 @pytest.mark.parametrize("xti", [False, True], ids=["plain", "xti"])
 def test_a_word_learns_what_the_images_show(tmp_path, xti):
-    """The loss on them falls by a fifth and more; with a random word that is not trained it is where it began."""
+    """The loss on them falls by an eighth, below that with any random word; with these it is where it began."""
     images = copy_with_word(tmp_path / "data", count=12)
     options = {"init_word": "dog", "xti": xti, "cache_latents": True, "train_batch_size": 4}
     start = train_word(images, tmp_path / "start", learning_rate=0, max_train_steps=1, **options)
-    trained = train_word(images, tmp_path / "trained", max_train_steps=60, **options)
+    trained = train_word(images, tmp_path / "trained", max_train_steps=60, learning_rate=2e-2, **options)
     before, after = mean_loss(images, start.vectors), mean_loss(images, trained.vectors)
     untrained = [mean_loss(images, random_vectors(seed)) for seed in range(4)]
-    assert after < before * 4 / 5, (before, after, untrained)
+    assert after < min(before * 0.88, *untrained), (before, after, untrained)
     assert sum(untrained) / 4 > before * 0.95, (before, after, untrained)
 
 

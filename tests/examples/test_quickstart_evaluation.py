@@ -46,20 +46,19 @@ def test_each_mistake_of_a_sample_costs_its_own_score(wrong, missed):
     assert {name for name, right in score.items() if not right} == missed
 
 
-def test_the_vae_is_as_sharp_as_the_readme_says(pipe, index):
-    """23.7 dB for emoji is what the base model was published with."""
-    _, emoji = drawn(PROMPTS, index)
-    assert round(np.mean([through_vae(pipe, image)[1] for image in emoji]), 1) == 23.7
+def test_the_vae_is_sharp_enough_for_eyes(pipe, index):
+    """30 dB of shapes and 26 dB of emoji; an earlier VAE, in which eyes were lost, had 28.0 and 23.7 dB."""
+    for images, sharp in zip(drawn(PROMPTS, index), (30, 26), strict=True):
+        assert np.mean([through_vae(pipe, image)[1] for image in images]) > sharp
 
 
 def test_distances_from_the_fox(pipe):
-    """The images themselves are at no distance in drawing; after the VAE at what the base model was published with."""
+    """The images themselves are at no distance in drawing; after the VAE nearer than after an earlier one of 23.7 dB."""
     images = [at_training_size(Image.open(path)) for path in sorted((HERE.parent / "images").glob("*.png"))]
     concept = Concept(images)
     assert concept.distances(images)[1] == 0
-    np.testing.assert_allclose(
-        concept.distances([through_vae(pipe, image)[0] for image in images]), [0.236, 0.0118], rtol=0.005
-    )
+    colours, drawing = concept.distances([through_vae(pipe, image)[0] for image in images])
+    assert 0 < colours < 0.236 and 0 < drawing < 0.0118
 
 
 @pytest.mark.parametrize(
