@@ -53,7 +53,7 @@ def test_the_vae_is_sharp_enough_for_eyes(pipe, index):
 
 
 def test_distances_from_the_fox(pipe):
-    """The images themselves are at no distance in drawing; after the VAE nearer than after an earlier one of 23.7 dB."""
+    """The images themselves are at no distance in drawing; after the VAE nearer than an earlier one brought them."""
     images = [at_training_size(Image.open(path)) for path in sorted((HERE.parent / "images").glob("*.png"))]
     concept = Concept(images)
     assert concept.distances(images)[1] == 0
