@@ -26,6 +26,7 @@ class VaeCodec:
         self.latent_channels: int = vae.config.latent_channels
         self.vae_scale: int = 2 ** (len(vae.config.block_out_channels) - 1)
         self._scaling_factor: float = vae.config.scaling_factor
+        self._shift: float = vae.config.shift_factor or 0.0  # taken off before scaling
         self._fingerprints = Fingerprints()
         self._vae_in_float32: AutoencoderKL | None = None  # made when the VAE overflows in fp16
 
@@ -47,7 +48,7 @@ class VaeCodec:
 
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the VAE gives them -> latents as the U-Net takes them, of about unit variance."""
-        return latents * self._scaling_factor
+        return (latents - self._shift) * self._scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
@@ -57,7 +58,7 @@ class VaeCodec:
         """
         home = self.vae.device
         nn.Module.to(self.vae, latents.device)
-        unscaled = latents / self._scaling_factor
+        unscaled = latents / self._scaling_factor + self._shift
         with torch.autocast(latents.device.type, enabled=False):
             pixels = self.vae.decode(unscaled.to(self.vae.dtype)).sample
             if self._overflowed(pixels):

@@ -369,10 +369,16 @@ def test_a_seed_for_each_image_is_demanded(family):
         family.encode_images(images(), [1])
 
 
-def test_the_folders_own_scaling_factor_is_used(folder_v1, tmp_path):
+def test_the_folders_own_scale_and_shift_are_used(folder_v1, tmp_path):
     folder = Path(shutil.copytree(folder_v1, tmp_path / "model"))
     change_config(folder, "vae/config.json", scaling_factor=0.42)
     assert load(folder).scale_latents(torch.ones(1)).item() == pytest.approx(0.42)
+    plain, latents = load(folder), torch.randn(1, 4, 4, 4)
+    change_config(folder, "vae/config.json", shift_factor=0.1)  # as VAEs of 16 channels have one
+    shifted = load(folder)
+    assert shifted.scale_latents(torch.ones(1)).item() == pytest.approx((1 - 0.1) * 0.42)
+    decoded = plain.decode_latents(plain.scale_latents(latents))
+    torch.testing.assert_close(shifted.decode_latents(shifted.scale_latents(latents)), decoded)
 
 
 def test_parts_may_be_of_different_precision(folder_v1):
