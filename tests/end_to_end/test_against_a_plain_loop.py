@@ -17,7 +17,7 @@ from library.data.load_data import load_training_data
 from library.data.randomness import derive_seed
 from tests.end_to_end.runs import BASE, IMAGES, REGULARISATION, train
 
-SEED, RANK, ALPHA, CLIP, GAMMA, OFFSET, PRIOR, PERTURBATION = 7, 4, 2.0, 0.02, 5.0, 0.1, 0.5, 0.2
+SEED, RANK, ALPHA, CLIP, GAMMA, OFFSET, PRIOR, PERTURBATION = 7, 4, 2.0, 0.005, 5.0, 0.1, 0.5, 0.2
 RATES = {"lora_te": 5e-4, "lora_unet": 1e-3}
 DATASET = f"""
 [[datasets]]

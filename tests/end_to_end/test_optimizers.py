@@ -28,7 +28,7 @@ RUNS: dict[str, tuple[float, tuple[str, ...]]] = {
     "Lion": (3e-3, ()),
     "DAdaptation": (1.0, ("d0=1e-3", "growth_rate=1.1")),
     "DAdaptSGD": (1.0, ("d0=0.1", "growth_rate=1.05")),
-    "Prodigy": (1.0, ("d0=1e-3", "growth_rate=1.1")),
+    "Prodigy": (1.0, ("d0=1e-4", "growth_rate=1.1")),
     # its own rate is a share of the weights' size, and half of a new LoRA's weights are 0
     "AdaFactor": (3e-3, ("scale_parameter=False",)),
     "RAdamScheduleFree": (3e-2, ()),

@@ -93,7 +93,7 @@ class FSDP:
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+    def backward(self, loss: torch.Tensor, *, is_last: bool = False) -> None:
         loss = loss * self._accelerator.num_processes  # FSDP averages the gradients
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 

@@ -33,7 +33,7 @@ class ParallelStrategy(Protocol):
     def run(self, compute: Callable[[], T]) -> T:
         """Runs a computation with the weights: a loss, or sample images."""
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+    def backward(self, loss: torch.Tensor, *, is_last: bool = False) -> None:
         """Accumulates the gradients of a loss, to be summed over processes; `is_last`: of a step's."""
 
     def reduce_and_clip(self, max_norm: float) -> torch.Tensor:
@@ -84,7 +84,7 @@ class Replicated:
     def run(self, compute: Callable[[], T]) -> T:
         return compute()
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+    def backward(self, loss: torch.Tensor, *, is_last: bool = False) -> None:
         if is_last and self._all_reduce is not None:
             self._all_reduce.expect_last_backward()
         self._accelerator.backward(loss)
