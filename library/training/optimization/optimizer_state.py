@@ -44,11 +44,15 @@ def load_exactly(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
     PyTorch casts optimizer states to the dtype of their parameter, which rounds states that an optimizer keeps in a
     higher precision than a half-precision parameter. Raises `ValueError` for the state of other parameters.
     """
+    kernels = [group.get("fused") for group in optimizer.param_groups]
     is_paged = getattr(optimizer, "is_paged", False)
     if is_paged:  # it need not fit on the GPU
         optimizer.load_state_dict(dict(state), move_to_device=False)  # type: ignore[call-arg]
     else:
         optimizer.load_state_dict(dict(state))
+    for group, fused in zip(optimizer.param_groups, kernels, strict=True):
+        if "fused" in group:  # as suits the device and the sharding of this run, not of the saved one
+            group["fused"] = fused
     params = [param for group in optimizer.param_groups for param in group["params"]]
     indices = [index for group in state["param_groups"] for index in group["params"]]
     for index, param in zip(indices, params, strict=True):
