@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,3 +48,10 @@ def table(figures: Sequence[Figure]) -> str:
         target = "" if figure.target is None else f"{sign} {figure.target:g}: {verdict}"
         lines.append(f"{figure.name:{width}}{cells}  {figure.unit:2}  {target}")
     return "\n".join(lines)
+
+
+def main(description: str | None, figures: Callable[[int], list[Figure]]) -> None:
+    """The command of a benchmark: measures in `--rounds` and shows the table."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    print(table(figures(parser.parse_args().rounds)))

@@ -9,12 +9,11 @@ other work, the seconds of the CPU say more than those of the clock.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 from benchmarks.commands import BASE, Command, bare_lora_step, costs_in_turns, lora_step
-from benchmarks.figures import Figure, ratio, table
+from benchmarks.figures import Figure, main, ratio
 
 
 def figures(num_rounds: int) -> list[Figure]:
@@ -40,11 +39,5 @@ def figures(num_rounds: int) -> list[Figure]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    print(table(figures(parser.parse_args().rounds)))
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, figures)

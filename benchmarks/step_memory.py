@@ -8,12 +8,11 @@ Peaks are of whole processes, resident, libraries and model included. Unix only.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 from benchmarks.commands import bare_lora_step, costs_in_turns, lora_step
-from benchmarks.figures import Figure, ratio, table
+from benchmarks.figures import Figure, main, ratio
 from benchmarks.random_models import make_model
 
 
@@ -33,11 +32,5 @@ def figures(num_rounds: int) -> list[Figure]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    print(table(figures(parser.parse_args().rounds)))
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, figures)

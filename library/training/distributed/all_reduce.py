@@ -49,7 +49,7 @@ class GradientAllReduce:
         self._num_backward: list[int] = []
         self._is_last = False
         self._is_known = False  # whether processes have told each other which gradients come, and how
-        self._can_be_early = True
+        self._can_be_early = False
         for index, param in enumerate(self._params):
             param.register_post_accumulate_grad_hook(lambda _, index=index: self._has_gradient(index))
 
@@ -108,7 +108,8 @@ class GradientAllReduce:
         self._start(counts)()
         if not self._is_known or not all(have):  # only then wait for the device
             *found, num_again = counts.tolist()
-            self._is_known, self._can_be_early = True, self._can_be_early and not num_again
+            if not self._is_known:  # later some processes may not look, and all have to start the same buckets
+                self._is_known, self._can_be_early = True, not num_again
         else:
             found = have
         early = set(self._early)
