@@ -17,7 +17,7 @@ from library.cli.errors import UserError
 from library.data.buckets import BucketChooser, BucketSettings
 from library.data.images.decoding import load_image
 from library.data.images.image_files import read_size
-from library.data.records import LatentKey
+from library.data.records import LatentKey, TrainedImage
 from tests.data.images.hand_made_files import SRGB_PRIMARIES, matrix_profile
 
 NUM_EXAMPLES = 400  # for each of the kinds
@@ -84,11 +84,11 @@ def _with_checksums(content: bytearray) -> bytes:
     return bytes(content)
 
 
-def _load(path: Path) -> None:
+def _load(path: Path) -> TrainedImage | None:
     size = read_size(str(path))
     if max(size) > 4096:
-        return  # too thin or too large to be placed: refused before it is decoded
-    load_image(LatentKey(str(path), "a", size, 0, CHOOSER.assign(size), flipped=False, alpha_is_mask=True))
+        return None  # too thin or too large to be placed: refused before it is decoded
+    return load_image(LatentKey(str(path), "a", size, 0, CHOOSER.assign(size), flipped=False, alpha_is_mask=True))
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -121,4 +121,5 @@ def test_damaged_images_cause_user_errors_or_load(tmp_path: Path, kind: str, cap
 def test_the_files_that_are_damaged_are_good_before(tmp_path: Path, kind: str) -> None:
     for content in FILES[kind]:
         (tmp_path / "a.png").write_bytes(content)
-        _load(tmp_path / "a.png")
+        image = _load(tmp_path / "a.png")
+        assert image is not None and np.isfinite(image.pixels).all() and np.abs(image.pixels).max() <= 1
