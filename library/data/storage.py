@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -12,6 +13,16 @@ from library.cli.errors import UserError, first_line
 from library.data.records import ShardMember
 
 _PROTOCOL = "://"
+_WEB = ("http://", "https://")
+_BLOCK = 2**24  # bytes that a walk through a shard asks for at a time
+_PAUSES = (1, 4)  # seconds before what failed in a network is tried again
+# of a file on a web server; fsspec's `ukey` takes it for static
+_VERSIONS = ("ETag", "Content-MD5", "Digest", "Last-Modified")
+_NOT_FOUND = (404, 410)
+
+
+class UnreadableShard(UserError):
+    """A shard behind a URL that cannot be read, or not any more."""
 
 
 def is_url(path: str) -> bool:
@@ -21,16 +32,39 @@ def is_url(path: str) -> bool:
 
 @contextmanager
 def opened_shard(path: str) -> Iterator[IO[bytes]]:
-    """A shard, opened to be read anywhere. Raises `OSError`, or `UserError` where fsspec cannot open a URL."""
+    """A shard, opened to be read from its start to its end, with small steps back.
+
+    Raises `OSError`, or `UserError` where fsspec cannot open or read a URL, then or within the block.
+    """
     if not is_url(path):
         with open(path, "rb") as file:
             yield file
         return
     system, name = file_system(path)
     with as_user_errors(path):
-        opened = system.open(name, "rb")
+        # the cache that a protocol has by default may ask for the same bytes again after each step back
+        opened = system.open(name, "rb", block_size=_BLOCK, cache_type="readahead")
     with opened:
-        yield opened
+        yield _Checked(opened, path)  # type: ignore[misc]  # what tarfile and the scan call
+
+
+class _Checked:
+    """A file behind a URL whose errors are those of `as_user_errors`."""
+
+    def __init__(self, file: IO[bytes], url: str):
+        self._file = file
+        self._url = url
+
+    def read(self, length: int = -1) -> bytes:
+        with as_user_errors(self._url):
+            return self._file.read(length)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with as_user_errors(self._url):
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 def file_state(path: str) -> tuple[int, str]:
@@ -40,19 +74,22 @@ def file_state(path: str) -> tuple[int, str]:
         return status.st_size, f"{status.st_mtime_ns} {status.st_ctime_ns}"
     system, name = file_system(path)
     with as_user_errors(path):
-        return int(system.info(name)["size"]), str(system.ukey(name))
+        info, key = system.info(name), system.ukey(name)
+    if info.get("size") is None or not info.get("partial", True):
+        raise _without_ranges(path)
+    return int(info["size"]), " ".join([str(key), *(str(info[each]) for each in _VERSIONS if each in info)])
 
 
 def read_member(member: ShardMember) -> bytes:
-    """The content of a file in a shard.
+    """The content of a file in a shard; behind a URL one request for these bytes.
 
     Raises `OSError`, and `UserError` where the shard is not the one any more that was scanned.
     """
     shard = member.shard
     if is_url(shard.path):
-        system, name = file_system(shard.path)
-        with as_user_errors(shard.path):
-            content = system.cat_file(name, start=member.offset, end=member.offset + member.num_bytes)
+        content = _read_range(shard.path, member.offset, member.offset + member.num_bytes)
+        if len(content) > member.num_bytes:
+            raise _without_ranges(shard.path)
     else:
         with open(shard.path, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
@@ -65,8 +102,34 @@ def read_member(member: ShardMember) -> bytes:
     return content
 
 
+def _read_range(url: str, start: int, end: int) -> bytes:
+    """Some bytes of a URL, asked for again after a pause: a run of days meets networks that fail for a moment."""
+    from fsspec.spec import AbstractFileSystem
+
+    system, name = file_system(url)
+    # where a protocol has no request of its own for a range, fsspec opens the file, which reads whole blocks
+    opens = getattr(system.cat_file, "__func__", None) is AbstractFileSystem.cat_file
+    options = {"cache_type": "none"} if opens else {}
+    for pause in (*_PAUSES, None):
+        try:
+            with as_user_errors(url):
+                return system.cat_file(name, start=start, end=end, **options)
+        except UnreadableShard:
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
 def _changed(path: str) -> UserError:
     return UserError(f"shard {path} has changed since it was scanned", hint="start training again")
+
+
+def _without_ranges(url: str) -> UserError:
+    return UnreadableShard(
+        f"shard {url} cannot be read in parts: its server does not answer requests for a range of bytes",
+        hint="copy the shards to a local folder, or to a server or object store that does",
+    )
 
 
 def open_image_file(path: str, member: ShardMember | None) -> IO[bytes]:
@@ -92,12 +155,20 @@ def as_user_errors(url: str) -> Iterator[None]:
     """What reading a URL raises, as `UserError` that names it."""
     try:
         yield
-    except FileNotFoundError:
-        raise UserError(f"shard {url} does not exist", hint="correct the URL, or upload the shard") from None
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - of the client of any protocol
-        raise UserError(
-            f"shard {url} cannot be read: {first_line(error)}",
+        reason = _reason(error, url)
+        if isinstance(reason, FileNotFoundError):
+            raise UnreadableShard(f"shard {url} does not exist", hint="correct the URL, or upload the shard") from None
+        raise UnreadableShard(
+            f"shard {url} cannot be read: {first_line(reason)}",
             hint="check the network, the credentials of this protocol and the URL",
         ) from None
+
+
+def _reason(error: Exception, url: str) -> BaseException:
+    """What went wrong: fsspec's client of the web calls anything a file that is not found, and has it as the cause."""
+    cause = error.__cause__
+    is_absent = cause is None or not url.startswith(_WEB) or getattr(cause, "status", None) in _NOT_FOUND
+    return error if is_absent or cause is None else cause

@@ -23,7 +23,7 @@ from library.data.scan.scan_pool import map_in_chunks
 from library.data.scan.shard_index import index_path, read_shard_index, write_shard_index
 from library.data.scan.shard_members import ShardContents, ShardImage, image_size, member_path, read_shard
 from library.data.scan.shard_paths import find_shards
-from library.data.storage import file_state, is_url, opened_shard
+from library.data.storage import file_state, is_url, opened_shard, read_member
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +85,22 @@ def _scan_shard(path: str, caption_extension: str, cache_dir: str | None) -> Sca
         if isinstance(read, UserError):
             return read
         contents = read
+        try:
+            _try_a_range(shard, contents)
+        except UserError as error:
+            return error
         is_complete = all(isinstance(each, UnreadableImage) for each in contents.unreadable.values())
         if base is not None and is_complete and mtime_ns < started - _SETTLED_NS:
             _write_index(index_path(base), facts, contents)
     else:
         _examine_again(shard, contents)
     return replace(shard, identity=contents.identity), contents
+
+
+def _try_a_range(shard: Shard, contents: ShardContents) -> None:
+    """Raises `UserError` where a web server sends a whole shard when it is asked for an image."""
+    if is_url(shard.path) and contents.images:
+        read_member(ShardMember(shard, contents.images[0].offset, min(1, contents.images[0].num_bytes)))
 
 
 def _cache_base(path: str, cache_dir: str | None) -> str | None:

@@ -1,0 +1,142 @@
+"""Shards behind URLs: if these fail, a run reads many times the bytes that it needs, or ends with a riddle."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+
+from library.cli.errors import UserError
+from library.data import storage
+from library.data.batches.plan import TrainingData
+from library.data.config.options import DatasetOptions
+from library.data.images.decoding import load_image
+from library.data.load_data import load_training_data
+from tests.data.http_server import Files, served
+from tests.data.image_files import save_image
+
+NUM_IMAGES = 12
+BLOCK = 2**14
+
+
+def shard_of(tmp_path: Path, caption: str = "one") -> bytes:
+    """Images that are larger than the first bytes that a scan reads of each, and captions."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for number in range(NUM_IMAGES):
+            image = save_image(tmp_path / "drawn.bmp", (64, 64), number).read_bytes()
+            for name, data in ((f"{number:02}.bmp", image), (f"{number:02}.txt", caption.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return content.getvalue()
+
+
+def load(*urls: object, **options) -> TrainingData:
+    return load_training_data(DatasetOptions(shards=tuple(map(str, urls)), resolution=(64, 64), **options))
+
+
+class CountedFile(AbstractBufferedFile):
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        self.fs.sent.append((self.path, start, end - start))
+        return self.fs.content[self.path][start:end]
+
+
+class CountedStore(AbstractFileSystem):
+    """A protocol without a request of its own for a range, as fsspec's file system of the Hugging Face Hub is."""
+
+    protocol = "counted"
+    content: ClassVar[dict[str, bytes]] = {}
+    sent: ClassVar[list[tuple[str, int, int]]] = []
+
+    def info(self, path: str, **_: object) -> dict:
+        return {"name": path, "size": len(self.content[path]), "type": "file"}
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | str = "default", **options) -> CountedFile:
+        return CountedFile(self, path, mode, block_size, **options)
+
+
+@pytest.fixture
+def http() -> Iterator[Files]:
+    pytest.importorskip("aiohttp", reason="fsspec opens http:// with it")
+    with served() as files:
+        yield files
+
+
+@pytest.fixture(params=["web server", "protocol without ranges"])
+def store(request) -> Iterator[tuple[str, dict[str, bytes], list[tuple[str, int, int]]]]:
+    """URL of a folder, what lies in it, and what was read of it."""
+    if request.param == "web server":
+        files = request.getfixturevalue("http")
+        yield f"{files.url}/", files.content, files.sent
+    else:
+        fsspec.register_implementation("counted", CountedStore, clobber=True)
+        yield "counted://", CountedStore.content, CountedStore.sent
+        CountedStore.content.clear()
+        CountedStore.sent.clear()
+
+
+def test_a_scan_reads_no_byte_twice_and_an_image_costs_its_own_bytes(store, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "_BLOCK", BLOCK)
+    folder, content, sent = store
+    whole = shard_of(tmp_path)
+    content.update({"/a.tar": whole, "a.tar": whole})  # as the two name it
+    data = load(f"{folder}a.tar", shard_cache_dir=str(tmp_path / "caches"))
+    assert sum(num_bytes for _, _, num_bytes in sent) <= 1.05 * len(whole)
+    assert len(sent) <= len(whole) / BLOCK + 2  # a request for each block, and the one that tries whether ranges work
+    sent.clear()
+    keys = data.latent_keys()
+    for key in keys:
+        load_image(key)
+    assert [span for _, *span in sent] == [[key.member.offset, key.member.num_bytes] for key in keys]
+    sent.clear()
+    again = load(f"{folder}a.tar", shard_cache_dir=str(tmp_path / "caches"))
+    assert again.digest() == data.digest() and sent == []
+
+
+def test_a_shard_that_is_replaced_on_a_web_server_is_read_again(http: Files, tmp_path: Path) -> None:
+    http.content["/a.tar"] = shard_of(tmp_path, "old")
+    options = {"shard_cache_dir": str(tmp_path / "caches")}
+    assert load(f"{http.url}/a.tar", **options).datasets[0].records[0].caption == "old"
+    http.content["/a.tar"] = shard_of(tmp_path, "new")  # of the same length
+    assert load(f"{http.url}/a.tar", **options).datasets[0].records[0].caption == "new"
+
+
+def test_what_is_wrong_with_a_web_server_is_one_line_that_names_the_shard(
+    http: Files, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(storage, "_PAUSES", (0, 0))
+    http.content["/a.tar"] = shard_of(tmp_path)
+    url = f"{http.url}/a.tar"
+    with pytest.raises(UserError, match=rf"shard {http.url}/b.tar does not exist"):
+        load(f"{http.url}/b.tar")
+    key = load(url).latent_keys()[0]
+    http.num_failures = 2
+    np.testing.assert_array_equal(load_image(key).pixels, load_image(key).pixels)  # tried again
+    http.takes_ranges = False
+    for block in (BLOCK, 2**24):  # a shard that is read in several requests, and one that comes whole
+        monkeypatch.setattr(storage, "_BLOCK", block)
+        with pytest.raises(UserError, match=rf"shard {url} cannot be read.*range") as caught:
+            load(url)
+        assert "\n" not in caught.value.message
+    with pytest.raises(UserError, match="cannot be read in parts"):
+        load_image(key)
+    http.num_failures = 100
+    for read in (lambda: load(url), lambda: load_image(key)):
+        with pytest.raises(UserError, match=rf"shard {url} cannot be read: 503.*\n  check the network"):
+            read()
+
+
+def test_a_web_server_that_fails_during_a_scan_is_one_error(http: Files, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "_BLOCK", BLOCK)
+    http.content["/a.tar"] = shard_of(tmp_path)
+    http.fails_after = 3
+    with pytest.raises(UserError, match=rf"^shard {http.url}/a.tar cannot be read: 503"):
+        load(f"{http.url}/a.tar", skip_bad_images=True)
