@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from library.cli.errors import UserError, UserErrors, listed, plural, raise_together
+from library.cli.jobs.processes import rank_and_count
+from library.cli.launcher import local_rank_and_count
 from library.data.captions import caption_from_text, has_more_lines
 from library.data.config.config import SubsetConfig
 from library.data.images.image_files import IMAGE_ENDINGS, NoImages, UnreadableImage
@@ -45,10 +47,12 @@ def scan_shards(subset: SubsetConfig, subset_index: int, *, skip_unreadable: boo
     """
     paths = find_shards(subset.shards, named_shards(subset))
     scan = functools.partial(_scan_chunk, subset.caption_extension, subset.shard_cache_dir)
-    found = list(map_in_chunks(scan, paths, _POOL_FROM))
+    order = own_share_first(paths)
+    by_path = dict(zip(order, map_in_chunks(scan, order, _POOL_FROM), strict=True))
+    found = [by_path[path] for path in paths]
     raise_together(each for each in found if isinstance(each, UserError))
     scanned = [each for each in found if not isinstance(each, UserError)]
-    del found
+    del found, by_path
     _check_unreadable(subset, scanned, skip_unreadable)
     images = [(shard, image) for shard, contents in scanned for image in contents.images if image.size is not None]
     _warn_without_image(subset, scanned)
@@ -56,6 +60,20 @@ def scan_shards(subset: SubsetConfig, subset_index: int, *, skip_unreadable: boo
         raise _no_images(subset, scanned)
     _report_captions(subset, images)
     return _make_records(subset, subset_index, images)
+
+
+def own_share_first(paths: Sequence[str]) -> list[str]:
+    """The order in which this process of a run reads its shards, so that each is indexed by one of them.
+
+    First its share, then from their ends those of the others, of the same machine first. These have their index by
+    then, or are made one: nobody waits for a process that is slow, has failed, or writes its indexes elsewhere.
+    """
+    rank, count = rank_and_count()
+    local_rank, num_local = local_rank_and_count()
+    order = list(paths[rank::count])
+    for step in range(num_local):
+        order += reversed(paths[(local_rank + step) % num_local :: num_local])
+    return list(dict.fromkeys(order))
 
 
 def named_shards(subset: SubsetConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from library.data.batches.plan import TrainingData
 from library.data.config.options import DatasetOptions
 from library.data.images.decoding import load_image
 from library.data.load_data import load_training_data
+from library.data.scan import shards
 from tests.data.http_server import Files, served
 from tests.data.image_files import save_image
 
@@ -140,3 +142,32 @@ def test_a_web_server_that_fails_during_a_scan_is_one_error(http: Files, tmp_pat
     http.fails_after = 3
     with pytest.raises(UserError, match=rf"^shard {http.url}/a.tar cannot be read: 503"):
         load(f"{http.url}/a.tar", skip_bad_images=True)
+
+
+def test_the_processes_of_a_run_index_a_share_each_and_take_over_what_is_left(tmp_path: Path, monkeypatch) -> None:
+    paths = [tmp_path / f"{number}.tar" for number in range(3)]
+    for path in paths:
+        path.write_bytes(shard_of(tmp_path))
+        os.utime(path, (10**9, 10**9))
+    read: list[str] = []
+    read_shard = shards.read_shard
+    monkeypatch.setattr(shards, "read_shard", lambda shard, *rest: read.append(shard.path) or read_shard(shard, *rest))
+    load(paths[0])  # what another process has done meanwhile
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    data = load(*paths)
+    assert read == [str(path) for path in (paths[0], paths[1], paths[2])]
+    assert [record.member.shard.path for record in data.datasets[0].records[::NUM_IMAGES]] == list(map(str, paths))
+
+
+def test_each_process_reads_every_shard_once_its_own_share_first(monkeypatch) -> None:
+    def order(rank: int, count: int, local_rank: int, num_local: int) -> str:
+        values = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": num_local}
+        for name, value in values.items():
+            monkeypatch.setenv(name, str(value))
+        return "".join(shards.own_share_first("01234567"))
+
+    assert order(0, 1, 0, 1) == "01234567"
+    assert [order(rank, 2, rank, 2) for rank in range(2)] == ["02467531", "13576420"]
+    # two machines of two processes: where they share no folder, the two of a machine begin apart
+    assert [order(rank, 4, rank % 2, 2) for rank in range(4)] == ["04627531", "15736420", "26407531", "37516420"]
