@@ -1,4 +1,4 @@
-"""Attention (PyTorch's, xformers', or chunked, which needs less memory), and fp8 storage of weights."""
+"""Attention (PyTorch's, xformers', or chunked, which needs less memory), fp8 storage of weights, torch.compile."""
 
 from __future__ import annotations
 
@@ -113,6 +113,18 @@ def xformers_works(device: torch.device) -> bool:
         logger.warning("--xformers needs a GPU: PyTorch's own attention is used on %s", device.type)
         return False
     return True
+
+
+def compile_blocks(unet: Any, backend: str) -> None:
+    """Compiles the transformer blocks of a Diffusers U-Net, each at its first call, with what is attached until then.
+
+    Regional compilation: blocks of one width share what is compiled, and further sizes of images take one compiled
+    for any size, where the U-Net as a whole would be compiled again for each.
+    https://docs.pytorch.org/tutorials/recipes/regional_compilation.html
+    """
+    # of one function; beyond it PyTorch compiles nothing more: widths, with and without gradients, batches of one
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    unet.compile_repeated_blocks(backend=backend)
 
 
 STORED = torch.float8_e4m3fn

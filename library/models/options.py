@@ -156,7 +156,9 @@ class MemoryOptions:
         help="channels-last layout of frozen U-Net and VAE weights: faster convolutions in bf16 and fp16 on many GPUs",
         on_resume="unimportant",
     )
-    torch_compile: bool = option(False, help="compile the U-Net with torch.compile: slow first step, faster steps")
+    torch_compile: bool = option(
+        False, help="compile the transformer blocks of the U-Net with torch.compile: slow first step, faster steps"
+    )
     dynamo_backend: str = option(
         "inductor",
         help="backend of torch.compile; no: compile nothing, not even with --torch_compile",
@@ -171,7 +173,7 @@ class MemoryOptions:
 
     @property
     def compiles(self) -> bool:
-        """Whether the U-Net is compiled."""
+        """Whether blocks of the U-Net are compiled."""
         return self.torch_compile and self.dynamo_backend != _NOTHING_COMPILED
 
     def check(self) -> Iterator[str]:

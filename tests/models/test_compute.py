@@ -6,11 +6,15 @@ import sys
 
 import pytest
 import torch
+import torch._dynamo.testing
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from library.cli.errors import UserError
-from library.models.compute import ChunkedAttention, chunked_attention, set_attention
+from library.models.compute import ChunkedAttention, chunked_attention, compile_blocks, set_attention
 from library.models.options import MemoryOptions
+from networks.adapters.lora_layer import LoRALayer
 from tests import programs
 
 
@@ -117,3 +121,29 @@ def test_a_long_sequence_takes_a_fraction_of_the_memory() -> None:
         used[kind] = int(done.stdout)
     assert used["chunked"] < 320
     assert used["plain"] > 512  # MiB: the measure sees what it should
+
+
+def test_blocks_of_one_width_and_images_of_all_sizes_share_what_is_compiled() -> None:
+    """Otherwise each bucket compiles anew, for minutes, until PyTorch gives up without a word."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=2, norm_num_groups=4, attention_head_dim=4, cross_attention_dim=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+    ).requires_grad_(False)  # fmt: skip
+    for name, layer in unet.named_modules():
+        if ".attentions." in name and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            LoRALayer(name, layer, rank=2, alpha=1.0).attach()
+    text = torch.randn(2, 5, 8)
+    images = [torch.randn(2, 4, height, 16) for height in (16, 8, 24, 32)]
+    expected = [unet(image, 1, text).sample for image in images]
+
+    torch._dynamo.reset()
+    graphs = torch._dynamo.testing.CompileCounter()
+    compile_blocks(unet, graphs)
+    counts = []
+    for image, output in zip(images, expected, strict=True):
+        torch.testing.assert_close(unet(image, 1, text).sample, output)
+        counts.append(graphs.frame_count)
+    assert sum(isinstance(module, BasicTransformerBlock) for module in unet.modules()) == 11
+    assert counts[0] == 2  # one for each width
+    assert counts[1] == counts[-1]  # from the second size on, what is compiled takes all

@@ -15,7 +15,7 @@ from torch import nn
 
 from library.diffusion.discrete_diffusion import DiscreteDiffusion
 from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
-from library.models.compute import set_attention, store_in_float8
+from library.models.compute import compile_blocks, set_attention, store_in_float8
 from library.models.device_copies import to_device
 from library.models.family import AdapterRoots, LoadSettings
 from library.models.inpainting import Inpainting, widen_first_layer
@@ -132,8 +132,8 @@ class LatentDiffusionModel(ABC):
             store_in_float8(self.unet)
         if settings.gradient_checkpointing:
             self._checkpoint_gradients()
-        if settings.memory.compiles:  # at its first call, with whatever is attached to it until then
-            self.unet.compile(backend=settings.memory.dynamo_backend)
+        if settings.memory.compiles:
+            compile_blocks(self.unet, settings.memory.dynamo_backend)
 
     def _checkpoint_gradients(self) -> None:
         """Recomputes activations of U-Net and text encoders in the backward pass.
