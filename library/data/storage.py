@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import time
@@ -22,7 +23,18 @@ _NOT_FOUND = (404, 410)
 
 
 class UnreadableShard(UserError):
-    """A shard behind a URL that cannot be read, or not any more."""
+    """A shard behind a URL that cannot be read, for a reason that holds for others there too."""
+
+
+class MissingShard(UserError):
+    """A shard behind a URL that does not exist."""
+
+    def __init__(self, url: str):
+        super().__init__(f"shard {url} does not exist", hint="correct the URL, or upload the shard")
+        self.url = url
+
+    def __reduce__(self):
+        return type(self), (self.url,)
 
 
 def is_url(path: str) -> bool:
@@ -74,7 +86,9 @@ def file_state(path: str) -> tuple[int, str]:
         return status.st_size, f"{status.st_mtime_ns} {status.st_ctime_ns}"
     system, name = file_system(path)
     with as_user_errors(path):
-        info, key = system.info(name), system.ukey(name)
+        info = system.info(name)
+        # what fsspec's own `ukey` does, which asks the server again
+        key = hashlib.sha256(str(info).encode()).hexdigest() if _is_general(system, "ukey") else system.ukey(name)
     if info.get("size") is None or not info.get("partial", True):
         raise _without_ranges(path)
     return int(info["size"]), " ".join([str(key), *(str(info[each]) for each in _VERSIONS if each in info)])
@@ -104,12 +118,9 @@ def read_member(member: ShardMember) -> bytes:
 
 def _read_range(url: str, start: int, end: int) -> bytes:
     """Some bytes of a URL, asked for again after a pause: a run of days meets networks that fail for a moment."""
-    from fsspec.spec import AbstractFileSystem
-
     system, name = file_system(url)
-    # where a protocol has no request of its own for a range, fsspec opens the file, which reads whole blocks
-    opens = getattr(system.cat_file, "__func__", None) is AbstractFileSystem.cat_file
-    options = {"cache_type": "none"} if opens else {}
+    # without a request of the protocol's own for a range, fsspec opens the file, which reads whole blocks
+    options = {"cache_type": "none"} if _is_general(system, "cat_file") else {}
     for pause in (*_PAUSES, None):
         try:
             with as_user_errors(url):
@@ -119,6 +130,13 @@ def _read_range(url: str, start: int, end: int) -> bytes:
                 raise
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _is_general(system: Any, method: str) -> bool:
+    """Whether a method of a file system is fsspec's for all, and not the protocol's own."""
+    from fsspec.spec import AbstractFileSystem
+
+    return getattr(getattr(system, method), "__func__", None) is getattr(AbstractFileSystem, method)
 
 
 def _changed(path: str) -> UserError:
@@ -144,7 +162,7 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise UserError(
+        raise UnreadableShard(
             f"shard {url} cannot be opened: {first_line(error)}",
             hint="install the package of fsspec for this protocol, or copy the shards to a local folder",
         ) from None
@@ -160,7 +178,7 @@ def as_user_errors(url: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - of the client of any protocol
         reason = _reason(error, url)
         if isinstance(reason, FileNotFoundError):
-            raise UnreadableShard(f"shard {url} does not exist", hint="correct the URL, or upload the shard") from None
+            raise MissingShard(url) from None
         raise UnreadableShard(
             f"shard {url} cannot be read: {first_line(reason)}",
             hint="check the network, the credentials of this protocol and the URL",

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from library.data.scan.scan_pool import map_in_chunks
 from library.data.scan.shard_index import index_path, read_shard_index, write_shard_index
 from library.data.scan.shard_members import ShardContents, ShardImage, image_size, member_path, read_shard
 from library.data.scan.shard_paths import find_shards
-from library.data.storage import file_state, is_url, opened_shard, read_member
+from library.data.storage import MissingShard, UnreadableShard, file_state, is_url, opened_shard, read_member
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def scan_shards(subset: SubsetConfig, subset_index: int, *, skip_unreadable: boo
     order = own_share_first(paths)
     by_path = dict(zip(order, map_in_chunks(scan, order, _POOL_FROM), strict=True))
     found = [by_path[path] for path in paths]
-    raise_together(each for each in found if isinstance(each, UserError))
+    raise_together(_problems([each for each in found if isinstance(each, UserError)], named_shards(subset)))
     scanned = [each for each in found if not isinstance(each, UserError)]
     del found, by_path
     _check_unreadable(subset, scanned, skip_unreadable)
@@ -82,7 +82,25 @@ def named_shards(subset: SubsetConfig) -> str:
 
 
 def _scan_chunk(caption_extension: str, cache_dir: str | None, paths: Sequence[str]) -> list[Scanned | UserError]:
-    return [_scan_shard(path, caption_extension, cache_dir) for path in paths]
+    found: list[Scanned | UserError] = []
+    for path in paths:
+        # a server that does not answer may take long for each
+        is_out_of_reach = bool(found) and isinstance(found[-1], UnreadableShard)
+        found.append(found[-1] if is_out_of_reach else _scan_shard(path, caption_extension, cache_dir))
+    return found
+
+
+def _problems(errors: Sequence[UserError], named: str) -> Iterator[UserError]:
+    """The errors of shards: missing ones as one, and one of those that cannot be reached."""
+    missing = [each.url for each in errors if isinstance(each, MissingShard)]
+    if len(missing) > 1:
+        names = listed(missing, _MAX_NAMES_IN_WARNING)
+        yield UserError(f"{named}: {plural(len(missing), 'shard')} do not exist: {names}", hint="correct the URL")
+    out_of_reach = [each for each in errors if isinstance(each, UnreadableShard)]
+    yield from out_of_reach[:1]
+    for each in errors:
+        if not isinstance(each, UnreadableShard) and not (isinstance(each, MissingShard) and len(missing) > 1):
+            yield each
 
 
 def _scan_shard(path: str, caption_extension: str, cache_dir: str | None) -> Scanned | UserError:

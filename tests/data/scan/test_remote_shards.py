@@ -119,6 +119,8 @@ def test_what_is_wrong_with_a_web_server_is_one_line_that_names_the_shard(
     url = f"{http.url}/a.tar"
     with pytest.raises(UserError, match=rf"shard {http.url}/b.tar does not exist"):
         load(f"{http.url}/b.tar")
+    with pytest.raises(UserError, match=rf"^--shards: 3 shards do not exist: {http.url}/0.tar, {http.url}/1.tar, "):
+        load(f"{http.url}/{{0..2}}.tar")
     key = load(url).latent_keys()[0]
     http.num_failures = 2
     np.testing.assert_array_equal(load_image(key).pixels, load_image(key).pixels)  # tried again
@@ -131,8 +133,8 @@ def test_what_is_wrong_with_a_web_server_is_one_line_that_names_the_shard(
     with pytest.raises(UserError, match="cannot be read in parts"):
         load_image(key)
     http.num_failures = 100
-    for read in (lambda: load(url), lambda: load_image(key)):
-        with pytest.raises(UserError, match=rf"shard {url} cannot be read: 503.*\n  check the network"):
+    for read in (lambda: load(url), lambda: load_image(key), lambda: load(url, f"{http.url}/{{0..2}}.tar")):
+        with pytest.raises(UserError, match=rf"^shard {url} cannot be read: 503.*\n  check the network.*$"):
             read()
 
 
