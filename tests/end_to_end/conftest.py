@@ -1,5 +1,7 @@
 """Every run starts in the checkout, on a few of the quickstart's images."""
 
+import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +51,12 @@ def sdxl_images(tmp_path_factory) -> Path:
     wide.save(folder / "2_shs fox" / "wide.png")
     (folder / "2_shs fox" / "wide.txt").write_text("a wide one")
     return folder
+
+
+@pytest.fixture
+def spawned() -> Iterator[None]:
+    """Processes are spawned, as they are on Windows and macOS: nothing of the main process is there in them."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,15 +49,6 @@ def test_where_the_images_vanish_too_the_last_whole_step_is_saved_first(data_dir
     for name in ("run-step00000002.safetensors", "run-step00000002-state/weights.safetensors"):
         assert_same(load_file(tmp_path / name), load_file(whole / "run-step00000002.safetensors"))
     assert "the run ends after step 2: " in caplog.text
-
-
-@pytest.fixture
-def spawned() -> Iterator[None]:
-    """Processes are spawned, as they are on Windows and macOS: nothing of the main process is there in them."""
-    before = multiprocessing.get_start_method()
-    multiprocessing.set_start_method("spawn", force=True)
-    yield
-    multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.mark.slow
