@@ -20,9 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import Figure, ratio, table
 from benchmarks.training_runs import ROOT, command_line, make_data
 
-WARM_UP, PROFILED = 5, 3
+WARM_UP, STEPS_PER_ROUND, PROFILED = 5, 6, 3
 _LORA = ("train_network", ["--network_dim", "4", "--network_train_unet_only", "--learning_rate", "1e-4"])
 _FULL = ("fine_tune", ["--learning_rate", "1e-5"])
 _READY = ["--cache_latents", "--cache_text_encoder_outputs", "--mixed_precision", "bf16", "--optimizer_type", "AdamW"]
@@ -39,43 +40,46 @@ BARE = {"train_network": "lora", "fine_tune": "fine_tune"}
 
 
 class Meter:
-    """Times steps on a device, after some that warm it up, and counts waits for it in a few more."""
+    """Times rounds of steps on a device, after some that warm it up, and counts waits for it in a few more."""
 
-    def __init__(self, num_steps: int):
+    def __init__(self, num_rounds: int):
         import torch
 
-        self._num_steps = num_steps
+        self._last_timed = WARM_UP + num_rounds * STEPS_PER_ROUND
+        self.num_steps = self._last_timed + PROFILED
         self._cuda = torch.cuda if torch.cuda.is_available() else None
         self._count = 0
         self._start = 0.0
         self._profile: Any = None
-        self.found: dict[str, float] = {"waits": 0.0, "peak": 0.0}
+        self.found: dict[str, Any] = {"seconds": [], "waits": 0.0, "peak": 0.0}
 
     def after_step(self) -> None:
-        """To be called after each of WARM_UP + num_steps + PROFILED steps."""
+        """To be called after each of `num_steps` steps."""
         import torch
 
         self._count += 1
         if self._count == WARM_UP:
-            self._synchronize()
             if self._cuda:
+                self._cuda.synchronize()
                 self._cuda.reset_peak_memory_stats()
             self._start = time.perf_counter()
-        elif self._count == WARM_UP + self._num_steps:
-            self._synchronize()
-            self.found["seconds"] = (time.perf_counter() - self._start) / self._num_steps
-            if self._cuda:
+        elif WARM_UP < self._count <= self._last_timed and (self._count - WARM_UP) % STEPS_PER_ROUND == 0:
+            self._end_round()
+            if self._count == self._last_timed and self._cuda:
                 self.found["peak"] = self._cuda.max_memory_allocated()
                 self._profile = torch.profiler.profile()
                 self._profile.start()
-        elif self._count == WARM_UP + self._num_steps + PROFILED and self._profile is not None:
+        elif self._count == self.num_steps and self._profile is not None:
             self._profile.stop()
             names = [event.name for event in self._profile.events()]
             self.found["waits"] = sum("Synchronize" in name for name in names) / PROFILED
 
-    def _synchronize(self) -> None:
+    def _end_round(self) -> None:
         if self._cuda:
             self._cuda.synchronize()
+        now = time.perf_counter()
+        self.found["seconds"].append((now - self._start) / STEPS_PER_ROUND)
+        self._start = now
 
 
 def _measure_trainer(script: str, argv: list[str], meter: Meter) -> None:
@@ -99,77 +103,93 @@ def _measure_bare(method: str, options: argparse.Namespace, model: Path, meter: 
 
     device = "cpu" if options.cpu else "cuda"
     step: Callable[[], None] = make_bare_step(method, model, options.batch_size, options.size, device, torch.bfloat16)
-    for _ in range(WARM_UP + options.steps + PROFILED):
+    for _ in range(meter.num_steps):
         step()
         meter.after_step()
 
 
-def _in_process(options: argparse.Namespace, row: str, *, bare: bool, folder: Path) -> dict[str, float]:
+def _in_process(options: argparse.Namespace, row: str, *, bare: bool, folder: Path) -> dict[str, Any]:
+    """What `Meter` found; of a row that failed, "failure"."""
     own = ["--row", row, "--folder", str(folder), *(["--bare"] if bare else []), *(["--cpu"] if options.cpu else [])]
-    sizes = [f"--{name}={getattr(options, name)}" for name in ("size", "batch_size", "steps")]
+    sizes = [f"--{name}={getattr(options, name)}" for name in ("size", "batch_size", "rounds")]
     words = [sys.executable, "-m", "benchmarks.gpu", *own, *sizes]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
-        print(f"{row}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'failed'}")
-        return {}
+        return {"failure": (done.stderr.strip().splitlines() or ["failed"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _run_row(options: argparse.Namespace) -> None:
     """In a process of its own: prints what was found as JSON."""
     script, flags = ROWS[options.row]
-    model, meter = options.folder / "model", Meter(options.steps)
+    model, meter = options.folder / "model", Meter(options.rounds)
     if options.bare:
         _measure_bare(BARE[script], options, model, meter)
     else:
         words = command_line(
             script, [*_READY, *flags, "--train_batch_size", str(options.batch_size)], model=model, data=options.folder,
             output=options.folder / "out" / options.row.replace(", ", "_"), size=options.size,
-            num_steps=WARM_UP + options.steps + PROFILED,
+            num_steps=meter.num_steps,
         )  # fmt: skip
         _measure_trainer(script, words[1:], meter)
     print(json.dumps(meter.found))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=1.0, help="width of the model, 1 for that of SD 1.5")
-    parser.add_argument("--size", type=int, default=512, help="width and height of the images")
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--only", choices=tuple(ROWS), help="one row")
-    parser.add_argument("--cpu", action="store_true", help="on the CPU")
-    for name, kind in (("--row", str), ("--folder", Path)):
-        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
-    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.row:
-        _run_row(options)
-        return
+def why_not() -> str | None:
+    """What keeps this machine from being measured."""
     import torch
 
-    if not torch.cuda.is_available() and not options.cpu:
-        print("no GPU is here (torch.cuda.is_available() is false): nothing was measured")
-        return
+    return None if torch.cuda.is_available() else "not run: there is no GPU, or PyTorch is built without CUDA"
+
+
+def figures(num_rounds: int) -> list[Figure]:
+    """Of all rows, at the sizes of the command's defaults."""
+    return _figures(_parser().parse_args(["--rounds", str(num_rounds)]))
+
+
+def _figures(options: argparse.Namespace) -> list[Figure]:
     from benchmarks.random_models import make_model
 
-    print(f"on {'the CPU' if options.cpu else torch.cuda.get_device_name()}")
-    print(f"{'':36}{'images/s':>10}{'bare':>10}{'share':>8}{'peak':>10}{'bare':>10}{'waits/step':>12}")
+    found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(options.share, [("diffusers_safetensors", "float32", folder / "model")])
         make_data(folder, options.size, count=4 * options.batch_size)
         for row in [options.only] if options.only else ROWS:
-            ours = _in_process(options, row, bare=False, folder=folder)
-            bare = _in_process(options, row, bare=True, folder=folder)
-            if ours and bare:
-                speeds = [options.batch_size / each["seconds"] for each in (ours, bare)]
-                peaks = [each["peak"] / 2**30 for each in (ours, bare)]
-                print(
-                    f"{row:36}{speeds[0]:10.2f}{speeds[1]:10.2f}{speeds[0] / speeds[1]:8.3f}"
-                    f"{peaks[0]:7.2f} GB{peaks[1]:7.2f} GB{ours['waits']:12.1f}",
-                    flush=True,
-                )
+            ours, bare = (_in_process(options, row, bare=is_bare, folder=folder) for is_bare in (False, True))
+            if "failure" in ours or "failure" in bare:
+                print(f"{row}: {ours.get('failure') or bare['failure']}")
+                continue
+            speeds = [[options.batch_size / seconds for seconds in each["seconds"]] for each in (ours, bare)]
+            found += [Figure(row, tuple(speeds[0]), "images/s"), ratio(f"{row} / bare", *speeds, None)]
+            found.append(Figure(f"{row}, waits for the device", (ours["waits"],), "a step"))
+            if bare["peak"]:
+                found.append(Figure(f"{row}, peak", (ours["peak"] / 2**30,), "GiB"))
+                found.append(Figure(f"{row}, peak / bare", (ours["peak"] / bare["peak"],)))
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", type=float, default=1.0, help="width of the model, 1 for that of SD 1.5")
+    parser.add_argument("--size", type=int, default=512, help="width and height of the images")
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5, help=f"each of {STEPS_PER_ROUND} steps")
+    parser.add_argument("--only", choices=tuple(ROWS), help="one row")
+    parser.add_argument("--cpu", action="store_true", help="on the CPU")
+    for name, kind in (("--row", str), ("--folder", Path)):
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    if options.row:
+        _run_row(options)
+        return
+    missing = None if options.cpu else why_not()
+    print(missing or table(_figures(options)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import photographs, processes, start, step_memory, step_overhead
+from benchmarks import gpu, photographs, processes, start, step_memory, step_overhead
 from benchmarks.figures import Figure, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Figure]]] = {
     "step_memory": step_memory.figures,
     "processes": processes.figures,
     "photographs": photographs.figures,
+    "gpu": gpu.figures,
 }
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "safetensors")
 
@@ -64,8 +65,14 @@ def main() -> None:
     parser.add_argument("--only", choices=tuple(BENCHMARKS), help="one of them")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the file")
     options = parser.parse_args()
-    found, described = {}, machine()
+    found: dict[str, Any] = {}
+    described = machine()
     for name in [options.only] if options.only else BENCHMARKS:
+        missing = gpu.why_not() if name == "gpu" else None
+        if missing is not None:
+            print(f"{name}\n{missing}\n", flush=True)
+            found[name] = missing
+            continue
         figures = BENCHMARKS[name](options.rounds)
         print(f"{name}\n{table(figures)}\n", flush=True)
         found[name] = [figure.as_json() for figure in figures]
