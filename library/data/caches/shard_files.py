@@ -13,7 +13,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -109,6 +109,14 @@ class _Table:
     shape_indices: np.ndarray  # (arrays,) int32
     shapes: list[tuple[int, ...]]
 
+    def are_there(self, names: Sequence[str]) -> np.ndarray:
+        """(names,) bool."""
+        digests = _digests(names)
+        if not len(self.digests):
+            return np.zeros(len(digests), dtype=bool)
+        indices = np.searchsorted(self.digests, digests)
+        return self.digests[np.minimum(indices, len(self.digests) - 1)] == digests
+
     def find(self, name: str) -> tuple[int, tuple[int, ...]] | None:
         """Offset and shape of an array."""
         digest = np.uint64(_digest(name))
@@ -120,6 +128,11 @@ class _Table:
 
 def _digest(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _digests(names: Collection[str]) -> np.ndarray:
+    """(names,) uint64."""
+    return np.fromiter(map(_digest, names), dtype=np.uint64, count=len(names))
 
 
 class ShardFiles:
@@ -136,10 +149,9 @@ class ShardFiles:
         except FileNotFoundError:
             return None
 
-    def has_all(self, path: Path, names: Iterable[str]) -> bool:
-        """Whether a file that is there has these arrays."""
-        table = self._tables[path]
-        return all(table.find(name) is not None for name in names)
+    def are_there(self, path: Path, names: Sequence[str]) -> np.ndarray:
+        """Which of these arrays a file has whose facts were read: (names,) bool."""
+        return self._tables[path].are_there(names)
 
     def read(self, path: Path, names: Iterable[str], facts: Facts) -> list[np.ndarray] | None:
         """Arrays of a file; None where there is no such file with these facts, or where it lacks one.
@@ -169,22 +181,21 @@ class ShardFiles:
 
 def _read_table(file: IO[bytes], state: tuple[int, int, int]) -> _Table:
     header, shapes = _read_header(file), dict[tuple[int, ...], int]()
+    digests, entries = _digests(header.arrays), header.arrays.values()
     try:
-        rows = sorted(
-            (
-                _digest(name),
-                header.data_start + entry["data_offsets"][0],
-                shapes.setdefault(tuple(entry["shape"]), len(shapes)),
-            )
-            for name, entry in header.arrays.items()
-        )
+        offsets = [header.data_start + entry["data_offsets"][0] for entry in entries]
+        indices = [shapes.setdefault(tuple(entry["shape"]), len(shapes)) for entry in entries]
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"damaged header ({error})") from None
-    columns = list(zip(*rows, strict=True)) or [(), (), ()]
-    digests, offsets, indices = (
-        np.array(column, dtype=dtype) for column, dtype in zip(columns, (np.uint64, np.int64, np.int32), strict=True)
+    order = np.argsort(digests)
+    return _Table(
+        state,
+        header.facts,
+        digests[order],
+        np.array(offsets, dtype=np.int64)[order],
+        np.array(indices, dtype=np.int32)[order],
+        list(shapes),
     )
-    return _Table(state, header.facts, digests, offsets, indices, list(shapes))
 
 
 def _read_array(file: IO[bytes], offset: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 from library.cli.errors import UserError, plural
 from library.data.caches.latent_arrays import array_problem, latent_size
 from library.data.caches.shard_files import ENDING, ShardFiles, ShardFileWriter
+from library.data.collector import collector_paused
 from library.data.records import CachedLatents, LatentKey, Shard, size_text
 
 logger = logging.getLogger(__name__)
@@ -86,12 +87,23 @@ def _unusable(path: Path, reason: str) -> UserError:
 
 def missing_shard_latents(keys: Iterable[LatentKey], fingerprint: str | None) -> dict[Path, list[LatentKey]]:
     """The latents that are not cached, by the file that they are missing in; says which files are stale, and why."""
-    by_file: dict[Path, list[LatentKey]] = {}
+    with collector_paused():  # tables of contents are many small objects, which come and go beside all the keys
+        missing, stale = _missing(keys, fingerprint)
+    if stale:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in stale.most_common())
+        logger.warning("re-encoding the cached latents of %s: %s", plural(sum(stale.values()), "image"), reasons)
+    return missing
+
+
+def _missing(keys: Iterable[LatentKey], fingerprint: str | None) -> tuple[dict[Path, list[LatentKey]], Counter[str]]:
+    """Also how many are stale, by reason."""
+    by_file: dict[tuple[str, str], list[LatentKey]] = {}
     for key in keys:
-        by_file.setdefault(shard_latents_path(key), []).append(key)
+        by_file.setdefault((cache_base(_shard(key)), key.cache_ending), []).append(key)
     files, stale = ShardFiles(), Counter[str]()
     missing: dict[Path, list[LatentKey]] = {}
-    for path, of_file in by_file.items():
+    for of_file in by_file.values():
+        path = shard_latents_path(of_file[0])
         expected = _facts(_shard(of_file[0]), fingerprint)
         try:
             facts = files.facts(path)
@@ -102,13 +114,17 @@ def missing_shard_latents(keys: Iterable[LatentKey], fingerprint: str | None) ->
         if differing:
             stale[_REASONS[differing[0]]] += len(of_file)
         is_usable = facts is not None and not differing
-        lacking = [key for key in of_file if not (is_usable and files.has_all(path, _names(key)))]
+        lacking = _lacking(files, path, of_file) if is_usable else of_file
         if lacking:
-            missing[path] = lacking
-    if stale:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in stale.most_common())
-        logger.warning("re-encoding the cached latents of %s: %s", plural(sum(stale.values()), "image"), reasons)
-    return missing
+            missing.setdefault(path, []).extend(lacking)
+    return missing, stale
+
+
+def _lacking(files: ShardFiles, path: Path, keys: Sequence[LatentKey]) -> list[LatentKey]:
+    """Those without all of their arrays in a usable file."""
+    names = [_names(key) for key in keys]
+    are_there = iter(files.are_there(path, [name for each in names for name in each]).tolist())
+    return [key for key, each in zip(keys, names, strict=True) if not all([next(are_there) for _ in each])]
 
 
 class ShardLatentWriter:

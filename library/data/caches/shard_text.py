@@ -32,7 +32,9 @@ def missing_captions(path: Path, captions: Iterable[str], encoder: str, names: S
             return list(captions)
     except (OSError, ValueError):
         return list(captions)
-    return [caption for caption in captions if not files.has_all(path, _names(caption, names))]
+    each = list(captions)
+    are_there = iter(files.are_there(path, [name for caption in each for name in _names(caption, names)]).tolist())
+    return [caption for caption in each if not all([next(are_there) for _ in names])]
 
 
 def read_caption(
