@@ -100,7 +100,7 @@ class PlannedDataset:
     @property
     def used_record_indices(self) -> list[int]:
         """The records that have items; surplus regularisation images have none."""
-        return np.unique(self.items).tolist()
+        return np.flatnonzero(self.uses).tolist()  # linear, unlike sorting
 
     @property
     def num_micro_batches(self) -> int:
@@ -131,8 +131,7 @@ class PlannedDataset:
 
     def _used_of_kinds(self) -> np.ndarray:
         """How many images of each kind have items: (kinds,) int64."""
-        used = np.unique(self.items)
-        return np.bincount(self._kind_of[used], minlength=len(self._kinds))
+        return np.bincount(self._kind_of[self.uses > 0], minlength=len(self._kinds))
 
     @property
     def uses(self) -> np.ndarray:
@@ -275,17 +274,21 @@ class TrainingData:
             return self._latent_keys()
 
     def _latent_keys(self) -> list[LatentKey]:
-        by_bucket: dict[Size, dict[tuple, LatentKey]] = {}
+        by_bucket: dict[Size, list[LatentKey]] = {}
+        latest: dict[Size, tuple] = {}  # in each bucket
+        unsorted: set[Size] = set()  # seldom any: a scan sorts by path
         for dataset in self.all_datasets:
             for index in dataset.used_record_indices:
                 for flipped in (False, True) if dataset.subset_of(dataset.records[index]).flip_aug else (False,):
                     key = dataset.latent_key(index, flipped)
-                    placement = key.placement
-                    # what differs most comes first: comparing the keys themselves takes several times as long
-                    image = (key.path, placement.resized, flipped, placement.crop, key.image_size, key.mtime_ns)
-                    rest = (key.alpha_is_mask, key.interpolation or "", key.legacy_npz_path or "", key.mask_path or "")
-                    by_bucket.setdefault(placement.bucket, {})[image + rest] = key
-        return [keys[order] for _, keys in sorted(by_bucket.items()) for order in sorted(keys)]
+                    bucket, order = key.placement.bucket, _order(key)
+                    if latest.get(bucket, ()) >= order:
+                        unsorted.add(bucket)
+                    latest[bucket] = order
+                    by_bucket.setdefault(bucket, []).append(key)
+        for bucket in unsorted:
+            by_bucket[bucket] = _without_duplicates(by_bucket[bucket])
+        return [key for _, keys in sorted(by_bucket.items()) for key in keys]
 
     @property
     def all_datasets(self) -> tuple[PlannedDataset, ...]:
@@ -312,6 +315,29 @@ class TrainingData:
                 f" {plural(self.validation.num_micro_batches, 'batch', 'batches')}"
             )
         return lines
+
+
+def _order(key: LatentKey) -> tuple:
+    """What keys of a bucket are sorted by, first what differs most: comparing the keys takes several times as long."""
+    placement = key.placement
+    return (
+        key.path,
+        placement.resized,
+        key.flipped,
+        placement.crop,
+        key.image_size,
+        key.mtime_ns,
+        key.alpha_is_mask,
+        key.interpolation or "",
+        key.legacy_npz_path or "",
+        key.mask_path or "",
+    )
+
+
+def _without_duplicates(keys: list[LatentKey]) -> list[LatentKey]:
+    """Sorted; of equal ones the last."""
+    by_order = {_order(key): key for key in keys}
+    return [by_order[order] for order in sorted(by_order)]
 
 
 def _without_paths(subset: SubsetConfig) -> SubsetConfig:

@@ -223,3 +223,4 @@ def test_each_latent_is_wanted_once(load_toml, make_images, tmp_path: Path) -> N
     assert len(keys) == len(set(keys)) == 3 * 2 + 1 + 3
     buckets = [key.placement.bucket for key in keys]
     assert buckets == sorted(buckets)
+    assert keys == sorted(keys, key=lambda key: (key.placement.bucket, key.path, key.flipped))
