@@ -6,13 +6,15 @@ Work that needs files is done on real ones up to `--real` images: tiny images in
 and their cache files. Planning, captions and listing latents are done on records without files, up to the largest size.
 
 CPU seconds of this process and of those that it starts, the least of the rounds: on a machine that does other work too
-they say more than the clock. The exponent is the slope of log(seconds) over log(images) by least squares, without the
-smallest size, where fixed costs count: 1 is linear.
+they say more than the clock. The processor's caches are emptied before each time, as a program that does this once
+finds them: records of 1,000 images would stay in them, and those of a million do not. The exponent is the slope of
+log(seconds) over log(images) by least squares, without the smallest size, where fixed costs count: 1 is linear.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import math
 import os
@@ -27,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.dataset import make_tiny_images
+from benchmarks.figures import Figure
 from library.data.batches.items import draw_item, item_positions
 from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.caches.latent_check import check_caches
@@ -45,6 +48,9 @@ _BUCKETS = {"enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 128
 _LATENTS = CachedLatents(np.zeros((4, 8, 8), dtype=np.float32))
 _LONG_AGO = 10**9  # of files: an index keeps what has settled
 _VAE = "vae"
+_REAL_SIZES = (1000, 4000, 16_000)  # of `figures`: images with files, and without
+_RECORD_SIZES = (1000, 30_000, 300_000)
+_CACHE_BYTES = 2**27  # more than the processor's caches
 
 Work = tuple[Callable[[], object], Callable[[], object]]  # what is measured, and what is done before each time
 
@@ -196,16 +202,19 @@ def record_works(size: int) -> dict[str, Work]:
     }
 
 
-def seconds_of(works: dict[str, Work], rounds: int) -> dict[str, float]:
-    """The least CPU seconds of each work."""
-    least = dict.fromkeys(works, math.inf)
+def seconds_of(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+    """The CPU seconds of each work in each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    other = np.zeros(_CACHE_BYTES, dtype=np.uint8)
     for _ in range(rounds):
         for name, (work, prepare) in works.items():
             prepare()
+            gc.collect()
+            other += 1
             started = _cpu_seconds()
             work()
-            least[name] = min(least[name], _cpu_seconds() - started)
-    return least
+            seconds[name].append(_cpu_seconds() - started)
+    return seconds
 
 
 def _cpu_seconds() -> float:
@@ -231,26 +240,56 @@ def memory_per_image(folder: Path, size: int) -> float:
     return held / size
 
 
+def measure(
+    real_sizes: Sequence[int], record_sizes: Sequence[int], rounds: int, folder: Path
+) -> dict[str, dict[int, list[float]]]:
+    """The CPU seconds of each work at each size in each round."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for size in sorted({*real_sizes, *record_sizes}):
+        of_files = (folder_works, shard_works, file_cache_works) if size in real_sizes else ()
+        works = record_works(size) if size in record_sizes else {}
+        for make in of_files:
+            works |= make(folder, size)
+        for name, seconds in seconds_of(works, rounds).items():
+            found.setdefault(name, {})[size] = seconds
+    return found
+
+
+def figures(num_rounds: int) -> list[Figure]:
+    """The exponent of each work in each round."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(_REAL_SIZES, _RECORD_SIZES, num_rounds, Path(folder))
+    return [
+        Figure(
+            f"exponent of {name}",
+            tuple(fitted(dict(zip(each, of_round, strict=True))) for of_round in rounds),
+            "",
+            TARGET,
+        )
+        for name, each in sorted(found.items())
+        for rounds in [list(zip(*each.values(), strict=True))]
+    ]
+
+
+def fitted(seconds: dict[int, float]) -> float:
+    """The exponent, without the smallest size where there are more than two."""
+    sizes = list(seconds)[1:] if len(seconds) > 2 else list(seconds)
+    return exponent(sizes, [seconds[size] for size in sizes]) if len(sizes) > 1 else math.nan
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--real", type=int, default=100_000, help="largest number of images with files")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    figures: dict[str, dict[int, float]] = {}
+    real = [size for size in args.sizes if size <= args.real]
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for size in sorted(args.sizes):
-            of_files = (folder_works, shard_works, file_cache_works) if size <= args.real else ()
-            works = record_works(size)
-            for make in of_files:
-                works |= make(folder, size)
-            for name, seconds in seconds_of(works, args.rounds).items():
-                figures.setdefault(name, {})[size] = seconds
-        show(figures)
-        largest = max((size for size in args.sizes if size <= args.real), default=None)
-        if largest is not None:
-            print(f"memory held for each of {largest} images of shards: {memory_per_image(folder, largest):.0f} bytes")
+        found = measure(real, args.sizes, args.rounds, Path(temporary))
+        show({name: {size: min(seconds) for size, seconds in each.items()} for name, each in found.items()})
+        if real:
+            held = memory_per_image(Path(temporary), max(real))
+            print(f"memory held for each of {max(real)} images of shards: {held:.0f} bytes")
 
 
 def show(figures: dict[str, dict[int, float]]) -> None:
@@ -259,8 +298,7 @@ def show(figures: dict[str, dict[int, float]]) -> None:
     print(f"{'microseconds per image at':<42}", *(f"{size:>10,}" for size in sizes), "  exponent")
     for name, each in sorted(figures.items()):
         cells = [f"{each[size] / size * 1e6:>10.2f}" if size in each else f"{'-':>10}" for size in sizes]
-        fitted = list(each)[1:] if len(each) > 2 else list(each)
-        slope = exponent(fitted, [each[size] for size in fitted]) if len(fitted) > 1 else math.nan
+        slope = fitted(each)
         print(f"{name:<42}", *cells, f"{slope:>10.2f}", "" if slope <= TARGET else "  above the target", flush=True)
 
 
