@@ -20,6 +20,7 @@ from library.data.scan.header_scan import read_headers
 from library.data.scan.listing import is_folder, is_image_name
 from library.data.scan.scan_index import MORE_LINES, Pair, ScannedImage
 from library.data.scan.scanner import Scanned, scan_files
+from library.data.scan.shard_paths import are_shards
 
 logger = logging.getLogger(__name__)
 
@@ -129,12 +130,22 @@ def _list_folder(subset: SubsetConfig, key: _FolderKey = "image_dir") -> set[str
             return {entry.name for entry in entries if not is_folder(entry)}
     except FileNotFoundError:
         where = "" if os.path.isabs(folder) else f" (searched in {os.getcwd()})"
-        shown, hint = no_such_path(folder, "give the path of a folder")
+        shown, hint = no_such_path(folder, _shards_hint(named, folder) or "give the path of a folder")
         raise UserError(f"{named} {shown} does not exist{where}", hint=hint) from None
     except NotADirectoryError:
-        raise UserError(f"{named} {folder} is a file", hint="give the folder of images") from None
+        hint = _shards_hint(named, folder) or "give the folder of images"
+        raise UserError(f"{named} {folder} is a file", hint=hint) from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise UserError(f"{named} {folder!r} cannot be read: {getattr(error, 'strerror', error)}") from None
+
+
+def _shards_hint(named: str, folder: str) -> str | None:
+    """What to do where shards are given as a folder of images. `named`: how the user gave it."""
+    if not are_shards(folder):
+        return None
+    if named.startswith("--train_data_dir"):
+        return "give tar shards with --shards instead"
+    return "tar shards are given in a dataset file, as shards instead of image_dir"
 
 
 def _no_images(subset: SubsetConfig, entries: set[str]) -> NoImages:
@@ -145,6 +156,8 @@ def _no_images(subset: SubsetConfig, entries: set[str]) -> NoImages:
         is_concept = subset.key_path.startswith("--")
         remedy = "move them up into it" if is_concept else "give that one, one subset for each folder"
         hint = f"its subfolder {below} contains images: {remedy}"
+    else:
+        hint = _shards_hint(_named(subset, "image_dir"), str(folder)) or hint
     return NoImages(
         f"{subset.key_path}: folder {subset.image_dir} contains no images ({plural(len(entries), 'other file')})",
         hint=hint,
@@ -315,7 +328,8 @@ def find_concept_folders(parent: str, flag: str) -> list[ConceptFolder]:
     folder = Path(parent)
     if not folder.is_dir():
         kind = "is a file" if folder.exists() else "does not exist"
-        shown, hint = no_such_path(parent, "give a folder with subfolders such as 10_sks dog")
+        otherwise = "give a folder with subfolders such as 10_sks dog"
+        shown, hint = no_such_path(parent, _shards_hint(flag, parent) or otherwise)
         raise UserError(f"{flag} {shown} {kind}", hint=hint)
     try:
         children = sorted(child.name for child in folder.iterdir() if child.is_dir())
@@ -350,5 +364,7 @@ def _hint(folder: Path, flag: str, children: list[str]) -> str:
         if parse_concept_name(folder.resolve().name) is not None:
             return f"it is such a folder itself: give its parent folder, {flag} {folder.resolve().parent}"
         return "it contains images itself: move them to a subfolder with a name such as 10_sks dog"
+    if not children and (hint := _shards_hint(flag, str(folder))):
+        return hint
     contents = ", ".join(children[:_MAX_NAMES_IN_WARNING]) or "no subfolders"
     return f"found {contents}; expected folders such as 10_sks dog (10 repeats, class tokens sks dog)"

@@ -7,6 +7,9 @@ import os
 from library.cli.errors import UserError
 from library.data.images.image_files import IMAGE_ENDINGS, NoImages
 from library.data.scan.listing import is_image_name
+from library.data.scan.shard_paths import are_shards
+
+_UNPACKED = "only training reads tar shards (--shards): give the folder of the images that were packed, or unpack them"
 
 
 def find_images(folder: str, *, recursive: bool = False, flag: str = "TRAIN_DATA_DIR") -> list[str]:
@@ -17,7 +20,9 @@ def find_images(folder: str, *, recursive: bool = False, flag: str = "TRAIN_DATA
     """
     if not os.path.isdir(folder):
         kind = "is a file" if os.path.exists(folder) else "does not exist"
-        raise UserError(f"{flag} {folder} {kind}", hint="give the folder of images")
+        raise UserError(
+            f"{flag} {folder} {kind}", hint=_UNPACKED if are_shards(folder) else "give the folder of images"
+        )
     try:
         found = sorted(_images_below(folder) if recursive else _images_in(folder, os.listdir(folder)))
     except OSError as error:
@@ -28,6 +33,8 @@ def find_images(folder: str, *, recursive: bool = False, flag: str = "TRAIN_DATA
         hint = f"put images ({' '.join(IMAGE_ENDINGS)}) in it"
         if not recursive and any(_images_below(folder)):
             hint = "its subfolders do: add --recursive"
+        elif are_shards(folder):
+            hint = _UNPACKED
         raise NoImages(f"{flag} {folder} contains no images", hint=hint)
     return found
 

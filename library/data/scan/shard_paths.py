@@ -47,6 +47,16 @@ def find_shards(patterns: Sequence[str], named: str) -> list[str]:
     return list(first.values())
 
 
+def are_shards(path: str) -> bool:
+    """Whether what was given as a folder of images is shards, or a folder of them: for the hint of an error."""
+    if is_url(path) or path.endswith(SHARD_ENDING):
+        return True
+    try:
+        return any(name.endswith(SHARD_ENDING) for name in os.listdir(path))
+    except (OSError, ValueError):
+        return False
+
+
 def _split(pattern: str) -> list[str]:
     """WebDataset's way to write several in one text: a.tar::b.tar."""
     parts = pattern.split("::")

@@ -21,6 +21,7 @@ from library.data.config.options import DatasetOptions
 from library.data.images.decoding import load_image
 from library.data.load_data import load_training_data
 from library.data.records import StepCounter
+from library.data.scan.image_search import find_images
 from library.data.scan.shard_index import index_path
 from library.data.scan.shard_paths import expand_braces, find_shards
 from tests.data.image_files import save_image
@@ -285,3 +286,22 @@ def test_options_that_shards_cannot_have_are_refused(make_shard: MakeShard, load
             "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nshards = ['{dir}/a.tar']\n"
             "conditioning_data_dir = '{dir}'"
         )
+
+
+@pytest.mark.parametrize("given", ["a.tar", "", "{0..3}.tar"])
+def test_shards_given_as_a_folder_of_images_get_an_error_that_says_how_to_give_them(
+    make_shard: MakeShard, tmp_path: Path, given: str
+) -> None:
+    path = str(make_shard("shards/a.tar", GOOD).parent / given)
+    file = tmp_path / "data.toml"
+    file.write_text(f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{path}'\n")
+    for options, hint in (
+        (DatasetOptions(train_data_dir=path, resolution=(64, 64)), "with --shards instead"),
+        (DatasetOptions(dataset_config=str(file), resolution=(64, 64)), "as shards instead of image_dir"),
+    ):
+        with pytest.raises(UserError) as caught:
+            load_training_data(options)
+        assert hint in caught.value.hint
+    with pytest.raises(UserError) as caught:
+        find_images(path)
+    assert "--shards" in caught.value.hint
