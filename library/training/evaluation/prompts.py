@@ -104,12 +104,17 @@ TABLE_KEYS = {
     "image": _IMAGE,
     "mask": _MASK,
 }
-_OPTION = re.compile(r"\s--")
+_OPTION, _FIRST_OPTION = re.compile(r"\s--"), re.compile(r"\s*--(\w+)\s")
 
 
 def parse_prompt_line(line: str, where: str, index: int = 0) -> SamplePrompt:
-    """Parses one line. Raises `UserError` naming `where`, the file and line, for an invalid value."""
-    prompt, *parts = _OPTION.split(line)
+    """Parses one line; one that begins with an option has an empty prompt.
+
+    Raises `UserError` naming `where`, the file and line, for an invalid value.
+    """
+    begins = _FIRST_OPTION.match(line)
+    is_option = begins is not None and begins[1].lower() in LINE_OPTIONS
+    prompt, *parts = _OPTION.split(f" {line.lstrip()}" if is_option else line)
     values: dict[str, Any] = {}
     for part in parts:
         letters, _, text = part.strip().replace("\t", " ").partition(" ")
