@@ -21,6 +21,8 @@ from library.training.step_plan import Position
 
 logger = logging.getLogger(__name__)
 
+_AS_FOLDER = "give --save_model_as diffusers or diffusers_safetensors"
+
 
 class FullFineTuning:
     """Trains the U-Net, and the text encoder where the options say so.
@@ -43,7 +45,15 @@ class FullFineTuning:
         self._modules: dict[str, nn.Module] = {}  # the trained ones, under their names in states
 
     def attach(self, family: ModelFamily, *, seed: int, default_learning_rate: float, checkpointing: bool) -> None:
-        """Unfreezes the trained parts; `seed` is not used, and the family does the gradient checkpointing."""
+        """Unfreezes the trained parts; `seed` is not used, and the family does the gradient checkpointing.
+
+        Raises `UserError` for a model that cannot be saved in the format, too.
+        """
+        problem = family.save_problem(self._format)
+        if problem is not None:
+            raise UserError(
+                f"the model cannot be saved with --save_model_as {self._format}: {problem.message}", _AS_FOLDER
+            )
         self._family = family
         self._modules = {"unet": family.unet}
         num_encoders = len(family.text_encoders)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from library.cli.errors import UserError
 from library.models.options import MemoryOptions
 
 if TYPE_CHECKING:
@@ -158,6 +159,9 @@ class ModelFamily(ImageEncoder, Protocol):
 
     def text_fingerprint(self) -> str:
         """A digest of the text encoder's weights, precision and prompt options, for caches of its outputs."""
+
+    def save_problem(self, format: str) -> UserError | None:
+        """Why the whole model cannot be saved in a format of `layouts.formats.FORMATS`; None where it can."""
 
     def save(
         self,

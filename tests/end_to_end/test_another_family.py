@@ -126,6 +126,9 @@ class ToyFamily:
 
     offload_text_encoders = offload_vae
 
+    def save_problem(self, format):
+        return None
+
     def save(self, path: Path, *, format, dtype, metadata, epoch=0, global_step=0):
         tensors = {
             f"toy.{name}": each.detach().to(dtype).contiguous() for name, each in self._parts.state_dict().items()

@@ -3,12 +3,16 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from diffusers import UNet2DConditionModel
 
 from library.cli.entry import run_entry
+from library.cli.errors import UserError
 from tests.end_to_end.runs import BASE, IMAGES, ROOT, arguments
 from tests.end_to_end.whole_models import SCRIPTS, train_whole, write_metadata
+from tests.tiny_models import make_tiny, write_folder
 
 # says whether an answer needed one of the heavy libraries
 PROBE = """
@@ -111,6 +115,27 @@ def test_a_dataset_file_of_the_other_kind_is_named_where_it_stands(script, other
 def test_fine_tuning_without_metadata_says_what_is_missing(data_dir, tmp_path, capsys):
     errors, said = lines_of("fine_tune", arguments(data_dir, tmp_path / "out"), capsys)
     assert errors == ["error: --in_json is missing"] and "train_db.py" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"up_block_types": ("CrossAttnUpBlock2D",) * 2}, "no name for: up_blocks.0.attentions.0"),
+        ({"layers_per_block": (1, 2)}, "number of layers in each level"),
+    ],
+)
+def test_a_model_that_a_single_file_has_no_names_for_is_told_before_it_is_trained(change, said, data_dir, tmp_path):
+    """Else the first save fails, after hours."""
+    tiny = make_tiny(False)
+    unet = UNet2DConditionModel.from_config({**tiny.unet.config, **change})
+    base = write_folder(replace(tiny, unet=unet), tmp_path / "base")
+    options = {"pretrained_model_name_or_path": base, "max_train_steps": 1, "cache_latents_to_disk": True}
+    with pytest.raises(UserError, match=said) as caught:
+        train_whole("train_db", data_dir, tmp_path / "out", **options, save_model_as="safetensors")
+    assert "--save_model_as safetensors" in caught.value.message
+    assert "--save_model_as diffusers" in caught.value.hint and not list(data_dir.rglob("*.npz"))
+    train_whole("train_db", data_dir, tmp_path / "whole", **options)
+    assert (tmp_path / "whole" / "run" / "model_index.json").is_file()
 
 
 def test_nothing_of_the_users_is_replaced_by_a_saved_model(data_dir, tmp_path, capsys):

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from library.cli.errors import UserError
 from library.diffusion.discrete_diffusion import DiscreteDiffusion
 from library.diffusion.noise_schedule import rescale_to_zero_terminal_snr
 from library.models.compute import compile_blocks, set_attention, store_in_float8
@@ -23,7 +24,7 @@ from library.models.latent_diffusion.betas import make_alphas_cumprod
 from library.models.latent_diffusion.layer_names import unet_for_adapters
 from library.models.latent_diffusion.vae_codec import VaeCodec
 from library.models.layouts.diffusers_folder import DiffusersFolder
-from library.models.layouts.formats import SavedModel, save_model
+from library.models.layouts.formats import SavedModel, format_problem, save_model
 from library.models.layouts.model_layout import V_PREDICTION, takes_masks
 from library.models.layouts.parts import ModelParts
 from library.models.options import ModelOptions, PromptOptions
@@ -221,6 +222,10 @@ class LatentDiffusionModel(ABC):
         digests = [self._text_fingerprints.of(encoder, encoder.dtype) for encoder in self.text_encoders]
         tokenizers = [tokenizer.fingerprint for tokenizer in self.tokenizers.values()]
         return " ".join(str(part) for part in (*digests, self._prompt_options, *tokenizers) if part != "")
+
+    def save_problem(self, format: str) -> UserError | None:
+        """Why the whole model cannot be saved in a format; None where it can."""
+        return format_problem(format, ModelParts(self.unet, self.vae, self._encoders, self._unused_tensors))
 
     def save(
         self,

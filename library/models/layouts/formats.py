@@ -115,6 +115,13 @@ def format_by_name(path: Path) -> str:
     return by_ending.get(path.suffix.lower(), FOLDER_FORMAT)
 
 
+def format_problem(format: str, parts: ModelParts) -> UserError | None:
+    """Why a model cannot be saved in a format: single files have no name for one of its layers."""
+    from library.models.layouts.ldm_writing import unnamed_layer_problem
+
+    return unnamed_layer_problem(parts) if FORMATS[format].ending else None
+
+
 def save_model(path: Path, format: str, model: SavedModel) -> None:
     """Writes a model in one of `FORMATS`, atomically; a file or folder at `path` is replaced by the complete new one.
 

@@ -41,8 +41,14 @@ _HEAD_WIDTH = 64
 def module_names(config: Mapping[str, Any]) -> dict[str, str]:
     """Diffusers' module names -> those of the Stability layout, without its prefix, for a U-Net's configuration.
 
-    The table is one to one, so it can be inverted.
+    The table is one to one, so it can be inverted. Raises `UserError` for one that the layout has no names for.
     """
+    num_layers = config["layers_per_block"]
+    if not isinstance(num_layers, int):
+        raise UserError(
+            f"the {PART} has another number of layers in each level, {num_layers}, which single files cannot name",
+            "save it as a Diffusers folder: diffusers or diffusers_safetensors",
+        )
     names = dict(_ENDS)
     if config.get("addition_embed_type") is not None:
         names.update(_SIZE_EMBEDDING)
@@ -50,7 +56,6 @@ def module_names(config: Mapping[str, Any]) -> dict[str, str]:
     names["mid_block.attentions.0"] = "middle_block.1"
     names.update(_resnet("mid_block.resnets.1", "middle_block.2"))
     attends = ["CrossAttn" in kind for kind in config["down_block_types"]]
-    num_layers = config["layers_per_block"]
     names.update(_down_names(attends, num_layers))
     names.update(_up_names(attends[::-1], num_layers + 1))
     return names

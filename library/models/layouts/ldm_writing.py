@@ -61,6 +61,18 @@ def vae_tensors(vae: AutoencoderKL, dtype: torch.dtype) -> dict[str, StoredTenso
     return tensors
 
 
+def unnamed_layer_problem(parts: ModelParts) -> UserError | None:
+    """The error for a U-Net or a VAE with a layer that the layout has no name for; reads no weights."""
+    try:
+        for module, layout in ((parts.unet, ldm_unet), (parts.vae, ldm_vae)):
+            modules = layout.module_names(module.config)
+            for name in module.state_dict():
+                _key(name, modules, layout.PREFIX, layout.PART)
+    except UserError as error:
+        return error
+    return None
+
+
 def _key(name: str, modules: Mapping[str, str], prefix: str, part: str) -> str:
     key = rename_key(name, modules)
     if _GROUPED_LEVELS.intersection(key.split(".")):
