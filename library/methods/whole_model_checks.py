@@ -58,7 +58,7 @@ def _sharding(context: Context) -> Findings:
 
 
 def _block_rates(context: Context) -> Findings:
-    """`--block_lr` with another model than it is for. (Of a name on the Hub that is seen when it is loaded.)"""
+    """`--block_lr` with another model than it is for."""
     rates, family = context[WholeModelOptions].block_lr, context.family if context.trains else None
     problem = block_rates_problem(family, len(rates)) if rates and family is not None else None
     if problem is not None:

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 from library.cli.checks import Findings, report
 from library.cli.errors import UserError, raise_together
 from library.models.families import (
-    FAMILIES,
     FamilyEntry,
     ModelSource,
     encoder_problems,
     family_of,
     model_problems,
     other_kind,
+    trained_titles,
 )
 from library.models.family import ImageEncoder, LoadSettings, ModelFamily
 from library.models.options import ModelOptions, PromptOptions
 from library.models.reading.detection import DetectedModel
 from library.models.weights.model_files import ModelFolder, small_files
-from library.models.weights.path_checks import FLAG
+from library.models.weights.path_checks import FLAG, is_hub_id
 
 if TYPE_CHECKING:
     from library.models.reading.opened import OpenedModel
@@ -44,13 +44,29 @@ class FoundModel:
         return self.family.check_options(self.detected, options, prompt_options)
 
 
-def detect_model(options: ModelOptions) -> FoundModel | None:
+def detect_model(options: ModelOptions, *, asks_hub: bool = False) -> FoundModel | None:
     """The model at `options.pretrained_model_name_or_path` by its small files.
 
-    None where these do not show it before it is loaded, or where there is none. Raises `UserError` for damaged ones.
+    `asks_hub`: those of a name on the Hub are downloaded where they are not in its cache, a few kilobytes.
+    None where these do not show it before it is loaded, or where there is none. Raises `UserError` for damaged ones,
+    and for a name on the Hub under which there is no model of a known family.
     """
-    source = small_files(Path(options.pretrained_model_name_or_path or ""))
+    path = options.pretrained_model_name_or_path or ""
+    if asks_hub and is_hub_id(path):
+        from library.models.weights.hub_download import hub_configurations
+
+        folder = hub_configurations(path, FLAG)
+        if folder is not None:
+            return _known(ModelFolder(folder), path)
+    source = small_files(Path(path))
     return None if source is None else _found(source)
+
+
+def _known(source: ModelSource, path: str) -> FoundModel:
+    found = _found(source)
+    if found is None:
+        raise UserError(f"{FLAG} {path}: {_what_else(source)}", f"known are {trained_titles()}")
+    return found
 
 
 def _found(source: ModelSource) -> FoundModel | None:
@@ -103,10 +119,7 @@ def _identified(options: ModelOptions, prompts: PromptOptions, known: FoundModel
 
     path = local_path(options.pretrained_model_name_or_path, FLAG)
     source = _opened(path, is_mapped=not options.disable_mmap_load_safetensors)
-    found = known or _found(source)
-    if found is None:
-        titles = ", ".join(entry.title for entry in FAMILIES)
-        raise UserError(f"{FLAG} {path}: {_what_else(source)}", f"known are {titles}")
+    found = known or _known(source, str(path))
     if known is None:
         report(found.check_options(options, prompts))
     return found, source

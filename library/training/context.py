@@ -136,7 +136,7 @@ class Context:
     @read_once
     def model(self) -> FoundModel | None:
         """The model, detected from its small files; None where it is known only when it is loaded."""
-        return detect_model(self[ModelOptions]) if self.trains else None
+        return detect_model(self[ModelOptions], asks_hub=True) if self.trains else None
 
     @property
     def family(self) -> FamilyEntry | None:

@@ -70,7 +70,7 @@ def family_findings(context: Context, family: FamilyEntry) -> Findings:
 
 
 def _model_options(context: Context) -> Findings:
-    """Options that contradict the model. (A pickle, or a name on the Hub, is checked when it is loaded.)"""
+    """Options that contradict the model. (Where small files do not show it, it is checked when it is loaded.)"""
     if context.model is not None:
         yield from family_findings(context, context.model.family)
         yield from context.model.check_options(context[ModelOptions], context[PromptOptions])

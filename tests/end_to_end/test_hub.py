@@ -11,8 +11,9 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.end_to_end.runs import arguments, assert_same, copy_images, run_command, start_command, train
+from tests.end_to_end.runs import BASE, arguments, assert_same, copy_images, run_command, start_command, train
 from tests.hub_server import READ_TOKEN, WRITE_TOKEN, Fault, running_hub
+from tests.tiny_models import make_tiny_sdxl, write_sdxl_folder
 
 NAME = "someone/loras"
 OPTIONS = {"save_every_n_steps": 2, "save_state": True, "cache_latents": True}
@@ -144,3 +145,30 @@ def test_a_second_signal_does_not_wait_for_uploads(images, hub, tmp_path):
     assert process.wait(10) in (-signal.SIGINT, 130)
     gate.set()
     assert load_file(tmp_path / "out" / "run.safetensors")
+
+
+def test_a_model_of_the_hub_is_checked_by_its_small_files(images, hub, tmp_path):
+    """Else gigabytes are downloaded before a mistake is told, and buckets are those of another family."""
+    sdxl = write_sdxl_folder(make_tiny_sdxl(), tmp_path / "sdxl")
+    hub.add_folder("someone/xl", sdxl)
+    hub.add_folder("someone/base", BASE)
+    hub.add("someone/flux", {"model_index.json": b'{"_class_name": "FluxPipeline"}'})
+    cases = [
+        ("train_network.py", "xl", {"v2": True}, ["--v2 was given, but", "is Stable Diffusion XL"]),
+        ("sdxl_train_network.py", "base", {}, ["someone/base is Stable Diffusion 1.x and 2.x, which sdxl_train_net"]),
+        ("train_db.py", "base", {"block_lr": ",".join(["1e-5"] * 23)}, ["--block_lr is for Stable Diffusion XL"]),
+        (
+            "train_textual_inversion.py",
+            "flux",
+            {"token_string": "<x>"},
+            ["someone/flux: the folder holds", "known are"],
+        ),
+        ("train_network.py", "none", {}, ["someone/none: neither a file or folder here nor a model on the Hub"]),
+    ]
+    for script, name, options, expected in cases:
+        argv = arguments(images, tmp_path / "out", pretrained_model_name_or_path=f"someone/{name}", **options)
+        done = run_command(argv, script, env={**os.environ, **hub.environment(tmp_path / "home")})
+        assert done.returncode == 2 and done.stderr.count("error: ") == 1, done.stderr[-3000:]
+        for part in expected:
+            assert part in done.stderr, (script, done.stderr)
+    assert hub.downloads() and not [file for file in hub.downloads() if file.endswith((".safetensors", ".bin"))]

@@ -27,6 +27,17 @@ def local_path(path: str, flag: str) -> Path:
         return _fetch(path, flag)
 
 
+def hub_configurations(path: str, flag: str) -> Path | None:
+    """The folder in the Hub's cache that holds the small files of the model of that name, downloaded if need be.
+
+    None for what is no name on the Hub. Raises `UserError` as `local_path` does.
+    """
+    if Path(path).exists() or not is_hub_id(path):
+        return None
+    with hub_errors(f"{flag} {path}", "give the path of a local model, or connect once to download it"):
+        return _fetch_configurations(path, flag)
+
+
 @contextmanager
 def hub_errors(named: str, hint: str) -> Iterator[None]:
     """Turns the errors of a download into `UserError`. `named`: the option and its value; `hint`: for no network."""
@@ -60,16 +71,11 @@ def _fetch(repo_id: str, flag: str) -> Path:
     """Downloads configurations, the tokenizer, and the best available weights of each part."""
     from huggingface_hub import snapshot_download
 
-    folder = Path(snapshot_download(repo_id, allow_patterns=list(_CONFIGURATIONS)))
+    folder = _fetch_configurations(repo_id, flag)
     if (folder / "model_index.json").is_file():
         folders = {f"{part}/": weight_names(part) for part in _parts(folder)}
-    elif (folder / "config.json").is_file():
-        folders = {"": weight_names("vae")}  # a VAE alone
     else:
-        raise UserError(
-            f"{flag} {repo_id}: the repository is not in the Diffusers layout",
-            "download a single file from it, and give its path",
-        )
+        folders = {"": weight_names("vae")}  # a VAE alone
     present = [
         subfolder for subfolder, names in folders.items() if any(_is_whole(folder / subfolder / name) for name in names)
     ]
@@ -87,6 +93,19 @@ def _fetch(repo_id: str, flag: str) -> Path:
             folder = Path(snapshot_download(repo_id, allow_patterns=wanted))
         found = [subfolder for subfolder, name in names.items() if (folder / subfolder / name).is_file()]
         folders = {subfolder: each for subfolder, each in folders.items() if subfolder not in found}
+    return folder
+
+
+def _fetch_configurations(repo_id: str, flag: str) -> Path:
+    """Raises `UserError` for a repository that is neither a Diffusers model nor a part of one."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(repo_id, allow_patterns=list(_CONFIGURATIONS)))
+    if not (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"{flag} {repo_id}: the repository is not in the Diffusers layout",
+            "download a single file from it, and give its path",
+        )
     return folder
 
 
