@@ -42,6 +42,7 @@ def served() -> Iterator[Files]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # connections are kept
+    disable_nagle_algorithm = True  # head and content are two messages
 
     def do_HEAD(self) -> None:
         self._answer(with_content=False)

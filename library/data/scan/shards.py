@@ -46,6 +46,12 @@ def scan_shards(subset: SubsetConfig, subset_index: int, *, skip_unreadable: boo
     there are none.
     """
     paths = find_shards(subset.shards, named_shards(subset))
+    num_urls = sum(map(is_url, paths))
+    if num_urls and subset.shard_cache_dir is None:
+        logger.warning(
+            "%s: %s behind URLs without shard_cache_dir: read whole at each start; --shard_cache_dir keeps an index",
+            named_shards(subset), plural(num_urls, "shard"),
+        )  # fmt: skip
     scan = functools.partial(_scan_chunk, subset.caption_extension, subset.shard_cache_dir)
     order = own_share_first(paths)
     by_path = dict(zip(order, map_in_chunks(scan, order, _POOL_FROM), strict=True))

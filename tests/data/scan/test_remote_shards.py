@@ -85,7 +85,9 @@ def store(request) -> Iterator[tuple[str, dict[str, bytes], list[tuple[str, int,
         CountedStore.sent.clear()
 
 
-def test_a_scan_reads_no_byte_twice_and_an_image_costs_its_own_bytes(store, tmp_path: Path, monkeypatch) -> None:
+def test_a_scan_reads_no_byte_twice_and_an_image_costs_its_own_bytes(
+    store, tmp_path: Path, monkeypatch, caplog
+) -> None:
     monkeypatch.setattr(storage, "_BLOCK", BLOCK)
     folder, content, sent = store
     whole = shard_of(tmp_path)
@@ -101,6 +103,9 @@ def test_a_scan_reads_no_byte_twice_and_an_image_costs_its_own_bytes(store, tmp_
     sent.clear()
     again = load(f"{folder}a.tar", shard_cache_dir=str(tmp_path / "caches"))
     assert again.digest() == data.digest() and sent == []
+    assert "behind URLs" not in caplog.text
+    load(f"{folder}a.tar")
+    assert "1 shard behind URLs without shard_cache_dir: read whole at each start" in caplog.text and len(sent) > 1
 
 
 def test_a_shard_that_is_replaced_on_a_web_server_is_read_again(http: Files, tmp_path: Path) -> None:
