@@ -153,3 +153,68 @@ def test_a_gradient_that_comes_twice_in_a_backward_pass_is_reduced_after_it():
         return found
 
     assert in_threads(trained) == [[(0, [[20.0]])] * 2] * NUM
+
+
+def test_buckets_are_in_the_order_in_which_gradients_come_and_a_step_has_no_other_sum():
+    """Sizes 2, 3 and 5, used in the order 1, 0, 2: backward gives 2, 0, 1. Each is a bucket, a count behind it."""
+    meeting = Meeting()
+
+    def trained(rank: int) -> list[int]:
+        params = [nn.Parameter(torch.ones(size)) for size in (2, 3, 5)]
+        sizes: list[int] = []
+
+        def start(tensor: torch.Tensor) -> Callable[[], None]:
+            sizes.append(tensor.numel())
+            return meeting.start(tensor)
+
+        all_reduce = GradientAllReduce(params, bucket_elements=1, start=start)
+        for _ in (1, 2):
+            sizes.clear()
+            for param in params:
+                param.grad = None
+            all_reduce.expect_last_backward()
+            layers_of_inputs(params, [1.0], (1, 0, 2)).backward()
+            assert not sizes or len(sizes) == len(params)  # none is left for `finish`
+            all_reduce.finish()
+        assert [param.grad.tolist() for param in params] == [[NUM * 15.0] * 2, [NUM * 10.0] * 3, [NUM * 6.0] * 5]
+        return sizes
+
+    assert in_threads(trained) == [[6, 3, 4]] * NUM
+
+
+def test_processes_agree_on_buckets_where_their_gradients_come_in_different_orders():
+    meeting = Meeting()
+
+    def trained(rank: int) -> list[list[float] | None]:
+        params = [nn.Parameter(torch.tensor([value])) for value in (2.0, 3.0, 5.0)]
+        all_reduce = GradientAllReduce(params, bucket_elements=1, start=meeting.start)
+        for _ in (1, 2):
+            for param in params:
+                param.grad = None
+            all_reduce.expect_last_backward()
+            layers_of_inputs(params, [1.0], (0, 1, 2) if rank else (2, 0, 1)).backward()
+            all_reduce.finish()
+        return lists(params)
+
+    assert in_threads(trained) == [[[30.0], [20.0], [12.0]]] * NUM
+
+
+def test_summed_gradients_lie_in_memory_as_their_parameters_do():
+    """Of a model in channels_last: optimizers compute such pairs many times faster."""
+    meeting = Meeting()
+
+    def trained(rank: int) -> list[list[float]]:
+        weight = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+        params = [nn.Parameter(weight), nn.Parameter(torch.zeros(2))]
+        all_reduce = GradientAllReduce(params, start=meeting.start)
+        values = torch.arange(96.0).view(2, 3, 4, 4)
+        for _ in (1, 2):
+            for param in params:
+                param.grad = None
+            all_reduce.expect_last_backward()
+            ((params[0] * values).sum() + params[1].sum()).backward()
+            all_reduce.finish()
+        assert params[0].grad.stride() == params[0].stride()
+        return [param.grad.flatten().tolist() for param in params]
+
+    assert in_threads(trained) == [[[NUM * value for value in range(96)], [NUM] * 2]] * NUM
