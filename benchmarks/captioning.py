@@ -97,22 +97,39 @@ def _git(folder: Path) -> _Model:
     return _captioner("git", GitForCausalLM(GitConfig(vision_config=vision)), CLIPImageProcessorPil(), folder)
 
 
+def save_small_blip(folder: Path) -> None:
+    """A BLIP of some 20 million parameters with random weights, as transformers writes it, for images of 224."""
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    size = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_hidden_layers": 6}
+    words = {"encoder_hidden_size": 256, "max_position_embeddings": 80}
+    config = BlipConfig(vision_config={**size, "image_size": 224}, text_config={**size, **words})
+    folder.mkdir()
+    sides = {"height": 224, "width": 224}
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessorPil(size=sides), _tokenizer(folder)).save_pretrained(folder)
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import BertTokenizer
+
+    special = ["[PAD]", *(f"[unused{number}]" for number in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [f"w{number}" for number in range(len(special), 30524)]
+    (folder / "vocab.txt").write_text("\n".join([*special, *words]))
+    return BertTokenizer(str(folder / "vocab.txt"))
+
+
 def _captioner(kind: Any, model: Any, image_processor: Any, folder: Path) -> _Model:
     import torch
-    from transformers import BertTokenizer
 
     from library.captioning.caption_model import CaptionModel
     from library.captioning.sampling import KeyedNucleusSampling
     from library.models.devices import choose_device
 
-    special = ["[PAD]", *(f"[unused{number}]" for number in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = [f"w{number}" for number in range(len(special), 30524)]
-    (folder / "vocab.txt").write_text("\n".join([*special, *words]))
     device = choose_device(None)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    captioner = CaptionModel(
-        kind, model.eval().to(device, dtype), image_processor, BertTokenizer(str(folder / "vocab.txt")), device, dtype
-    )
+    captioner = CaptionModel(kind, model.eval().to(device, dtype), image_processor, _tokenizer(folder), device, dtype)
 
     def infer(paths: Sequence[str], images: Sequence[Any]) -> list[str]:
         length = {"max_length": _CAPTION_LENGTH, "min_length": _CAPTION_LENGTH, "do_sample": False}

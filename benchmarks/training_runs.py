@@ -8,11 +8,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.process_memory import RETURN_FREED_MEMORY, forget_peak, peak, resident
 from library.cli.launcher import is_first_process
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,21 +66,48 @@ def run(
 ) -> dict[str, float]:
     """Runs a script with some flags. Returns "seconds" (of the loop), "peak" (bytes, of all) and "loop_peak".
 
-    "steps_peak" is that of the loop without its last save. Peaks are beyond what the process held before it loaded
-    anything but libraries; of several processes, the first's.
+    "cpu" is the seconds of the CPU in the loop. "steps_peak" is that of the loop without its last save. Peaks are
+    beyond what the process held before it loaded anything but libraries. Of several processes, it is all the first's.
     `variables`: of the environment. Raises `CalledProcessError`.
     """
     words = command_line(script, flags, model=model, data=data, output=output, size=size, num_steps=num_steps)
-    command = [sys.executable, "-m", "benchmarks.training_runs", script, *words[1:]]
-    if num_processes > 1:
-        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes), "-m"]
-        command = [sys.executable, "-m", *launcher, *command[2:]]
-    environment = {**os.environ, **RETURN_FREED_MEMORY, **(variables or {})}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    command = launched("benchmarks.training_runs", [script, *words[1:]], num_processes)
+    return json.loads(said_by(command, {**RETURN_FREED_MEMORY, **(variables or {})}).splitlines()[-1])
+
+
+def said_by(command: list[str], variables: Mapping[str, str]) -> str:
+    """What a command writes to its standard output. Raises `CalledProcessError`."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **variables})
     if done.returncode:
         sys.stderr.write(done.stderr[-3000:])
         done.check_returncode()
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def wait_for_others() -> None:
+    """Until as many processes have come here as the environment says (`together`); at once without it."""
+    if "BENCHMARK_MEETING" in os.environ:
+        folder, _, number = os.environ["BENCHMARK_MEETING"].rpartition(":")
+        (Path(folder) / str(os.getpid())).touch()
+        while len(list(Path(folder).iterdir())) < int(number):
+            time.sleep(0.001)
+
+
+def together(works: Sequence[Callable[[Mapping[str, str]], T]], folder: Path) -> list[T]:
+    """Does works at once, each given variables for its process, by which all wait for each other before they begin.
+
+    `folder`: a new one.
+    """
+    folder.mkdir()
+    variables = {"BENCHMARK_MEETING": f"{folder}:{len(works)}"}
+    with ThreadPoolExecutor(len(works)) as pool:
+        return [each.result() for each in [pool.submit(work, variables) for work in works]]
+
+
+def launched(module: str, arguments: list[str], num_processes: int) -> list[str]:
+    """The command that runs a module, in several processes by PyTorch's launcher."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes), "-m"]
+    return [sys.executable, "-m", *(launcher if num_processes > 1 else []), module, *arguments]
 
 
 def _measure(script: str, argv: list[str]) -> dict[str, float]:
@@ -96,9 +127,10 @@ def _measure(script: str, argv: list[str]) -> dict[str, float]:
     def measured(trainer: Trainer, start_at: Position) -> None:
         found["loading_peak"] = peak() - before
         forget_peak()
-        start = time.perf_counter()
+        wait_for_others()
+        start, cpu = time.perf_counter(), time.process_time()
         train(trainer, start_at)
-        found["seconds"] = time.perf_counter() - start
+        found["seconds"], found["cpu"] = time.perf_counter() - start, time.process_time() - cpu
         found["loop_peak"] = peak() - before
 
     def finished(outputs: Outputs, position: Position) -> None:
