@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from library.cli.errors import UserError, first_line
-from library.data.ahead import num_cpus
+from library.data.ahead import num_cpus, thread_pool
 from library.data.batches.items import ItemPosition, draw_item, item_and_replacements, item_positions
 from library.data.batches.plan import PlannedDataset, TrainingData
 from library.data.batches.worker_signals import ignore_signals, workers_starting
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 # where a batch's latents come from: pixels that the caller encodes, files, or the caller's memory
 LatentOrigin = Literal["pixels", "disk", "memory"]
 Loaded = TrainedImage | CachedLatents | None
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,15 @@ def _start_worker(worker_id: int) -> None:
     ignore_signals()
 
 
+def _received_ahead(batches: Iterator[T]) -> Iterator[T]:
+    """The same, each received from its worker while the one before is trained on: that takes milliseconds."""
+    with thread_pool(1) as pool:
+        received = pool.submit(next, batches, None)
+        while (batch := received.result()) is not None:
+            received = pool.submit(next, batches, None)
+            yield batch
+
+
 class BatchLoader:
     """Loads the batches of one epoch after the other, with the same workers if they are persistent."""
 
@@ -251,7 +261,7 @@ class BatchLoader:
         try:
             with workers_starting(self._loader.multiprocessing_context):
                 batches = iter(self._loader)
-            yield from batches
+            yield from _received_ahead(batches) if self._loader.num_workers else batches
         except (RuntimeError, EOFError, OSError) as error:
             # of a worker that dies while it hands over a batch; an image's own error is a batch, not an exception
             is_other = isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,43 @@ def test_persistent_workers_go_on_to_the_next_epoch(data: TrainingData) -> None:
     assert [batch.micro_batch.epoch for batch in loader] == [0, 0, 0]
     micro_batches[:] = data.batches_of_epoch(5, 1)[:4]
     assert [batch.micro_batch.epoch for batch in loader] == [1, 1, 1, 1]
+
+
+class _Received(list):
+    """A batch that says where it is received."""
+
+    def __reduce__(self):
+        return _receive, (list(self),)
+
+
+_RECEIVED: list[list] = []
+
+
+def _receive(captions: list[str]) -> list[str]:
+    _RECEIVED.append(captions)
+    return captions
+
+
+class _TellingDataset(BatchDataset):
+    def __getitem__(self, micro_batch: MicroBatch) -> Batch | UserError:
+        batch = super().__getitem__(micro_batch)
+        assert isinstance(batch, Batch)
+        return dataclasses.replace(batch, captions=_Received(batch.captions))
+
+
+def test_a_batch_is_received_while_the_one_before_is_trained_on(data: TrainingData) -> None:
+    """Else each step waits for the milliseconds that it takes."""
+    plan, _RECEIVED[:] = data.batches_of_epoch(5, 0)[:4], []
+    dataset = _TellingDataset(data, seed=5, clock=CLOCK, latent_source="pixels")
+    batches = BatchLoader(dataset, 1, persistent=False).batches(plan)
+    first = next(batches)
+    deadline = time.monotonic() + 60
+    while len(_RECEIVED) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(_RECEIVED) == 2
+    rest = list(batches)
+    assert [first.captions, *(batch.captions for batch in rest)] == _RECEIVED
+    assert [batch.micro_batch for batch in rest] == plan[1:]
 
 
 def test_flips_and_captions_vary_from_use_to_use_and_epoch_to_epoch(data: TrainingData) -> None:
