@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
+from benchmarks.figures import Figure
 from benchmarks.turns import best_of, make_images
 from library.data.batches.plan import TrainingData
 from library.data.caches.latent_cache import latent_seed, write_latents
@@ -35,6 +36,9 @@ from library.training.inputs.latents import LatentProvider
 from tests.tiny_models import TinyModel, make_tiny, write_folder
 
 _CHANNELS = (32, 64, 64, 64)  # a quarter of the real VAE's width: slow enough beside decoding, quick enough to wait for
+
+_TARGET = 0.95  # of the VAE's speed
+_IMAGES_OF_FIGURES = 8
 
 
 def measure_caching(
@@ -79,6 +83,21 @@ def measure_caching(
     shares = {name: alone / clock for name, (clock, _) in seconds.items()}
     shares |= {f"{name}_cpu": alone_cpu / cpu for name, (_, cpu) in seconds.items()}
     return {"vae_only": num_images / alone, **shares, "decoding": decoding / alone}
+
+
+def figures(num_rounds: int) -> list[Figure]:
+    """Shares of the VAE's speed by CPU time, in each round: on the clock they differ more than that between rounds."""
+    rounds = [measure_caching(_IMAGES_OF_FIGURES, num_rounds=1) for _ in range(num_rounds)]
+    shown = {
+        "caching to memory": ("memory_cpu", _TARGET),
+        "caching to disk": ("disk_cpu", _TARGET),
+        "one stage after the other": ("one_after_the_other_cpu", None),
+        "share of the VAE's time that decoding takes": ("decoding", None),
+    }
+    return [
+        Figure(name, tuple(each[key] for each in rounds), target=target, is_least=True)
+        for name, (key, target) in shown.items()
+    ]
 
 
 def _load_data(folder: Path, size: int) -> TrainingData:

@@ -211,13 +211,13 @@ def seconds_of(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
             prepare()
             gc.collect()
             other += 1
-            started = _cpu_seconds()
+            started = cpu_seconds()
             work()
-            seconds[name].append(_cpu_seconds() - started)
+            seconds[name].append(cpu_seconds() - started)
     return seconds
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """Of this process and of those that it has started and that have ended."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime

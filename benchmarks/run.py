@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu, growth, photographs, processes, start, step_memory, step_overhead
+from benchmarks import caching, data_loading, gpu, growth, photographs, processes, start, step_memory, step_overhead
 from benchmarks.figures import Figure, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +29,8 @@ BENCHMARKS: dict[str, Callable[[int], list[Figure]]] = {
     "step_memory": step_memory.figures,
     "processes": processes.figures,
     "photographs": photographs.figures,
+    "data_loading": data_loading.figures,
+    "caching": caching.figures,
     "growth": growth.figures,
     "gpu": gpu.figures,
 }
