@@ -12,7 +12,10 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 from torch import nn
 
+from tests.programs import ROOT
 from tests.tiny_models import make_tiny, make_tiny_sdxl, write_folder, write_sdxl_folder
+
+BASE = ROOT / "examples" / "quickstart" / "base"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,19 @@ def _sdxl(folder: Path) -> Example:
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionXLInpaintPipeline"}))
     return Example(model, folder, StableDiffusionXLInpaintPipeline)
+
+
+def write_inpainting_base(folder: Path) -> Path:
+    """The quickstart's base with a first layer of 9 channels, of which none is zero."""
+    pipe = StableDiffusionInpaintPipeline.from_pretrained(BASE, torch_dtype=torch.float32, safety_checker=None)
+    torch.manual_seed(3)
+    old, wide = pipe.unet.conv_in, nn.Conv2d(9, pipe.unet.conv_in.out_channels, 3, padding=1)
+    with torch.no_grad():
+        wide.weight[:, :4], wide.bias[:] = old.weight, old.bias
+    pipe.unet.conv_in = wide
+    pipe.unet.register_to_config(in_channels=9)
+    pipe.save_pretrained(folder)
+    return folder
 
 
 MAKERS: dict[str, Callable[[Path], Example]] = {

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import signal
+import sys
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
@@ -27,9 +32,10 @@ from library.models.options import ModelOptions
 from library.models.registry import load_family
 from library.models.text.tokenizer import SHIPPED_VOCABULARY
 from library.training.script import check_command
-from tests.end_to_end.concept_runs import DENOISING, GUIDANCE, RATE, SEED, STEPS, argv_of, run
+from tests.end_to_end.concept_runs import DENOISING, ENTRIES, GUIDANCE, RATE, SEED, STEPS, argv_of, run
 from tests.end_to_end.launches import TWO_PROCESSES, launch
-from tests.end_to_end.runs import BASE, assert_same, logged
+from tests.end_to_end.runs import BASE, assert_same, logged, start_command
+from tests.tiny_inpainting_models import write_inpainting_base
 from tests.tiny_models import make_sdxl_pipeline, make_tiny, make_tiny_sdxl, write_folder
 
 GAMMA = 5.0
@@ -110,6 +116,25 @@ def sd_loop(pipe, prediction_type: str = "epsilon") -> PlainLoop:
     return PlainLoop(pipe, encode, prediction_type)
 
 
+class InpaintingLoop(PlainLoop):
+    """Everything is to be drawn: the mask is 1, and of the image grey is left, as its VAE encodes it."""
+
+    def predict(self, latents, timestep, prompts):
+        if not hasattr(self, "grey"):
+            posterior = self.vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(0))
+            self.grey = (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
+        ones, grey = latents.new_ones(len(latents), 1, self.side, self.side), self.grey.expand_as(latents)
+        return super().predict(torch.cat([latents, ones, grey], dim=1), timestep, prompts)
+
+
+def inpainting_loop(pipe) -> PlainLoop:
+    plain = sd_loop(pipe)
+    loop = InpaintingLoop(pipe, plain.encode, "epsilon")
+    loop.vae = pipe.vae
+    return loop
+
+
 def sdxl_loop(pipe) -> PlainLoop:
     def encode(prompts):
         states, _, pooled, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
@@ -129,11 +154,14 @@ def v_pipeline() -> StableDiffusionPipeline:
     )
 
 
-@pytest.fixture(params=["sd", "sd 2 of v", "sdxl"])
+@pytest.fixture(params=["sd", "sd 2 of v", "sdxl", "inpainting"])
 def case(request, tmp_path_factory, sdxl_base):
     """Script, base model, what makes its pipeline, what makes the loop of a pipeline, options."""
     if request.param == "sd":
         return train_leco, BASE, lambda: StableDiffusionPipeline.from_pretrained(BASE), sd_loop, {}
+    if request.param == "inpainting":
+        base = write_inpainting_base(tmp_path_factory.mktemp("inpainting") / "base")
+        return train_leco, base, lambda: StableDiffusionInpaintPipeline.from_pretrained(base), inpainting_loop, {}
     if request.param == "sdxl":
         options = {"gradient_checkpointing": True}
         return sdxl_train_leco, sdxl_base, lambda: make_sdxl_pipeline(make_tiny_sdxl()), sdxl_loop, options
@@ -194,6 +222,46 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path):
         metadata = file.metadata()
     assert json.loads(metadata["ss_prompts"])[1]["multiplier"] == 1.5 and metadata["ss_num_train_images"] == "0"
     assert metadata["modelspec.resolution"] == "64x64" and metadata["ss_max_denoising_steps"] == str(DENOISING)
+
+
+def test_a_bad_step_is_named_and_changes_nothing(tmp_path, caplog):
+    """The weight of a word of one entry is infinite in 32 bits."""
+    bad = {"target": f"a (newt:{10**39})", "resolution": 64}
+    draws = (  # of the four entries that slider and words stand for, the last in steps 2 and 4 alone
+        (seed, [random.Random(derive_seed("concept", seed, 0, index)).randrange(4) == 3 for index in range(5)])
+        for seed in range(1000)
+    )
+    seed = next(seed for seed, is_bad in draws if is_bad == [False, True, False, True, False])
+    prompts = tmp_path / "bad.yaml"
+    prompts.write_text(json.dumps([*ENTRIES, bad]))
+    options = {"prompts_file": prompts, "weighted_captions": True, "max_train_steps": 5, "save_every_n_steps": 1}
+    run(tmp_path / "out", BASE, **options, seed=seed, max_denoising_steps=2)
+    lines = [record.getMessage() for record in caplog.records if "not applied" in record.getMessage()]
+    steps = [int(re.search(r"step (\d+)", line)[1]) for line in lines]
+    assert steps == [2, 4]
+    assert all("the loss is not finite" in line and "newt" in line for line in lines)
+    assert [step for step, _ in logged(tmp_path / "out")] == [step for step in (1, 3, 5)]
+    saved = [load_file(tmp_path / "out" / f"run-step{step:08d}.safetensors") for step in range(1, 6)]
+    for step, (before, after) in enumerate(pairwise(saved), 2):
+        assert all(torch.equal(before[name], after[name]) for name in before) == (step in steps), step
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are other things there")
+def test_a_signal_saves_weights_and_a_state_to_go_on_from(tmp_path):
+    options = {"max_train_steps": 24, "save_every_n_steps": 3, "max_denoising_steps": 2}
+    process = start_command(argv_of(tmp_path / "out", BASE, **options), "train_leco.py")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "run-step00000003.safetensors").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in said, said[-2000:]
+    (state,) = (tmp_path / "out").glob("run-step*-state")
+    assert state.with_name(f"{state.name.removesuffix('-state')}.safetensors").exists()
+    assert "To resume: " in said and int(state.name[8:16]) < 24
+    whole = run(tmp_path / "whole", BASE, **options)
+    assert_same(run(tmp_path / "out", BASE, **options, resume=state), whole)
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from tests.end_to_end.runs import BASE, IMAGES, REGULARISATION, arguments, asser
 from tests.end_to_end.test_against_a_plain_loop import attach_lora
 from tests.end_to_end.whole_models import train_whole
 from tests.end_to_end.word_runs import train_word
+from tests.tiny_inpainting_models import write_inpainting_base
 
 SEED, RATE, STEPS, PRIOR = 7, 0.1, 3, 0.5
 SHARES = InpaintingOptions().mask_shares
@@ -65,17 +66,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """The quickstart's base with a first layer of 9 channels, of which none is zero."""
-    pipe = StableDiffusionInpaintPipeline.from_pretrained(BASE, torch_dtype=torch.float32, safety_checker=None)
-    torch.manual_seed(3)
-    old, wide = pipe.unet.conv_in, torch.nn.Conv2d(9, pipe.unet.conv_in.out_channels, 3, padding=1)
-    with torch.no_grad():
-        wide.weight[:, :4], wide.bias[:] = old.weight, old.bias
-    pipe.unet.conv_in = wide
-    pipe.unet.register_to_config(in_channels=9)
-    folder = tmp_path_factory.mktemp("inpainting") / "base"
-    pipe.save_pretrained(folder)
-    return folder
+    return write_inpainting_base(tmp_path_factory.mktemp("inpainting") / "base")
 
 
 @pytest.fixture(scope="module")
