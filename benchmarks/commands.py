@@ -33,6 +33,7 @@ class Cost:
 def cost_of(command: Command, output: Path) -> Cost:
     """Runs a command in one thread, with what it says in a file of the folder `output`. Unix only."""
     variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # the modules as Python keeps them: compiled
     said, start = output / "said.txt", time.perf_counter()
     with said.open("w") as stream:
         process = subprocess.Popen(

@@ -13,7 +13,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Literal, Protocol
 
 FREE_TEXT = "TEXT"  # the metavar of options that take any text, "none" too
@@ -133,17 +133,23 @@ class OptionField:
         return off
 
 
-def option_fields(owner: type) -> list[OptionField]:
+_FIELDS: dict[type, tuple[OptionField, ...]] = {}  # types of annotations are slow to find, and asked for often
+
+
+def option_fields(owner: type) -> tuple[OptionField, ...]:
     """The options that a dataclass declares, in order."""
+    if owner not in _FIELDS:
+        _FIELDS[owner] = tuple(_find_fields(owner))
+    return _FIELDS[owner]
+
+
+def _find_fields(owner: type) -> Iterator[OptionField]:
     hints = typing.get_type_hints(owner)
-    fields = []
     for field in dataclasses.fields(owner):
         spec = field.metadata.get("option")
-        if spec is None:
-            continue
-        kind, is_list = _unwrap(hints[field.name])
-        fields.append(OptionField(field.name, owner, kind, is_list, field.default, spec))
-    return fields
+        if spec is not None:
+            kind, is_list = _unwrap(hints[field.name])
+            yield OptionField(field.name, owner, kind, is_list, field.default, spec)
 
 
 def _unwrap(annotation: Any) -> tuple[type, bool]:
