@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 from PIL import Image
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from library.cli.errors import UserError
 from library.data.caches.latent_cache import latent_seed
@@ -228,6 +230,87 @@ def test_caches_workers_and_resuming_change_no_bit(base, dataset, tmp_path):
     assert set(cached) == {"inpaint.npz"} and len(list(folder.rglob("*_inpaint.npz"))) == 3  # of given masks alone
     with np.load(next(folder.rglob("masked/*_inpaint.npz"))) as file:
         assert {"latents_8x8", "latents_flipped_8x8", "inpaint_mask_8x8", "inpaint_mask_flipped_8x8"} <= set(file.files)
+
+
+def write_alpha(path: Path, rng: np.random.Generator) -> None:
+    with Image.open(path) as image:
+        image.putalpha(Image.fromarray(rng.choice(np.array([0, 255], np.uint8), (64, 64))))
+        image.save(path)
+
+
+def write_shards(images: Path, shards: Path) -> None:
+    """The images of a folder with their captions, in its order: two in the first shard."""
+    files = sorted(images.iterdir())
+    for name, part in (("0.tar", files[:4]), ("1.tar", files[4:])):
+        with tarfile.open(shards / name, "w") as archive:
+            for file in part:
+                archive.add(file, file.name)
+
+
+def invert_cached_masks(path: Path) -> dict[str, np.ndarray]:
+    """Gives the masks, by name, that a cache file of a shard has had."""
+    with safe_open(path, "np") as file:
+        facts, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    masks = {name: array for name, array in arrays.items() if name.endswith("|mask")}
+    save_file({**arrays, **{name: 1 - mask for name, mask in masks.items()}}, path, facts)
+    return masks
+
+
+def assert_of_transparency(masks: dict[str, np.ndarray], images: Path) -> None:
+    """1 where an image, or its mirror image, is more transparent than not: by nearest, as the pipeline does."""
+    for name, mask in masks.items():
+        (path,) = [each for each in images.glob("*.png") if each.stem in name]
+        with Image.open(path) as image:
+            shown = np.asarray(image.convert("RGBA").getchannel("A"))
+        shown = shown[:, ::-1] if "|flipped|" in name else shown
+        np.testing.assert_array_equal(mask, (shown < 128)[::8, ::8])
+
+
+def test_caches_of_shards_change_no_bit_and_other_masks_make_them_anew(base, dataset, tmp_path):
+    """The weights of the same images in a folder without caches; two of five images are not transparent."""
+    images, shards, rng = tmp_path / "images", tmp_path / "shards", np.random.default_rng(1)
+    shards.mkdir()
+    shutil.copytree(dataset.parent / "clear", images)
+    for path in sorted([*dataset.parent.glob("plain/*"), *dataset.parent.glob("masked/*.*")]):
+        shutil.copy(path, images)
+        if path.parent.name == "masked" and path.suffix == ".png":
+            write_alpha(images / path.name, rng)
+    write_shards(images, shards)
+    files = {}
+    for name, source in (("folder", f"image_dir = '{images}'"), ("shards", f"shards = '{shards}/{{0..1}}.tar'")):
+        files[name] = tmp_path / f"{name}.toml"
+        files[name].write_text(
+            "[general]\nflip_aug = true\nalpha_mask = true\n[[datasets]]\nresolution = 64\nbatch_size = 2\n"
+            f"[[datasets.subsets]]\n{source}\ncaption_extension = '.txt'\n"
+        )
+
+    def trained(name: str, source: str, **settings) -> dict[str, torch.Tensor]:
+        options = {**OPTIONS, "pretrained_model_name_or_path": base, "optimizer_type": None, "max_train_steps": 5}
+        options |= {"prior_loss_weight": None, "train_inpainting": True, "dataset_config": files[source], **settings}
+        return train(None, tmp_path / name, **options)
+
+    plain = trained("plain", "folder")
+    assert_same(trained("shards", "shards"), plain)
+    assert_same(trained("disk", "shards", cache_latents_to_disk=True, max_data_loader_n_workers=2), plain)
+    cached = {path: path.stat().st_mtime_ns for path in shards.glob("*_latents.safetensors")}
+    ours = {f"{number}.tar_sd{ending}_latents.safetensors" for number in (0, 1) for ending in ("", "_inpaint")}
+    assert {path.name for path in cached} == ours
+    assert_same(trained("again", "shards", cache_latents_to_disk=True), plain)
+    assert all(path.stat().st_mtime_ns == written for path, written in cached.items())
+
+    masks = [invert_cached_masks(path) for path in shards.glob("*_inpaint_latents.safetensors")]
+    assert sum(map(len, masks)) == 10  # of each image and its mirror image
+    for of_shard in masks:
+        assert_of_transparency(of_shard, images)
+    inverted = trained("inverted", "shards", cache_latents_to_disk=True)
+    assert any(not torch.equal(tensor, plain[name]) for name, tensor in inverted.items())  # they are what it reads
+
+    for path in sorted(images.glob("*.png")):
+        write_alpha(path, rng)
+    write_shards(images, shards)
+    other = trained("other", "folder")
+    assert_same(trained("other shards", "shards", cache_latents_to_disk=True), other)
+    assert any(not torch.equal(tensor, plain[name]) for name, tensor in other.items())
 
 
 @pytest.mark.slow
