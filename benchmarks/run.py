@@ -3,6 +3,7 @@
     python -m benchmarks.run [--rounds 5] [--only start]
 
 Writes benchmarks/results/DATE-MACHINE.json: every figure with all its values, the commit, and versions of packages.
+It takes some half an hour. What needs a GPU is marked as not run where there is none.
 """
 
 from __future__ import annotations
@@ -18,16 +19,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import caching, data_loading, gpu, growth, photographs, processes, start, step_memory, step_overhead
+from benchmarks import (
+    all_reduce_overlap,
+    caching,
+    data_loading,
+    gpu,
+    growth,
+    photographs,
+    processes,
+    start,
+    step_memory,
+    step_overhead,
+)
 from benchmarks.figures import Figure, table
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS_PER_ROUND = 8
+STEPS_PER_ROUND = 8  # where a round has both ways' steps in turns
 BENCHMARKS: dict[str, Callable[[int], list[Figure]]] = {
     "start": start.figures,
     "step_overhead": lambda rounds: step_overhead.figures(rounds * STEPS_PER_ROUND),
     "step_memory": step_memory.figures,
     "processes": processes.figures,
+    "all_reduce_overlap": lambda rounds: all_reduce_overlap.figures(rounds * STEPS_PER_ROUND),
     "photographs": photographs.figures,
     "data_loading": data_loading.figures,
     "caching": caching.figures,
@@ -68,22 +81,17 @@ def main() -> None:
     parser.add_argument("--only", choices=tuple(BENCHMARKS), help="one of them")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the file")
     options = parser.parse_args()
-    found: dict[str, Any] = {}
-    described = machine()
-    for name in [options.only] if options.only else BENCHMARKS:
-        missing = gpu.why_not() if name == "gpu" else None
-        if missing is not None:
-            print(f"{name}\n{missing}\n", flush=True)
-            found[name] = missing
-            continue
-        figures = BENCHMARKS[name](options.rounds)
-        print(f"{name}\n{table(figures)}\n", flush=True)
-        found[name] = [figure.as_json() for figure in figures]
-    now = datetime.now(UTC)
+    now, described = datetime.now(UTC), machine()
     name = f"{now:%Y-%m-%d}-{described['system'].replace(' ', '-').lower()}-{described['cores']}-cores.json"
     options.results.mkdir(parents=True, exist_ok=True)
-    result = {"date": now.isoformat(timespec="seconds"), "machine": described, "figures": found}
-    (options.results / name).write_text(json.dumps(result, indent=1) + "\n")
+    found: dict[str, Any] = {}
+    for benchmark in [options.only] if options.only else BENCHMARKS:
+        missing = gpu.why_not() if benchmark == "gpu" else None
+        figures = [] if missing else BENCHMARKS[benchmark](options.rounds)
+        print(f"{benchmark}\n{missing or table(figures)}\n", flush=True)
+        found[benchmark] = missing or [figure.as_json() for figure in figures]
+        result = {"date": now.isoformat(timespec="seconds"), "machine": described, "figures": found}
+        (options.results / name).write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {options.results / name}")
 
 
