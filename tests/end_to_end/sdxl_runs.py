@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
 from library.data.batches.plan import TrainingData
@@ -16,11 +18,8 @@ from library.data.config.options import DatasetOptions
 from library.data.images.decoding import load_image
 from library.data.load_data import load_training_data
 from library.data.randomness import derive_seed
-from library.data.records import MicroBatch
+from library.data.records import ImageRecord, MicroBatch
 from tests.end_to_end.runs import arguments
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
 
 SEED = 7
 USUAL = {"bucket_reso_steps": 32, "logging_dir": None, "train_batch_size": 2, "save_model_as": "safetensors"}
@@ -44,37 +43,43 @@ def load_images(images: Path) -> TrainingData:
     )  # fmt: skip
 
 
-def loss_of(pipe: StableDiffusionXLPipeline, data: TrainingData, micro_batch: MicroBatch) -> torch.Tensor:
-    """The loss of a micro-batch of `run`, from the pipeline's parts and the files of the images alone."""
-    (dataset,) = data.datasets
-    indices = [int(dataset.items[item]) for item in micro_batch.item_indices]
-    records = [dataset.records[index] for index in indices]
-    latents, ids = [], []
-    for index, record in zip(indices, records, strict=True):
-        key = dataset.latent_key(index, False)
-        posterior = pipe.vae.encode(torch.from_numpy(load_image(key).pixels)[None]).latent_dist
-        noise = torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(latent_seed(key)))
-        latents.append((posterior.mean + posterior.std * noise) * pipe.vae.config.scaling_factor)
+def conditions_of(
+    pipe: StableDiffusionXLPipeline, records: Sequence[ImageRecord], latents: torch.Tensor
+) -> dict[str, Any]:
+    """What the U-Net takes beside latents (B, C, h, w) and timesteps, from captions and the sizes of the files."""
+    height_of_bucket, width_of_bucket = latents.shape[2] * 8, latents.shape[3] * 8
+    ids = []
+    for record in records:
         with Image.open(record.path) as image:
             width, height = image.size
-        height_of_bucket, width_of_bucket = latents[-1].shape[2] * 8, latents[-1].shape[3] * 8
         scale = max(width_of_bucket / width, height_of_bucket / height)
         crop = tuple(
             (int(side * scale + 0.5) - bucket) // 2
             for side, bucket in ((height, height_of_bucket), (width, width_of_bucket))
         )
-        ids.append(
-            pipe._get_add_time_ids((height, width), crop, (height_of_bucket, width_of_bucket), torch.float32, 48)
-        )
+        target = (height_of_bucket, width_of_bucket)
+        # the inpaint pipeline's own would also be given those of a negative prompt
+        ids.append(StableDiffusionXLPipeline._get_add_time_ids(pipe, (height, width), crop, target, torch.float32, 48))
+    states, _, pooled, _ = pipe.encode_prompt([record.caption for record in records], do_classifier_free_guidance=False)
+    added = {"text_embeds": pooled, "time_ids": torch.cat(ids)}
+    return {"encoder_hidden_states": states, "added_cond_kwargs": added}
+
+
+def loss_of(pipe: StableDiffusionXLPipeline, data: TrainingData, micro_batch: MicroBatch) -> torch.Tensor:
+    """The loss of a micro-batch of `run`, from the pipeline's parts and the files of the images alone."""
+    (dataset,) = data.datasets
+    indices = [int(dataset.items[item]) for item in micro_batch.item_indices]
+    records = [dataset.records[index] for index in indices]
+    latents = []
+    for index in indices:
+        key = dataset.latent_key(index, False)
+        posterior = pipe.vae.encode(torch.from_numpy(load_image(key).pixels)[None]).latent_dist
+        noise = torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(latent_seed(key)))
+        latents.append((posterior.mean + posterior.std * noise) * pipe.vae.config.scaling_factor)
     latents = torch.cat(latents).detach()
     generator = torch.Generator().manual_seed(derive_seed("noise", SEED, micro_batch.epoch, micro_batch.index))
     timesteps = torch.randint(0, 1000, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
-    states, _, pooled, _ = pipe.encode_prompt([record.caption for record in records], do_classifier_free_guidance=False)
-    prediction = pipe.unet(
-        pipe.scheduler.add_noise(latents, noise, timesteps),
-        timesteps,
-        encoder_hidden_states=states,
-        added_cond_kwargs={"text_embeds": pooled, "time_ids": torch.cat(ids)},
-    ).sample
+    noisy = pipe.scheduler.add_noise(latents, noise, timesteps)
+    prediction = pipe.unet(noisy, timesteps, **conditions_of(pipe, records, latents)).sample
     return ((prediction - noise) ** 2).mean()

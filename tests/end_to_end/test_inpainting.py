@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
+from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -27,12 +27,14 @@ from library.data.images.decoding import load_image
 from library.data.images.inpaint_masks import MaskShares
 from library.data.load_data import load_training_data
 from library.data.randomness import derive_seed
+from tests.end_to_end import sdxl_runs
 from tests.end_to_end.launches import TWO_PROCESSES, launch
 from tests.end_to_end.runs import BASE, IMAGES, REGULARISATION, arguments, assert_same, logged, train
 from tests.end_to_end.test_against_a_plain_loop import attach_lora
+from tests.end_to_end.test_sdxl import adapters_of
 from tests.end_to_end.whole_models import train_whole
 from tests.end_to_end.word_runs import train_word
-from tests.tiny_inpainting_models import write_inpainting_base
+from tests.tiny_inpainting_models import MAKERS, write_inpainting_base
 
 SEED, RATE, STEPS, PRIOR = 7, 0.1, 3, 0.5
 SHARES = InpaintingOptions().mask_shares
@@ -119,6 +121,14 @@ def input_of(pipe, key, position):
     return scaled[0], small, masked
 
 
+def conditions_of(pipe, records, latents):
+    """What the U-Net takes beside latents and timesteps."""
+    if hasattr(pipe, "text_encoder_2"):
+        return sdxl_runs.conditions_of(pipe, records, latents)
+    ids = pipe.tokenizer([record.caption for record in records], padding="max_length", return_tensors="pt").input_ids
+    return {"encoder_hidden_states": pipe.text_encoder(ids)[0]}
+
+
 def loss_of(pipe, data, micro_batch):
     (dataset,) = data.datasets
     indices = [int(dataset.items[item]) for item in micro_batch.item_indices]
@@ -132,9 +142,8 @@ def loss_of(pipe, data, micro_batch):
     generator = torch.Generator().manual_seed(derive_seed("noise", SEED, micro_batch.epoch, micro_batch.index))
     timesteps = torch.randint(0, 1000, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
-    ids = pipe.tokenizer([record.caption for record in records], padding="max_length", return_tensors="pt").input_ids
     noisy = torch.cat([pipe.scheduler.add_noise(latents, noise, timesteps), masks, masked], dim=1)
-    prediction = pipe.unet(noisy, timesteps, encoder_hidden_states=pipe.text_encoder(ids)[0]).sample
+    prediction = pipe.unet(noisy, timesteps, **conditions_of(pipe, records, latents)).sample
     weights = torch.tensor([PRIOR if record.is_reg else 1.0 for record in records])
     return (((prediction - noise) ** 2).mean(dim=(1, 2, 3)) * weights).mean()
 
@@ -205,6 +214,34 @@ def test_a_lora_on_an_inpainting_model_is_that_of_a_loop_of_diffusers_parts(base
     with safe_open(tmp_path / "1" / "run.safetensors", "pt") as file:
         metadata = file.metadata()
     assert metadata["ss_inpainting"] == "true" and metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
+
+
+def test_a_lora_on_an_sdxl_inpainting_model_is_that_of_a_loop_of_diffusers_parts(dataset, tmp_path):
+    base = MAKERS["sdxl"](tmp_path / "base").folder
+    options = {
+        **OPTIONS, "dataset_config": dataset, "network_dim": 4, "network_alpha": 2.0, "network_train_unet_only": True,
+        "train_inpainting": True,
+    }  # fmt: skip
+
+    def trained(name: str, **settings) -> Path:
+        logs = tmp_path / name / "logs"
+        return sdxl_runs.run(
+            "sdxl_train_network", base, None, tmp_path / name, **{**options, **settings}, logging_dir=logs
+        )
+
+    def pipeline_with(adapter: Path) -> StableDiffusionXLInpaintPipeline:
+        pipe = StableDiffusionXLInpaintPipeline.from_pretrained(base, torch_dtype=torch.float32)
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        pipe.load_lora_weights(str(adapter))
+        return pipe
+
+    pipe = pipeline_with(trained("0", learning_rate=0, max_train_steps=1))
+    params = {name: param.requires_grad_() for name, param in adapters_of(pipe).items()}
+    start = {name: param.detach().clone() for name, param in params.items()}
+    ours = adapters_of(pipeline_with(trained("1", learning_rate=RATE)))
+    losses = plain_steps(pipe, list(params.values()), dataset, accumulation=1)
+    assert_alike(ours, {name: param.detach() for name, param in params.items()}, start)
+    assert [value for _, value in logged(tmp_path / "1")] == pytest.approx(losses, rel=1e-6)
 
 
 def test_caches_workers_and_resuming_change_no_bit(base, dataset, tmp_path):
