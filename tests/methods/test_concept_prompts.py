@@ -35,6 +35,15 @@ def test_what_an_entry_leaves_out_follows_from_the_rest(read):
     assert (entry.positive, entry.unconditional, entry.neutral, entry.resolution) == ("", "", "pet", 1024)
 
 
+def test_the_plan_says_what_an_entry_does(read):
+    """With a guidance scale of 0 nothing is erased: the target is drawn to `neutral`, or kept where that is the same."""
+    told = read(
+        '[[prompts]]\ntarget = "frog"\n[[prompts]]\ntarget = "cat"\nneutral = "cat"\nguidance_scale = 0\n'
+        '[[prompts]]\ntarget = "art"\nneutral = "photo"\nguidance_scale = 0\nmultiplier = -1\n'
+    )
+    assert [entry.description for entry in told] == ["erase frog", "keep cat", "draw art as 'photo' at -1"]
+
+
 SLIDER = {"target_class": "person", "positive": "old person", "negative": "young person"}
 
 

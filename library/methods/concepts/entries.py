@@ -44,8 +44,11 @@ class ConceptEntry:
 
     @property
     def description(self) -> str:
-        """It in a few words."""
+        """What it learns, in a few words."""
         signed = "" if self.multiplier == 1 else f" at {self.multiplier:+g}"
+        if self.direction == 0:
+            is_kept = self.neutral == self.target
+            return f"keep {self.target}{signed}" if is_kept else f"draw {self.target} as {self.neutral!r}{signed}"
         subject = self.target if self.positive == self.target else f"{self.positive!r} in {self.target}"
         return f"{self.action} {subject}{signed}"
 
