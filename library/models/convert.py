@@ -83,7 +83,10 @@ def _check_destination(options: Options) -> Findings:
     if ending and path.suffix.lower() != ending:
         yield UserError(f"--format {convert.format}: {path} does not end in {ending}", "change the one or the other")
     elif not ending and path.suffix.lower() in SINGLE_FILE_ENDINGS:
-        yield UserError(f"{path} is no name for a folder", "end it in .safetensors or .ckpt, or in nothing")
+        hint = "end it in .safetensors or .ckpt, or in nothing"
+        if convert.format:
+            hint = f"give a name without an ending, or leave out --format {convert.format}"
+        yield UserError(f"{path} is no name for a folder", hint)
     elif path.exists() and not convert.overwrite:
         yield UserError(f"{path} exists already", "give another name, or --overwrite to replace it")
     else:

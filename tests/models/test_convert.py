@@ -180,6 +180,8 @@ def test_mistakes_are_reported_together(tmp_path, capsys):
     assert "did you mean --save_precision" in said and "--format zip" in said
     said = errors_of(capsys, tmp_path / "no.ckpt", tmp_path / "x.pt")
     assert "SOURCE" in said and "no.ckpt: there is no such file" in said and "x.pt is no name for a folder" in said
+    said = errors_of(capsys, tmp_path, tmp_path / "x.ckpt", "--format", "diffusers")
+    assert "x.ckpt is no name for a folder" in said and "or leave out --format diffusers" in said
     said = errors_of(capsys)
     assert "SOURCE is missing" in said and "DESTINATION is missing" in said
     said = errors_of(capsys, tmp_path, tmp_path / "x.ckpt", "--format", "safetensors", "surplus")
