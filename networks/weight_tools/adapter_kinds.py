@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from library.cli.errors import UserError
 from library.models.reading.opened import OpenedModel
 from networks import loha, lokr, lora, oft
 from networks.adapters.creation import NetworkOfFile
@@ -29,6 +30,14 @@ def kind_of(keys: Iterable[str]) -> FileKind:
     """The kind of a file with these keys in our form; LoRA where they are of none."""
     names = {key.partition(".")[2] for key in keys}
     return next((kind for kind in _KINDS if names & {*kind.required, *kind.optional}), LoRALayer.FILE)
+
+
+def refuse_other_kinds(keys: Iterable[str], path: str) -> None:
+    """Raises `UserError` for a file that is neither a LoRA nor a DoRA."""
+    kind = kind_of(keys)
+    if kind != LoRALayer.FILE:
+        hint = "give a LoRA file; merge_lora.py and sdxl_merge_lora.py merge this one into a model (--sd_model)"
+        raise UserError(f"{path} is a {kind.name}, not a LoRA", hint)
 
 
 def network_of_file(model: OpenedModel, path: str, multiplier: float) -> AdapterNetwork:

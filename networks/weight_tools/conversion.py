@@ -13,6 +13,7 @@ from library.models.weights.modelspec import kept_entries
 from networks.adapters.files import save_adapter
 from networks.adapters.formats.peft import METADATA_KEY, own_form, peft_form
 from networks.adapters.weights import LORA_FILE, parts_by_layer
+from networks.weight_tools.adapter_kinds import refuse_other_kinds
 from networks.weight_tools.options.conversion import ConvertOptions
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ def convert_file(options: ConvertOptions, outcome: Outcome) -> None:
     own = own_form(file.tensors, file.metadata, file.path)
     is_own = own is file.tensors
     form = options.form or ("diffusers" if is_own else "webui")
+    refuse_other_kinds(own, options.source)
     layers = parts_by_layer(own, LORA_FILE, options.source)
     tensors = peft_form(own, options.source) if form == "diffusers" else dict(own)
     if (form == "webui") == is_own:

@@ -16,6 +16,7 @@ from networks.adapters.files import save_adapter
 from networks.adapters.formats.peft import METADATA_KEY as PEFT_ENTRY
 from networks.adapters.formats.peft import own_form
 from networks.adapters.weights import ALPHA, DOWN, UP, RankAndAlpha, ranks_and_alphas
+from networks.weight_tools.adapter_kinds import refuse_other_kinds
 
 VARYING = "Dynamic"  # what `ss_network_dim` and `ss_network_alpha` say where layers differ
 _RANK_ARGS = ("conv_dim", "conv_alpha", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
@@ -104,6 +105,7 @@ def open_lora(path: str) -> LoRAFile:
     """Opens a LoRA file, of PEFT or Diffusers too. Raises `UserError` for one that cannot be read and for others."""
     file = open_weights(Path(path))
     tensors = own_form(file.tensors, file.metadata, file.path)
+    refuse_other_kinds(tensors, path)
     return LoRAFile(file.path, ranks_and_alphas(tensors, path), tensors, file.metadata)
 
 

@@ -39,7 +39,8 @@ def test_a_dora_becomes_diffusers_and_ours_again(run, lora, tmp_path):
 def test_what_cannot_be_converted_is_named(run, lora, tmp_path):
     other = {"lora_unet_input_blocks_1_0_emb_layers_1.hada_w1_a": torch.ones(2, 2)}
     ended = run(JOB, "--model", lora("other.safetensors", other), "--save_to", tmp_path / "x.safetensors")
-    assert ended.status == 2 and "hada_w1_a is not the key of a LoRA weight" in ended.error[0]
+    assert ended.status == 2 and "other.safetensors is a LoHa, not a LoRA" in ended.error[0]
+    assert "sdxl_merge_lora.py merge this one into a model (--sd_model)" in ended.error[1]
     assert not (tmp_path / "x.safetensors").exists()
 
 

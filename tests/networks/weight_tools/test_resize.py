@@ -97,6 +97,13 @@ def test_parameters_that_make_no_sense_are_said(run, lora, tmp_path, words, mess
     assert ended.status == 2 and ended.error[0].startswith(message)
 
 
+def test_a_loha_is_named_as_what_it_is(run, lora, tmp_path):
+    names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha")
+    loha = lora("loha.safetensors", {f"lora_unet_x.{name}": torch.ones(2, 2) for name in names})
+    ended = run(JOB, "--model", loha, "--save_to", tmp_path / "x.safetensors", "--new_rank", 1)
+    assert ended.status == 2 and ended.error[0].endswith("loha.safetensors is a LoHa, not a LoRA")
+
+
 def test_nan_is_said_and_nothing_is_written(run, lora, tmp_path):
     tensors, target = lora_tensors(0), tmp_path / "b.safetensors"
     tensors[f"{LINEAR}.lora_up.weight"][0, 0] = float("nan")
