@@ -36,7 +36,7 @@ def test_what_an_entry_leaves_out_follows_from_the_rest(read):
 
 
 def test_the_plan_says_what_an_entry_does(read):
-    """With a guidance scale of 0 nothing is erased: the target is drawn to `neutral`, or kept where that is the same."""
+    """With a guidance scale of 0 nothing is erased: the target is drawn to `neutral`, or kept if that is the same."""
     told = read(
         '[[prompts]]\ntarget = "frog"\n[[prompts]]\ntarget = "cat"\nneutral = "cat"\nguidance_scale = 0\n'
         '[[prompts]]\ntarget = "art"\nneutral = "photo"\nguidance_scale = 0\nmultiplier = -1\n'
