@@ -299,7 +299,8 @@ class DatasetOptions:
         if self.dataset_config is not None:
             return
         if self.train_data_dir is None and self.in_json is None and not self.shards:
-            yield UserError("no training data is given", hint="give --dataset_config FILE or --train_data_dir FOLDER")
+            hint = "give --dataset_config FILE, --train_data_dir FOLDER or --shards FILE"
+            yield UserError("no training data is given", hint)
         for name in ("train_data_dir", "in_json", "conditioning_data_dir") if self.shards else ():
             if getattr(self, name) is not None:
                 yield UserError(f"--shards cannot be used with --{name}", hint=f"remove one of them; {_BOTH[name]}")

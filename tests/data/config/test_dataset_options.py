@@ -99,3 +99,10 @@ def test_caching_to_disk_implies_caching() -> None:
     assert CachingOptions(cache_latents_to_disk=True).caches_latents
     assert CachingOptions(cache_latents=True).caches_latents
     assert not CachingOptions().caches_latents
+
+
+def test_the_ways_to_give_training_data_are_named() -> None:
+    """`--shards "$FILES"` with an unset variable gives none."""
+    (error,) = DatasetOptions(shards=(), resolution=(64, 64)).check()
+    flags = [word for word in (error.hint or "").split() if word.startswith("--")]
+    assert flags == ["--dataset_config", "--train_data_dir", "--shards"]
