@@ -6,7 +6,6 @@ import contextlib
 import glob
 import os
 import re
-import secrets
 import shutil
 import sys
 import time
@@ -28,7 +27,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     does not contain that of `path`, so that names of maximum length work.
     """
     target = Path(path)
-    temporary = target.with_name(f".tmp-{secrets.token_hex(8)}{target.suffix}")
+    temporary = target.with_name(f".tmp-{os.urandom(8).hex()}{target.suffix}")
     try:
         yield temporary
         _flush_to_disk(temporary)

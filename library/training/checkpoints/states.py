@@ -11,7 +11,6 @@ No generator state is stored: random numbers are keyed by position (see library/
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -55,6 +54,8 @@ class RunIdentity:
 
 
 def _installed() -> Iterator[tuple[str, str]]:
+    import importlib.metadata  # it is not for --help
+
     for name in _PACKAGES:
         try:
             yield name, importlib.metadata.version(name)
