@@ -94,7 +94,7 @@ def _enable_xformers(module: Any) -> None:
     """Diffusers tries it once on the GPU: it raises what xformers does where it has no kernel for this GPU."""
     try:
         module.enable_xformers_memory_efficient_attention()
-    except (NotImplementedError, RuntimeError, ValueError, ImportError, OSError) as error:
+    except (RuntimeError, ValueError, ImportError, OSError) as error:
         raise UserError(
             f"--xformers: the installed xformers does not work with this GPU and PyTorch: {first_line(error)}",
             hint="give --sdpa instead (PyTorch's own attention), or install the xformers made for this PyTorch",

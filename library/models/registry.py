@@ -25,7 +25,7 @@ from library.models.family import ImageEncoder, LoadSettings, ModelFamily
 from library.models.options import ModelOptions, PromptOptions
 from library.models.reading.detection import DetectedModel
 from library.models.weights.model_files import ModelFolder, small_files
-from library.models.weights.path_checks import FLAG, is_hub_id
+from library.models.weights.path_checks import FLAG
 
 if TYPE_CHECKING:
     from library.models.reading.opened import OpenedModel
@@ -52,7 +52,7 @@ def detect_model(options: ModelOptions, *, asks_hub: bool = False) -> FoundModel
     and for a name on the Hub under which there is no model of a known family.
     """
     path = options.pretrained_model_name_or_path or ""
-    if asks_hub and is_hub_id(path):
+    if asks_hub:
         from library.models.weights.hub_download import hub_configurations
 
         folder = hub_configurations(path, FLAG)
